@@ -1,0 +1,30 @@
+// Statements about the application (not faults of ours): collected, shown all at once, each with a remedy.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace stasis {
+
+struct Diagnostic {
+  enum class Severity { refusal, warning, note };
+  Severity severity = Severity::refusal;
+  std::string subject;   ///< "task 4711 'nginx', descriptor 7 → socket:[123]"
+  std::string problem;   ///< what is the matter with it
+  std::string advice;    ///< the option to pass or the reason nothing can be done
+  std::string text() const;
+};
+
+class Diagnostics {
+ public:
+  void refuse(std::string subject, std::string problem, std::string advice);
+  void warn(std::string subject, std::string problem, std::string advice = {});
+  void note(std::string subject, std::string text);
+  const std::vector<Diagnostic>& all() const { return all_; }
+  bool refused() const;
+
+ private:
+  std::vector<Diagnostic> all_;
+};
+
+}  // namespace stasis

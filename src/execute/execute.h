@@ -1,0 +1,42 @@
+// Program → processes: lowers a verified Program to agent programs, runs them, and takes over for the last step.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "image/directory.h"
+#include "model/application.h"
+#include "plan/program.h"
+
+namespace stasis::execute {
+
+struct ExecuteOptions {
+  bool sibling = false;                ///< --restore-sibling: the root becomes our sibling
+  bool leave_stopped = false;          ///< --leave-stopped
+  int fail_at_command = -1;            ///< fault injection: this command's first system call fails with EIO
+  unsigned timeout_seconds = 0;        ///< 0: none
+  /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.
+  std::function<Status(pid_t)> before_resume;
+};
+
+/// All processes of a restore under one guard: destroyed without resume(), everything is killed and reaped.
+class BuiltTree {
+ public:
+  static Result<std::unique_ptr<BuiltTree>> build(const plan::Program&, const model::Application&,
+                                                  const image::Directory&, const ExecuteOptions&);
+  virtual ~BuiltTree() = default;
+  virtual pid_t host_root() const = 0;
+  /// Sets final registers, removes the agent, lets every task go. From here on there is no way back.
+  virtual Status resume() = 0;
+};
+
+/// Addresses in use by ourselves, which the agent area must avoid.
+Result<std::vector<AddressRange>> own_mappings();
+
+}  // namespace stasis::execute

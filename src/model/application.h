@@ -1,0 +1,33 @@
+// An Application: everything a process tree is. Plain data, comparable, free of system calls and of image formats.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "model/files.h"
+#include "model/memory.h"
+#include "model/task.h"
+
+namespace stasis::model {
+
+struct Application {
+  Pid root;
+  bool root_is_namespace_init = false;    ///< the tree owns a pid namespace and `root` is its pid 1
+  bool shell_job = false;                 ///< session and terminal belong to somebody outside
+  std::vector<Task> tasks;                ///< a parent stands before its children
+  std::map<ObjectId, DescriptorTable> descriptor_tables;
+  std::map<ObjectId, FsContext> fs_contexts;
+  std::map<ObjectId, SignalHandlers> signal_handlers;
+  std::map<ObjectId, AddressSpace> address_spaces;
+  std::map<ObjectId, SharedMemory> shared_memories;
+  std::map<ObjectId, OpenDescription> descriptions;
+  /// Objects behind descriptions that several of them share (a pipe's buffer, an unlinked file's content): each is
+  /// known to its room only.
+  std::map<ObjectId, KindState> objects;
+
+  const Task* find(Pid pid) const;
+  Task* find(Pid pid);
+  friend bool operator==(const Application&, const Application&) = default;
+};
+
+}  // namespace stasis::model

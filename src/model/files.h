@@ -1,0 +1,88 @@
+// Open files: descriptor tables, open file descriptions, and what stands behind them.
+//
+// Kernel shape: a descriptor is a slot in a table (files_struct, shared by CLONE_FILES); it points to an open file
+// description (struct file, shared by dup, fork and SCM_RIGHTS), which carries offset, status flags and owner; the
+// description points to an object of some kind. What the kind needs is known to its room in src/resource only, so it
+// is held here as an opaque, comparable value.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "base/types.h"
+
+namespace stasis::model {
+
+/// State that only one room understands.
+class KindValue {
+ public:
+  virtual ~KindValue() = default;
+  /// The room's name: "regular", "pipe", …
+  virtual std::string_view kind() const = 0;
+  /// Exact equality; `other` may be of another kind (then: false).
+  virtual bool equals(const KindValue& other) const = 0;
+  /// One line for people: used in diffs, `show` and error subjects.
+  virtual std::string describe() const = 0;
+};
+
+/// A KindValue by value semantics: shared because it never changes.
+struct KindState {
+  std::shared_ptr<const KindValue> value;
+
+  template <typename T>
+  const T* as() const {
+    return dynamic_cast<const T*>(value.get());
+  }
+  friend bool operator==(const KindState& a, const KindState& b) {
+    if (!a.value || !b.value) return a.value == b.value;
+    return a.value->equals(*b.value);
+  }
+};
+
+/// F_SETOWN_EX and F_SETSIG: who gets SIGIO.
+struct FileOwner {
+  enum class Kind : uint8_t { none, thread, process, group };
+  Kind kind = Kind::none;
+  pid_t id = 0;
+  uint32_t uid = 0;   ///< real uid of the setter (checked by the kernel when it signals)
+  uint32_t euid = 0;
+  int signal = 0;     ///< 0 means SIGIO
+  friend bool operator==(const FileOwner&, const FileOwner&) = default;
+};
+
+/// An open file description.
+struct OpenDescription {
+  ObjectId id;
+  uint32_t flags = 0;    ///< access mode and status flags as in /proc/PID/fdinfo, without O_CLOEXEC
+  uint64_t position = 0;
+  FileOwner owner;
+  KindState state;       ///< what it refers to
+  friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
+};
+
+struct Descriptor {
+  ObjectId description;
+  bool close_on_exec = false;
+  friend bool operator==(const Descriptor&, const Descriptor&) = default;
+};
+
+/// A descriptor table.
+struct DescriptorTable {
+  ObjectId id;
+  std::map<int, Descriptor> slots;
+  friend bool operator==(const DescriptorTable&, const DescriptorTable&) = default;
+};
+
+/// fs_struct, shared by CLONE_FS.
+struct FsContext {
+  ObjectId id;
+  ObjectId working_directory;  ///< an OpenDescription of a directory
+  ObjectId root_directory;     ///< likewise
+  uint32_t umask = 022;
+  friend bool operator==(const FsContext&, const FsContext&) = default;
+};
+
+}  // namespace stasis::model

@@ -1,0 +1,83 @@
+// Address spaces: what is mapped where, not the bytes (those are in a memory::PageSource).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+
+namespace stasis::model {
+
+enum class Backing : uint8_t {
+  private_anonymous,
+  shared_anonymous,   ///< MAP_SHARED|MAP_ANONYMOUS: a SharedMemory object
+  private_file,
+  shared_file,
+  vdso,
+  vvar,               ///< also vvar_vclock
+  vsyscall,           ///< never mapped by us: it is there or it is not
+};
+
+/// One VMA as /proc/PID/smaps shows it.
+struct Mapping {
+  AddressRange range;
+  uint32_t protection = 0;      ///< PROT_READ | PROT_WRITE | PROT_EXEC
+  Backing backing = Backing::private_anonymous;
+  ObjectId file;                ///< file-backed: an OpenDescription (regular, memfd, /dev/zero …)
+  ObjectId shared_memory;       ///< shared_anonymous: a SharedMemory
+  uint64_t offset = 0;          ///< bytes into the file or segment
+  uint32_t map_flags = 0;       ///< MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | (log2 of the huge page size << MAP_HUGE_SHIFT)
+  bool is_heap = false;         ///< [heap]
+  bool is_stack = false;        ///< [stack]
+  std::set<int> advice;         ///< madvise(2) values in force: MADV_DONTFORK, MADV_HUGEPAGE, MADV_MERGEABLE …
+  bool locked = false;          ///< mlock
+  bool locked_on_fault = false; ///< mlock2(MLOCK_ONFAULT)
+  int protection_key = 0;
+  bool sealed = false;          ///< mseal(2)
+  std::string name;             ///< PR_SET_VMA_ANON_NAME
+  friend bool operator==(const Mapping&, const Mapping&) = default;
+};
+
+/// A segment of MAP_SHARED|MAP_ANONYMOUS memory.
+struct SharedMemory {
+  ObjectId id;
+  uint64_t size = 0;
+  uint32_t map_flags = 0;       ///< MAP_HUGETLB …
+  friend bool operator==(const SharedMemory&, const SharedMemory&) = default;
+};
+
+/// struct prctl_mm_map (PR_SET_MM_MAP).
+struct MemoryLayout {
+  uint64_t start_code = 0, end_code = 0, start_data = 0, end_data = 0;
+  uint64_t start_brk = 0, brk = 0, start_stack = 0;
+  uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
+  std::vector<uint64_t> auxv;
+  friend bool operator==(const MemoryLayout&, const MemoryLayout&) = default;
+};
+
+/// Present or modified pages that have to be stored, in ascending order, disjoint.
+struct PageRun {
+  AddressRange range;
+  /// The same physical pages as the parent task has at the same addresses: after a restore they are shared again.
+  bool shared_with_parent = false;
+  friend bool operator==(const PageRun&, const PageRun&) = default;
+};
+
+struct AddressSpace {
+  ObjectId id;
+  MemoryLayout layout;
+  ObjectId executable;          ///< /proc/PID/exe: an OpenDescription
+  int dumpable = 1;             ///< PR_GET_DUMPABLE: 0, 1 or 2
+  bool thp_disabled = false;    ///< PR_SET_THP_DISABLE
+  bool merge_any = false;       ///< PR_SET_MEMORY_MERGE
+  bool lock_future = false;     ///< MCL_FUTURE
+  bool lock_future_on_fault = false;
+  std::vector<Mapping> mappings;
+  std::vector<PageRun> pages;
+  friend bool operator==(const AddressSpace&, const AddressSpace&) = default;
+};
+
+}  // namespace stasis::model

@@ -1,0 +1,85 @@
+// A system call as data: the common tongue of rooms, planner, verifier and agent.
+//
+// Capture asks questions with it (and reads Out arguments back), a Program carries it inside PERFORM commands.
+// Its JSON form is {"call": "prctl", "args": [15, {"in": "hex"}, {"out": 64}, {"result": -1}], "expect": "success"}.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "base/types.h"
+
+namespace stasis::plan {
+
+struct In {              ///< pointer to these bytes
+  Bytes bytes;
+  friend bool operator==(const In&, const In&) = default;
+};
+struct Out {             ///< pointer to this many zeroed bytes, readable afterwards
+  uint64_t size = 0;
+  friend bool operator==(const Out&, const Out&) = default;
+};
+struct InOut {           ///< both
+  Bytes bytes;
+  friend bool operator==(const InOut&, const InOut&) = default;
+};
+/// The result of an earlier call of the same list: -1 is the one just before.
+struct ResultOf {
+  int relative = -1;
+  friend bool operator==(const ResultOf&, const ResultOf&) = default;
+};
+using Argument = std::variant<uint64_t, In, Out, InOut, ResultOf>;
+
+struct Expectation {
+  enum class Kind : uint8_t { success, anything, exactly, success_or };
+  Kind kind = Kind::success;
+  int64_t value = 0;
+  friend bool operator==(const Expectation&, const Expectation&) = default;
+};
+
+struct Call {
+  /// Pseudo numbers beside real system calls: whole transfers, retried until complete.
+  static constexpr uint32_t read_fully = 0x10000;   ///< args: descriptor, address, length, offset (~0: current)
+  static constexpr uint32_t write_fully = 0x10001;
+
+  uint32_t number = 0;
+  std::vector<Argument> arguments;
+  Expectation expect;
+  friend bool operator==(const Call&, const Call&) = default;
+};
+using Calls = std::vector<Call>;
+
+/// Arguments from anything convertible: `call(SYS_prctl, PR_SET_NAME, In{…})`.
+template <typename T>
+Argument argument(T&& value) {
+  using Plain = std::remove_cvref_t<T>;
+  if constexpr (std::is_enum_v<Plain>) return static_cast<uint64_t>(value);
+  else if constexpr (std::is_integral_v<Plain>) return static_cast<uint64_t>(static_cast<int64_t>(value));
+  else return std::forward<T>(value);
+}
+template <typename... Args>
+Call call(uint32_t number, Args&&... args) {
+  return Call{number, {argument(std::forward<Args>(args))...}, {}};
+}
+inline Call expecting(Call made, Expectation::Kind kind, int64_t value = 0) {
+  made.expect = {kind, value};
+  return made;
+}
+
+/// A NUL-terminated path or name.
+In text(std::string_view value);
+/// The bytes of a plain structure.
+template <typename T>
+In struct_in(const T& value) {
+  return In{bytes_of(value)};
+}
+
+/// "prctl", or "syscall 999" where the name is not known. From the generated table of the architecture.
+std::string call_name(uint32_t number);
+/// The number for a name; -1 if there is none.
+int64_t call_number(std::string_view name);
+
+}  // namespace stasis::plan

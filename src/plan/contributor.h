@@ -1,0 +1,83 @@
+// How rooms take part in planning without the planner knowing them.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/result.h"
+#include "model/application.h"
+#include "plan/program.h"
+
+namespace stasis::plan {
+
+/// When a contribution runs, in the order in which one process goes through them. Between `settle` and `final`
+/// every process has waited for every other: nobody is touched from outside afterwards.
+enum class Stage {
+  prepare,      ///< supervisor only, before anything exists: ghost files, link remaps
+  process,      ///< leader, once its descriptors and memory are in place: handlers, limits, layout, fs context …
+  thread,       ///< each thread: name, scheduling, stacks, robust list …
+  settle,       ///< supervisor only, when every process is complete but none runs: removes what `prepare` left
+  final,        ///< each thread (leader first), after all processes are complete: timers are armed, pending signals sent
+  privileges,   ///< each thread, last of all: credentials, then seccomp
+};
+
+/// Receives commands for one runner.
+class Sink {
+ public:
+  Sink(Program& program, Pid pid, Tid tid) : program_(program), pid_(pid), tid_(tid) {}
+  void add(Action action) { program_.commands.push_back({pid_, tid_, std::move(action)}); }
+  void perform(std::string purpose, std::string attribute, Calls calls, std::vector<std::string> needs = {}) {
+    add(Perform{std::move(purpose), std::move(attribute), std::move(needs), {}, std::move(calls)});
+  }
+  Pid pid() const { return pid_; }
+  Tid tid() const { return tid_; }
+  int images_fd() const { return program_.images_fd; }
+
+ private:
+  Program& program_;
+  Pid pid_;
+  Tid tid_;
+};
+
+/// One description to make, and the number its maker gives it.
+struct Placement {
+  const model::OpenDescription* description = nullptr;
+  int fd = -1;
+};
+
+class Contributor {
+ public:
+  virtual ~Contributor() = default;
+  virtual std::string_view name() const = 0;
+  /// Supervisor's commands for `prepare` and `settle`.
+  virtual void contribute(Stage, const model::Application&, Sink&) const {}
+  /// A process's own (stages process), run by its leader.
+  virtual void contribute(Stage, const model::Application&, const model::Task&, Sink&) const {}
+  /// A thread's own (stages thread, final, privileges).
+  virtual void contribute(Stage, const model::Application&, const model::Task&, const model::Thread&, Sink&) const {}
+};
+
+/// How descriptions of one kind are made.
+class DescriptionMaker {
+ public:
+  virtual ~DescriptionMaker() = default;
+  /// The kind whose descriptions it makes (KindValue::kind()).
+  virtual std::string_view kind() const = 0;
+  /// Descriptions that must be made in one go by one process share this number (the two ends of a pipe); 0: alone.
+  virtual ObjectId made_together(const model::OpenDescription&) const { return {}; }
+  /// Whether this description comes from outside (an inherited terminal …): then `make` only places it.
+  /// Commands that make every placement at its number, with access mode and status flags right and offset 0.
+  virtual Status make(const model::Application&, std::span<const Placement>, Sink&) const = 0;
+  /// Offset is restored by LSEEK after `make`.
+  virtual bool seekable() const { return false; }
+};
+
+struct Contributors {
+  std::vector<const Contributor*> rooms;          ///< in the order in which they run within a stage
+  std::vector<const DescriptionMaker*> makers;
+};
+
+}  // namespace stasis::plan

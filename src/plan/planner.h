@@ -1,0 +1,42 @@
+// Application → Program. Pure: the same Application gives the same Program, no system calls, no privileges.
+//
+// The shape of every Program:
+//   supervisor   PREPARE
+//   tree         processes are created down the creation tree (plan/tree.h); a process whose children share memory
+//                copy-on-write with it maps and fills its memory first, all others after the tree stands
+//   each process memory, descriptors, process state, threads, thread state
+//   barrier      everybody complete
+//   supervisor   SETTLE
+//   each thread  FINAL, PRIVILEGES, READY
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "model/application.h"
+#include "plan/contributor.h"
+#include "plan/program.h"
+
+namespace stasis::plan {
+
+/// Where the bytes of a stretch of pages lie.
+struct PageLocation {
+  AddressRange range;
+  bool shared_with_parent = false;      ///< inherited copy-on-write from the parent task when it is forked in time
+  std::string file;                     ///< relative to the image directory: "pages-1.img", "parent/pages-2.img"
+  uint64_t offset = 0;                  ///< of the first page in it
+};
+
+struct PlanOptions {
+  std::map<ObjectId, std::vector<PageLocation>> pages;   ///< of address spaces and shared memory segments, ascending
+  std::vector<AddressRange> occupied;   ///< addresses the agent area must avoid besides the images' (stasis' own)
+  uint64_t agent_area_size = 1 << 20;
+  int first_free_fd = 0;                ///< lowest number usable for service descriptors (0: above all in use)
+};
+
+/// Where a description first appears and who takes it from there: chosen by the planner, shown by `stasis plan`.
+Result<Program> make_program(const model::Application&, const Contributors&, const PlanOptions&);
+
+}  // namespace stasis::plan

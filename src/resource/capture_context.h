@@ -1,0 +1,95 @@
+// What rooms see while an Application is captured. Tasks are stopped all the while.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "base/diagnostics.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "model/application.h"
+#include "plan/call.h"
+
+namespace stasis::resource {
+
+/// How the user asked for it; a copy of the dump options that matter to rooms.
+struct CapturePolicy {
+  bool shell_job = false;
+  bool link_remap = false;
+  uint64_t ghost_limit = 1 << 20;
+  std::string file_validation = "buildid";  ///< "buildid" or "filesize"
+  std::vector<std::string> external;     ///< --external values
+  bool leave_running = false;
+};
+
+class CaptureContext {
+ public:
+  CapturePolicy policy;
+  model::Application application;        ///< being assembled
+  Diagnostics diagnostics;
+
+  ObjectId new_id() { return ObjectId{++last_id_}; }
+  /// The object that was first seen under this key ("pipe:[4711]"), or a new id; `fresh` says which.
+  ObjectId object(const std::string& key, bool& fresh);
+  /// Undone when the dump fails or the application is left running (link remaps, temporary files).
+  void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
+  void roll_back();
+  /// The host's pid for a pid of the tree and back (they differ under a pid namespace). 0: not of the tree.
+  std::map<pid_t, pid_t> host_to_tree;
+
+ private:
+  uint32_t last_id_ = 0;
+  std::map<std::string, ObjectId> objects_;
+  std::vector<std::function<void()>> rollback_;
+};
+
+/// A stopped process as rooms see it.
+struct ProcessView {
+  pid_t host_pid = 0;
+  std::vector<pid_t> host_tids;          ///< leader first, same order as model::Task::threads
+};
+
+/// Questions only the task can answer: system calls that the agent makes inside it, answered later in one go.
+class Inquiry {
+ public:
+  struct Answer {
+    int64_t result = 0;                  ///< raw: -errno on failure
+    std::vector<Bytes> out;              ///< the Out and InOut arguments, in order
+  };
+  using Handler = std::function<Status(const Answer&)>;
+  /// The call's expectation is checked before the handler runs (default: success).
+  void ask(plan::Call call, Handler handler) { questions_.push_back({std::move(call), std::move(handler)}); }
+
+  struct Question {
+    plan::Call call;
+    Handler handler;
+  };
+  const std::vector<Question>& questions() const { return questions_; }
+
+ private:
+  std::vector<Question> questions_;
+};
+
+/// One descriptor of a stopped task, looked at from outside.
+struct DescriptorProbe {
+  pid_t host_pid = 0;
+  int fd = -1;                           ///< -1: not a descriptor (exe, cwd, root, a mapped file)
+  std::string proc_path;                 ///< "/proc/4711/fd/7", "/proc/4711/exe", "/proc/4711/map_files/…": opens the same object
+  std::string link;                      ///< what readlink says: "/etc/passwd", "pipe:[123]", "anon_inode:[eventfd]"
+  struct stat stat{};
+  uint64_t filesystem = 0;               ///< statfs f_type
+  uint32_t flags = 0;                    ///< from fdinfo
+  uint64_t position = 0;
+  int64_t mount_id = -1;
+  std::string fdinfo;                    ///< whole text
+  std::string subject;                   ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
+  /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
+  Result<int> duplicate() const;
+  mutable UniqueFd cached_duplicate;
+};
+
+}  // namespace stasis::resource

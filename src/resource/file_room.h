@@ -1,0 +1,41 @@
+// A room for one kind of thing behind descriptors: regular files, pipes, character devices …
+#pragma once
+
+#include <string_view>
+
+#include "base/result.h"
+#include "image/file_records.h"
+#include "model/application.h"
+#include "plan/contributor.h"
+#include "resource/capture_context.h"
+
+namespace stasis::resource {
+
+/// One file in src/resource implements it and holds all that stasis knows of this kind. Making the descriptions at
+/// restore is plan::DescriptionMaker.
+class FileRoom : public plan::DescriptionMaker {
+ public:
+  // -- capture
+  /// Whether this descriptor is of this kind. Rooms are asked in registry order; the first that says yes has it.
+  virtual bool recognises(const DescriptorProbe&) const = 0;
+  /// What stands behind it. Flags, position and owner are taken by the caller. A problem of the application goes to
+  /// context.diagnostics and is no Error.
+  virtual Result<model::KindState> capture(CaptureContext&, const DescriptorProbe&) const = 0;
+  /// Called once after all descriptors of all tasks are known (pipes without a reader inside the tree …).
+  virtual Status finish_capture(CaptureContext&) const { return {}; }
+
+  // -- images
+  /// Writes the description as a file_entry (and data into images of its own).
+  virtual Status encode(const model::Application&, const model::OpenDescription&, image::FileRecords&) const = 0;
+  /// Whether a file_entry is of this kind, and its reading: sets state, flags, position and owner.
+  virtual bool decodes(const image::FileRecords&, const image::FileRecord&) const = 0;
+  virtual Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord&,
+                                                model::Application&) const = 0;
+
+  // -- before a restore
+  virtual void validate(const model::Application&, const model::OpenDescription&, Diagnostics&) const {}
+  /// Supervisor's preparation and clean-up for this kind as a whole (stages prepare and settle).
+  virtual void contribute(plan::Stage, const model::Application&, plan::Sink&) const {}
+};
+
+}  // namespace stasis::resource
