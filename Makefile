@@ -1,0 +1,49 @@
+# The short way: `make demo`, `make test`. Everything is built in build/<preset> by CMake and Ninja.
+PRESET ?= release
+BUILD := build/$(PRESET)
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+.PHONY: all deps build test demo bench lint asan fuzz install uninstall clean
+
+all: build
+
+deps:
+	scripts/install-deps
+
+build/%/build.ninja: CMakeLists.txt CMakePresets.json
+	cmake --preset $*
+
+build: $(BUILD)/build.ninja
+	cmake --build $(BUILD)
+
+test: deps build
+	ctest --test-dir $(BUILD) --output-on-failure
+
+demo: deps
+	$(MAKE) build
+	scripts/demo $(BUILD)/stasis
+
+bench: deps
+	$(MAKE) build
+	bench/run --stasis $(BUILD)/stasis $(if $(CRIU),--criu $(CRIU))
+
+lint: $(BUILD)/build.ninja
+	scripts/lint $(BUILD)
+
+asan:
+	$(MAKE) build PRESET=asan
+	ctest --test-dir build/asan --output-on-failure -L 'unit|property|golden'
+
+fuzz:
+	$(MAKE) build PRESET=fuzz
+	scripts/fuzz build/fuzz $(or $(SECONDS),60)
+
+install: build
+	DESTDIR=$(DESTDIR) cmake --install $(BUILD) --prefix $(PREFIX)
+
+uninstall:
+	xargs -r rm -f < $(BUILD)/install_manifest.txt
+
+clean:
+	rm -rf build

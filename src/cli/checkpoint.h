@@ -1,0 +1,26 @@
+// Reading a checkpoint up to the point where it could be run: decoded, validated here, planned and verified.
+// `plan` prints exactly this Program, `restore` runs exactly it.
+#pragma once
+
+#include "cli/session.h"
+#include "cli/statistics.h"
+#include "image/directory.h"
+#include "model/application.h"
+#include "plan/program.h"
+
+namespace stasis::cli {
+
+struct CheckpointPolicy {
+  bool shell_job = false;
+  std::string file_validation = "buildid";
+};
+
+struct Checkpoint {
+  model::Application application;
+  plan::Program program;
+  RestoreStatistics pages;
+};
+
+Result<Checkpoint> load_checkpoint(const image::Directory&, const Session&, const CheckpointPolicy&);
+
+}  // namespace stasis::cli

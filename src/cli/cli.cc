@@ -1,0 +1,56 @@
+#include "cli/cli.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+
+#include "cli/options.h"
+#include "cli/subcommands.h"
+
+namespace stasis::cli {
+namespace {
+
+/// The interface version that callers of criu compare against.
+constexpr std::string_view criu_version = "4.2";
+
+Face face_of(const char* program) {
+  return std::filesystem::path(program).filename().string().starts_with("criu") ? Face::criu : Face::stasis;
+}
+
+int wrong_usage(const CLI::App& app, const CLI::ParseError& problem, Face face) {
+  if (problem.get_exit_code() == 0) return app.exit(problem);  // --help, --version
+  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", app.get_name(), problem.what(), app.get_name());
+  return face == Face::criu ? 1 : 2;
+}
+
+/// "stasis --version", "criu -V" and, as criu allows it, "criu restore … --version".
+std::string version_text(Face face) {
+  if (face == Face::criu) return fmt::format("Version: {}", criu_version);
+  return fmt::format("stasis {} (criu interface {})", STASIS_VERSION, criu_version);
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  const Face face = face_of(argv[0]);
+  CLI::App app{"Saves the complete state of running programs and brings them back", face == Face::criu ? "criu" : "stasis"};
+  app.set_version_flag("-V,--version", version_text(face));
+  app.require_subcommand(1);
+  app.fallthrough(false);
+
+  Action chosen;
+  for (const auto add : {add_dump, add_restore, add_check, add_show, add_plan, add_diff}) add(app, chosen, face);
+
+  auto arguments = normalise_arguments(argc, argv);
+  std::ranges::reverse(arguments);  // CLI11 takes them from the back
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& problem) {  // CLI11 reports by exception; it ends here
+    return wrong_usage(app, problem, face);
+  }
+  return chosen();
+}
+
+}  // namespace stasis::cli

@@ -1,0 +1,116 @@
+// stasis dump: a running tree becomes a directory of images.
+
+#include <CLI/CLI.hpp>
+
+#include "capture/capture.h"
+#include "cli/fault_points.h"
+#include "cli/progress.h"
+#include "cli/session.h"
+#include "cli/statistics.h"
+#include "cli/subcommands.h"
+#include "resource/codec.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  DumpOptions dump;
+};
+
+capture::AfterDump after_dump(const DumpOptions& options) {
+  if (options.leave_stopped) return capture::AfterDump::leave_stopped;
+  return options.leave_running ? capture::AfterDump::let_run : capture::AfterDump::kill;
+}
+
+Result<capture::CaptureOptions> capture_options(const Options& options) {
+  capture::CaptureOptions wanted;
+  wanted.root_pid = options.dump.tree;
+  wanted.timeout_seconds = options.common.timeout;
+  wanted.at_point = fault_point;
+  wanted.policy.shell_job = options.dump.shell_job;
+  wanted.policy.link_remap = options.dump.link_remap;
+  wanted.policy.file_validation = options.dump.file_validation;
+  wanted.policy.external = options.dump.external;
+  wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
+  wanted.policy.ghost_limit = parse_size(options.dump.ghost_limit);
+  if (wanted.policy.ghost_limit == 0) {
+    return fail(Error::invalid("read --ghost-limit", "not a size such as 1M or 65536", options.dump.ghost_limit));
+  }
+  return wanted;
+}
+
+/// Everything between "the tree is stopped" and "the checkpoint is valid". The tree is released by the caller.
+Status write_checkpoint(const Session& session, capture::SeizedTree& tree, const image::Directory& images,
+                        DumpStatistics& statistics) {
+  auto& context = tree.context();
+  session.report(context.diagnostics);
+  if (context.diagnostics.refused()) {
+    return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
+  }
+  fault_point("encoding");
+  Progress progress("dump");
+  const uint64_t write_start = session.microseconds();
+  statistics.encoded = TRY(resource::encode(context.application, tree.memory(), images,
+                                            [&](uint64_t done, uint64_t total) { progress.show(done, total); }));
+  statistics.write_us = session.microseconds() - write_start;
+  fault_point("encoded");
+  TRY(session.run_scripts("post-dump", 0));
+  TRY(resource::commit(context.application, images));
+  fault_point("committed");
+  return {};
+}
+
+Status dump(const Options& options, const Session& session) {
+  const auto wanted = TRY(capture_options(options));
+  auto images = TRY(image::Directory::open(options.common.images_dir));
+  TRY(images.begin());
+  TRY(session.run_scripts("pre-dump", wanted.root_pid));
+
+  DumpStatistics statistics;
+  auto tree = TRY(capture::SeizedTree::capture(wanted));
+  const Status written = write_checkpoint(session, *tree, images, statistics);
+  if (!written) {
+    tree->context().roll_back();
+    const Status released = tree->release(capture::AfterDump::let_run);
+    if (!released) session.log().error("{}", released.error().message());
+    return written;
+  }
+  TRY(tree->release(after_dump(options.dump)));
+  statistics.times = tree->times();
+  TRY(write_dump_statistics(session, statistics));
+  session.log().info("Dumping finished successfully");
+  return {};
+}
+
+}  // namespace
+
+void add_dump(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("dump", "Save a process and all its descendants");
+  command->add_option("-t,--tree", options->dump.tree, "The root of the tree")->required()->type_name("PID");
+  add_common_options(*command, options->common);
+  command->add_flag("-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
+  command->add_flag("-s,--leave-stopped", options->dump.leave_stopped, "Leave the tree stopped after the dump");
+  command->add_flag("-j,--shell-job", options->dump.shell_job, "The session and terminal belong to a shell outside the tree");
+  command->add_flag("--link-remap", options->dump.link_remap, "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
+  command->add_option("--ghost-limit", options->dump.ghost_limit, "Largest unlinked file stored in the images (default 1M)")
+      ->type_name("SIZE");
+  command->add_option("--file-validation", options->dump.file_validation, "How changed files are recognised: filesize or buildid")
+      ->check(CLI::IsMember({"filesize", "buildid"}));
+  command->add_option("--external", options->dump.external, "A resource that is not dumped but given again at restore")
+      ->type_name("RES");
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      auto session = Session::open(options->common);
+      if (!session) {
+        fmt::print(stderr, "Error: {}\n", session.error().message());
+        return 1;
+      }
+      const Status done = dump(*options, *session);
+      return done ? 0 : session->failed(done.error());
+    };
+  });
+}
+
+}  // namespace stasis::cli

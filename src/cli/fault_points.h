@@ -1,0 +1,12 @@
+// Named points of a dump at which tests kill stasis.
+#pragma once
+
+#include <string_view>
+
+namespace stasis::cli {
+
+/// Does nothing unless the environment says STASIS_FAULT=<point>[:<count>]: then the process kills itself with SIGKILL
+/// when the point is passed for the count-th time (default: the first).
+void fault_point(std::string_view point);
+
+}  // namespace stasis::cli

@@ -1,0 +1,60 @@
+#include "cli/options.h"
+
+#include <CLI/CLI.hpp>
+#include <cctype>
+#include <charconv>
+
+#include "base/checked.h"
+
+namespace stasis::cli {
+
+void add_log_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("-o,--log-file", options.log_file, "Write the log to this file (in the work directory) instead of stderr");
+  app.add_option("-v,--verbosity", options.verbosity, "0 silent, 1 errors, 2 warnings, 3 information, 4 everything")
+      ->check(CLI::Range(0, 4));
+}
+
+void add_common_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("-D,--images-dir", options.images_dir, "Directory of the images")->type_name("DIR");
+  app.add_option("-W,--work-dir", options.work_dir, "Directory for logs, pidfile and statistics (default: the images directory)")
+      ->type_name("DIR");
+  add_log_options(app, options);
+  app.add_option("--action-script", options.action_scripts, "Run this at pre-dump, post-dump, pre-restore, post-restore, …")
+      ->type_name("SCRIPT");
+  app.add_option("--pidfile", options.pidfile, "Write the root task's pid (restore) to this file");
+  app.add_flag("--display-stats", options.display_stats, "Print the statistics when done");
+  app.add_option("--timeout", options.timeout, "Seconds after which stopping the tree is given up")->type_name("SECONDS");
+}
+
+uint64_t parse_size(const std::string& text) {
+  uint64_t number = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc{}) return 0;
+  const std::string suffix(rest, text.data() + text.size());
+  uint64_t unit = 1;
+  if (suffix == "k" || suffix == "K") unit = 1 << 10;
+  else if (suffix == "m" || suffix == "M") unit = 1 << 20;
+  else if (suffix == "g" || suffix == "G") unit = 1 << 30;
+  else if (!suffix.empty()) return 0;
+  return checked_multiply(number, unit).value_or(0);
+}
+
+std::vector<std::string> normalise_arguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  bool options_ended = false;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--") options_ended = true;
+    const bool is_verbosity = !options_ended && argument.starts_with("-v");
+    if (is_verbosity && argument.find_first_not_of('v', 1) == std::string::npos) {
+      arguments.push_back("--verbosity=" + std::to_string(std::min<size_t>(argument.size() - 1 + 2, 4)));
+    } else if (is_verbosity && argument.size() == 3 && std::isdigit(static_cast<unsigned char>(argument[2]))) {
+      arguments.push_back("--verbosity=" + argument.substr(2));
+    } else {
+      arguments.push_back(argument);
+    }
+  }
+  return arguments;
+}
+
+}  // namespace stasis::cli

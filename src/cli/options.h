@@ -1,0 +1,56 @@
+// Options as criu(8) spells them, in the shape the subcommands want.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace stasis::cli {
+
+struct CommonOptions {
+  std::string images_dir = ".";
+  std::string work_dir;                  ///< empty: the images directory
+  std::string log_file;                  ///< empty: stderr
+  int verbosity = 2;                     ///< 0 silent, 1 errors, 2 warnings, 3 information, 4 everything
+  std::vector<std::string> action_scripts;
+  std::string pidfile;
+  bool display_stats = false;
+  unsigned timeout = 10;
+};
+
+struct DumpOptions {
+  pid_t tree = 0;
+  bool leave_running = false, leave_stopped = false;
+  bool shell_job = false;
+  bool link_remap = false;
+  std::string ghost_limit = "1M";
+  std::string file_validation = "buildid";
+  std::vector<std::string> external;
+};
+
+struct RestoreOptions {
+  bool detached = false, sibling = false;
+  bool leave_stopped = false;
+  bool shell_job = false;
+  std::string root;
+  std::string file_validation = "buildid";
+  std::vector<std::string> exec_cmd;     ///< after `--` with --exec-cmd: what stasis becomes once the tree runs
+};
+
+/// -D -W -o -v --action-script …: shared by all subcommands that work on images.
+void add_common_options(CLI::App&, CommonOptions&);
+void add_log_options(CLI::App&, CommonOptions&);
+
+/// "1M", "256k", "4096" → bytes; 0 if it is not a size.
+uint64_t parse_size(const std::string& text);
+
+/// Rewrites what getopt allows and CLI11 does not: "-v4", "-vvv".
+std::vector<std::string> normalise_arguments(int argc, char** argv);
+
+}  // namespace stasis::cli

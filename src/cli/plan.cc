@@ -1,0 +1,50 @@
+// stasis plan: the verified Program of a checkpoint, as restore would run it; nothing is created.
+
+#include <CLI/CLI.hpp>
+
+#include "cli/checkpoint.h"
+#include "cli/subcommands.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  CheckpointPolicy policy;
+  std::string format = "text";
+};
+
+Result<std::string> planned(const Options& options, const Session& session) {
+  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto checkpoint = TRY(load_checkpoint(images, session, options.policy));
+  if (options.format == "json") return plan::to_json(checkpoint.program);
+  if (options.format == "dot") return plan::to_dot(checkpoint.program);
+  return plan::to_text(checkpoint.program);
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("plan", "Print the verified program that restore would run");
+  add_common_options(*command, options->common);
+  command->add_option("--format", options->format, "text, json or dot")->check(CLI::IsMember({"text", "json", "dot"}));
+  command->add_flag("-j,--shell-job", options->policy.shell_job, "As for restore");
+  command->add_option("--file-validation", options->policy.file_validation, "As for restore")
+      ->check(CLI::IsMember({"filesize", "buildid"}));
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      auto session = Session::open(options->common);
+      if (!session) {
+        fmt::print(stderr, "Error: {}\n", session.error().message());
+        return 1;
+      }
+      const auto text = planned(*options, *session);
+      if (!text) return session->failed(text.error());
+      fmt::print("{}\n", *text);
+      return 0;
+    };
+  });
+}
+
+}  // namespace stasis::cli

@@ -1,0 +1,110 @@
+// stasis restore: images → Application → Program → verified → processes.
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+
+#include "cli/checkpoint.h"
+#include "cli/session.h"
+#include "cli/statistics.h"
+#include "cli/subcommands.h"
+#include "execute/execute.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  RestoreOptions restore;
+  bool exec_cmd = false;
+  int fail_at_command = -1;
+};
+
+Status write_pidfile(const Session& session, pid_t root) {
+  if (session.options().pidfile.empty()) return {};
+  const std::string path = session.work_path(session.options().pidfile);
+  std::ofstream file(path, std::ios::trunc);
+  file << root;
+  file.flush();
+  if (!file) return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
+  return {};
+}
+
+Result<pid_t> restore(const Options& options, const Session& session) {
+  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto checkpoint = TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation}));
+  TRY(session.run_scripts("pre-restore", 0));
+
+  execute::ExecuteOptions execution;
+  execution.sibling = options.restore.sibling;
+  execution.leave_stopped = options.restore.leave_stopped;
+  execution.fail_at_command = options.fail_at_command;
+  execution.before_resume = [&](pid_t root) -> Status {
+    TRY(write_pidfile(session, root));
+    return session.run_scripts("post-restore", root);
+  };
+  const uint64_t start = session.microseconds();
+  auto tree = TRY(execute::BuiltTree::build(checkpoint.program, checkpoint.application, images, execution));
+  const uint64_t built = session.microseconds();
+  const pid_t root = tree->host_root();
+  TRY(session.run_scripts("pre-resume", root));
+  TRY(tree->resume());
+  RestoreStatistics statistics = checkpoint.pages;
+  statistics.forking_us = built - start;
+  statistics.restore_us = session.microseconds();
+  TRY(write_restore_statistics(session, statistics));
+  TRY(session.run_scripts("post-resume", root));
+  session.log().info("Restore finished successfully. Tasks resumed.");
+  return root;
+}
+
+/// Without --restore-detached criu stays the parent until the root ends.
+void wait_for_root(pid_t root) {
+  while (waitpid(root, nullptr, 0) < 0 && errno == EINTR) {}
+}
+
+int run_restore(const Options& options) {
+  auto session = Session::open(options.common);
+  if (!session) {
+    fmt::print(stderr, "Error: {}\n", session.error().message());
+    return 1;
+  }
+  const auto root = restore(options, *session);
+  if (!root) return session->failed(root.error());
+  if (options.exec_cmd) {
+    std::vector<char*> arguments;
+    for (const auto& argument : options.restore.exec_cmd) arguments.push_back(const_cast<char*>(argument.c_str()));
+    arguments.push_back(nullptr);
+    execvp(arguments[0], arguments.data());
+    return session->failed(Error::system("run --exec-cmd", errno, arguments[0]));
+  }
+  if (!options.restore.detached && !options.restore.sibling) wait_for_root(*root);
+  return 0;
+}
+
+}  // namespace
+
+void add_restore(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("restore", "Bring a saved tree back");
+  add_common_options(*command, options->common);
+  command->add_flag("-d,--restore-detached", options->restore.detached, "Return once the tree runs, instead of waiting for its end");
+  command->add_flag("-S,--restore-sibling", options->restore.sibling, "The root becomes a child of our parent");
+  command->add_flag("-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
+  command->add_flag("-j,--shell-job", options->restore.shell_job, "Take session and terminal from the shell we run under");
+  command->add_option("--file-validation", options->restore.file_validation, "How changed files are recognised: filesize or buildid")
+      ->check(CLI::IsMember({"filesize", "buildid"}));
+  command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
+  command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
+  command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests
+  command->callback([options, &chosen] {
+    if (options->exec_cmd == options->restore.exec_cmd.empty()) {
+      throw CLI::ValidationError("--exec-cmd", "goes with a command after --");
+    }
+    chosen = [options] { return run_restore(*options); };
+  });
+}
+
+}  // namespace stasis::cli

@@ -1,0 +1,89 @@
+#include "cli/session.h"
+
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+
+#include "cli/log.h"
+
+namespace stasis::cli {
+namespace {
+
+std::vector<std::string> script_environment(const CommonOptions& options, const std::string& action, pid_t root) {
+  std::vector<std::string> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) environment.emplace_back(*entry);
+  environment.push_back("CRTOOLS_SCRIPT_ACTION=" + action);
+  std::error_code ignored;
+  environment.push_back("CRTOOLS_IMAGE_DIR=" + std::filesystem::absolute(options.images_dir, ignored).string());
+  if (root > 0) environment.push_back("CRTOOLS_INIT_PID=" + std::to_string(root));
+  return environment;
+}
+
+std::vector<char*> pointers(std::vector<std::string>& strings) {
+  std::vector<char*> result;
+  for (auto& text : strings) result.push_back(text.data());
+  result.push_back(nullptr);
+  return result;
+}
+
+}  // namespace
+
+Result<Session> Session::open(const CommonOptions& options) {
+  Session session;
+  session.options_ = options;
+  session.log_ = TRY(open_log(options));
+  return session;
+}
+
+std::string Session::work_path(const std::string& file) const {
+  if (file.starts_with('/')) return file;
+  return (options_.work_dir.empty() ? options_.images_dir : options_.work_dir) + "/" + file;
+}
+
+Status Session::run_scripts(const std::string& action, pid_t root) const {
+  auto environment = script_environment(options_, action, root);
+  for (const auto& script : options_.action_scripts) {
+    log_->info("Running {} at {}", script, action);
+    std::vector<std::string> arguments = {"sh", "-c", script};
+    pid_t child = 0;
+    const int error = posix_spawn(&child, "/bin/sh", nullptr, nullptr, pointers(arguments).data(),
+                                  pointers(environment).data());
+    if (error != 0) return fail(Error::system("start the action script", error, script));
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    if (status != 0) {
+      return fail(Error::conflict("run the action script", fmt::format("it ended with wait status {:#x}", status),
+                                  script + " at " + action)
+                      .advise("the operation is stopped because a script may veto it"));
+    }
+  }
+  return {};
+}
+
+void Session::report(const Diagnostics& diagnostics) const {
+  for (const auto& diagnostic : diagnostics.all()) {
+    switch (diagnostic.severity) {
+      case Diagnostic::Severity::refusal:
+        log_->error("{}", diagnostic.text());
+        if (!options_.log_file.empty() && options_.verbosity > 0) fmt::print(stderr, "Error: {}\n", diagnostic.text());
+        break;
+      case Diagnostic::Severity::warning: log_->warn("{}", diagnostic.text()); break;
+      case Diagnostic::Severity::note: log_->info("{}", diagnostic.text()); break;
+    }
+  }
+}
+
+int Session::failed(const Error& error) const {
+  log_->error("{}", error.message());
+  if (!options_.log_file.empty() && options_.verbosity > 0) fmt::print(stderr, "Error: {}\n", error.message());
+  return 1;
+}
+
+uint64_t Session::microseconds() const {
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start_).count();
+}
+
+}  // namespace stasis::cli

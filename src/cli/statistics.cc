@@ -1,0 +1,59 @@
+#include "cli/statistics.h"
+
+#include <fmt/format.h>
+
+#include "image/directory.h"
+#include "stats.pb.h"
+
+namespace stasis::cli {
+namespace {
+
+Status write(const Session& session, std::string_view file, const stats_entry& entry) {
+  const auto& options = session.options();
+  const auto directory = TRY(image::Directory::open(options.work_dir.empty() ? options.images_dir : options.work_dir));
+  auto writer = TRY(directory.create(file));
+  TRY(writer.append(entry));
+  return writer.finish();
+}
+
+}  // namespace
+
+Status write_dump_statistics(const Session& session, const DumpStatistics& statistics) {
+  stats_entry entry;
+  auto& dump = *entry.mutable_dump();
+  dump.set_freezing_time(statistics.times.freezing_us);
+  dump.set_frozen_time(statistics.times.frozen_us);
+  dump.set_memdump_time(statistics.write_us);
+  dump.set_memwrite_time(statistics.write_us);
+  dump.set_pages_scanned(statistics.encoded.pages_scanned);
+  dump.set_pages_skipped_parent(0);
+  dump.set_pages_written(statistics.encoded.pages_written);
+  dump.set_irmap_resolve(0);
+  dump.set_pages_lazy(0);
+  if (session.options().display_stats) {
+    fmt::print("Displaying dump stats:\nFreezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\n"
+               "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n",
+               dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
+               dump.pages_scanned(), dump.pages_written(), dump.pages_written());
+  }
+  return write(session, "stats-dump", entry);
+}
+
+Status write_restore_statistics(const Session& session, const RestoreStatistics& statistics) {
+  stats_entry entry;
+  auto& restore = *entry.mutable_restore();
+  restore.set_pages_compared(0);
+  restore.set_pages_skipped_cow(statistics.pages_inherited);
+  restore.set_pages_restored(statistics.pages_restored);
+  restore.set_forking_time(statistics.forking_us);
+  restore.set_restore_time(statistics.restore_us);
+  if (session.options().display_stats) {
+    fmt::print("Displaying restore stats:\nPages inherited: {} ({:#x})\nPages restored: {} ({:#x})\nRestore time: {} us\n"
+               "Forking time: {} us\n",
+               restore.pages_skipped_cow(), restore.pages_skipped_cow(), restore.pages_restored(),
+               restore.pages_restored(), restore.restore_time(), restore.forking_time());
+  }
+  return write(session, "stats-restore", entry);
+}
+
+}  // namespace stasis::cli

@@ -1,0 +1,216 @@
+#include "kernel/features.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/kcmp.h>
+#include <linux/sched.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/unique_fd.h"
+
+namespace stasis::kernel {
+namespace {
+
+std::string failed(const char* call) { return std::string(call) + ": " + std::strerror(errno); }
+
+/// Ends and reaps a child of ours, whatever happens in between.
+class ProbeChild {
+ public:
+  ProbeChild() : pid_(fork()) {
+    if (pid_ == 0) {
+      pause();
+      _exit(0);
+    }
+  }
+  ~ProbeChild() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, __WALL);
+    }
+  }
+  ProbeChild(const ProbeChild&) = delete;
+  ProbeChild& operator=(const ProbeChild&) = delete;
+  pid_t pid() const { return pid_; }
+
+ private:
+  pid_t pid_;
+};
+
+std::string probe_seize() {
+  const ProbeChild child;
+  if (ptrace(PTRACE_SEIZE, child.pid(), nullptr, nullptr) != 0) return failed("PTRACE_SEIZE");
+  if (ptrace(PTRACE_INTERRUPT, child.pid(), nullptr, nullptr) != 0) return failed("PTRACE_INTERRUPT");
+  return {};
+}
+
+std::string probe_set_tid() {
+  // A pid that is free now: that of a child just reaped. Taken meanwhile by somebody else, it answers EEXIST,
+  // which shows just as well that set_tid was understood and allowed.
+  pid_t wanted = fork();
+  if (wanted == 0) _exit(0);
+  waitpid(wanted, nullptr, 0);
+  clone_args arguments{};
+  arguments.exit_signal = SIGCHLD;
+  arguments.set_tid = reinterpret_cast<uint64_t>(&wanted);
+  arguments.set_tid_size = 1;
+  const long child = syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (child == 0) _exit(0);
+  if (child < 0) return errno == EEXIST ? std::string() : failed("clone3(set_tid)");
+  waitpid(static_cast<pid_t>(child), nullptr, 0);
+  return {};
+}
+
+std::string probe_pidfd_getfd() {
+  const UniqueFd self(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
+  if (!self.valid()) return failed("pidfd_open");
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return failed("pipe2");
+  const UniqueFd read_end(ends[0]), write_end(ends[1]);
+  const UniqueFd copy(static_cast<int>(syscall(SYS_pidfd_getfd, self.get(), read_end.get(), 0)));
+  return copy.valid() ? std::string() : failed("pidfd_getfd");
+}
+
+std::string probe_kcmp() {
+  return syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0) == 0 ? std::string() : failed("kcmp");
+}
+
+std::string probe_map_vdso() {
+  // ARCH_MAP_VDSO_64 refuses address ranges in use with EEXIST or EINVAL but only a kernel with
+  // CONFIG_CHECKPOINT_RESTORE knows the number at all; asked in a child, because success maps a second vDSO.
+  constexpr int arch_map_vdso_64 = 0x2003;
+  const pid_t child = fork();
+  if (child == 0) {
+    const long result = syscall(SYS_arch_prctl, arch_map_vdso_64, 0x10000000);
+    _exit(result >= 0 || errno == EEXIST ? 0 : errno);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return {};
+  errno = WEXITSTATUS(status);
+  return failed("arch_prctl(ARCH_MAP_VDSO_64)");
+}
+
+std::string probe_mm_map() {
+  unsigned size = 0;
+  if (prctl(PR_SET_MM, PR_SET_MM_MAP_SIZE, &size, 0, 0) != 0) return failed("prctl(PR_SET_MM_MAP_SIZE)");
+  return {};
+}
+
+std::string probe_timer_ids() {
+  constexpr int restore_ids = 77;                      // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15
+  const int state = prctl(restore_ids, 2, 0, 0, 0);    // PR_TIMER_CREATE_RESTORE_IDS_GET
+  return state >= 0 ? std::string() : failed("prctl(PR_TIMER_CREATE_RESTORE_IDS)");
+}
+
+std::string probe_pagemap_scan() {
+  struct Arguments {                                   // struct pm_scan_arg, include/uapi/linux/fs.h
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+  };
+  Arguments arguments{};
+  arguments.size = sizeof arguments;
+  const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid()) return failed("open /proc/self/pagemap");
+  if (ioctl(pagemap.get(), _IOWR('f', 16, Arguments), &arguments) < 0) return failed("PAGEMAP_SCAN");
+  return {};
+}
+
+std::string probe_uffd_wp_async() {
+  const UniqueFd descriptor(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (!descriptor.valid()) return failed("userfaultfd");
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = 1u << 15;                             // UFFD_FEATURE_WP_ASYNC, Linux 6.7
+  if (ioctl(descriptor.get(), UFFDIO_API, &api) != 0) return failed("UFFDIO_API with WP_ASYNC");
+  return {};
+}
+
+std::string probe_soft_dirty() {
+  const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  volatile char touched[1] = {1};
+  touched[0] = 2;
+  uint64_t word = 0;
+  const auto offset = static_cast<off_t>(reinterpret_cast<uintptr_t>(&touched[0]) / 4096 * sizeof word);
+  if (pread(pagemap.get(), &word, sizeof word, offset) != sizeof word) return failed("read /proc/self/pagemap");
+  return (word >> 55) & 1 ? std::string() : "pages just written do not carry the soft-dirty bit (CONFIG_MEM_SOFT_DIRTY)";
+}
+
+std::string probe_map_files() {
+  const UniqueFd directory(open("/proc/self/map_files", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return directory.valid() ? std::string() : failed("open /proc/self/map_files");
+}
+
+std::string probe_seccomp_suspend() {
+  const ProbeChild child;
+  if (ptrace(PTRACE_SEIZE, child.pid(), nullptr, PTRACE_O_SUSPEND_SECCOMP) == 0) return {};
+  return failed("PTRACE_O_SUSPEND_SECCOMP");
+}
+
+std::string probe_rseq() {
+  // PTRACE_GET_RSEQ_CONFIGURATION on a running task answers ESRCH where it is known, EIO where it is not.
+  const ProbeChild child;
+  ptrace(PTRACE_SEIZE, child.pid(), nullptr, nullptr);
+  char configuration[24];
+  const long result = ptrace(static_cast<__ptrace_request>(0x420f), child.pid(), sizeof configuration, configuration);
+  if (result >= 0 || errno == ESRCH) return {};
+  return failed("PTRACE_GET_RSEQ_CONFIGURATION");
+}
+
+std::string probe_capability(int number, const char* name) {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2]{};
+  if (syscall(SYS_capget, &header, data) != 0) return failed("capget");
+  const bool held = (data[number / 32].effective >> (number % 32)) & 1;
+  return held ? std::string() : std::string(name) + " is not held";
+}
+
+}  // namespace
+
+const std::vector<Feature>& features() {
+  static const std::vector<Feature> all = {
+      {"ptrace SEIZE and INTERRUPT", "", true, "stopping tasks without signals", "nothing can be dumped", probe_seize},
+      {"clone3 with set_tid", "clone3_set_tid", true, "pids as they were", "nothing can be restored", probe_set_tid},
+      {"pidfd_getfd", "pidfd_getfd", true, "descriptors, without messages to the task", "descriptors cannot be looked into or shared",
+       probe_pidfd_getfd},
+      {"kcmp", "", true, "finding out what tasks share", "sharing cannot be saved", probe_kcmp},
+      {"arch_prctl ARCH_MAP_VDSO_64", "", true, "the vDSO at its address", "programs that call the vDSO cannot be restored",
+       probe_map_vdso},
+      {"prctl PR_SET_MM_MAP", "", true, "heap, arguments and environment areas", "brk and /proc/PID/cmdline are lost", probe_mm_map},
+      {"/proc/PID/map_files", "", true, "mapped files as they are", "mappings of unlinked files cannot be saved", probe_map_files},
+      {"PAGEMAP_SCAN", "pagemap_scan", false, "finding pages to store in milliseconds", "/proc/PID/pagemap is read instead, slower",
+       probe_pagemap_scan},
+      {"PR_TIMER_CREATE_RESTORE_IDS", "", false, "POSIX timer ids as they were, directly",
+       "timers are created and deleted until the id comes up", probe_timer_ids},
+      {"PTRACE_O_SUSPEND_SECCOMP", "seccomp_suspend", false, "tasks under seccomp", "tasks under seccomp cannot be dumped",
+       probe_seccomp_suspend},
+      {"PTRACE_GET_RSEQ_CONFIGURATION", "get_rseq_conf", false, "restartable sequences", "rseq registrations are lost",
+       probe_rseq},
+      {"userfaultfd WP_ASYNC", "", false, "increments without soft-dirty", "every dump is a full dump", probe_uffd_wp_async},
+      {"soft-dirty tracking", "mem_dirty_track", false, "increments the way criu makes them", "userfaultfd is used", probe_soft_dirty},
+      {"CAP_CHECKPOINT_RESTORE", "", false, "set_tid, map_files, PR_SET_MM_MAP without root", "CAP_SYS_ADMIN is needed",
+       [] { return probe_capability(40, "CAP_CHECKPOINT_RESTORE"); }},
+      {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers", "copy-on-write sharing and seccomp cannot be saved",
+       [] { return probe_capability(CAP_SYS_ADMIN, "CAP_SYS_ADMIN"); }},
+      {"CAP_SYS_PTRACE", "", false, "tasks of other users", "only our own user's tasks can be dumped",
+       [] { return probe_capability(CAP_SYS_PTRACE, "CAP_SYS_PTRACE"); }},
+      {"CAP_SYS_RESOURCE", "", false, "raising hard limits, lowering oom_score_adj",
+       "tasks whose hard limits exceed ours, or whose oom_score_adj is lower, are refused at restore",
+       [] { return probe_capability(CAP_SYS_RESOURCE, "CAP_SYS_RESOURCE"); }},
+  };
+  return all;
+}
+
+}  // namespace stasis::kernel
