@@ -1,0 +1,28 @@
+# bash completion for stasis and criu
+_stasis() {
+  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+  local common="--images-dir --work-dir --log-file --verbosity --action-script --pidfile --display-stats --timeout --help"
+  case $previous in
+    -D|--images-dir|-W|--work-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current"); return ;;
+    -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current"); return ;;
+    --file-validation) mapfile -t COMPREPLY < <(compgen -W "filesize buildid" -- "$current"); return ;;
+    --format) mapfile -t COMPREPLY < <(compgen -W "text json dot" -- "$current"); return ;;
+    -o|--log-file|--pidfile|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+  esac
+  if [ "$COMP_CWORD" = 1 ]; then
+    mapfile -t COMPREPLY < <(compgen -W "dump restore plan show diff check --help --version" -- "$current")
+    return
+  fi
+  local words=""
+  case ${COMP_WORDS[1]} in
+    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ghost-limit --file-validation --external" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --root --exec-cmd" ;;
+    plan) words="$common --format --shell-job --file-validation" ;;
+    show) words="--images-dir --tree --compact --help" ;;
+    diff) words="--ignore --help" ;;
+    check) words="--feature --extra --all --experimental --help" ;;
+  esac
+  if [[ $current == -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+  else mapfile -t COMPREPLY < <(compgen -f -- "$current"); fi
+}
+complete -F _stasis stasis criu
