@@ -1,9 +1,11 @@
 // The contract between stasis and its agent, the only code of ours that runs inside another process.
 //
-// The agent area is one mapping: [code][AgentHeader][slots][instructions][data]. All references inside it are offsets
-// from its first byte, so the same area works at any address. Freestanding: no libc, no libstdc++ beyond <cstdint>.
-// In a dump the area is private memory of the target, written and read by stasis from outside; in a restore it is one
-// shared memory object mapped at one address in every process being built, so that counters work across processes.
+// The agent area is one mapping: the code at its first byte, the Header at `code_space`, then counters, slots, stacks,
+// instructions, results and data. All references inside it are offsets from its first byte, so the same area works at
+// any address. Execution starts at the first byte with the area's address in the first argument register and a slot's
+// index in the second, on that slot's stack. Freestanding: no libc, no libstdc++ beyond <cstdint>. In a dump the area
+// is private memory of the target, written and read by stasis from outside; in a restore it is one shared memory object
+// mapped at one address in every process being built, so that counters work across processes.
 #pragma once
 
 #include <cstdint>
@@ -14,27 +16,29 @@ inline constexpr uint32_t abi_version = 1;
 
 enum class Operation : uint16_t {
   call,         ///< a system call: number, arguments; result to `result_slot`; checked by `expect`
-  read_fully,   ///< args: descriptor, address, length, file offset (~0: current): loops over pread/read until done; short file = failure
+  read_fully,   ///< args: descriptor, address, length, file offset (~0: current): loops over pread/read until done;
+                ///< short file = failure
   write_fully,  ///< likewise with pwrite/write
-  wait,         ///< args[0]: counter index, args[1]: value: sleep until counter >= value; ends early if another slot failed
-  post,         ///< args[0]: counter index, args[1]: amount to add; wakes all waiters
-  spawn,        ///< clone3 whose child runs another slot. args[0]: offset of struct clone_args in the data, args[1]: slot of the child
-  exit,         ///< args[0]: 0: exit_group(args[1]), 1: kill(getpid(), args[1]) with default action, 2: exit (one thread)
-  halt,         ///< the end. `end_mode` of the slot decides what follows
+  wait,   ///< args[0]: counter index, args[1]: value: sleep until counter >= value; ends early if another slot failed
+  post,   ///< args[0]: counter index, args[1]: amount to add; wakes all waiters
+  spawn,  ///< clone3 whose child runs another slot. args[0]: offset of struct clone_args in the data, args[1]: slot of
+          ///< the child
+  exit,   ///< args[0]: 0: exit_group(args[1]), 1: kill(getpid(), args[1]) with default action, 2: exit (one thread)
+  halt,   ///< the end. `end_mode` of the slot decides what follows
 };
 
 enum class ArgumentKind : uint8_t {
   immediate,
-  data,         ///< offset of bytes in the area: becomes an address
-  result,       ///< index of a result slot: becomes that call's result
+  data,    ///< offset of bytes in the area: becomes an address
+  result,  ///< index of a result slot: becomes that call's result
 };
 
 /// How the result of a call is judged. A failed expectation ends the slot and is recorded in the header.
 enum class Expect : uint8_t {
   anything,
-  success,          ///< not in [-4095, -1]
-  exactly,          ///< == expected
-  success_or,       ///< success, or exactly `expected` (say -EINVAL)
+  success,     ///< not in [-4095, -1]
+  exactly,     ///< == expected
+  success_or,  ///< success, or exactly `expected` (say -EINVAL)
 };
 
 struct Instruction {
@@ -43,52 +47,62 @@ struct Instruction {
   uint8_t reserved0;
   ArgumentKind kinds[6];
   uint8_t reserved1[2];
-  uint32_t number;          ///< system call number
+  uint32_t number;  ///< system call number
   uint64_t args[6];
   int64_t expected;
-  uint32_t result_slot;     ///< index into the slot's results; every instruction has its own: its index
-  uint32_t origin;          ///< index of the plan command this was lowered from: for messages
+  uint32_t result_slot;  ///< index into the slot's results; every instruction has its own: its index
+  uint32_t origin;       ///< index of the plan command this was lowered from: for messages
 };
 static_assert(sizeof(Instruction) == 80);
 
 enum class EndMode : uint32_t {
-  notify_then_sigreturn = 0,  ///< dump: raise `notify_signal` at ourselves (tracer sees it, nobody else), then rt_sigreturn
-  park = 1,                   ///< restore: mark done, wait to be taken over by ptrace
+  notify_then_sigreturn =
+      0,     ///< dump: raise `notify_signal` at ourselves (tracer sees it, nobody else), then rt_sigreturn
+  park = 1,  ///< restore: mark done, wait to be taken over by ptrace
   exit_thread = 2,
-  return_to_caller = 3,       ///< the interpreter linked into stasis itself (the supervisor's slot) returns
+  park_spinning = 4,     ///< the same without system calls: for threads under seccomp
+  return_to_caller = 3,  ///< the interpreter linked into stasis itself (the supervisor's slot) returns
 };
 
 /// One slot per thread of control. `signal_frame` of a dump slot is filled by stasis with the thread's own state.
 struct Slot {
-  uint64_t instructions;      ///< offset of the first Instruction
+  uint64_t instructions;  ///< offset of the first Instruction
   uint32_t instruction_count;
   EndMode end_mode;
-  uint64_t results;           ///< offset of int64_t[instruction_count]
-  uint64_t stack_top;         ///< offset: initial stack pointer, 16-byte aligned
-  uint64_t signal_frame;      ///< offset of the frame rt_sigreturn takes (dump)
+  uint64_t results;       ///< offset of int64_t[instruction_count]
+  uint64_t stack_top;     ///< offset: initial stack pointer, 16-byte aligned
+  uint64_t signal_frame;  ///< offset of the frame rt_sigreturn takes (dump)
   int32_t notify_signal;
-  int32_t host_pid;           ///< set by the agent on entry: getpid() (as the process itself sees it)
-  int32_t tid;                ///< set by the agent on entry: gettid()
-  uint32_t state;             ///< 0 not started, 1 running, 2 done, 3 failed. A futex word
-  uint32_t program_counter;   ///< instruction being run
+  int32_t host_pid;          ///< set by the agent on entry: getpid() (as the process itself sees it)
+  int32_t tid;               ///< set by the agent on entry: gettid()
+  uint32_t state;            ///< 0 not started, 1 running, 2 done, 3 failed. A futex word
+  uint32_t program_counter;  ///< instruction being run
   uint32_t reserved;
 };
-static_assert(sizeof(Slot) == 72);
+static_assert(sizeof(Slot) == 64);
 
 struct Header {
-  uint32_t magic;             ///< 'STAG'
+  uint32_t magic;  ///< 'STAG'
   uint32_t version;
   uint64_t area_size;
-  uint64_t slots;             ///< offset of Slot[]
+  uint64_t slots;  ///< offset of Slot[]
   uint32_t slot_count;
   uint32_t counter_count;
-  uint64_t counters;          ///< offset of uint32_t[], futex words
-  uint32_t failed;            ///< futex word: 0, or 1 + index of the first slot that failed
+  uint64_t counters;  ///< offset of uint32_t[], futex words
+  uint32_t failed;    ///< futex word: 0, or 1 + index of the first slot that failed
   uint32_t failed_instruction;
   int64_t failed_result;
 };
-static_assert(sizeof(Header) == 64);
+static_assert(sizeof(Header) == 56);
 
 inline constexpr uint32_t magic = 0x47415453;  // "STAG"
+inline constexpr uint64_t code_space = 8192;   ///< the blob fits into it: a build step checks
+inline constexpr uint32_t ready_counter = 0;   ///< counter that every parked slot adds 1 to
+inline constexpr uint64_t clone_args_size = 88;
+
+// Slot::state
+inline constexpr uint32_t slot_not_started = 0, slot_running = 1, slot_done = 2, slot_failed = 3;
+/// Header::failed while the first failing slot writes down what failed.
+inline constexpr uint32_t failing = 0xffffffff;
 
 }  // namespace stasis::agent

@@ -1,0 +1,210 @@
+// The interpreter: everything that stasis ever runs inside another process. See abi.h for the contract.
+//
+// Freestanding and without vector instructions: the extended state of the task must stay untouched. It is compiled
+// twice, into the blob and into stasis itself, where it runs the supervisor's slot.
+#include "agent/abi.h"
+#include "agent/arch/x86_64/syscall.h"
+
+namespace stasis::agent {
+namespace {
+
+class Interpreter {
+ public:
+  Interpreter(uint8_t* area, uint32_t index)
+      : area_(area),
+        header_(*reinterpret_cast<Header*>(area + code_space)),
+        slot_(at<Slot>(header_.slots)[index]),
+        index_(index),
+        results_(at<int64_t>(slot_.results)) {}
+
+  void run() {
+    slot_.host_pid = static_cast<int32_t>(raw_syscall(call_getpid));
+    slot_.tid = static_cast<int32_t>(raw_syscall(call_gettid));
+    store(slot_.state, slot_running);
+    const auto* program = at<const Instruction>(slot_.instructions);
+    for (uint32_t i = 0; i < slot_.instruction_count; ++i) {
+      slot_.program_counter = i;
+      const int64_t result = execute(program[i]);
+      results_[i] = result;
+      if (!as_expected(program[i], result)) {
+        fail(i, result);
+        break;
+      }
+    }
+    end();
+  }
+
+ private:
+  template <typename T>
+  T* at(uint64_t offset) {
+    return reinterpret_cast<T*>(area_ + offset);
+  }
+  static uint32_t load(uint32_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
+  static void store(uint32_t& word, uint32_t value) { __atomic_store_n(&word, value, __ATOMIC_RELEASE); }
+  static int64_t sleep_on(uint32_t& word, uint32_t seen) {
+    // Bounded, so that a wake-up lost to a failing neighbour costs a moment and not forever.
+    const int64_t pause[2] = {0, 20'000'000};
+    return raw_syscall(call_futex, reinterpret_cast<uint64_t>(&word), 0, seen, reinterpret_cast<uint64_t>(pause));
+  }
+  static void wake(uint32_t& word) { raw_syscall(call_futex, reinterpret_cast<uint64_t>(&word), 1, 0x7fffffff); }
+
+  uint64_t argument(const Instruction& instruction, int index) {
+    const uint64_t value = instruction.args[index];
+    switch (instruction.kinds[index]) {
+      case ArgumentKind::data:
+        return reinterpret_cast<uint64_t>(area_ + value);
+      case ArgumentKind::result:
+        return static_cast<uint64_t>(results_[value]);
+      case ArgumentKind::immediate:
+        break;
+    }
+    return value;
+  }
+
+  int64_t execute(const Instruction& instruction) {
+    uint64_t a[6];
+    for (int i = 0; i < 6; ++i) a[i] = argument(instruction, i);
+    switch (instruction.operation) {
+      case Operation::call:
+        return raw_syscall(instruction.number, a[0], a[1], a[2], a[3], a[4], a[5]);
+      case Operation::read_fully:
+        return transfer(call_read, call_pread, a);
+      case Operation::write_fully:
+        return transfer(call_write, call_pwrite, a);
+      case Operation::wait:
+        return wait(at<uint32_t>(header_.counters)[a[0]], static_cast<uint32_t>(a[1]));
+      case Operation::post:
+        return post(at<uint32_t>(header_.counters)[a[0]], static_cast<uint32_t>(a[1]));
+      case Operation::spawn:
+        return spawn_slot(at<uint8_t>(instruction.args[0]), clone_args_size, area_, instruction.args[1]);
+      case Operation::exit:
+        leave(a[0], a[1]);
+        return 0;
+      case Operation::halt:
+        return 0;
+    }
+    return -38;
+  }
+
+  static bool as_expected(const Instruction& instruction, int64_t result) {
+    const bool success = result < -4095 || result >= 0;
+    switch (instruction.expect) {
+      case Expect::anything:
+        return true;
+      case Expect::success:
+        return success;
+      case Expect::exactly:
+        return result == instruction.expected;
+      case Expect::success_or:
+        return success || result == instruction.expected;
+    }
+    return false;
+  }
+
+  /// All of it, or the first error; a file that ends early is one (EIO).
+  static int64_t transfer(uint32_t sequential, uint32_t positioned, const uint64_t (&a)[6]) {
+    const bool has_position = a[3] != ~0ull;
+    uint64_t done = 0;
+    while (done < a[2]) {
+      const int64_t moved = has_position ? raw_syscall(positioned, a[0], a[1] + done, a[2] - done, a[3] + done)
+                                         : raw_syscall(sequential, a[0], a[1] + done, a[2] - done);
+      if (moved == -4) continue;
+      if (moved < 0) return moved;
+      if (moved == 0) return -5;
+      done += static_cast<uint64_t>(moved);
+    }
+    return static_cast<int64_t>(done);
+  }
+
+  int64_t wait(uint32_t& counter, uint32_t value) {
+    for (;;) {
+      const uint32_t now = load(counter);
+      if (now >= value) return 0;
+      if (load(header_.failed) != 0) return -125;  // ECANCELED: somebody else's failure is the one to report
+      sleep_on(counter, now);
+    }
+  }
+
+  static int64_t post(uint32_t& counter, uint32_t amount) {
+    __atomic_add_fetch(&counter, amount, __ATOMIC_ACQ_REL);
+    wake(counter);
+    return 0;
+  }
+
+  /// Ends this process with an exit code or by a signal of its own.
+  static void leave(uint64_t how, uint64_t value) {
+    if (how == 0) raw_syscall(call_exit_group, value);
+    if (how == 2) raw_syscall(call_exit, value);
+    const uint64_t default_action[4] = {0, 0, 0, 0};
+    const uint64_t only = 1ull << (value - 1);
+    raw_syscall(call_rt_sigaction, value, reinterpret_cast<uint64_t>(default_action), 0, 8);
+    raw_syscall(call_rt_sigprocmask, 1, reinterpret_cast<uint64_t>(&only), 0, 8);
+    raw_syscall(call_kill, static_cast<uint64_t>(raw_syscall(call_getpid)), value);
+    raw_syscall(call_exit_group, 127);
+  }
+
+  void fail(uint32_t instruction, int64_t result) {
+    uint32_t nobody = 0;
+    if (__atomic_compare_exchange_n(&header_.failed, &nobody, failing, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+      header_.failed_instruction = instruction;
+      header_.failed_result = result;
+      store(header_.failed, 1 + index_);
+    }
+    failed_ = true;
+    store(slot_.state, slot_failed);
+    wake(slot_.state);
+    wake(header_.failed);
+    for (uint32_t i = 0; i < header_.counter_count; ++i) wake(at<uint32_t>(header_.counters)[i]);
+  }
+
+  void end() {
+    switch (slot_.end_mode) {
+      case EndMode::return_to_caller:
+        if (!failed_) store(slot_.state, slot_done);
+        return;
+      case EndMode::exit_thread:
+        raw_syscall(call_exit, 0);
+        break;
+      case EndMode::park:
+        park();
+        break;
+      case EndMode::park_spinning:
+        spin();
+        break;
+      case EndMode::notify_then_sigreturn:
+        store(slot_.state, failed_ ? slot_failed : slot_done);
+        raw_syscall(call_tgkill, slot_.host_pid, slot_.tid, slot_.notify_signal);
+        return_from_signal(at<uint8_t>(slot_.signal_frame));
+    }
+  }
+
+  /// Complete: sleeps until ptrace takes the thread over.
+  [[noreturn]] void park() {
+    if (!failed_) {
+      store(slot_.state, slot_done);
+      post(at<uint32_t>(header_.counters)[ready_counter], 1);
+    }
+    for (;;) sleep_on(slot_.state, load(slot_.state));
+  }
+
+  /// The same without any system call: what seccomp lets through is not ours to guess.
+  [[noreturn]] void spin() {
+    if (failed_) park();
+    store(slot_.state, slot_done);
+    __atomic_add_fetch(&at<uint32_t>(header_.counters)[ready_counter], 1, __ATOMIC_ACQ_REL);
+    for (;;) asm volatile("pause");
+  }
+
+  uint8_t* area_;
+  Header& header_;
+  Slot& slot_;
+  uint32_t index_;
+  int64_t* results_;
+  bool failed_ = false;
+};
+
+}  // namespace
+
+extern "C" void stasis_agent_run(uint8_t* area, uint64_t slot) { Interpreter(area, static_cast<uint32_t>(slot)).run(); }
+
+}  // namespace stasis::agent

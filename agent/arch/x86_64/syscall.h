@@ -1,0 +1,34 @@
+// System calls without libc: the kernel's own convention, raw results (-errno on failure). Numbers from
+// asm/unistd_64.h.
+#pragma once
+
+#include <cstdint>
+
+namespace stasis::agent {
+
+inline constexpr uint32_t call_read = 0, call_write = 1, call_rt_sigaction = 13, call_rt_sigprocmask = 14,
+                          call_pread = 17, call_pwrite = 18, call_getpid = 39, call_exit = 60, call_kill = 62,
+                          call_gettid = 186, call_futex = 202, call_exit_group = 231, call_tgkill = 234;
+
+inline int64_t raw_syscall(uint64_t number, uint64_t a0 = 0, uint64_t a1 = 0, uint64_t a2 = 0, uint64_t a3 = 0,
+                           uint64_t a4 = 0, uint64_t a5 = 0) {
+  register uint64_t r10 asm("r10") = a3;
+  register uint64_t r8 asm("r8") = a4;
+  register uint64_t r9 asm("r9") = a5;
+  int64_t result;
+  asm volatile("syscall"
+               : "=a"(result)
+               : "a"(number), "D"(a0), "S"(a1), "d"(a2), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  return result;
+}
+
+extern "C" {
+/// clone3 whose child continues in stasis_agent_run(area, slot), on the stack that the clone_args name. Returns the
+/// child's id in the parent.
+int64_t spawn_slot(const void* clone_args, uint64_t size, uint8_t* area, uint64_t slot);
+/// rt_sigreturn through a frame: the end of the agent in a task that goes on with its own life.
+[[noreturn]] void return_from_signal(const uint8_t* frame);
+}
+
+}  // namespace stasis::agent
