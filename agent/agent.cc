@@ -80,6 +80,8 @@ class Interpreter {
       case Operation::exit:
         leave(a[0], a[1]);
         return 0;
+      case Operation::move_fd:
+        return move_fd(a[0], a[1], a[2]);
       case Operation::halt:
         return 0;
     }
@@ -114,6 +116,13 @@ class Interpreter {
       done += static_cast<uint64_t>(moved);
     }
     return static_cast<int64_t>(done);
+  }
+
+  static int64_t move_fd(uint64_t from, uint64_t to, uint64_t close_on_exec) {
+    if (from == to) return raw_syscall(call_fcntl, to, 2 /* F_SETFD */, close_on_exec != 0);
+    const int64_t moved = raw_syscall(call_dup3, from, to, close_on_exec);
+    raw_syscall(call_close, from);
+    return moved;
   }
 
   int64_t wait(uint32_t& counter, uint32_t value) {

@@ -21,6 +21,19 @@ static_assert(sizeof(clone_args) == clone_args_size);
 
 constexpr uint64_t align(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
+Operation operation_of(uint32_t number) {
+  switch (number) {
+    case plan::Call::read_fully:
+      return Operation::read_fully;
+    case plan::Call::write_fully:
+      return Operation::write_fully;
+    case plan::Call::move_fd:
+      return Operation::move_fd;
+    default:
+      return Operation::call;
+  }
+}
+
 Expect lowered(plan::Expectation::Kind kind) {
   switch (kind) {
     case plan::Expectation::Kind::anything:
@@ -62,9 +75,7 @@ uint64_t SlotProgram::add_data(ByteView bytes) {
 
 uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
   Instruction made{};
-  made.operation = call.number == plan::Call::read_fully    ? Operation::read_fully
-                   : call.number == plan::Call::write_fully ? Operation::write_fully
-                                                            : Operation::call;
+  made.operation = operation_of(call.number);
   made.number = call.number;
   made.expect = lowered(call.expect.kind);
   made.expected = call.expect.value;

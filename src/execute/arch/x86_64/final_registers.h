@@ -1,0 +1,22 @@
+// Register sets as ptrace takes them on x86-64.
+#pragma once
+
+#include "base/result.h"
+#include "base/types.h"
+#include "model/task.h"
+
+namespace stasis::execute {
+
+/// General registers of a task that is not inside a system call: orig_rax = -1, so that nothing is restarted.
+Result<Bytes> final_general(const model::Registers&);
+/// The extended state in this machine's size. A smaller saved state is padded (absent components are in their initial
+/// state), a larger one is cut if what is cut is unused.
+Result<Bytes> final_extended(const model::Registers&, size_t machine_size);
+/// Registers that make a parked thread call munmap(area) from the agent's own system call instruction.
+Bytes registers_for_unmapping(ByteView general_now, AddressRange area, uint64_t syscall_instruction);
+/// Offset of a system call instruction in the agent's code.
+Result<uint64_t> find_syscall_instruction(ByteView code);
+/// rax
+int64_t call_result(ByteView general);
+
+}  // namespace stasis::execute

@@ -1,0 +1,386 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/rseq.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+
+#include "agent/area.h"
+#include "execute/execute.h"
+#include "execute/lower.h"
+#include "execute/resume.h"
+#include "kernel/proc.h"
+#include "kernel/process.h"
+
+namespace stasis::execute {
+namespace {
+
+/// The agent area mapped in stasis at the address it has in every process being built.
+class SharedArea {
+ public:
+  static Result<SharedArea> create(AddressRange where, const agent::Area& area) {
+    if (area.bytes.size() > where.size()) {
+      return fail(Error::internal("map the agent area", fmt::format("the program needs {} bytes, the plan reserved {}",
+                                                                    area.bytes.size(), where.size())));
+    }
+    const UniqueFd memory(memfd_create("stasis-agent", MFD_CLOEXEC));
+    if (!memory.valid()) return fail_errno("memfd_create", "the agent area");
+    if (ftruncate(memory.get(), static_cast<off_t>(where.size())) != 0) return fail_errno("ftruncate", "the agent area");
+    void* mapped = mmap(reinterpret_cast<void*>(where.begin), where.size(), PROT_READ | PROT_WRITE | PROT_EXEC,
+                        MAP_SHARED | MAP_FIXED_NOREPLACE, memory.get(), 0);
+    if (mapped == MAP_FAILED) return fail_errno("mmap", fmt::format("the agent area at {:#x}", where.begin));
+    std::ranges::copy(area.bytes, static_cast<uint8_t*>(mapped));
+    return SharedArea(static_cast<uint8_t*>(mapped), where.size());
+  }
+  SharedArea(SharedArea&& other) noexcept : base_(std::exchange(other.base_, nullptr)), size_(other.size_) {}
+  SharedArea& operator=(SharedArea&&) = delete;
+  ~SharedArea() {
+    if (base_ != nullptr) munmap(base_, size_);
+  }
+
+  uint8_t* base() const { return base_; }
+  ByteView bytes() const { return {base_, size_}; }
+  agent::Header& header() const { return *reinterpret_cast<agent::Header*>(base_ + agent::code_space); }
+  agent::Slot& slot(uint32_t index) const { return reinterpret_cast<agent::Slot*>(base_ + header().slots)[index]; }
+  uint32_t ready() const {
+    return __atomic_load_n(reinterpret_cast<uint32_t*>(base_ + header().counters) + agent::ready_counter, __ATOMIC_ACQUIRE);
+  }
+  uint32_t failed() const { return __atomic_load_n(&header().failed, __ATOMIC_ACQUIRE); }
+  /// Makes every waiting slot give up, as a slot that fails does.
+  void cancel() const {
+    uint32_t nobody = 0;
+    __atomic_compare_exchange_n(&header().failed, &nobody, agent::failing, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+  }
+
+ private:
+  SharedArea(uint8_t* base, uint64_t size) : base_(base), size_(size) {}
+  uint8_t* base_;
+  uint64_t size_;
+};
+
+/// All signals are blocked in what we create, from its birth on: the final masks are set at the very end.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { sigprocmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+/// Orphans of a failing restore come to us while this lives, so that none escapes.
+class Subreaper {
+ public:
+  Subreaper() {
+    prctl(PR_GET_CHILD_SUBREAPER, &before_);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+  }
+  ~Subreaper() { prctl(PR_SET_CHILD_SUBREAPER, before_); }
+  Subreaper(const Subreaper&) = delete;
+  Subreaper& operator=(const Subreaper&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+/// The image directory under the number that the program says.
+class ImagesAtNumber {
+ public:
+  static Result<ImagesAtNumber> place(int fd, int number) {
+    if (number < 0) return ImagesAtNumber(-1);
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_cur < limit.rlim_max) {   // children may need numbers up to what the images say
+      limit.rlim_cur = limit.rlim_max;
+      setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (fcntl(number, F_GETFD) >= 0) {
+      return fail(Error::internal("place the image directory", fmt::format("descriptor {} is in use in stasis", number)));
+    }
+    if (dup3(fd, number, 0) < 0) {
+      return fail_errno("dup3", fmt::format("the image directory as descriptor {}", number));
+    }
+    return ImagesAtNumber(number);
+  }
+  ImagesAtNumber(ImagesAtNumber&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  ImagesAtNumber& operator=(ImagesAtNumber&&) = delete;
+  ~ImagesAtNumber() {
+    if (number_ >= 0) close(number_);
+  }
+
+ private:
+  explicit ImagesAtNumber(int number) : number_(number) {}
+  int number_;
+};
+
+AddressRange own_rseq() {
+  if (__rseq_size == 0) return {};
+  const auto begin = reinterpret_cast<uint64_t>(__builtin_thread_pointer()) + static_cast<uint64_t>(__rseq_offset);
+  return {begin, begin + 32};   // glibc registers 32 bytes, whatever __rseq_size says of those in use
+}
+
+/// Looks for tasks that died without saying so: nobody would ever post what others wait for.
+class Watchdog {
+ public:
+  Watchdog(const SharedArea& area, bool same_namespace, unsigned timeout_seconds)
+      : area_(area), same_namespace_(same_namespace), timeout_(timeout_seconds), thread_([this] { watch(); }) {}
+  ~Watchdog() {
+    {
+      const std::lock_guard lock(mutex_);
+      done_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+  /// The slot whose thread died, once there is one.
+  uint32_t dead_slot() const { return dead_slot_; }
+  bool timed_out() const { return timed_out_; }
+
+ private:
+  void watch() {
+    const auto start = std::chrono::steady_clock::now();
+    std::unique_lock lock(mutex_);
+    while (!wake_.wait_for(lock, std::chrono::milliseconds(100), [this] { return done_; })) {
+      const auto waited = std::chrono::steady_clock::now() - start;
+      if (timeout_ != 0 && waited > std::chrono::seconds(timeout_)) {
+        timed_out_ = true;
+        area_.cancel();
+        return;
+      }
+      if (same_namespace_) look();
+    }
+  }
+  void look() {
+    for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
+      const auto& slot = area_.slot(index);
+      if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
+      if (is_dead(slot.host_pid, slot.tid) && !may_end_now(slot)) {
+        dead_slot_ = index;
+        area_.cancel();
+        return;
+      }
+    }
+  }
+  static bool is_dead(pid_t pid, pid_t tid) {
+    const auto stat = kernel::read_thread_stat(pid, tid);
+    return !stat || stat->state == 'Z' || stat->state == 'X';
+  }
+  /// A slot at its EXIT command is dying as it was told.
+  bool may_end_now(const agent::Slot& slot) const {
+    const auto* program = reinterpret_cast<const agent::Instruction*>(area_.base() + slot.instructions);
+    return slot.program_counter < slot.instruction_count &&
+           program[slot.program_counter].operation == agent::Operation::exit;
+  }
+
+  const SharedArea& area_;
+  bool same_namespace_;
+  unsigned timeout_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool done_ = false;
+  std::atomic<uint32_t> dead_slot_{0};
+  std::atomic<bool> timed_out_{false};
+  std::thread thread_;   // last: it uses all of the above
+};
+
+/// Everything below a process, itself included, parents first.
+std::vector<pid_t> descendants(pid_t root) {
+  std::vector<pid_t> found{root};
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (const auto children = kernel::list_children(found[i])) found.insert(found.end(), children->begin(), children->end());
+  }
+  return found;
+}
+
+class Tree final : public BuiltTree {
+ public:
+  Tree(const plan::Program& program, const model::Application& application, const ExecuteOptions& options)
+      : program_(program), application_(application), options_(options) {}
+  ~Tree() override {
+    if (!resumed_) destroy();
+  }
+
+  Status build(const image::Directory& images) {
+    lowered_ = TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, own_rseq()}));
+    area_description_ = TRY(agent::build_area(program_.agent_area.begin, lowered_.slots, lowered_.counter_count));
+    area_.emplace(TRY(SharedArea::create(program_.agent_area, area_description_)));
+    const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
+    const Subreaper reaper;
+    Status outcome = run();
+    if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
+    if (!outcome) {
+      destroy();
+      clean_up();
+    }
+    return outcome;
+  }
+
+  pid_t host_root() const override { return host_root_; }
+
+  Status resume() override {
+    TRY(resume_tree(application_, host_root_, program_.agent_area, area_description_, options_.leave_stopped));
+    resumed_ = true;
+    return {};
+  }
+
+ private:
+  /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
+  Status run() {
+    const SignalsBlocked blocked;
+    const Watchdog watchdog(*area_, !application_.root_is_namespace_init, options_.timeout_seconds);
+    agent::run_here(area_->base(), 0);
+    host_root_ = spawned_root();
+    while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {
+      const timespec pause{0, 100'000};
+      nanosleep(&pause, nullptr);
+    }
+    if (area_->failed() == 0) return {};
+    return fail(failure(watchdog));
+  }
+
+  pid_t spawned_root() const {
+    const auto& supervisor = area_->slot(0);
+    const bool ran = supervisor.program_counter > lowered_.root_spawn ||
+                     __atomic_load_n(&supervisor.state, __ATOMIC_ACQUIRE) == agent::slot_done;
+    const int64_t result = ran ? agent::result_of(area_description_, area_->bytes(), 0, lowered_.root_spawn) : 0;
+    return result > 0 ? static_cast<pid_t>(result) : 0;
+  }
+
+  Error failure(const Watchdog& watchdog) const {
+    if (watchdog.timed_out()) {
+      return Error::conflict("build the processes", fmt::format("not complete after {} s", options_.timeout_seconds))
+          .advise("raise --timeout");
+    }
+    while (area_->failed() == agent::failing && watchdog.dead_slot() == 0) usleep(1000);
+    const uint32_t slot = watchdog.dead_slot() != 0 ? watchdog.dead_slot() : area_->failed() - 1;
+    const auto [pid, tid] = std::ranges::find(lowered_.slot_of, slot, [](const auto& entry) { return entry.second; })->first;
+    const auto& header = area_->header();
+    const uint32_t instruction = watchdog.dead_slot() != 0 ? area_->slot(slot).program_counter : header.failed_instruction;
+    const auto& origins = area_description_.slots[slot].origins;
+    const uint32_t command = instruction < origins.size() ? origins[instruction] : 0;
+    const std::string name(plan::name_of(program_.commands[command].action));
+    const std::string subject = pid.value == 0 ? fmt::format("command {} {} of the supervisor", command, name)
+                                               : fmt::format("command {} {} of task {}, thread {}", command, name, pid, tid);
+    if (watchdog.dead_slot() != 0) {
+      return Error::conflict("run the restore program", "the task died in the middle of it", subject);
+    }
+    return explain(command, subject, header.failed_result, purpose_of(command));
+  }
+
+  std::string purpose_of(uint32_t command) const {
+    const auto* perform = std::get_if<plan::Perform>(&program_.commands[command].action);
+    return perform == nullptr ? std::string() : perform->purpose;
+  }
+
+  Error explain(uint32_t command, const std::string& subject, int64_t result, const std::string& purpose) const {
+    const std::string operation = purpose.empty() ? "run the restore program" : "restore " + purpose;
+    if (result >= 0) {
+      return Error::conflict(operation, fmt::format("a system call returned {}, which the program does not expect", result), subject);
+    }
+    auto error = Error::system(operation, static_cast<int>(-result), subject);
+    const auto& action = program_.commands[command].action;
+    const bool creates = std::holds_alternative<plan::Fork>(action) || std::holds_alternative<plan::Clone>(action) ||
+                         std::holds_alternative<plan::StartThread>(action);
+    if (creates && result == -EEXIST) {
+      const auto* fork = std::get_if<plan::Fork>(&action);
+      return Error::conflict(operation, fork != nullptr ? fmt::format("pid {} is taken by another process", fork->child_pid)
+                                                        : "the id is taken by another process",
+                             subject)
+          .advise("end that process, or restore in a pid namespace of its own");
+    }
+    if (creates && result == -EPERM) {
+      return std::move(error).advise("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
+    }
+    if (const auto* open = std::get_if<plan::Open>(&action)) return std::move(error).about(subject + ": " + open->path);
+    return error;
+  }
+
+  /// Kills and reaps everything that was created.
+  void destroy() {
+    if (host_root_ == 0 && area_) host_root_ = spawned_root();
+    // Orphans have come to us, the root is our child or our sibling: from both everything can be reached.
+    for (int round = 0; round < 1000; ++round) {
+      bool found = false;
+      std::vector<pid_t> doomed;
+      if (options_.sibling && host_root_ > 0) doomed = descendants(host_root_);
+      if (const auto children = kernel::list_children(getpid())) {
+        for (const pid_t child : *children) {
+          const auto below = descendants(child);
+          doomed.insert(doomed.end(), below.begin(), below.end());
+        }
+      }
+      for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
+      while (waitpid(-1, nullptr, __WALL | WNOHANG) > 0) {}
+      if (!found) return;
+      usleep(500);
+      if (options_.sibling && doomed.size() == 1) return;   // a zombie that its own parent reaps
+    }
+  }
+
+  /// Runs what the supervisor would have done last (removing temporary files), whatever became of the rest.
+  void clean_up() const {
+    agent::SlotProgram settle(agent::EndMode::return_to_caller);
+    bool after_first_wait = false;
+    for (const auto& command : program_.commands) {
+      if (command.pid.value != 0) continue;
+      if (std::holds_alternative<plan::Await>(command.action)) after_first_wait = true;
+      const auto* perform = std::get_if<plan::Perform>(&command.action);
+      if (!after_first_wait || perform == nullptr) continue;
+      for (auto call : perform->calls) settle.call(plan::expecting(std::move(call), plan::Expectation::Kind::anything), 0);
+    }
+    if (settle.size() == 0) return;
+    std::vector<agent::SlotProgram> slots;
+    slots.push_back(std::move(settle));
+    Bytes memory;
+    auto area = agent::build_area(0, std::move(slots), 1);
+    if (area) agent::run_here(area->bytes.data(), 0);
+  }
+
+  // Copies: a tree may outlive the caller's temporaries.
+  const plan::Program& program_;
+  const model::Application& application_;
+  ExecuteOptions options_;
+  Lowered lowered_;
+  agent::Area area_description_;
+  std::optional<SharedArea> area_;
+  pid_t host_root_ = 0;
+  bool resumed_ = false;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<BuiltTree>> BuiltTree::build(const plan::Program& program, const model::Application& application,
+                                                    const image::Directory& images, const ExecuteOptions& options) {
+  auto tree = std::make_unique<Tree>(program, application, options);
+  TRY(tree->build(images));
+  return std::unique_ptr<BuiltTree>(std::move(tree));
+}
+
+Result<std::vector<AddressRange>> own_mappings() {
+  std::vector<AddressRange> ranges;
+  for (const auto& entry : TRY(kernel::read_maps(getpid()))) ranges.push_back(entry.range);
+  return ranges;
+}
+
+}  // namespace stasis::execute

@@ -1,0 +1,317 @@
+#include "execute/lower.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+
+namespace stasis::execute {
+namespace {
+
+using agent::SlotProgram;
+using plan::call;
+using plan::expecting;
+using plan::ResultOf;
+using Expected = plan::Expectation::Kind;
+
+/// The end of user addresses with four-level page tables. Mappings beyond it exist only where a program asked for them
+/// by address (Documentation/arch/x86/x86_64/5level-paging.rst); stasis never has any.
+constexpr uint64_t task_size = 0x7ffffffff000;
+constexpr uint64_t largest_transfer = 1ull << 30;   ///< the kernel moves at most 0x7ffff000 bytes per call
+constexpr size_t largest_vector = 1024;             ///< UIO_MAXIOV
+
+class Lowering {
+ public:
+  Lowering(const plan::Program& program, const model::Application& application, const LowerOptions& options)
+      : program_(program), application_(application), options_(options) {
+    result_.slots.emplace_back(agent::EndMode::return_to_caller);
+    result_.slot_of[{Pid{0}, Tid{0}}] = 0;
+  }
+
+  Result<Lowered> run() {
+    create_slots();
+    for (origin_ = 0; origin_ < program_.commands.size(); ++origin_) {
+      const auto& command = program_.commands[origin_];
+      const auto slot = result_.slot_of.find(runner_of(command));
+      if (slot == result_.slot_of.end()) {
+        return fail(Error::invalid("lower the program", fmt::format("command {} is run by {}, which nothing creates", origin_,
+                                                                    command.pid)));
+      }
+      slot_ = slot->second;
+      const uint32_t first = now().size();
+      TRY(std::visit([&](const auto& action) { return lower(command, action); }, command.action));
+      if (static_cast<int>(origin_) == options_.fail_at_command) inject_failure(first);
+    }
+    result_.counter_count = 1 + static_cast<uint32_t>(counters_.size());
+    return std::move(result_);
+  }
+
+ private:
+  static Runner runner_of(const plan::Command& command) {
+    return {command.pid, command.pid.value != 0 && command.tid.value == 0 ? leader_of(command.pid) : command.tid};
+  }
+
+  /// Spawns refer to slots of children before any command of theirs has been seen.
+  void create_slots() {
+    for (const auto& command : program_.commands) {
+      if (const auto* fork = std::get_if<plan::Fork>(&command.action)) add_slot({fork->child_pid, leader_of(fork->child_pid)});
+      if (const auto* clone = std::get_if<plan::Clone>(&command.action)) {
+        add_slot({clone->child_pid, leader_of(clone->child_pid)});
+      }
+      if (const auto* thread = std::get_if<plan::StartThread>(&command.action)) add_slot({command.pid, thread->tid});
+    }
+  }
+  void add_slot(Runner runner) {
+    if (!result_.slot_of.contains(runner)) {
+      result_.slot_of[runner] = static_cast<uint32_t>(result_.slots.size());
+      result_.slots.emplace_back(agent::EndMode::exit_thread);
+    }
+  }
+
+  SlotProgram& now() { return result_.slots[slot_]; }
+  uint32_t add(const plan::Call& made) { return now().call(made, static_cast<uint32_t>(origin_)); }
+  uint32_t counter(const std::string& event) {
+    return counters_.try_emplace(event, 1 + static_cast<uint32_t>(counters_.size())).first->second;
+  }
+
+  /// The first instruction of the command becomes a call that fails with EBADF. A command that lowers to nothing gets one.
+  void inject_failure(uint32_t first) {
+    const auto failing = call(SYS_fsync, -1);
+    if (first == now().size()) add(failing);
+    auto& instruction = now().instruction(first);
+    instruction.operation = agent::Operation::call;
+    instruction.number = SYS_fsync;
+    instruction.kinds[0] = agent::ArgumentKind::immediate;
+    instruction.args[0] = ~0ull;
+    instruction.expect = agent::Expect::success;
+  }
+
+  // ---- the process tree
+
+  std::vector<int32_t> ids(int32_t outermost, const std::vector<pid_t>& nested) const {
+    std::vector<int32_t> innermost_first(nested.rbegin(), nested.rend());
+    innermost_first.push_back(outermost);
+    return innermost_first;
+  }
+
+  Status lower(const plan::Command& command, const plan::Fork& fork) {
+    uint64_t flags = 0;
+    if (fork.new_pid_namespace) flags |= CLONE_NEWPID;
+    if (fork.share_files) flags |= CLONE_FILES;
+    if (fork.share_fs) flags |= CLONE_FS;
+    if (fork.share_handlers) flags |= CLONE_SIGHAND;
+    if (fork.share_memory) flags |= CLONE_VM;
+    const bool is_root = command.pid.value == 0;
+    const bool sibling = is_root && options_.sibling;
+    if (sibling) flags |= CLONE_PARENT;
+    const uint32_t child = result_.slot_of.at({fork.child_pid, leader_of(fork.child_pid)});
+    if (is_root) result_.root_spawn = now().size();
+    now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child, static_cast<uint32_t>(origin_));
+    if (is_root) begin_root(result_.slots[child]);
+    return {};
+  }
+
+  /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images.
+  void begin_root(SlotProgram& root) {
+    const auto origin = static_cast<uint32_t>(origin_);
+    root.call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), origin);
+    if (program_.images_fd > 0) root.call(call(SYS_close_range, 0, program_.images_fd - 1, 0), origin);
+    root.call(call(SYS_close_range, program_.images_fd + 1, ~0u, 0), origin);
+  }
+
+  Status lower(const plan::Command&, const plan::Clone& clone) {
+    const uint32_t child = result_.slot_of.at({clone.child_pid, leader_of(clone.child_pid)});
+    // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
+    now().spawn(CLONE_PARENT, 0, {clone.child_pid.value}, child, static_cast<uint32_t>(origin_));
+    return {};
+  }
+  Status lower(const plan::Command& command, const plan::StartThread& thread) {
+    constexpr uint64_t flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    now().spawn(flags, 0, ids(thread.tid.value, thread.nested_tids), result_.slot_of.at({command.pid, thread.tid}),
+                static_cast<uint32_t>(origin_));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetChildReaper& reaper) {
+    add(call(SYS_prctl, PR_SET_CHILD_SUBREAPER, reaper.value));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetSid&) {
+    add(call(SYS_setsid));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetPgid& group) {
+    add(call(SYS_setpgid, group.target.value, group.pgid.value));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Exit& exit) {
+    const auto origin = static_cast<uint32_t>(origin_);
+    if (!WIFSIGNALED(exit.status)) {
+      now().exit(0, static_cast<uint64_t>(WEXITSTATUS(exit.status)), origin);
+      return {};
+    }
+    const rlimit none{0, 0};   // the core was written in the first life
+    add(call(SYS_prlimit64, 0, RLIMIT_CORE, plan::struct_in(none), 0));
+    now().exit(1, static_cast<uint64_t>(WTERMSIG(exit.status)), origin);
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Wait& wait) {
+    add(expecting(call(SYS_wait4, wait.child_pid.value, 0, __WALL, 0), Expected::exactly, wait.child_pid.value));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Await& await) {
+    now().wait(counter(await.event), await.count, static_cast<uint32_t>(origin_));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Post& post) {
+    now().post(counter(post.event), 1, static_cast<uint32_t>(origin_));
+    return {};
+  }
+
+  // ---- descriptors
+
+  void move_fd(int to, bool close_on_exec) {
+    add(call(plan::Call::move_fd, ResultOf{-1}, to, close_on_exec ? O_CLOEXEC : 0));
+  }
+  Status lower(const plan::Command&, const plan::Open& open) {
+    add(call(SYS_openat, AT_FDCWD, plan::text(open.path), open.flags, open.mode));
+    move_fd(open.fd, (open.flags & O_CLOEXEC) != 0);
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Close& close) {
+    add(call(SYS_close, close.fd));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Dup2& dup) {
+    add(call(SYS_dup3, dup.old_fd, dup.new_fd, dup.close_on_exec ? O_CLOEXEC : 0));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetCloseOnExec& set) {
+    add(call(SYS_fcntl, set.fd, F_SETFD, set.value ? FD_CLOEXEC : 0));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Lseek& seek) {
+    add(expecting(call(SYS_lseek, seek.fd, seek.offset, SEEK_SET), Expected::exactly, static_cast<int64_t>(seek.offset)));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::TransferFd& transfer) {
+    add(call(SYS_pidfd_open, transfer.from_pid.value, 0));
+    add(call(SYS_pidfd_getfd, ResultOf{-1}, transfer.fd, 0));
+    add(call(SYS_close, ResultOf{-2}));   // before the move: it may have the number that is wanted
+    add(call(plan::Call::move_fd, ResultOf{-2}, transfer.target_fd, transfer.close_on_exec ? O_CLOEXEC : 0));
+    return {};
+  }
+
+  // ---- memory
+
+  Status lower(const plan::Command&, const plan::Mmap& map) {
+    const uint64_t flags = map.flags | (map.is_shared ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED_NOREPLACE;
+    add(expecting(call(SYS_mmap, map.addr, map.length, map.prot, flags, map.fd, map.offset), Expected::exactly,
+                  static_cast<int64_t>(map.addr)));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::MmapAnon& map) {
+    const uint64_t flags = map.flags | MAP_ANONYMOUS | (map.is_shared ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED_NOREPLACE;
+    add(expecting(call(SYS_mmap, map.addr, map.length, map.prot, flags, -1, 0), Expected::exactly,
+                  static_cast<int64_t>(map.addr)));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Mremap& remap) {
+    add(expecting(call(SYS_mremap, remap.addr, remap.length, remap.length, MREMAP_MAYMOVE | MREMAP_FIXED, remap.new_addr),
+                  Expected::exactly, static_cast<int64_t>(remap.new_addr)));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Munmap& unmap) {
+    add(call(SYS_munmap, unmap.addr, unmap.length));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Mprotect& protect) {
+    add(call(SYS_mprotect, protect.addr, protect.length, protect.prot));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::ClearMemory&) {
+    // The kernel writes to a registered rseq area whenever it preempts us: unregister it before it is unmapped.
+    constexpr int unregister = 1, signature = 0x53053053;
+    if (!options_.rseq_area.empty()) {
+      add(expecting(call(SYS_rseq, options_.rseq_area.begin, options_.rseq_area.size(), unregister, signature), Expected::anything));
+    }
+    add(call(SYS_munmap, 0, program_.agent_area.begin));
+    add(call(SYS_munmap, program_.agent_area.end, task_size - program_.agent_area.end));
+    return {};
+  }
+
+  Status lower(const plan::Command&, const plan::LoadPages& load) {
+    std::vector<iovec> batch;
+    uint64_t bytes = 0, offset = load.offset;
+    const auto flush = [&] {
+      if (batch.empty()) return;
+      plan::In vector;
+      const auto* first = reinterpret_cast<const uint8_t*>(batch.data());
+      vector.bytes.assign(first, first + batch.size() * sizeof(iovec));
+      add(expecting(call(SYS_preadv, load.fd, std::move(vector), batch.size(), offset, 0), Expected::exactly,
+                    static_cast<int64_t>(bytes)));
+      offset += bytes;
+      bytes = 0;
+      batch.clear();
+    };
+    if (load.runs.size() % 2 != 0) return fail(Error::invalid("lower LOAD_PAGES", "runs are not pairs"));
+    for (size_t i = 0; i < load.runs.size(); i += 2) {
+      uint64_t address = load.runs[i], left = load.runs[i + 1];
+      while (left > 0) {
+        if (batch.size() == largest_vector || bytes == largest_transfer) flush();
+        const uint64_t part = std::min(left, largest_transfer - bytes);
+        batch.push_back({reinterpret_cast<void*>(address), part});
+        address += part;
+        left -= part;
+        bytes += part;
+      }
+    }
+    flush();
+    return {};
+  }
+
+  // ---- everything else
+
+  Status lower(const plan::Command&, const plan::Perform& perform) {
+    for (const auto& one : perform.calls) add(one);
+    return {};
+  }
+
+  Status lower(const plan::Command& command, const plan::Ready&) {
+    // What a seccomp filter lets through is not ours to guess: such a thread waits without system calls.
+    const bool filtered = has_seccomp(runner_of(command));
+    now().set_end_mode(filtered ? agent::EndMode::park_spinning : agent::EndMode::park);
+    ++result_.ready_threads;
+    return {};
+  }
+
+  bool has_seccomp(Runner runner) const {
+    const auto* task = application_.find(runner.first);
+    if (task == nullptr) return false;
+    const auto thread = std::ranges::find(task->threads, runner.second, &model::Thread::tid);
+    return thread != task->threads.end() && thread->seccomp.mode != model::Seccomp::Mode::disabled;
+  }
+
+  const plan::Program& program_;
+  const model::Application& application_;
+  const LowerOptions& options_;
+  Lowered result_;
+  std::map<std::string, uint32_t> counters_;
+  uint32_t slot_ = 0;
+  size_t origin_ = 0;
+};
+
+}  // namespace
+
+Result<Lowered> lower(const plan::Program& program, const model::Application& application, const LowerOptions& options) {
+  return Lowering(program, application, options).run();
+}
+
+}  // namespace stasis::execute

@@ -1,0 +1,34 @@
+// Program → agent programs: one slot for every thread that runs commands, slot 0 for the supervisor.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "agent/area.h"
+#include "base/result.h"
+#include "model/application.h"
+#include "plan/program.h"
+
+namespace stasis::execute {
+
+using Runner = std::pair<Pid, Tid>;
+
+struct LowerOptions {
+  bool sibling = false;              ///< the root is created with CLONE_PARENT
+  int fail_at_command = -1;
+  AddressRange rseq_area;            ///< of the thread that creates the root: unregistered by the child before it unmaps it
+};
+
+struct Lowered {
+  std::vector<agent::SlotProgram> slots;
+  std::map<Runner, uint32_t> slot_of;
+  uint32_t counter_count = 1;        ///< counter 0 counts threads that are READY
+  uint32_t ready_threads = 0;
+  uint32_t root_spawn = 0;           ///< instruction of slot 0 that creates the root: its result is the root's pid
+};
+
+Result<Lowered> lower(const plan::Program&, const model::Application&, const LowerOptions&);
+
+}  // namespace stasis::execute

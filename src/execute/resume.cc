@@ -1,0 +1,162 @@
+#include "execute/resume.h"
+
+#include <elf.h>
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <map>
+#include <set>
+
+#include "execute/arch/x86_64/final_registers.h"
+#include "kernel/proc.h"
+#include "kernel/ptrace.h"
+
+namespace stasis::execute {
+namespace {
+
+struct LiveThread {
+  const model::Task* task = nullptr;
+  const model::Thread* thread = nullptr;
+  pid_t host_tid = 0;
+  pid_t host_pid = 0;
+  Bytes general;         ///< as seized
+};
+
+/// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
+Result<std::map<pid_t, pid_t>> host_ids(pid_t host_root) {
+  std::map<pid_t, pid_t> ids;
+  std::vector<pid_t> queue{host_root};
+  for (size_t i = 0; i < queue.size(); ++i) {
+    for (const pid_t tid : TRY(kernel::list_threads(queue[i]))) {
+      const auto status = TRY(kernel::read_thread_status(queue[i], tid));
+      if (!status.ns_pid.empty()) ids[status.ns_pid.back()] = tid;
+    }
+    for (const pid_t child : TRY(kernel::list_children(queue[i]))) queue.push_back(child);
+  }
+  return ids;
+}
+
+class Resumption {
+ public:
+  Resumption(const model::Application& application, AddressRange area) : application_(application), area_(area) {}
+
+  Status run(pid_t host_root, ByteView code, bool leave_stopped) {
+    syscall_instruction_ = area_.begin + TRY(find_syscall_instruction(code));
+    TRY(find_threads(host_root));
+    TRY(seize());
+    for (auto& live : threads_) TRY_IN(name_of(live), set_state(live));
+    TRY(unmap_agent());
+    return let_go(leave_stopped);
+  }
+
+ private:
+  static std::string name_of(const LiveThread& live) {
+    return fmt::format("task {} '{}', thread {}", live.task->pid, live.thread->name, live.thread->tid);
+  }
+
+  Status find_threads(pid_t host_root) {
+    std::map<pid_t, pid_t> ids;
+    if (application_.root_is_namespace_init) ids = TRY(host_ids(host_root));
+    const auto host = [&](pid_t id) -> Result<pid_t> {
+      if (!application_.root_is_namespace_init) return id;
+      const auto found = ids.find(id);
+      if (found == ids.end()) return fail(Error::gone("find the restored task", fmt::format("pid {} of the namespace", id)));
+      return found->second;
+    };
+    for (const auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      const pid_t host_pid = TRY(host(task.pid.value));
+      for (const auto& thread : task.threads) {
+        threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid, {}});
+      }
+    }
+    return {};
+  }
+
+  /// Asks all to stop before waiting for the first: their latencies overlap.
+  Status seize() {
+    for (const auto& live : threads_) {
+      const bool filtered = live.thread->seccomp.mode != model::Seccomp::Mode::disabled;
+      // Our last call in the task is not one that its filter was written for.
+      TRY_IN(name_of(live), kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+      TRY_IN(name_of(live), kernel::ptrace_interrupt(live.host_tid));
+    }
+    for (auto& live : threads_) {
+      TRY_IN(name_of(live), wait_for_stop(live));
+      live.general = TRY_IN(name_of(live), kernel::ptrace_get_regset(live.host_tid, NT_PRSTATUS));
+    }
+    return {};
+  }
+
+  static Status wait_for_stop(const LiveThread& live) {
+    const auto waited = TRY(kernel::wait_for(live.host_tid));
+    if (!waited.status.stopped()) return fail(Error::gone("stop the restored task", name_of(live)));
+    return {};
+  }
+
+  Status set_state(const LiveThread& live) {
+    if (machine_state_size_ == 0) {
+      machine_state_size_ = TRY(kernel::ptrace_get_regset(live.host_tid, NT_X86_XSTATE)).size();
+    }
+    TRY(kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE, TRY(final_extended(live.thread->registers, machine_state_size_))));
+    TRY(kernel::ptrace_set_sigmask(live.host_tid, live.thread->blocked_signals));
+    return kernel::ptrace_set_regset(live.host_tid, NT_PRSTATUS, TRY(final_general(live.thread->registers)));
+  }
+
+  /// One thread of each address space unmaps the area; the stop at the call's end comes before it would run on.
+  Status unmap_agent() {
+    std::set<ObjectId> spaces;
+    std::vector<const LiveThread*> runners;
+    for (const auto& live : threads_) {
+      if (spaces.insert(live.task->address_space).second) runners.push_back(&live);
+    }
+    for (const auto* live : runners) {
+      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
+                                                       registers_for_unmapping(live->general, area_, syscall_instruction_)));
+    }
+    for (int stop = 0; stop < 2; ++stop) {   // at the call's entry and at its end
+      for (const auto* live : runners) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
+      for (const auto* live : runners) TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
+    }
+    for (const auto* live : runners) {
+      const int64_t result = call_result(TRY(kernel::ptrace_get_regset(live->host_tid, NT_PRSTATUS)));
+      if (result != 0) return fail(Error::system("unmap the agent", static_cast<int>(-result), name_of(*live)));
+      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS, TRY(final_general(live->thread->registers))));
+    }
+    return {};
+  }
+
+  /// Signals that are pending for the task may show first: they are put back when the thread is let go.
+  static Status wait_for_syscall_stop(const LiveThread& live) {
+    for (;;) {
+      const auto waited = TRY(kernel::wait_for(live.host_tid));
+      if (!waited.status.stopped()) return fail(Error::gone("unmap the agent", name_of(live)));
+      if (waited.status.is_syscall_stop()) return {};
+      TRY(kernel::ptrace_to_syscall(live.host_tid));
+    }
+  }
+
+  Status let_go(bool leave_stopped) {
+    for (const auto& live : threads_) {
+      const bool leader = live.host_tid == live.host_pid;
+      if (leader && (leave_stopped || live.task->state == model::TaskState::stopped)) kill(live.host_pid, SIGSTOP);
+    }
+    for (const auto& live : threads_) TRY_IN(name_of(live), kernel::ptrace_detach(live.host_tid));
+    return {};
+  }
+
+  const model::Application& application_;
+  AddressRange area_;
+  uint64_t syscall_instruction_ = 0;
+  size_t machine_state_size_ = 0;
+  std::vector<LiveThread> threads_;
+};
+
+}  // namespace
+
+Status resume_tree(const model::Application& application, pid_t host_root, AddressRange agent_area, const agent::Area&,
+                   bool leave_stopped) {
+  return Resumption(application, agent_area).run(host_root, agent::blob(), leave_stopped);
+}
+
+}  // namespace stasis::execute
