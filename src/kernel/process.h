@@ -26,7 +26,10 @@ Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into);
 Status write_memory(pid_t pid, RemoteAddress to, ByteView bytes);
 
 /// PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst), falling back to reading /proc/PID/pagemap.
-enum class PageState : uint8_t { present_or_swapped, file_backed_clean };
+/// PAGE_IS_*: include/uapi/linux/fs.h.
+inline constexpr uint64_t page_is_wp_allowed = 1 << 0, page_is_written = 1 << 1, page_is_file = 1 << 2,
+                          page_is_present = 1 << 3, page_is_swapped = 1 << 4, page_is_zero_frame = 1 << 5,
+                          page_is_huge = 1 << 6, page_is_soft_dirty = 1 << 7, page_is_guard = 1 << 8;
 struct PageScan {
   AddressRange range;
   uint64_t categories = 0;               ///< PAGE_IS_*

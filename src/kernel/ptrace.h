@@ -38,6 +38,7 @@ Status ptrace_detach(pid_t tid, int signal = 0);
 Status ptrace_continue(pid_t tid, int signal = 0);
 Status ptrace_to_syscall(pid_t tid, int signal = 0);      ///< PTRACE_SYSCALL
 Status ptrace_listen(pid_t tid);
+Status ptrace_set_options(pid_t tid, uint64_t options);   ///< PTRACE_O_*
 Result<Bytes> ptrace_get_regset(pid_t tid, int type);     ///< NT_PRSTATUS, NT_X86_XSTATE
 Status ptrace_set_regset(pid_t tid, int type, ByteView registers);
 Result<uint64_t> ptrace_get_sigmask(pid_t tid);
@@ -58,7 +59,7 @@ struct RseqConfiguration {
 };
 Result<RseqConfiguration> ptrace_get_rseq(pid_t tid);
 
-/// waitpid with __WALL; restarts on EINTR. tid -1: any.
+/// waitpid with __WALL; restarts on EINTR. tid -1: any. With WNOHANG and nothing to report the tid is 0.
 struct Waited {
   pid_t tid = 0;
   WaitStatus status;

@@ -1,0 +1,138 @@
+// Reading whole files, links and directories of /proc.
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+
+#include <fmt/format.h>
+
+#include "base/unique_fd.h"
+#include "kernel/proc.h"
+#include "kernel/text.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr size_t first_buffer = 16 << 10;
+
+/// A failed access to something below /proc/PID. The kernel says ENOENT for a directory that is gone and ESRCH for a
+/// task that died while its file was open; ENOENT also stands for a file this kernel does not have.
+Error proc_error(std::string operation, pid_t pid, const std::string& path, int error) {
+  if (error == ESRCH) return Error::gone(std::move(operation), path);
+  if (error == ENOENT && pid != 0 && access(fmt::format("/proc/{}", pid).c_str(), F_OK) != 0) {
+    return Error::gone(std::move(operation), path);
+  }
+  return Error::system(std::move(operation), error, path);
+}
+
+/// Size is no guide in procfs: reads until nothing comes.
+int read_all(int fd, std::string& text) {
+  size_t used = 0;
+  size_t capacity = first_buffer;
+  for (;;) {
+    ssize_t got = 0;
+    text.resize_and_overwrite(capacity, [&](char* data, size_t size) {
+      do got = read(fd, data + used, size - used);
+      while (got < 0 && errno == EINTR);
+      return got > 0 ? used + static_cast<size_t>(got) : used;
+    });
+    if (got < 0) return errno;
+    if (got == 0) return 0;
+    used = text.size();
+    if (capacity - used < capacity / 4) capacity *= 2;
+  }
+}
+
+Result<std::string> read_path(const std::string& path, pid_t pid) {
+  UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return fail(proc_error("open", pid, path, errno));
+  std::string text;
+  if (const int error = read_all(file.get(), text)) return fail(proc_error("read", pid, path, error));
+  return text;
+}
+
+struct KernelDirectoryEntry {
+  uint64_t inode;
+  int64_t offset;
+  uint16_t length;
+  uint8_t type;
+  char name[];
+};
+
+/// Entries of a directory whose names are numbers.
+Result<std::vector<int>> list_numbers(const std::string& path, pid_t pid) {
+  UniqueFd directory(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid()) return fail(proc_error("open", pid, path, errno));
+  std::vector<int> numbers;
+  alignas(KernelDirectoryEntry) char buffer[32 << 10];
+  for (;;) {
+    const long got = syscall(SYS_getdents64, directory.get(), buffer, sizeof buffer);
+    if (got < 0) return fail(proc_error("getdents64", pid, path, errno));
+    if (got == 0) return numbers;
+    for (long at = 0; at < got;) {
+      const auto* entry = reinterpret_cast<const KernelDirectoryEntry*>(buffer + at);
+      if (entry->name[0] >= '0' && entry->name[0] <= '9') {
+        if (const auto number = to_number<int>(entry->name)) numbers.push_back(*number);
+      }
+      at += entry->length;
+    }
+  }
+}
+
+}  // namespace
+
+Result<std::string> read_proc(pid_t pid, std::string_view name) {
+  return read_path(fmt::format("/proc/{}/{}", pid, name), pid);
+}
+
+Result<std::string> read_file(const std::string& path) { return read_path(path, 0); }
+
+Result<std::string> read_link(const std::string& path) {
+  std::string target;
+  for (size_t capacity = 256;; capacity *= 2) {
+    ssize_t got = 0;
+    target.resize_and_overwrite(capacity, [&](char* data, size_t size) {
+      got = readlink(path.c_str(), data, size);
+      return got > 0 ? static_cast<size_t>(got) : 0;
+    });
+    if (got < 0) return fail_errno("readlink", path);
+    if (static_cast<size_t>(got) < capacity) return target;
+  }
+}
+
+Result<std::vector<pid_t>> list_threads(pid_t pid) {
+  auto threads = TRY(list_numbers(fmt::format("/proc/{}/task", pid), pid));
+  const auto leader = std::find(threads.begin(), threads.end(), pid);
+  if (leader != threads.end()) std::rotate(threads.begin(), leader, leader + 1);
+  return threads;
+}
+
+Result<std::vector<pid_t>> list_children(pid_t pid) {
+  std::vector<pid_t> children;
+  for (const pid_t tid : TRY(list_threads(pid))) {
+    const auto text = read_path(fmt::format("/proc/{}/task/{}/children", pid, tid), pid);
+    // A thread may end between the two looks; its children then belong to another thread and are seen next time.
+    if (!text && (text.error().code() == ErrorCode::gone || text.error().errno_value() == ENOENT)) {
+      if (tid == pid) {
+        return fail(Error::system("open", ENOENT, fmt::format("/proc/{}/task/{}/children", pid, tid))
+                        .advise("This kernel lacks CONFIG_PROC_CHILDREN, or the task has died"));
+      }
+      continue;
+    }
+    if (!text) return fail(text.error());
+    TextCursor cursor(*text);
+    while (const auto child = cursor.number<pid_t>()) children.push_back(*child);
+  }
+  return children;
+}
+
+Result<std::vector<int>> list_descriptors(pid_t pid) {
+  auto descriptors = TRY(list_numbers(fmt::format("/proc/{}/fd", pid), pid));
+  std::sort(descriptors.begin(), descriptors.end());
+  return descriptors;
+}
+
+}  // namespace stasis::kernel
