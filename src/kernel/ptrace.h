@@ -46,7 +46,8 @@ Status ptrace_set_sigmask(pid_t tid, uint64_t mask);
 /// All siginfo_t of a queue, oldest first. `shared`: the process's queue, otherwise the thread's.
 Result<std::vector<Bytes>> ptrace_peek_siginfo(pid_t tid, bool shared);
 Result<Bytes> ptrace_get_siginfo(pid_t tid);
-/// Filter `index` (0 is the newest) of a task's chain; nothing past the last. Needs CAP_SYS_ADMIN.
+/// Filter `index` of a task's chain, 0 being the first installed (kernel/seccomp.c, get_nth_filter; ptrace(2) has it the
+/// wrong way round); nothing past the last. Needs CAP_SYS_ADMIN and no seccomp filter of our own.
 struct SeccompFilterView {
   Bytes program;
   uint64_t flags = 0;
