@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,9 @@ class Directory {
   Result<Reader> read(std::string_view file) const;
   /// All *.img files, sorted.
   Result<std::vector<std::string>> list() const;
+  /// Start of a dump into this directory: removes inventory.img of an earlier one, so that a dump that dies half-way
+  /// cannot be taken for a checkpoint, and then its other images, so that none can be mistaken for a part of this one.
+  Status begin() const;
   /// Writes inventory.img under a temporary name, syncs nothing more than needed, renames.
   Status commit(const google::protobuf::Message& inventory) const;
 
@@ -58,29 +62,51 @@ class Writer {
   Status append_raw(ByteView bytes);
   /// Flushes. A Writer destroyed without it leaves a file that must not be used.
   Status finish();
+  const std::string& name() const;
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
 
+/// The longest record that is accepted: an address space of a million mappings fits.
+constexpr uint64_t record_limit = 64 << 20;
+
 class Reader {
  public:
   Reader(UniqueFd fd, std::string name, uint64_t size, uint64_t position);
-  /// The next record, or false at the end of the file. Errors name file, record index and offset.
+  /// The next record, or false at the end of the file. Errors name file, record, offset and, where the bytes are at
+  /// fault, the field.
   Result<bool> next(google::protobuf::Message& record);
   /// Exactly `length` raw bytes.
   Result<Bytes> raw(uint64_t length);
+  Status raw(std::span<uint8_t> buffer);
+  /// Leaves out `length` raw bytes.
+  Status skip(uint64_t length);
   /// A file that has exactly one record.
   Status single(google::protobuf::Message& record);
   const std::string& name() const { return name_; }
+  uint64_t position() const { return position_; }
+  uint64_t remaining() const { return size_ - position_; }
+  /// "core-7.img, record 2 at offset 1234": the record read last, for errors about its content.
+  std::string where() const;
 
  private:
+  Status fetch(std::span<uint8_t> buffer);   ///< at position_, through the buffer
+  std::unexpected<Error> reject(std::string cause) const;
+
   UniqueFd fd_;
   std::string name_;
   uint64_t size_ = 0;
   uint64_t position_ = 0;
-  uint64_t index_ = 0;
+  uint64_t record_offset_ = 0;
+  uint64_t index_ = 0;                       ///< records read
+  Bytes buffer_;                             ///< file content from buffer_offset_
+  uint64_t buffer_offset_ = 0;
 };
+
+/// Parses one record. On failure the error's cause names the field (dotted path) that cannot be read or is missing.
+/// Nothing is printed; nesting is limited.
+Status parse_record(ByteView bytes, google::protobuf::Message& record, const std::string& where);
 
 }  // namespace stasis::image

@@ -24,9 +24,12 @@ class FileRecords {
   /// "pipes-data" → the writer of pipes-data.img.
   Result<Writer*> side(std::string_view pattern);
   Result<Writer*> side(std::string_view pattern, uint64_t id);
+  /// Writes files.img and completes the side images.
   Status finish();
 
   // -- decoding
+  /// Reads files.img.
+  Status load();
   /// All records of a side image that has only records; empty if there is no such file.
   template <typename Message>
   Result<std::vector<Message>> all(std::string_view pattern) const {
@@ -34,11 +37,13 @@ class FileRecords {
     const std::string name = std::string(pattern) + ".img";
     if (!directory_.has(name)) return records;
     auto reader = TRY(directory_.read(name));
-    for (Message record; TRY(reader.next(record)); record.Clear()) records.push_back(record);
+    for (Message record; TRY(reader.next(record));) records.push_back(record);
     return records;
   }
 
  private:
+  Result<Writer*> open_side(const std::string& name);
+
   const Directory& directory_;
   std::map<std::string, Writer> writers_;
 };

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <vector>
 
 #include "base/result.h"
 #include "image/directory.h"
 #include "memory/pages.h"
 #include "model/application.h"
+#include "plan/planner.h"
 
 namespace stasis::resource {
 
@@ -26,5 +29,11 @@ struct EncodeStats {
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
                            const std::function<void(uint64_t done, uint64_t total)>& progress = {});
 Result<model::Application> decode(const image::Directory&);
+
+/// Makes the checkpoint valid: writes inventory.img (image::Directory::commit).
+Status commit(const model::Application&, const image::Directory&);
+
+/// Where the pages of every address space and shared segment lie, for the planner.
+Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application&, const image::Directory&);
 
 }  // namespace stasis::resource

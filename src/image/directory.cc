@@ -1,0 +1,146 @@
+#include "image/directory.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "image/names.h"
+
+namespace stasis::image {
+namespace {
+
+constexpr const char* inventory_file = "inventory.img";
+constexpr const char* inventory_draft = "inventory.img.tmp";
+
+Result<UniqueFd> open_at(int directory, const std::string& name, int flags, std::string_view operation) {
+  // O_NONBLOCK: a FIFO in place of an image must not hang us; it has no effect on regular files.
+  UniqueFd fd(openat(directory, name.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0600));
+  if (!fd.valid()) return fail_errno(std::string(operation), name);
+  struct stat status {};
+  if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
+  if (!S_ISREG(status.st_mode)) return fail(Error::invalid(std::string(operation), "not a regular file", name));
+  return fd;
+}
+
+Bytes magics_of(const FileKind& kind) {
+  Bytes bytes;
+  if (kind.raw()) return bytes;
+  if (kind.has_common_magic) bytes = bytes_of(kind.service ? service_magic : common_magic);
+  const Bytes own = bytes_of(kind.magic);
+  bytes.insert(bytes.end(), own.begin(), own.end());
+  return bytes;
+}
+
+Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind) {
+  auto fd = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
+  Writer writer(std::move(fd), name);
+  TRY(writer.append_raw(magics_of(kind)));
+  return writer;
+}
+
+Status remove(int directory, const char* name) {
+  if (unlinkat(directory, name, 0) < 0 && errno != ENOENT) return fail_errno("remove image of an earlier dump", name);
+  return {};
+}
+
+/// Checks the magics and says where the records begin.
+Result<uint64_t> check_magics(int fd, const std::string& name, const FileKind& kind, uint64_t size) {
+  const Bytes expected = magics_of(kind);
+  if (expected.empty()) return 0;
+  Bytes found(expected.size());
+  if (size < expected.size()) return fail(Error::invalid("read image", "shorter than its magic number", name));
+  if (pread(fd, found.data(), found.size(), 0) != static_cast<ssize_t>(found.size()))
+    return fail_errno("read image", name);
+  if (found != expected) {
+    const auto word = [&](size_t at) {
+      uint32_t value = 0;
+      std::memcpy(&value, found.data() + at, sizeof value);
+      return value;
+    };
+    return fail(Error::invalid("read image",
+                               found.size() == 4 ? fmt::format("magic number {:#010x}, expected {} ({:#010x})", word(0),
+                                                               kind.magic_name, kind.magic)
+                                                 : fmt::format("magic numbers {:#010x} {:#010x}, expected those of {} "
+                                                               "({:#010x} {:#010x})",
+                                                               word(0), word(4), kind.magic_name,
+                                                               kind.service ? service_magic : common_magic, kind.magic),
+                               name));
+  }
+  return expected.size();
+}
+
+}  // namespace
+
+Result<Directory> Directory::open(const std::string& path) {
+  Directory directory;
+  directory.path_ = path;
+  directory.fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.fd_.valid()) {
+    auto error = Error::system("open image directory", errno, path);
+    if (errno == ENOENT) error = std::move(error).advise("create the directory, or name another one with -D");
+    return fail(std::move(error));
+  }
+  return directory;
+}
+
+bool Directory::has(std::string_view file) const {
+  struct stat status {};
+  return fstatat(fd_.get(), std::string(file).c_str(), &status, 0) == 0;
+}
+
+Result<Writer> Directory::create(std::string_view file) const {
+  const auto parsed = parse_name(file);
+  if (!parsed) return fail(Error::internal("create image", fmt::format("'{}' is no name of an image file", file)));
+  return start_file(fd_.get(), std::string(file), *parsed->kind);
+}
+
+Result<Reader> Directory::read(std::string_view file) const {
+  std::string name(file);
+  const auto parsed = parse_name(file);
+  if (!parsed) return fail(Error::invalid("read image", "not a name of an image file", std::move(name)));
+  auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
+  struct stat status {};
+  if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
+  const auto size = static_cast<uint64_t>(status.st_size);
+  const uint64_t start = TRY(check_magics(fd.get(), name, *parsed->kind, size));
+  return Reader(std::move(fd), std::move(name), size, start);
+}
+
+Result<std::vector<std::string>> Directory::list() const {
+  // A descriptor of its own: reading entries moves its position.
+  const int copy = openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (copy < 0) return fail_errno("open image directory", path_);
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(fdopendir(copy), closedir);
+  if (!stream) {
+    const int saved = errno;
+    ::close(copy);
+    return fail(Error::system("list image directory", saved, path_));
+  }
+  std::vector<std::string> names;
+  while (const dirent* entry = readdir(stream.get()))
+    if (std::string_view(entry->d_name).ends_with(".img")) names.emplace_back(entry->d_name);
+  std::ranges::sort(names);
+  return names;
+}
+
+Status Directory::begin() const {
+  // The inventory first: from here on the directory is no checkpoint.
+  TRY(remove(fd_.get(), inventory_file));
+  TRY(remove(fd_.get(), inventory_draft));
+  for (const std::string& name : TRY(list()))
+    if (parse_name(name)) TRY(remove(fd_.get(), name.c_str()));
+  return {};
+}
+
+Status Directory::commit(const google::protobuf::Message& inventory) const {
+  auto writer = TRY(start_file(fd_.get(), inventory_draft, *parse_name(inventory_file)->kind));
+  TRY(writer.append(inventory));
+  TRY(writer.finish());
+  if (renameat(fd_.get(), inventory_draft, fd_.get(), inventory_file) < 0) return fail_errno("rename", inventory_file);
+  return {};
+}
+
+}  // namespace stasis::image

@@ -1,0 +1,38 @@
+#include "image/file_records.h"
+
+#include <algorithm>
+
+#include "image/names.h"
+
+namespace stasis::image {
+
+Result<Writer*> FileRecords::open_side(const std::string& name) {
+  if (const auto known = writers_.find(name); known != writers_.end()) return &known->second;
+  auto writer = TRY(directory_.create(name));
+  return &writers_.emplace(name, std::move(writer)).first->second;
+}
+
+Result<Writer*> FileRecords::side(std::string_view pattern) { return open_side(file_name(pattern)); }
+
+Result<Writer*> FileRecords::side(std::string_view pattern, uint64_t id) { return open_side(file_name(pattern, id)); }
+
+Status FileRecords::finish() {
+  std::ranges::sort(files, {}, [](const FileRecord& record) { return record.id(); });
+  auto writer = TRY(directory_.create(file_name("files")));
+  for (const FileRecord& record : files) TRY(writer.append(record));
+  TRY(writer.finish());
+  for (auto& [name, side] : writers_) TRY(side.finish());
+  writers_.clear();
+  return {};
+}
+
+Status FileRecords::load() {
+  files.clear();
+  const std::string name = file_name("files");
+  if (!directory_.has(name)) return {};
+  auto reader = TRY(directory_.read(name));
+  for (FileRecord record; TRY(reader.next(record));) files.push_back(record);
+  return {};
+}
+
+}  // namespace stasis::image

@@ -1,0 +1,160 @@
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "image/directory.h"
+
+namespace stasis::image {
+namespace {
+
+namespace pb = google::protobuf;
+
+constexpr uint64_t buffer_size = 64 << 10;
+/// file_entry → socket → options → … is the deepest nesting of the format: 5.
+constexpr int nesting_limit = 16;
+
+/// Finds what the parser choked on: the path of the field whose bytes make no sense. Same limits as the parser.
+class Autopsy {
+ public:
+  explicit Autopsy(ByteView bytes) : input_(bytes.data(), static_cast<int>(bytes.size())) {}
+
+  std::string field(const pb::Descriptor* type) {
+    walk(type, 0);
+    return path_.empty() ? std::string("its beginning") : "field " + path_;
+  }
+
+ private:
+  bool walk(const pb::Descriptor* type, int depth) {
+    if (depth > nesting_limit) return false;
+    const std::string outer = path_;
+    while (input_.BytesUntilLimit() != 0) {
+      const uint32_t tag = input_.ReadTag();
+      if (tag == 0) return input_.ConsumedEntireMessage();
+      const auto* field = type->FindFieldByNumber(static_cast<int>(tag >> 3));
+      path_ = (outer.empty() ? "" : outer + ".") + (field ? field->name() : fmt::format("#{}", tag >> 3));
+      if (!value(tag & 7, field, depth)) return false;
+    }
+    path_ = outer;
+    return true;
+  }
+
+  bool value(uint32_t wire_type, const pb::FieldDescriptor* field, int depth) {
+    uint64_t ignored = 0;
+    uint32_t short_ignored = 0;
+    switch (wire_type) {
+      case 0: return input_.ReadVarint64(&ignored);
+      case 1: return input_.ReadLittleEndian64(&ignored);
+      case 5: return input_.ReadLittleEndian32(&short_ignored);
+      case 2: break;
+      default: return false;
+    }
+    uint32_t length = 0;
+    if (!input_.ReadVarint32(&length) || length > INT32_MAX) return false;
+    if (!field || field->type() != pb::FieldDescriptor::TYPE_MESSAGE) return input_.Skip(static_cast<int>(length));
+    if (input_.BytesUntilLimit() >= 0 && length > static_cast<uint32_t>(input_.BytesUntilLimit())) return false;
+    const auto limit = input_.PushLimit(static_cast<int>(length));
+    const bool good = walk(field->message_type(), depth + 1);
+    input_.PopLimit(limit);
+    return good;
+  }
+
+  pb::io::CodedInputStream input_;
+  std::string path_;
+};
+
+}  // namespace
+
+Status parse_record(ByteView bytes, pb::Message& record, const std::string& where) {
+  const auto& type = record.GetDescriptor()->name();
+  record.Clear();
+  if (bytes.size() > record_limit)
+    return fail(Error::invalid("read image", fmt::format("a {} of {} bytes is too long", type, bytes.size()), where));
+  pb::io::CodedInputStream input(bytes.data(), static_cast<int>(bytes.size()));
+  input.SetRecursionLimit(nesting_limit);
+  // "Partial": a complete parse would print about missing fields itself.
+  if (!record.ParsePartialFromCodedStream(&input) || !input.ConsumedEntireMessage())
+    return fail(Error::invalid("read image", fmt::format("not a {}: {} cannot be read", type,
+                                                         Autopsy(bytes).field(record.GetDescriptor())), where));
+  if (!record.IsInitialized()) {
+    std::vector<std::string> missing;
+    record.FindInitializationErrors(&missing);
+    return fail(Error::invalid("read image", fmt::format("{} lacks the field {}", type, missing.front()), where));
+  }
+  return {};
+}
+
+Reader::Reader(UniqueFd fd, std::string name, uint64_t size, uint64_t position)
+    : fd_(std::move(fd)), name_(std::move(name)), size_(size), position_(position), record_offset_(position) {}
+
+std::string Reader::where() const {
+  return fmt::format("{}, record {} at offset {}", name_, index_ == 0 ? 0 : index_ - 1, record_offset_);
+}
+
+std::unexpected<Error> Reader::reject(std::string cause) const {
+  return fail(Error::invalid("read image", std::move(cause), where()));
+}
+
+Status Reader::fetch(std::span<uint8_t> buffer) {
+  if (buffer.size() > remaining()) return reject("the file is cut off");
+  while (!buffer.empty()) {
+    const bool inside = position_ >= buffer_offset_ && position_ - buffer_offset_ < buffer_.size();
+    if (inside) {
+      const uint64_t skip = position_ - buffer_offset_;
+      const auto count = std::min<uint64_t>(buffer.size(), buffer_.size() - skip);
+      std::memcpy(buffer.data(), buffer_.data() + skip, count);
+      buffer = buffer.subspan(count);
+      position_ += count;
+      continue;
+    }
+    buffer_.resize(std::min(buffer_size, remaining()));
+    const ssize_t count = pread(fd_.get(), buffer_.data(), buffer_.size(), static_cast<off_t>(position_));
+    buffer_.resize(count > 0 ? static_cast<size_t>(count) : 0);
+    buffer_offset_ = position_;
+    if (count < 0 && errno != EINTR) return fail_errno("read image", where());
+    if (count == 0) return reject("the file became shorter while it was read");
+  }
+  return {};
+}
+
+Result<bool> Reader::next(pb::Message& record) {
+  if (position_ == size_) return false;
+  record_offset_ = position_;
+  ++index_;
+  uint32_t length = 0;
+  TRY(fetch({reinterpret_cast<uint8_t*>(&length), sizeof length}));
+  if (length > remaining())
+    return reject(fmt::format("its length {} goes beyond the end of the file ({} bytes left)", length, remaining()));
+  if (length > record_limit) return reject(fmt::format("its length {} is beyond reason", length));
+  Bytes bytes(length);
+  TRY(fetch(bytes));
+  TRY(parse_record(bytes, record, where()));
+  return true;
+}
+
+Result<Bytes> Reader::raw(uint64_t length) {
+  if (length > remaining())
+    return reject(fmt::format("{} bytes should follow, but the file has only {} more", length, remaining()));
+  Bytes bytes(length);
+  TRY(fetch(bytes));
+  return bytes;
+}
+
+Status Reader::raw(std::span<uint8_t> buffer) { return fetch(buffer); }
+
+Status Reader::skip(uint64_t length) {
+  if (length > remaining())
+    return reject(fmt::format("{} bytes should follow, but the file has only {} more", length, remaining()));
+  position_ += length;
+  return {};
+}
+
+Status Reader::single(pb::Message& record) {
+  if (!TRY(next(record))) return fail(Error::invalid("read image", "the file has no record", name_));
+  if (position_ != size_)
+    return reject(fmt::format("{} bytes follow, but the file should have one record", remaining()));
+  return {};
+}
+
+}  // namespace stasis::image

@@ -1,0 +1,79 @@
+#include <cstring>
+
+#include "image/directory.h"
+
+namespace stasis::image {
+namespace {
+
+constexpr size_t buffer_size = 64 << 10;
+
+Status write_fully(int fd, ByteView bytes, const std::string& name) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) {
+      auto error = Error::system("write image", errno, name);
+      if (errno == ENOSPC || errno == EDQUOT)
+        error = std::move(error).advise("free space there, or name another image directory with -D");
+      return fail(std::move(error));
+    }
+    bytes = bytes.subspan(static_cast<size_t>(written));
+  }
+  return {};
+}
+
+}  // namespace
+
+struct Writer::State {
+  UniqueFd fd;
+  std::string name;
+  Bytes buffer;
+
+  Status flush() {
+    TRY(write_fully(fd.get(), buffer, name));
+    buffer.clear();
+    return {};
+  }
+};
+
+Writer::Writer(UniqueFd fd, std::string name) : state_(std::make_unique<State>(std::move(fd), std::move(name))) {}
+Writer::~Writer() = default;
+Writer::Writer(Writer&&) noexcept = default;
+Writer& Writer::operator=(Writer&&) noexcept = default;
+
+const std::string& Writer::name() const { return state_->name; }
+
+Status Writer::append(const google::protobuf::Message& record) {
+  if (!record.IsInitialized())
+    return fail(Error::internal("write image " + state_->name, "record lacks " + record.InitializationErrorString()));
+  const size_t length = record.ByteSizeLong();
+  if (length > record_limit)
+    return fail(Error::unsupported("write image", fmt::format("a record of {} bytes is too long", length), state_->name));
+  Bytes& buffer = state_->buffer;
+  const size_t start = buffer.size();
+  const auto prefix = static_cast<uint32_t>(length);
+  buffer.resize(start + sizeof prefix + length);
+  std::memcpy(buffer.data() + start, &prefix, sizeof prefix);
+  if (!record.SerializePartialToArray(buffer.data() + start + sizeof prefix, static_cast<int>(length)))
+    return fail(Error::internal("write image " + state_->name, "record cannot be serialised"));
+  return buffer.size() >= buffer_size ? state_->flush() : Status{};
+}
+
+Status Writer::append_raw(ByteView bytes) {
+  Bytes& buffer = state_->buffer;
+  if (buffer.size() + bytes.size() < buffer_size) {
+    buffer.insert(buffer.end(), bytes.begin(), bytes.end());
+    return {};
+  }
+  TRY(state_->flush());
+  return write_fully(state_->fd.get(), bytes, state_->name);
+}
+
+Status Writer::finish() {
+  TRY(state_->flush());
+  // close(2) is where a network file system reports that the data never arrived.
+  if (::close(state_->fd.release()) < 0) return fail_errno("close image", state_->name);
+  return {};
+}
+
+}  // namespace stasis::image
