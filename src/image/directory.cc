@@ -109,6 +109,22 @@ Result<Reader> Directory::read(std::string_view file) const {
   return Reader(std::move(fd), std::move(name), size, start);
 }
 
+Result<std::pair<const FileKind*, Reader>> Directory::identify(std::string_view file) const {
+  if (const auto parsed = parse_name(file)) return std::pair(parsed->kind, TRY(read(file)));
+  std::string name(file);
+  auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
+  struct stat status {};
+  if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
+  uint32_t words[2] = {};
+  if (pread(fd.get(), words, sizeof words, 0) < 0) return fail_errno("read image", name);
+  const bool prefixed = words[0] == common_magic || words[0] == service_magic;
+  const FileKind* kind = find_kind(words[prefixed ? 1 : 0]);
+  const uint64_t start = prefixed ? sizeof words : sizeof words[0];
+  const auto size = static_cast<uint64_t>(status.st_size);
+  if (!kind || size < start) return fail(Error::invalid("read image", "neither its name nor its magic is known", name));
+  return std::pair(kind, Reader(std::move(fd), std::move(name), size, start));
+}
+
 Result<std::vector<std::string>> Directory::list() const {
   // A descriptor of its own: reading entries moves its position.
   const int copy = openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <google/protobuf/message.h>
@@ -23,6 +24,7 @@
 
 namespace stasis::image {
 
+struct FileKind;  // image/names.h
 class Writer;   ///< one open image file being written
 class Reader;   ///< one open image file being read
 
@@ -37,6 +39,8 @@ class Directory {
   /// Creates or truncates `file` and writes the magic of its kind (known from the name: image/names.h).
   Result<Writer> create(std::string_view file) const;
   Result<Reader> read(std::string_view file) const;
+  /// The same for a file whose name need not say what it is: then its magic does.
+  Result<std::pair<const FileKind*, Reader>> identify(std::string_view file) const;
   /// All *.img files, sorted.
   Result<std::vector<std::string>> list() const;
   /// Start of a dump into this directory: removes inventory.img of an earlier one, so that a dump that dies half-way
