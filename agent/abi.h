@@ -57,22 +57,23 @@ struct Instruction {
 static_assert(sizeof(Instruction) == 80);
 
 enum class EndMode : uint32_t {
-  notify_then_sigreturn =
-      0,     ///< dump: raise `notify_signal` at ourselves (tracer sees it, nobody else), then rt_sigreturn
+  notify_then_leave = 0,  ///< dump: raise `notify_signal` at ourselves (tracer sees it, nobody else), then jump to the
+                          ///< leave code
   park = 1,  ///< restore: mark done, wait to be taken over by ptrace
   exit_thread = 2,
   park_spinning = 4,     ///< the same without system calls: for threads under seccomp
   return_to_caller = 3,  ///< the interpreter linked into stasis itself (the supervisor's slot) returns
 };
 
-/// One slot per thread of control. `signal_frame` of a dump slot is filled by stasis with the thread's own state.
+/// One slot per thread of control. `leave_code` of a dump slot is made by stasis: position-independent code
+/// that puts back the thread's own signal mask and registers.
 struct Slot {
   uint64_t instructions;  ///< offset of the first Instruction
   uint32_t instruction_count;
   EndMode end_mode;
   uint64_t results;       ///< offset of int64_t[instruction_count]
   uint64_t stack_top;     ///< offset: initial stack pointer, 16-byte aligned
-  uint64_t signal_frame;  ///< offset of the frame rt_sigreturn takes (dump)
+  uint64_t leave_code;    ///< offset (dump)
   int32_t notify_signal;
   int32_t host_pid;          ///< set by the agent on entry: getpid() (as the process itself sees it)
   int32_t tid;               ///< set by the agent on entry: gettid()

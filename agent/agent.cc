@@ -180,10 +180,10 @@ class Interpreter {
       case EndMode::park_spinning:
         spin();
         break;
-      case EndMode::notify_then_sigreturn:
+      case EndMode::notify_then_leave:
         store(slot_.state, failed_ ? slot_failed : slot_done);
         raw_syscall(call_tgkill, slot_.host_pid, slot_.tid, slot_.notify_signal);
-        return_from_signal(at<uint8_t>(slot_.signal_frame));
+        jump_to(at<uint8_t>(slot_.leave_code));
     }
   }
 

@@ -159,7 +159,7 @@ class AreaBuilder {
 
  private:
   struct Place {
-    uint64_t stack_top, instructions, results, data, frame;
+    uint64_t stack_top, instructions, results, data, leave_code;
   };
 
   void place() {
@@ -172,8 +172,8 @@ class AreaBuilder {
       place.instructions = place.stack_top;
       place.results = place.instructions + program.instructions_.size() * sizeof(Instruction);
       place.data = align(place.results + program.instructions_.size() * sizeof(int64_t), 16);
-      place.frame = align(place.data + program.data_.size(), 64);
-      next = place.frame + program.signal_frame_.size();
+      place.leave_code = align(place.data + program.data_.size(), 64);
+      next = place.leave_code + program.leave_code_.size();
       places_.push_back(place);
     }
     area_.bytes.resize(align(next, page_size));
@@ -230,11 +230,11 @@ class AreaBuilder {
     slot.end_mode = program.end_mode_;
     slot.results = place.results;
     slot.stack_top = place.stack_top;
-    slot.signal_frame = place.frame;
+    slot.leave_code = place.leave_code;
     slot.notify_signal = program.notify_signal_;
     put(area_.bytes, known.slot, slot);
     std::ranges::copy(program.data_, area_.bytes.begin() + static_cast<ptrdiff_t>(place.data));
-    std::ranges::copy(program.signal_frame_, area_.bytes.begin() + static_cast<ptrdiff_t>(place.frame));
+    std::ranges::copy(program.leave_code_, area_.bytes.begin() + static_cast<ptrdiff_t>(place.leave_code));
     area_.slots.push_back(std::move(known));
     return {};
   }

@@ -50,7 +50,7 @@ class SlotProgram {
 
   void set_end_mode(EndMode mode) { end_mode_ = mode; }
   EndMode end_mode() const { return end_mode_; }
-  void set_signal_frame(Bytes frame) { signal_frame_ = std::move(frame); }
+  void set_leave_code(Bytes code) { leave_code_ = std::move(code); }
   void set_notify_signal(int signal) { notify_signal_ = signal; }
   uint32_t size() const { return static_cast<uint32_t>(instructions_.size()); }
   /// The number of instructions that carry this origin begin here; nothing if there are none.
@@ -70,7 +70,7 @@ class SlotProgram {
   EndMode end_mode_;
   uint64_t stack_size_;
   int notify_signal_ = 0;
-  Bytes signal_frame_;
+  Bytes leave_code_;
   std::vector<Instruction> instructions_;
   std::vector<std::vector<OutArgument>> outs_;  ///< per instruction, offsets in data_
   std::vector<Spawned> spawned_;

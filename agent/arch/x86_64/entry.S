@@ -34,15 +34,12 @@ spawn_slot:
         jmp     *%rdi
         .size   spawn_slot, . - spawn_slot
 
-// void return_from_signal(const uint8_t *frame)
-        .globl  return_from_signal
-        .hidden return_from_signal
-        .type   return_from_signal, @function
-return_from_signal:
-        mov     %rdi, %rsp
-        mov     $15, %eax                       // rt_sigreturn
-        syscall
-        ud2
-        .size   return_from_signal, . - return_from_signal
+// void jump_to(const uint8_t *code)
+        .globl  jump_to
+        .hidden jump_to
+        .type   jump_to, @function
+jump_to:
+        jmp     *%rdi
+        .size   jump_to, . - jump_to
 
         .section .note.GNU-stack, "", @progbits

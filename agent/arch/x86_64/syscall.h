@@ -28,8 +28,8 @@ extern "C" {
 /// clone3 whose child continues in stasis_agent_run(area, slot), on the stack that the clone_args name. Returns the
 /// child's id in the parent.
 int64_t spawn_slot(const void* clone_args, uint64_t size, uint8_t* area, uint64_t slot);
-/// rt_sigreturn through a frame: the end of the agent in a task that goes on with its own life.
-[[noreturn]] void return_from_signal(const uint8_t* frame);
+/// Jumps to a task's leave code: the end of the agent in a task that goes on with its own life.
+[[noreturn]] void jump_to(const uint8_t* code);
 }
 
 }  // namespace stasis::agent
