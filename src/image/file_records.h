@@ -1,13 +1,17 @@
 // files.img and the side images of file kinds (pipes-data, remap-fpath, ghost-file-N …).
 #pragma once
 
+#include <any>
 #include <map>
+#include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "fdinfo.pb.h"
 #include "image/directory.h"
+#include "image/names.h"
 
 namespace stasis::image {
 
@@ -30,15 +34,23 @@ class FileRecords {
   // -- decoding
   /// Reads files.img.
   Status load();
-  /// All records of a side image that has only records; empty if there is no such file.
+  /// All records of a side image that has only records; empty if there is no such file. Read once, valid while this
+  /// object lives.
   template <typename Message>
-  Result<std::vector<Message>> all(std::string_view pattern) const {
-    std::vector<Message> records;
-    const std::string name = std::string(pattern) + ".img";
-    if (!directory_.has(name)) return records;
-    auto reader = TRY(directory_.read(name));
-    for (Message record; TRY(reader.next(record));) records.push_back(record);
-    return records;
+  Result<std::span<const Message>> all(std::string_view pattern) const {
+    std::any& known = sides_[std::string(pattern)];
+    if (!known.has_value()) {
+      std::vector<Message> records;
+      const std::string name = file_name(pattern);
+      if (directory_.has(name)) {
+        auto reader = TRY(directory_.read(name));
+        for (Message record; TRY(reader.next(record));) records.push_back(record);
+      }
+      known = std::make_shared<const std::vector<Message>>(std::move(records));
+    }
+    const auto* records = std::any_cast<std::shared_ptr<const std::vector<Message>>>(&known);
+    if (!records) return fail(Error::internal("read image", std::string(pattern) + " is read as two kinds of records"));
+    return std::span<const Message>(**records);
   }
 
  private:
@@ -46,6 +58,7 @@ class FileRecords {
 
   const Directory& directory_;
   std::map<std::string, Writer> writers_;
+  mutable std::map<std::string, std::any> sides_;
 };
 
 }  // namespace stasis::image

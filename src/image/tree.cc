@@ -123,12 +123,12 @@ class Tree {
       return fmt::format("{}  ({})", task.pid(), status ? "no core record" : status.error().message());
     const task_core_entry& core = cores.front().tc();
     std::string line = fmt::format("{}  {}", task.pid(), printable(core.comm()));
-    if (core.task_state() == 3) {
+    if (core.task_state() == 2) {
       const uint32_t status_word = core.exit_code();
       return line + (status_word & 127 ? fmt::format("  zombie, killed by signal {}", status_word & 127)
                                        : fmt::format("  zombie, exit status {}", status_word >> 8 & 255));
     }
-    if (core.task_state() == 6) line += core.stop_signo() ? fmt::format("  stopped by signal {}", core.stop_signo()) : "  stopped";
+    if (core.task_state() == 3) line += core.stop_signo() ? fmt::format("  stopped by signal {}", core.stop_signo()) : "  stopped";
     line += fmt::format("  group {}, session {}", task.pgid(), task.sid());
     if (task.threads_size() > 1) {
       line += fmt::format(", {} threads:", task.threads_size());
