@@ -1,0 +1,227 @@
+#include "resource/codec.h"
+
+#include "image/names.h"
+#include "resource/inventory.h"
+#include "resource/pstree.h"
+#include "resource/registry.h"
+#include "resource/task_state.h"
+
+namespace stasis::resource {
+namespace {
+
+using image::file_name;
+
+template <typename Record>
+Status write_single(const image::Directory& directory, const std::string& name, const Record& record) {
+  auto writer = TRY(directory.create(name));
+  TRY(writer.append(record));
+  return writer.finish();
+}
+
+class Encoder {
+ public:
+  Encoder(const model::Application& application, ApplicationMemory& memory, const image::Directory& directory,
+          const std::function<void(uint64_t, uint64_t)>& progress)
+      : application_(application), memory_(memory), directory_(directory), progress_(progress), files_(directory) {}
+
+  Result<EncodeStats> run() {
+    TRY(encode_pstree(application_, directory_));
+    TRY(descriptions());
+    TRY(descriptor_tables());
+    for (const model::Task& task : application_.tasks)
+      TRY_IN(fmt::format("save task {}", task.pid), task.state == model::TaskState::zombie ? zombie(task) : live(task));
+    TRY(write_single(directory_, file_name("seccomp"), seccomp_));
+    TRY(files_.finish());
+    TRY(pages());
+    return stats_;
+  }
+
+ private:
+  Status descriptions() {
+    for (const auto& [id, description] : application_.descriptions) {
+      const std::string_view kind = description.state.value ? description.state.value->kind() : "nothing";
+      const FileRoom* room = file_room(kind);
+      if (!room) return fail(Error::internal("save open file", fmt::format("there is no room for the kind '{}'", kind)));
+      TRY_IN("save open file " + description.state.value->describe(), room->encode(application_, description, files_));
+    }
+    for (const image::FileRecord& record : files_.files) types_.emplace(record.id(), record.type());
+    return {};
+  }
+
+  Status descriptor_tables() {
+    for (const auto& [id, table] : application_.descriptor_tables) {
+      auto writer = TRY(directory_.create(file_name("fdinfo-{}", id.value)));
+      for (const auto& [number, slot] : table.slots) {
+        const auto type = types_.find(slot.description.value);
+        if (type == types_.end())
+          return fail(Error::internal("save descriptor table",
+                                      fmt::format("descriptor {} refers to {}, which no room has saved", number, slot.description)));
+        fdinfo_entry entry;
+        entry.set_id(slot.description.value);
+        entry.set_flags(slot.close_on_exec ? 1 : 0);
+        entry.set_type(type->second);
+        entry.set_fd(static_cast<uint32_t>(number));
+        TRY(writer.append(entry));
+      }
+      TRY(writer.finish());
+    }
+    return {};
+  }
+
+  core_entry leader_core(const model::Task& task, const std::string& name) {
+    core_entry core;
+    core.set_mtype(core_entry::X86_64);
+    auto& tc = *core.mutable_tc();
+    tc.set_task_state(static_cast<uint32_t>(record_of(task.state)));
+    tc.set_exit_code(task.state == model::TaskState::zombie ? static_cast<uint32_t>(task.exit_status) : 0);
+    tc.set_personality(task.personality);
+    tc.set_flags(0);
+    tc.set_blk_sigset(0);
+    tc.set_comm(name);
+    if (task.state == model::TaskState::stopped && task.stop_signal) tc.set_stop_signo(static_cast<uint32_t>(task.stop_signal));
+    if (task.controlling_terminal) tc.set_controlling_terminal(task.controlling_terminal);
+    return core;
+  }
+
+  Status zombie(const model::Task& task) {
+    return write_single(directory_, file_name("core-{}", task.pid.value), leader_core(task, task.name));
+  }
+
+  Status live(const model::Task& task) {
+    if (task.threads.empty()) return fail(Error::internal("save task", "it has no threads"));
+    image::TaskRecords records;
+    records.directory = &directory_;
+    records.seccomp = &seccomp_;
+    set_ids(task, records.ids);
+    for (const model::Thread& thread : task.threads) {
+      core_entry core;
+      if (records.cores.empty()) core = leader_core(task, thread.name);
+      core.set_mtype(core_entry::X86_64);
+      for (const pid_t nested : thread.nested_tids)
+        core.mutable_thread_core()->add_nested_tids(static_cast<uint32_t>(nested));
+      records.cores.push_back(std::move(core));
+    }
+    for (const TaskRoom* room : task_rooms())
+      TRY_IN(fmt::format("save {}", room->name()), room->encode(application_, task, records));
+    return write(task, records);
+  }
+
+  void set_ids(const model::Task& task, task_kobj_ids_entry& ids) {
+    ids.set_vm_id(task.address_space.value);
+    ids.set_files_id(task.descriptors.value);
+    ids.set_fs_id(task.fs.value);
+    ids.set_sighand_id(task.handlers.value);
+    set_namespaces(application_, ids);
+  }
+
+  Status write(const model::Task& task, const image::TaskRecords& records) {
+    for (size_t i = 0; i < records.cores.size(); ++i)
+      TRY(write_single(directory_, file_name("core-{}", task.threads[i].tid.value), records.cores[i]));
+    TRY(write_single(directory_, file_name("ids-{}", task.pid.value), records.ids));
+    const fs_entry fs = TRY(fs_record(task));
+    TRY(write_single(directory_, file_name("fs-{}", task.pid.value), fs));
+    if (!spaces_.insert(task.address_space).second) return {};
+    return write_single(directory_, file_name("mm-{}", task.pid.value), records.mm);
+  }
+
+  Result<fs_entry> fs_record(const model::Task& task) {
+    const auto context = application_.fs_contexts.find(task.fs);
+    if (context == application_.fs_contexts.end()) return fail(Error::internal("save fs context", "it is missing"));
+    fs_entry entry;
+    entry.set_cwd_id(context->second.working_directory.value);
+    entry.set_root_id(context->second.root_directory.value);
+    entry.set_umask(context->second.umask);
+    return entry;
+  }
+
+  struct Segment {
+    std::string suffix;
+    std::vector<model::PageRun> runs;
+    std::unique_ptr<memory::PageSource> source;
+  };
+
+  Result<std::vector<Segment>> segments() {
+    std::vector<Segment> all;
+    for (const auto& [id, owner] : address_space_owners(application_)) {
+      const auto space = application_.address_spaces.find(id);
+      if (space == application_.address_spaces.end()) return fail(Error::internal("save memory", "an address space is missing"));
+      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id))});
+    }
+    for (const auto& [id, segment] : application_.shared_memories)
+      all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)), TRY(memory_.shared_memory(id))});
+    return all;
+  }
+
+  Status pages() {
+    auto all = TRY(segments());
+    uint64_t total = 0, done = 0;
+    for (const Segment& segment : all) total += bytes(segment.runs);
+    uint32_t pages_id = 0;
+    for (Segment& segment : all) {
+      const auto written = TRY_IN("save memory " + segment.suffix,
+                                  memory::write_pages(directory_, segment.suffix, ++pages_id, segment.runs, *segment.source));
+      stats_.pages_written += written.pages_written;
+      stats_.zero_pages_skipped += written.zero_pages_skipped;
+      done += bytes(segment.runs);
+      if (progress_) progress_(done, total);
+    }
+    stats_.pages_scanned = total / page_size;
+    return {};
+  }
+
+  static uint64_t bytes(const std::vector<model::PageRun>& runs) {
+    uint64_t sum = 0;
+    for (const model::PageRun& run : runs) sum += run.range.size();
+    return sum;
+  }
+
+  const model::Application& application_;
+  ApplicationMemory& memory_;
+  const image::Directory& directory_;
+  const std::function<void(uint64_t, uint64_t)>& progress_;
+  image::FileRecords files_;
+  seccomp_entry seccomp_;
+  std::map<uint32_t, fd_types> types_;   // of every description saved
+  std::set<ObjectId> spaces_;            // saved
+  EncodeStats stats_;
+};
+
+}  // namespace
+
+Result<EncodeStats> encode(const model::Application& application, ApplicationMemory& memory,
+                           const image::Directory& directory,
+                           const std::function<void(uint64_t done, uint64_t total)>& progress) {
+  return Encoder(application, memory, directory, progress).run();
+}
+
+Status commit(const model::Application& application, const image::Directory& directory) {
+  return directory.commit(make_inventory(application));
+}
+
+std::map<ObjectId, Pid> address_space_owners(const model::Application& application) {
+  std::map<ObjectId, Pid> owners;
+  for (const model::Task& task : application.tasks)
+    if (task.address_space.value != 0) owners.try_emplace(task.address_space, task.pid);
+  return owners;
+}
+
+Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application& application,
+                                                                         const image::Directory& directory) {
+  std::map<ObjectId, std::vector<plan::PageLocation>> located;
+  const auto locate = [&](ObjectId id, const std::string& suffix) -> Status {
+    if (!directory.has(image::file_name("pagemap-" + suffix))) return {};
+    auto& locations = located[id];
+    for (const memory::StoredRun& run : TRY(memory::read_pagemap(directory, suffix))) {
+      if (run.zero) continue;
+      std::string file = image::file_name("pages-{}", run.pages_id);
+      if (!run.directory.empty()) file = run.directory + (run.directory.ends_with('/') ? "" : "/") + file;
+      locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset});
+    }
+    return {};
+  };
+  for (const auto& [id, owner] : address_space_owners(application)) TRY(locate(id, std::to_string(owner.value)));
+  for (const auto& [id, segment] : application.shared_memories) TRY(locate(id, fmt::format("shmem-{}", id)));
+  return located;
+}
+
+}  // namespace stasis::resource

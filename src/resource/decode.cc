@@ -1,0 +1,274 @@
+// Images → Application. All values are hostile: what the rooms decode is theirs to check, everything that ties tasks
+// and objects together is checked here.
+#include <algorithm>
+
+#include "image/names.h"
+#include "resource/codec.h"
+#include "resource/inventory.h"
+#include "resource/pstree.h"
+#include "resource/registry.h"
+#include "resource/task_state.h"
+
+namespace stasis::resource {
+namespace {
+
+using image::file_name;
+
+/// fs.nr_open: no kernel allows a descriptor above it.
+constexpr uint32_t descriptor_limit = 1u << 30;
+/// ITIMER, uid and such are the rooms' business; a comm is TASK_COMM_LEN.
+constexpr size_t name_limit = 15;
+
+std::unexpected<Error> reject(const std::string& file, std::string_view field, std::string cause) {
+  return fail(Error::invalid("read checkpoint", std::move(cause), fmt::format("{}, field {}", file, field)));
+}
+
+class Decoder {
+ public:
+  explicit Decoder(const image::Directory& directory) : directory_(directory), files_(directory) {}
+
+  Result<model::Application> run() {
+    inventory_ = TRY(read_inventory(directory_));
+    application_.tasks = TRY(decode_pstree(directory_));
+    application_.root = application_.tasks.front().pid;
+    TRY(seccomp());
+    TRY(descriptions());
+    for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
+    TRY(check_parents());
+    TRY(check_references());
+    TRY(pages());
+    return std::move(application_);
+  }
+
+ private:
+  Status seccomp() {
+    if (!directory_.has(file_name("seccomp"))) return {};
+    auto reader = TRY(directory_.read(file_name("seccomp")));
+    return reader.single(seccomp_);
+  }
+
+  Status descriptions() {
+    TRY(files_.load());
+    for (const image::FileRecord& record : files_.files) {
+      const auto where = fmt::format("files.img, id {}", record.id());
+      if (record.id() == 0) return reject(where, "id", "0 is no id");
+      auto description = TRY_IN("read open file", description_of(record, where));
+      const auto [known, fresh] = application_.descriptions.emplace(ObjectId{record.id()}, std::move(description));
+      if (!fresh) return reject(where, "id", "occurs twice");
+    }
+    return {};
+  }
+
+  Result<model::OpenDescription> description_of(const image::FileRecord& record, const std::string& where) {
+    for (const FileRoom* room : file_rooms()) {
+      if (!room->decodes(files_, record)) continue;
+      auto description = TRY(room->decode(files_, record, application_));
+      if (!description.state.value) return fail(Error::internal("read open file", "its room left it empty"));
+      description.id = ObjectId{record.id()};
+      return description;
+    }
+    return fail(Error::unsupported("read open file", fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
+                                   where + ", field type"));
+  }
+
+  Status task(model::Task& task) {
+    image::TaskRecords records;
+    records.directory = &directory_;
+    records.seccomp = &seccomp_;
+    for (model::Thread& thread : task.threads) {
+      auto reader = TRY(directory_.read(file_name("core-{}", thread.tid.value)));
+      records.cores.emplace_back();
+      TRY(reader.single(records.cores.back()));
+      TRY(check_core(reader.name(), records.cores.back(), records.cores.size() == 1));
+      for (const uint32_t nested : records.cores.back().thread_core().nested_tids())
+        thread.nested_tids.push_back(static_cast<pid_t>(nested));
+    }
+    TRY(process_core(task, records.cores.front()));
+    if (task.state == model::TaskState::zombie) return zombie(task);
+    TRY(objects(task, records));
+    for (const TaskRoom* room : task_rooms())
+      TRY_IN(fmt::format("read {}", room->name()), room->decode(records, application_, task));
+    return {};
+  }
+
+  Status check_core(const std::string& file, const core_entry& core, bool leader) {
+    if (core.mtype() != core_entry::X86_64)
+      return fail(Error::unsupported("read checkpoint", "the program ran on another architecture: " + core_entry_march_Name(core.mtype()),
+                                     file + ", field mtype"));
+    if (leader && !core.has_tc()) return reject(file, "tc", "missing, but this is the leader of a process");
+    const bool dead = leader && core.tc().task_state() == static_cast<uint32_t>(TaskStateRecord::dead);
+    if (!dead && !core.has_thread_core()) return reject(file, "thread_core", "missing");
+    if (!dead && !core.has_thread_info()) return reject(file, "thread_info", "missing: there are no registers");
+    return {};
+  }
+
+  Status process_core(model::Task& task, const core_entry& core) {
+    const std::string file = file_name("core-{}", task.pid.value);
+    const task_core_entry& tc = core.tc();
+    const auto state = state_of(tc.task_state());
+    if (!state) return reject(file, "tc.task_state", fmt::format("{} is no state", tc.task_state()));
+    task.state = *state;
+    task.personality = tc.personality();
+    task.controlling_terminal = tc.controlling_terminal();
+    if (task.state == model::TaskState::zombie) {
+      // The kernel keeps 16 bits of an exit status (wait(2)).
+      if (tc.exit_code() > 0xffff) return reject(file, "tc.exit_code", fmt::format("{:#x} is no exit status", tc.exit_code()));
+      task.exit_status = static_cast<int>(tc.exit_code());
+      task.name = tc.comm().substr(0, name_limit);
+    }
+    if (task.state == model::TaskState::stopped) {
+      // Images of CRIU before 4.0 do not say which signal it was.
+      constexpr uint32_t sigstop = 19, sigttou = 22;
+      const uint32_t signal = tc.has_stop_signo() ? tc.stop_signo() : sigstop;
+      if (signal < sigstop || signal > sigttou) return reject(file, "tc.stop_signo", fmt::format("{} stops nobody", signal));
+      task.stop_signal = static_cast<int>(signal);
+    }
+    return {};
+  }
+
+  Status zombie(model::Task& task) {
+    if (task.pid == application_.root) return reject(file_name("core-{}", task.pid.value), "tc.task_state", "the root is a zombie");
+    if (task.threads.size() > 1) return reject("pstree.img", "threads", fmt::format("the zombie {} has several", task.pid));
+    task.threads.clear();
+    return {};
+  }
+
+  /// What the task shares with others: ids, fs context, descriptor table, address space.
+  Status objects(model::Task& task, image::TaskRecords& records) {
+    const std::string file = file_name("ids-{}", task.pid.value);
+    auto reader = TRY(directory_.read(file));
+    TRY(reader.single(records.ids));
+    const task_kobj_ids_entry& ids = records.ids;
+    if (ids.vm_id() == 0) return reject(file, "vm_id", "0 is no id");
+    if (ids.files_id() == 0) return reject(file, "files_id", "0 is no id");
+    if (ids.fs_id() == 0) return reject(file, "fs_id", "0 is no id");
+    if (ids.sighand_id() == 0) return reject(file, "sighand_id", "0 is no id");
+    task.address_space = ObjectId{ids.vm_id()};
+    task.descriptors = ObjectId{ids.files_id()};
+    task.fs = ObjectId{ids.fs_id()};
+    task.handlers = ObjectId{ids.sighand_id()};
+    TRY(namespaces(task, ids, file));
+    TRY(fs_context(task, records));
+    TRY(descriptor_table(task));
+    return address_space(task, records);
+  }
+
+  Status namespaces(const model::Task& task, const task_kobj_ids_entry& ids, const std::string& file) {
+    const bool own = TRY(owns_pid_namespace(inventory_, ids, file));
+    if (task.pid == application_.root) {
+      if (own && task.pid.value != 1)
+        return reject(file, "pid_ns_id", "the tree has a pid namespace of its own, but its root is not pid 1");
+      application_.root_is_namespace_init = own;
+    } else if (own != application_.root_is_namespace_init) {
+      return fail(Error::unsupported("read checkpoint", "the task is in another pid namespace than the root", file + ", field pid_ns_id"));
+    }
+    return {};
+  }
+
+  Status fs_context(model::Task& task, image::TaskRecords& records) {
+    const std::string file = file_name("fs-{}", task.pid.value);
+    if (application_.fs_contexts.contains(task.fs) && !directory_.has(file)) return {};
+    auto reader = TRY(directory_.read(file));
+    TRY(reader.single(records.fs));
+    model::FsContext context{.id = task.fs,
+                             .working_directory = ObjectId{records.fs.cwd_id()},
+                             .root_directory = ObjectId{records.fs.root_id()},
+                             .umask = records.fs.has_umask() ? records.fs.umask() : 022};
+    if (context.umask > 0777) return reject(file, "umask", fmt::format("{:#o} is no umask", context.umask));
+    TRY(expect_description(context.working_directory, file, "cwd_id"));
+    TRY(expect_description(context.root_directory, file, "root_id"));
+    application_.fs_contexts.try_emplace(task.fs, context);
+    return {};
+  }
+
+  Status descriptor_table(const model::Task& task) {
+    if (application_.descriptor_tables.contains(task.descriptors)) return {};
+    model::DescriptorTable& table = application_.descriptor_tables[task.descriptors];
+    table.id = task.descriptors;
+    const std::string file = file_name("fdinfo-{}", task.descriptors.value);
+    if (!directory_.has(file)) return {};  // CRIU writes none for an empty table
+    auto reader = TRY(directory_.read(file));
+    for (fdinfo_entry entry; TRY(reader.next(entry));) {
+      if (entry.fd() >= descriptor_limit) return reject(reader.where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
+      TRY(expect_description(ObjectId{entry.id()}, reader.where(), "id"));
+      const bool fresh = table.slots.emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0}).second;
+      if (!fresh) return reject(reader.where(), "fd", fmt::format("{} occurs twice", entry.fd()));
+    }
+    return {};
+  }
+
+  /// The record of the first task that has the address space stands for all of them.
+  Status address_space(const model::Task& task, image::TaskRecords& records) {
+    if (const auto known = spaces_.find(task.address_space); known != spaces_.end()) {
+      records.mm = known->second;
+      return {};
+    }
+    auto reader = TRY(directory_.read(file_name("mm-{}", task.pid.value)));
+    TRY(reader.single(records.mm));
+    TRY(expect_description(ObjectId{records.mm.exe_file_id()}, reader.name(), "exe_file_id"));
+    spaces_.emplace(task.address_space, records.mm);
+    return {};
+  }
+
+  Status expect_description(ObjectId id, const std::string& where, std::string_view field) {
+    if (application_.descriptions.contains(id)) return {};
+    return reject(where, field, fmt::format("{} is not in files.img", id));
+  }
+
+  /// Which pages an address space has, as the planner wants to know them. A pagemap may be missing: no pages.
+  Status pages() {
+    for (const auto& [id, owner] : address_space_owners(application_)) {
+      const auto space = application_.address_spaces.find(id);
+      const std::string suffix = std::to_string(owner.value);
+      if (space == application_.address_spaces.end() || !directory_.has(file_name("pagemap-" + suffix))) continue;
+      space->second.pages.clear();
+      for (const memory::StoredRun& run : TRY(memory::read_pagemap(directory_, suffix)))
+        if (!run.zero) space->second.pages.push_back({run.range, run.shared_with_parent});
+    }
+    return {};
+  }
+
+  Status check_parents() {
+    for (const model::Task& task : application_.tasks) {
+      const model::Task* parent = application_.find(task.parent);
+      if (parent && parent->state == model::TaskState::zombie)
+        return reject("pstree.img", "ppid", fmt::format("{} is a child of the zombie {}", task.pid, task.parent));
+    }
+    return {};
+  }
+
+  Status check_references() {
+    for (const model::Task& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      if (!application_.address_spaces.contains(task.address_space))
+        return reject(file_name("ids-{}", task.pid.value), "vm_id", "no address space was read for it");
+      if (!application_.signal_handlers.contains(task.handlers))
+        return reject(file_name("ids-{}", task.pid.value), "sighand_id", "no signal handlers were read for it");
+    }
+    const auto owners = address_space_owners(application_);
+    for (const auto& [id, owner] : owners)
+      for (const model::Mapping& mapping : application_.address_spaces.at(id).mappings) TRY(check_mapping(owner, mapping));
+    return {};
+  }
+
+  Status check_mapping(Pid owner, const model::Mapping& mapping) {
+    const std::string where = fmt::format("{}, mapping {:#x}", file_name("mm-{}", owner.value), mapping.range.begin);
+    if (mapping.file.value != 0) TRY(expect_description(mapping.file, where, "vmas.shmid"));
+    if (mapping.shared_memory.value != 0 && !application_.shared_memories.contains(mapping.shared_memory))
+      return reject(where, "vmas.shmid", fmt::format("there is no segment {}", mapping.shared_memory));
+    return {};
+  }
+
+  const image::Directory& directory_;
+  image::FileRecords files_;
+  model::Application application_;
+  inventory_entry inventory_;
+  seccomp_entry seccomp_;
+  std::map<ObjectId, mm_entry> spaces_;
+};
+
+}  // namespace
+
+Result<model::Application> decode(const image::Directory& directory) { return Decoder(directory).run(); }
+
+}  // namespace stasis::resource

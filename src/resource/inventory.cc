@@ -1,0 +1,99 @@
+#include "resource/inventory.h"
+
+#include <array>
+
+#include "image/names.h"
+
+namespace stasis::resource {
+namespace {
+
+constexpr const char* file = "inventory.img";
+/// CRIU's layout since 1.3: a common magic in front of every file.
+constexpr uint32_t image_version = 2;
+
+// Ids mean nothing but equality. An id that differs from the inventory's makes the namespace the tree's own.
+enum NamespaceId : uint32_t { pid_ns = 1, net_ns, ipc_ns, uts_ns, time_ns, mnt_ns, user_ns, cgroup_ns, own_pid_ns };
+
+void set_inherited(task_kobj_ids_entry& ids) {
+  ids.set_pid_ns_id(pid_ns);
+  ids.set_net_ns_id(net_ns);
+  ids.set_ipc_ns_id(ipc_ns);
+  ids.set_uts_ns_id(uts_ns);
+  ids.set_time_ns_id(time_ns);
+  ids.set_mnt_ns_id(mnt_ns);
+  ids.set_user_ns_id(user_ns);
+  ids.set_cgroup_ns_id(cgroup_ns);
+}
+
+struct Namespace {
+  const char* name;
+  bool (task_kobj_ids_entry::*has)() const;
+  uint32_t (task_kobj_ids_entry::*id)() const;
+
+  bool differs(const task_kobj_ids_entry& ours, const task_kobj_ids_entry& theirs) const {
+    return (ours.*has)() && (theirs.*has)() && (ours.*id)() != (theirs.*id)();
+  }
+};
+
+#define STASIS_NAMESPACE(name) \
+  Namespace { #name, &task_kobj_ids_entry::has_##name##_ns_id, &task_kobj_ids_entry::name##_ns_id }
+constexpr std::array inherited_namespaces{STASIS_NAMESPACE(net),  STASIS_NAMESPACE(ipc),  STASIS_NAMESPACE(uts),
+                                          STASIS_NAMESPACE(mnt),  STASIS_NAMESPACE(user), STASIS_NAMESPACE(cgroup),
+                                          STASIS_NAMESPACE(time)};
+constexpr Namespace pid_namespace = STASIS_NAMESPACE(pid);
+#undef STASIS_NAMESPACE
+
+}  // namespace
+
+Result<inventory_entry> read_inventory(const image::Directory& directory) {
+  if (!directory.has(file))
+    return fail(Error::invalid("read checkpoint", "there is no inventory.img: not a checkpoint, or one that was never completed",
+                               directory.path())
+                    .advise("name the directory of a completed dump with -D"));
+  auto reader = TRY(directory.read(file));
+  inventory_entry inventory;
+  TRY(reader.single(inventory));
+  if (inventory.img_version() != image_version)
+    return fail(Error::unsupported("read checkpoint",
+                                   fmt::format("images are of version {}, but only version {} can be read",
+                                               inventory.img_version(), image_version),
+                                   "inventory.img, field img_version"));
+  if (!inventory.fdinfo_per_id())
+    return fail(Error::unsupported("read checkpoint", "images without shared descriptor tables are too old",
+                                   "inventory.img, field fdinfo_per_id"));
+  return inventory;
+}
+
+inventory_entry make_inventory(const model::Application&) {
+  inventory_entry inventory;
+  inventory.set_img_version(image_version);
+  inventory.set_fdinfo_per_id(true);
+  inventory.set_ns_per_id(true);
+  // Object ids of tasks begin at 1: none is ever equal to the dumper's, so nothing is shared with it but namespaces.
+  auto& ids = *inventory.mutable_root_ids();
+  ids.set_vm_id(0);
+  ids.set_files_id(0);
+  ids.set_fs_id(0);
+  ids.set_sighand_id(0);
+  set_inherited(ids);
+  inventory.set_lsmtype(NO_LSM);
+  inventory.set_network_lock_method(0);
+  inventory.mutable_plugins_entry();   // present and empty: no plugin is needed
+  return inventory;
+}
+
+void set_namespaces(const model::Application& application, task_kobj_ids_entry& ids) {
+  set_inherited(ids);
+  if (application.root_is_namespace_init) ids.set_pid_ns_id(own_pid_ns);
+}
+
+Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root, const std::string& where) {
+  for (const Namespace& space : inherited_namespaces)
+    if (space.differs(inventory.root_ids(), root))
+      return fail(Error::unsupported("read checkpoint", fmt::format("the tree has a {} namespace of its own", space.name),
+                                     fmt::format("{}, field {}_ns_id", where, space.name))
+                      .advise("restore it with criu, which wrote these images"));
+  return pid_namespace.differs(inventory.root_ids(), root);
+}
+
+}  // namespace stasis::resource

@@ -1,0 +1,21 @@
+// inventory.img: the version of the images and the namespaces that tasks share with the one who restores.
+#pragma once
+
+#include "base/result.h"
+#include "ids.pb.h"
+#include "image/directory.h"
+#include "inventory.pb.h"
+#include "model/application.h"
+
+namespace stasis::resource {
+
+/// Checks that this is a checkpoint, complete and of a version that can be read.
+Result<inventory_entry> read_inventory(const image::Directory&);
+inventory_entry make_inventory(const model::Application&);
+
+/// The namespace ids of every task of the tree: all inherited, but for the pid namespace of a tree that owns one.
+void set_namespaces(const model::Application&, task_kobj_ids_entry&);
+/// Whether the tree owns its pid namespace; any other namespace of its own is refused.
+Result<bool> owns_pid_namespace(const inventory_entry&, const task_kobj_ids_entry& root, const std::string& where);
+
+}  // namespace stasis::resource
