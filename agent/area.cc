@@ -91,9 +91,10 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
     const auto& argument = call.arguments[i];
     if (const auto* value = std::get_if<uint64_t>(&argument))
       made.args[i] = *value;
-    else if (const auto* in = std::get_if<plan::In>(&argument))
+    else if (const auto* in = std::get_if<plan::In>(&argument)) {
       data(in->bytes, false);
-    else if (const auto* both = std::get_if<plan::InOut>(&argument))
+      for (const auto& [at, target] : in->pointers) pointers_.emplace_back(made.args[i] + at, made.args[i] + target);
+    } else if (const auto* both = std::get_if<plan::InOut>(&argument))
       data(both->bytes, true);
     else if (const auto* out = std::get_if<plan::Out>(&argument))
       data(Bytes(out->size), true);
@@ -210,6 +211,7 @@ class AreaBuilder {
     auto& program = programs_[index];
     const Place& place = places_[index];
     TRY(resolve_spawns(program, place));
+    for (const auto& [at, target] : program.pointers_) put(program.data_, at, base_ + place.data + target);
     Area::SlotPlace known{slots_ + index * sizeof(Slot), place.stack_top, place.data, place.results, {}, {}};
     uint64_t at = place.instructions;
     for (auto instruction : program.instructions_) {

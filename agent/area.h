@@ -74,6 +74,7 @@ class SlotProgram {
   std::vector<Instruction> instructions_;
   std::vector<std::vector<OutArgument>> outs_;  ///< per instruction, offsets in data_
   std::vector<Spawned> spawned_;
+  std::vector<std::pair<uint64_t, uint64_t>> pointers_;  ///< offsets in data_: where an address stands, and of what
   Bytes data_;
 };
 

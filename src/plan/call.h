@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -16,6 +17,8 @@ namespace stasis::plan {
 
 struct In {              ///< pointer to these bytes
   Bytes bytes;
+  /// Words inside the bytes that are pointers themselves: at the first offset stands the address of the second.
+  std::vector<std::pair<uint32_t, uint32_t>> pointers = {};
   friend bool operator==(const In&, const In&) = default;
 };
 struct Out {             ///< pointer to this many zeroed bytes, readable afterwards
@@ -69,6 +72,16 @@ Call call(uint32_t number, Args&&... args) {
 inline Call expecting(Call made, Expectation::Kind kind, int64_t value = 0) {
   made.expect = {kind, value};
   return made;
+}
+
+/// A structure followed by what it points to: the pointer at `offset_of_pointer` is that of `pointee`.
+template <typename T>
+In struct_pointing_to(const T& value, size_t offset_of_pointer, ByteView pointee) {
+  In in{bytes_of(value)};
+  in.bytes.resize((in.bytes.size() + 7) / 8 * 8);
+  in.pointers.emplace_back(offset_of_pointer, in.bytes.size());
+  in.bytes.insert(in.bytes.end(), pointee.begin(), pointee.end());
+  return in;
 }
 
 /// A NUL-terminated path or name.

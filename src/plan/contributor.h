@@ -68,7 +68,11 @@ class DescriptionMaker {
   virtual std::string_view kind() const = 0;
   /// Descriptions that must be made in one go by one process share this number (the two ends of a pipe); 0: alone.
   virtual ObjectId made_together(const model::OpenDescription&) const { return {}; }
-  /// Whether this description comes from outside (an inherited terminal …): then `make` only places it.
+  /// Whether `make` may run in several processes and lead to the same object each time (a file that has a path). What is
+  /// not reopenable is made once and passed on.
+  virtual bool reopenable() const { return false; }
+  /// The kind's own preparation and clean-up by the supervisor (stages prepare and settle).
+  virtual void contribute(Stage, const model::Application&, Sink&) const {}
   /// Commands that make every placement at its number, with access mode and status flags right and offset 0.
   virtual Status make(const model::Application&, std::span<const Placement>, Sink&) const = 0;
   /// Offset is restored by LSEEK after `make`.

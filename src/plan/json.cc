@@ -23,7 +23,11 @@ std::string hex(ByteView bytes) {
 
 Json json_of(const Argument& argument) {
   if (const auto* value = std::get_if<uint64_t>(&argument)) return static_cast<int64_t>(*value);
-  if (const auto* in = std::get_if<In>(&argument)) return {{"in", hex(in->bytes)}};
+  if (const auto* in = std::get_if<In>(&argument)) {
+    Json made{{"in", hex(in->bytes)}};
+    for (const auto& [at, target] : in->pointers) made["pointers"].push_back({at, target});
+    return made;
+  }
   if (const auto* out = std::get_if<Out>(&argument)) return {{"out", out->size}};
   if (const auto* both = std::get_if<InOut>(&argument)) return {{"inout", hex(both->bytes)}};
   return {{"result", std::get<ResultOf>(argument).relative}};
@@ -172,14 +176,29 @@ void read(const Json& json, Created& to) {
   read(needed(json, "description"), to.description);
 }
 
+template <typename T>
+void read(const Json& json, std::vector<T>& to);
+
+In read_in(const Json& json) {
+  In in{bytes_from(json["in"])};
+  if (!json.contains("pointers")) return in;
+  std::vector<std::vector<uint32_t>> pairs;
+  in_field("pointers", [&] { read(json["pointers"], pairs); });
+  for (const auto& pair : pairs) {
+    if (pair.size() != 2 || uint64_t{pair[0]} + 8 > in.bytes.size() || pair[1] >= in.bytes.size()) mismatch("has a pointer outside of its bytes");
+    in.pointers.emplace_back(pair[0], pair[1]);
+  }
+  return in;
+}
+
 void read(const Json& json, Argument& to) {
   if (json.is_number_integer()) {
     to = json.is_number_unsigned() ? json.get<uint64_t>() : static_cast<uint64_t>(json.get<int64_t>());
     return;
   }
-  only_fields(json, {"in", "out", "inout", "result"});
-  if (json.size() != 1) mismatch("is neither a number nor one of in, out, inout, result");
-  if (json.contains("in")) to = In{bytes_from(json["in"])};
+  only_fields(json, {"in", "pointers", "out", "inout", "result"});
+  if (json.size() != 1u + json.contains("pointers")) mismatch("is neither a number nor one of in, out, inout, result");
+  if (json.contains("in")) to = read_in(json);
   else if (json.contains("inout")) to = InOut{bytes_from(json["inout"])};
   else if (json.contains("result")) to = ResultOf{integer<int>(json["result"])};
   else {
@@ -201,9 +220,6 @@ void read(const Json& json, Expectation& to) {
           integer<int64_t>(exactly ? json["exactly"] : json["success_or"])};
   }
 }
-
-template <typename T>
-void read(const Json& json, std::vector<T>& to);
 
 void read(const Json& json, Call& to) {
   only_fields(json, {"call", "args", "expect"});

@@ -1,0 +1,51 @@
+// What the parts of the planner share while they write one Program.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "model/application.h"
+#include "plan/contributor.h"
+#include "plan/planner.h"
+
+namespace stasis::plan {
+
+class Emission {
+ public:
+  Emission(const model::Application& application, const Contributors& contributors, const PlanOptions& options)
+      : application(application), contributors(contributors), options(options) {}
+
+  const model::Application& application;
+  const Contributors& contributors;
+  const PlanOptions& options;
+  Program program;
+  std::map<std::string, uint32_t> posted;      ///< how often an event is posted so far
+
+  Sink process(Pid pid) { return {program, pid, pid.value == 0 ? Tid{0} : leader_of(pid)}; }
+  Sink thread(Pid pid, Tid tid) { return {program, pid, tid}; }
+
+  void post(Sink sink, const std::string& event) {
+    ++posted[event];
+    sink.add(Post{event});
+  }
+  /// Waits for all posts of the event so far; nothing to do if there are none.
+  void await_all(Sink sink, const std::string& event) {
+    if (const auto found = posted.find(event); found != posted.end()) sink.add(Await{event, found->second});
+  }
+
+  /// A descriptor number that no table of the tree uses, different each time.
+  int temporary_fd() { return next_temporary_++; }
+  void set_first_temporary(int fd) { next_temporary_ = fd; }
+
+  const DescriptionMaker* maker(const model::OpenDescription& description) const {
+    for (const auto* made : contributors.makers) {
+      if (description.state.value && made->kind() == description.state.value->kind()) return made;
+    }
+    return nullptr;
+  }
+
+ private:
+  int next_temporary_ = 0;
+};
+
+}  // namespace stasis::plan

@@ -1,0 +1,42 @@
+// The commands that rebuild one address space, at its final addresses from the start.
+#pragma once
+
+#include "plan/emission.h"
+
+namespace stasis::plan {
+
+/// Who makes the shared anonymous segments: the first address space that maps each.
+class SharedSegments {
+ public:
+  /// `order`: that in which address spaces are built; the first that maps a segment makes it.
+  SharedSegments(Emission& out, const std::vector<Pid>& order);
+  /// True for the process that has to create the segment.
+  bool is_owner(ObjectId segment, Pid pid) const { return owners_.at(segment) == pid; }
+  Pid owner(ObjectId segment) const { return owners_.at(segment); }
+  /// The number under which the owner holds the segment open until all users have mapped it.
+  std::map<ObjectId, int> held_at;
+
+ private:
+  std::map<ObjectId, Pid> owners_;
+};
+
+/// Which of the address space's descriptions is open in the process under which number already.
+using OpenNumbers = std::map<ObjectId, int>;
+
+struct MemoryPlan {
+  Pid pid;
+  const model::AddressSpace* space = nullptr;
+  /// The creator's address space, if its memory was complete when it forked and pages are shared with it.
+  const model::AddressSpace* inherited_from = nullptr;
+};
+
+/// Mappings and their contents. Shared segments are made by `plan_segments` before.
+Status plan_mappings(Emission&, const MemoryPlan&, SharedSegments&, const OpenNumbers&);
+/// Creates the segments that the process owns and holds them open for the others.
+Status plan_segments(Emission&, const MemoryPlan&, SharedSegments&);
+/// Once everybody has mapped what he needs.
+void close_segments(Emission&, Pid, SharedSegments&);
+/// Locks, advice, keys, names, layout (PR_SET_MM_MAP): after the contents.
+Status plan_memory_state(Emission&, const MemoryPlan&, const OpenNumbers&);
+
+}  // namespace stasis::plan

@@ -1,0 +1,300 @@
+#include "plan/planner.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <set>
+
+#include "plan/descriptors.h"
+#include "plan/memory.h"
+#include "plan/tree_emission.h"
+
+namespace stasis::plan {
+namespace {
+
+/// Bytes the program will need in the agent area, generously: instructions, data, stacks.
+uint64_t needed_area(const Program& program) {
+  const auto size_of = [](const Argument& argument) -> uint64_t {
+    if (const auto* in = std::get_if<In>(&argument)) return in->bytes.size() + 32;
+    if (const auto* out = std::get_if<Out>(&argument)) return out->size + 32;
+    if (const auto* both = std::get_if<InOut>(&argument)) return both->bytes.size() + 32;
+    return 0;
+  };
+  uint64_t bytes = 64 << 10;
+  for (const auto& command : program.commands) {
+    bytes += 512;
+    if (const auto* perform = std::get_if<Perform>(&command.action)) {
+      for (const auto& one : perform->calls) {
+        bytes += 128;
+        for (const auto& argument : one.arguments) bytes += size_of(argument);
+      }
+    }
+    if (const auto* load = std::get_if<LoadPages>(&command.action)) bytes += load->runs.size() * 16;
+    if (const auto* open = std::get_if<Open>(&command.action)) bytes += open->path.size();
+    const bool creates = std::holds_alternative<Fork>(command.action) || std::holds_alternative<Clone>(command.action) ||
+                         std::holds_alternative<StartThread>(command.action);
+    if (creates) bytes += 16 << 10;
+  }
+  return (bytes + page_size - 1) / page_size * page_size;
+}
+
+/// A gap between all mappings of all address spaces (and stasis' own), the highest that is large enough: low addresses
+/// are where programs without position independence and their heaps live.
+Result<AddressRange> choose_agent_area(const model::Application& application, const PlanOptions& options, uint64_t needed) {
+  std::vector<AddressRange> used = options.occupied;
+  for (const auto& [id, space] : application.address_spaces) {
+    for (const auto& mapping : space.mappings) used.push_back(mapping.range);
+  }
+  std::ranges::sort(used, {}, &AddressRange::begin);
+  // Behind the area a shared segment is mapped for a moment while it is filled: leave room for the largest.
+  uint64_t scratch = 0;
+  for (const auto& [id, segment] : application.shared_memories) scratch = std::max(scratch, segment.size);
+  const uint64_t size = std::max(needed, options.agent_area_size), room = size + scratch + 2 * page_size;
+  constexpr uint64_t lowest = 1 << 20, highest = 0x7ffffffff000;
+  used.push_back({highest, ~0ull});
+  uint64_t found = 0, covered = lowest;
+  for (const auto& range : used) {
+    if (range.begin > highest) break;
+    if (range.begin > covered && range.begin - covered >= room) found = range.begin - room + page_size;
+    covered = std::max(covered, range.end);
+  }
+  if (found == 0) return fail(Error::conflict("plan the restore", "no address range is free in all address spaces for the agent"));
+  return AddressRange{found, found + size};
+}
+
+class Planner {
+ public:
+  Planner(const model::Application& application, const Contributors& contributors, const PlanOptions& options, AddressRange agent_area)
+      : application_(application), out_(application, contributors, options), options_(options) {
+    out_.program.agent_area = agent_area;
+  }
+
+  Result<Program> run() {
+    const auto tree = TRY(plan_tree(application_));
+    choose_numbers();
+    find_inheritance(tree);
+    segments_.emplace(out_, memory_order(tree));
+    descriptors_.emplace(out_);
+
+    supervise(Stage::prepare);
+    TreeEmission emission(out_, tree, {[this](Pid pid, Pid creator) { return born(pid, creator); }});
+    TRY(emission.create());
+    emission.groups();
+    emission.finish();
+    // From here on the tree stands: nobody's parent, group or session changes any more.
+    TRY(build_processes());
+    build_threads();
+    complete();
+    supervise(Stage::settle);
+    finish(emission.bereaved());
+    return std::move(out_.program);
+  }
+
+ private:
+  // ---- numbers that must be free everywhere
+
+  void choose_numbers() {
+    int highest = 2;
+    for (const auto& [id, table] : application_.descriptor_tables) {
+      if (!table.slots.empty()) highest = std::max(highest, table.slots.rbegin()->first);
+    }
+    const int first = std::max(highest + 1, options_.first_free_fd);
+    out_.program.images_fd = first;
+    out_.set_first_temporary(first + 1);
+  }
+
+  // ---- copy-on-write
+
+  bool shares_pages(Pid pid) const {
+    const auto* task = application_.find(pid);
+    if (task == nullptr || task->state == model::TaskState::zombie) return false;
+    const auto pages = options_.pages.find(task->address_space);
+    return pages != options_.pages.end() && std::ranges::any_of(pages->second, &PageLocation::shared_with_parent);
+  }
+
+  /// A child inherits pages if the one whose copy it is at birth is its parent; that one's memory must be complete first.
+  void find_inheritance(const CreationTree& tree) {
+    for (const auto& [child, creator] : tree.creator) {
+      const auto& node = tree.nodes.at(child);
+      if (node.transient || node.parent != creator || !shares_pages(child)) continue;
+      const auto* parent = application_.find(creator);
+      if (parent == nullptr || parent->address_space == application_.find(child)->address_space) continue;
+      inherits_.insert(child);
+      memory_first_.insert(creator);
+    }
+    // A process that inherits has its memory early by nature.
+    for (const Pid pid : inherits_) memory_first_.insert(pid);
+  }
+
+  /// The order in which address spaces are built: those that are inherited from come with the tree, the others later.
+  std::vector<Pid> memory_order(const CreationTree& tree) const {
+    std::vector<Pid> order, queue{tree.root};
+    while (!queue.empty()) {
+      const Pid pid = queue.back();
+      queue.pop_back();
+      if (memory_first_.contains(pid)) order.push_back(pid);
+      for (const auto* of : {&tree.children, &tree.before_setsid}) {   // pushed last, popped first
+        if (const auto found = of->find(pid); found != of->end()) queue.insert(queue.end(), found->second.rbegin(), found->second.rend());
+      }
+    }
+    for (const auto& task : application_.tasks) {
+      if (!memory_first_.contains(task.pid)) order.push_back(task.pid);
+    }
+    return order;
+  }
+
+  /// Called when a process has been created and before it creates anybody.
+  Status born(Pid pid, Pid creator) {
+    const auto* task = application_.find(pid);
+    const auto* parent = application_.find(creator);
+    const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
+                               task->state != model::TaskState::zombie;
+    if (shares_memory) return {};
+    const bool creator_has_memory = memory_first_.contains(creator);
+    if (creator.value == 0 || (creator_has_memory && !inherits_.contains(pid))) out_.process(pid).add(ClearMemory{});
+    if (task == nullptr || task->state == model::TaskState::zombie || !memory_first_.contains(pid)) return {};
+    return build_memory(*task);
+  }
+
+  MemoryPlan memory_plan(const model::Task& task) const {
+    const auto* space = &application_.address_spaces.at(task.address_space);
+    const model::AddressSpace* from = nullptr;
+    if (inherits_.contains(task.pid)) from = &application_.address_spaces.at(application_.find(task.parent)->address_space);
+    return {task.pid, space, from};
+  }
+
+  Status build_memory(const model::Task& task) {
+    const auto plan = memory_plan(task);
+    const OpenNumbers nothing_open;
+    TRY(plan_segments(out_, plan, *segments_));
+    TRY(plan_mappings(out_, plan, *segments_, memory_first_.contains(task.pid) ? nothing_open : descriptors_->open_in(task.pid)));
+    mapped_.insert(task.address_space);
+    return {};
+  }
+
+  // ---- processes
+
+  template <typename Visit>
+  Status each_live(Visit visit) {
+    for (const auto& task : application_.tasks) {
+      if (task.state != model::TaskState::zombie) TRY(visit(task));
+    }
+    return {};
+  }
+
+  Status build_processes() {
+    TRY(each_live([&](const model::Task& task) -> Status {
+      return descriptors_->works_on_table(task) ? descriptors_->make(task.pid) : Status{};
+    }));
+    TRY(each_live([&](const model::Task& task) -> Status {
+      if (descriptors_->works_on_table(task)) descriptors_->take(task.pid);
+      return {};
+    }));
+    TRY(each_live([&](const model::Task& task) -> Status {
+      if (mapped_.contains(task.address_space)) return {};
+      const auto plan = memory_plan(task);
+      TRY(plan_segments(out_, plan, *segments_));
+      TRY(plan_mappings(out_, plan, *segments_, descriptors_->open_in(task.pid)));
+      mapped_.insert(task.address_space);
+      return {};
+    }));
+    std::set<ObjectId> done;
+    TRY(each_live([&](const model::Task& task) -> Status {
+      if (!done.insert(task.address_space).second) return {};
+      close_segments(out_, task.pid, *segments_);
+      return plan_memory_state(out_, memory_plan(task), descriptors_->open_in(task.pid));
+    }));
+    return each_live([&](const model::Task& task) -> Status {
+      if (descriptors_->works_on_table(task)) descriptors_->close_temporaries(task.pid);
+      auto sink = out_.process(task.pid);
+      for (const auto* room : out_.contributors.rooms) room->contribute(Stage::process, application_, task, sink);
+      return {};
+    });
+  }
+
+  void build_threads() {
+    for (const auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      for (const auto& thread : task.threads) {
+        if (thread.tid != leader_of(task.pid)) out_.process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
+      }
+      for (const auto& thread : task.threads) {
+        auto sink = out_.thread(task.pid, thread.tid);
+        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::thread, application_, task, thread, sink);
+      }
+    }
+  }
+
+  void supervise(Stage stage) {
+    auto sink = out_.process(Pid{0});
+    for (const auto* room : out_.contributors.rooms) room->contribute(stage, application_, sink);
+    for (const auto* maker : out_.contributors.makers) maker->contribute(stage, application_, sink);
+  }
+
+  /// Everybody has everything that comes from outside of himself.
+  void complete() {
+    for (const auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      for (const auto& thread : task.threads) out_.post(out_.thread(task.pid, thread.tid), "complete");
+    }
+    out_.await_all(out_.process(Pid{0}), "complete");
+  }
+
+  void finish(const std::set<Pid>& bereaved) {
+    out_.post(out_.process(Pid{0}), "settled");
+    for (const auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      for (const auto& thread : task.threads) {
+        auto sink = out_.thread(task.pid, thread.tid);
+        out_.await_all(sink, "settled");
+        if (thread.tid == leader_of(task.pid)) {
+          if (bereaved.contains(task.pid)) forget_children(task, sink);
+          if (descriptors_->works_on_table(task)) sink.add(Close{out_.program.images_fd});
+        }
+        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::final, application_, task, thread, sink);
+        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::privileges, application_, task, thread, sink);
+        sink.add(Ready{});
+      }
+    }
+  }
+
+  /// Children have ended while the tree was built: their SIGCHLD is not part of what was saved. Zombies that belong to
+  /// the tree are awaited (without reaping them) so that theirs is there before it is dropped.
+  void forget_children(const model::Task& task, Sink& sink) {
+    Calls calls;
+    for (const auto& child : application_.tasks) {
+      if (child.parent != task.pid || child.state != model::TaskState::zombie) continue;
+      calls.push_back(call(SYS_waitid, P_PID, child.pid.value, 0, WEXITED | WNOWAIT, 0));
+    }
+    const uint64_t only_sigchld = 1ull << (SIGCHLD - 1);
+    const std::array<int64_t, 2> at_once{0, 0};
+    calls.push_back(expecting(call(SYS_rt_sigtimedwait, struct_in(only_sigchld), 0, struct_in(at_once), sizeof only_sigchld),
+                              Expectation::Kind::anything));
+    sink.perform("forget the ends of transient processes", "", std::move(calls));
+  }
+
+  const model::Application& application_;
+  Emission out_;
+  const PlanOptions& options_;
+  std::set<Pid> inherits_, memory_first_;
+  std::set<ObjectId> mapped_;
+  std::optional<SharedSegments> segments_;
+  std::optional<DescriptorPlan> descriptors_;
+};
+
+}  // namespace
+
+Result<Program> make_program(const model::Application& application, const Contributors& contributors, const PlanOptions& options) {
+  // The agent area can be placed once its size is known, and the commands speak of its address: plan, place, plan again.
+  const auto draft = TRY(Planner(application, contributors, options, {}).run());
+  const auto area = TRY(choose_agent_area(application, options, needed_area(draft)));
+  return Planner(application, contributors, options, area).run();
+}
+
+}  // namespace stasis::plan

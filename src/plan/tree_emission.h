@@ -1,0 +1,48 @@
+// The commands that build a creation tree.
+#pragma once
+
+#include <functional>
+#include <set>
+
+#include "plan/emission.h"
+#include "plan/tree.h"
+
+namespace stasis::plan {
+
+struct TreeHooks {
+  /// The process has just been created and has created nobody yet. `creator` is the process whose copy it is (0: stasis).
+  std::function<Status(Pid pid, Pid creator)> born;
+};
+
+class TreeEmission {
+ public:
+  TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks);
+
+  /// FORK … of every process and all reparenting.
+  Status create();
+  /// Groups, then the ends of dead leaders and zombies.
+  void groups();
+  void finish();
+  /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
+  const std::set<Pid>& bereaved() const { return bereaved_; }
+
+ private:
+  Status create(Pid pid, Pid creator);
+  Status spawn(Pid creator, Pid child);
+  Status spawn_through_relay(Pid creator, Pid child);
+  Fork fork_of(Pid creator, Pid child) const;
+  Pid fresh_pid();
+  void group(Pid group, const std::vector<Pid>& members);
+  void end_dead_leaders(Pid pid);
+
+  Emission& out_;
+  const CreationTree& tree_;
+  TreeHooks hooks_;
+  std::set<pid_t> taken_;
+  pid_t next_pid_ = 0;
+  std::string last_lift_;        ///< event: the lift before is over
+  unsigned lifts_ = 0;
+  std::set<Pid> bereaved_;
+};
+
+}  // namespace stasis::plan
