@@ -6,11 +6,15 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "base/diagnostics.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "kernel/proc.h"
+#include "kernel/proc.h"
 #include "model/application.h"
 #include "plan/call.h"
 
@@ -51,6 +55,9 @@ class CaptureContext {
 struct ProcessView {
   pid_t host_pid = 0;
   std::vector<pid_t> host_tids;          ///< leader first, same order as model::Task::threads
+  /// /proc/PID/task/TID/status of a thread, read once for all rooms.
+  Result<const kernel::StatusInfo*> status(size_t thread) const;
+  mutable std::vector<std::optional<kernel::StatusInfo>> statuses;
 };
 
 /// Questions only the task can answer: system calls that the agent makes inside it, answered later in one go.
