@@ -1,6 +1,7 @@
 #include "model/application.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace stasis::model {
 
