@@ -1,0 +1,43 @@
+// Capture of memory: layout, mappings and pages of every address space of a stopped tree, and afterwards its bytes.
+//
+// All of it is read from outside (smaps, map_files, PAGEMAP_SCAN); what only the task can tell (brk, dumpable …) is
+// asked by the memory room (resource/memory.h).
+#pragma once
+
+#include <sys/types.h>
+
+#include <map>
+#include <memory>
+#include <span>
+
+#include "resource/capture_context.h"
+#include "resource/codec.h"
+
+namespace stasis::resource {
+
+/// The memory of a live, stopped tree. One for the whole tree; valid as long as its tasks are held.
+class TreeMemory : public ApplicationMemory {
+ public:
+  TreeMemory();
+  ~TreeMemory() override;
+
+  /// Captures the address space `task.address_space` (an id chosen by the caller; kcmp says who shares one) into
+  /// context.application. Does nothing if it has been captured through another task already. `ours`: what stasis has
+  /// mapped into the task; it is left out. What cannot be restored goes to context.diagnostics.
+  Status capture(CaptureContext&, const ProcessView&, const model::Task&, std::span<const AddressRange> ours = {});
+
+  /// Once, when all tasks are captured and none runs: finds pages that parent and child share copy-on-write.
+  Status finish(CaptureContext&);
+
+  // -- bytes, from the live tasks
+  Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId) override;
+  Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId) override;
+  Result<std::vector<model::PageRun>> shared_memory_runs(const model::SharedMemory&) override;
+
+ private:
+  struct Segment;
+  std::map<ObjectId, pid_t> spaces_;                          ///< a host pid that has it
+  std::map<ObjectId, std::unique_ptr<Segment>> segments_;
+};
+
+}  // namespace stasis::resource
