@@ -14,7 +14,6 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
-#include "kernel/proc.h"
 #include "model/application.h"
 #include "plan/call.h"
 

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include "resource/task_room.h"
+
+namespace stasis::resource {
+
+const TaskRoom& credentials_room();
+
+}  // namespace stasis::resource

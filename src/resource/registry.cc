@@ -1,0 +1,45 @@
+#include "resource/registry.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "resource/credentials.h"
+#include "resource/limits.h"
+#include "resource/process_attributes.h"
+#include "resource/registers.h"
+#include "resource/scheduling.h"
+#include "resource/seccomp.h"
+#include "resource/signals.h"
+#include "resource/thread_pointers.h"
+#include "resource/timers.h"
+
+namespace stasis::resource {
+
+std::span<const TaskRoom* const> task_rooms() {
+  // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
+  static const std::vector<const TaskRoom*> rooms = {
+      &registers_room(), &scheduling_room(), &signals_room(),      &thread_pointers_room(),    &timers_room(),
+      &limits_room(),    &early_seccomp_room(), &credentials_room(), &process_attributes_room(), &seccomp_room(),
+  };
+  return rooms;
+}
+
+std::span<const FileRoom* const> file_rooms() {
+  // The first that recognises a descriptor has it: what takes everything comes last.
+  static const std::vector<const FileRoom*> rooms = {};
+  return rooms;
+}
+
+const FileRoom* file_room(std::string_view kind) {
+  const auto rooms = file_rooms();
+  const auto found = std::ranges::find(rooms, kind, [](const FileRoom* room) { return room->kind(); });
+  return found == rooms.end() ? nullptr : *found;
+}
+
+plan::Contributors contributors() {
+  const auto tasks = task_rooms();
+  const auto files = file_rooms();
+  return {{tasks.begin(), tasks.end()}, {files.begin(), files.end()}};
+}
+
+}  // namespace stasis::resource

@@ -1,0 +1,136 @@
+// Scheduling of each thread: policy and its parameters, nice, affinity, I/O priority, timer slack.
+#include "resource/scheduling.h"
+
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <charconv>
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+
+/// struct sched_attr, first version (sched_setattr(2)).
+struct Attributes {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+};
+static_assert(sizeof(Attributes) == 48);
+
+constexpr uint32_t policy_deadline = 6;
+constexpr int io_priority_of_process = 1;
+constexpr size_t most_cpus = 8192;   // NR_CPUS of the largest configurations
+
+Result<std::vector<uint32_t>> read_affinity(pid_t tid) {
+  std::array<uint8_t, most_cpus / 8> mask{};
+  const long bytes = syscall(SYS_sched_getaffinity, tid, mask.size(), mask.data());
+  if (bytes < 0) return fail_errno("sched_getaffinity");
+  std::vector<uint32_t> cpus;
+  for (uint32_t cpu = 0; cpu < static_cast<uint32_t>(bytes) * 8; ++cpu) {
+    if ((mask[cpu / 8] >> (cpu % 8)) & 1) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+class SchedulingRoom final : public TaskRoom {
+ public:
+  std::string_view name() const override { return "scheduling"; }
+
+  Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
+    for (size_t i = 0; i < task.threads.size(); ++i) {
+      const pid_t tid = view.host_tids[i];
+      auto& s = task.threads[i].scheduling;
+      Attributes now{};
+      if (syscall(SYS_sched_getattr, tid, &now, sizeof now, 0) != 0) return fail_errno("sched_getattr");
+      s.policy = now.policy, s.flags = now.flags, s.nice = now.nice, s.priority = now.priority;
+      // For other policies the kernel shows its own slice as the runtime: setting it would make it a request.
+      if (now.policy == policy_deadline) s.runtime = now.runtime, s.deadline = now.deadline, s.period = now.period;
+      s.cpus = TRY(read_affinity(tid));
+      const long io = syscall(SYS_ioprio_get, io_priority_of_process, tid);
+      if (io < 0) return fail_errno("ioprio_get");
+      s.io_priority = static_cast<int>(io);
+      const auto slack = TRY(kernel::read_proc(tid, "timerslack_ns"));
+      std::from_chars(slack.data(), slack.data() + slack.size(), s.timer_slack_ns);
+    }
+    return {};
+  }
+
+  Status encode(const model::Application&, const model::Task& task, image::TaskRecords& records) const override {
+    for (size_t i = 0; i < task.threads.size(); ++i) {
+      const auto& s = task.threads[i].scheduling;
+      auto& core = *records.cores.at(i).mutable_thread_core();
+      core.set_sched_policy(s.policy), core.set_sched_nice(s.nice), core.set_sched_prio(s.priority);
+      core.set_timer_slack_ns(s.timer_slack_ns), core.set_io_priority(static_cast<uint32_t>(s.io_priority));
+      for (const uint32_t cpu : s.cpus) core.add_cpus(cpu);
+      core.set_sched_flags(s.flags);
+      if (s.policy == policy_deadline) core.set_sched_runtime(s.runtime), core.set_sched_deadline(s.deadline), core.set_sched_period(s.period);
+    }
+    return {};
+  }
+
+  Status decode(const image::TaskRecords& records, model::Application&, model::Task& task) const override {
+    for (size_t i = 0; i < task.threads.size(); ++i) {
+      const auto& core = records.cores.at(i).thread_core();
+      auto& s = task.threads[i].scheduling;
+      s.policy = core.sched_policy(), s.nice = core.sched_nice(), s.priority = core.sched_prio();
+      if (core.has_timer_slack_ns()) s.timer_slack_ns = core.timer_slack_ns();
+      s.io_priority = static_cast<int>(core.io_priority());
+      for (const uint32_t cpu : core.cpus()) {
+        if (cpu >= most_cpus || (!s.cpus.empty() && cpu <= s.cpus.back())) {
+          return fail(Error::invalid("decode scheduling", fmt::format("CPU {} of the affinity is out of range or order", cpu),
+                                     fmt::format("core-{}.img", task.threads[i].tid)));
+        }
+        s.cpus.push_back(cpu);
+      }
+      s.flags = core.sched_flags(), s.runtime = core.sched_runtime(), s.deadline = core.sched_deadline(), s.period = core.sched_period();
+    }
+    return {};
+  }
+
+  void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
+    const auto here = read_affinity(getpid());
+    if (!here) return;
+    for (const auto& thread : task.threads) {
+      for (const uint32_t cpu : thread.scheduling.cpus) {
+        if (cpu < sysconf(_SC_NPROCESSORS_CONF)) continue;
+        diagnostics.warn(fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
+                         fmt::format("its affinity names CPU {}, which this machine does not have: it is left out", cpu));
+        break;
+      }
+    }
+  }
+
+  void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
+                  plan::Sink& sink) const override {
+    if (stage != plan::Stage::thread) return;
+    const auto& s = thread.scheduling;
+    const Attributes wanted{sizeof(Attributes), s.policy, s.flags, s.nice, s.priority, s.runtime, s.deadline, s.period};
+    plan::Calls calls;
+    if (!s.cpus.empty()) {
+      plan::In mask{Bytes(s.cpus.back() / 64 * 8 + 8)};
+      for (const uint32_t cpu : s.cpus) mask.bytes[cpu / 8] = static_cast<uint8_t>(mask.bytes[cpu / 8] | (1 << (cpu % 8)));
+      const uint64_t size = mask.bytes.size();
+      calls.push_back(call(SYS_sched_setaffinity, 0, size, std::move(mask)));
+    }
+    calls.push_back(call(SYS_sched_setattr, 0, plan::struct_in(wanted), 0));
+    calls.push_back(call(SYS_ioprio_set, io_priority_of_process, 0, s.io_priority));
+    calls.push_back(call(SYS_prctl, PR_SET_TIMERSLACK, s.timer_slack_ns));
+    sink.perform("scheduling", "scheduling", std::move(calls));
+  }
+};
+
+}  // namespace
+
+const TaskRoom& scheduling_room() {
+  static const SchedulingRoom room;
+  return room;
+}
+
+}  // namespace stasis::resource

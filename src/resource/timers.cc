@@ -1,0 +1,215 @@
+// Interval timers and POSIX timers of a process.
+//
+// A POSIX timer's id is given by the kernel. Since Linux 6.15 PR_TIMER_CREATE_RESTORE_IDS lets timer_create take the id it is told;
+// before, ids are handed out in ascending order, so timers are created and deleted until the wanted one comes up
+// (kernel/time/posix-timers.c). Overruns that were not yet fetched cannot be put back: timer_getoverrun starts at 0 again.
+#include "resource/timers.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernel/proc.h"
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+using plan::expecting;
+using Expected = plan::Expectation::Kind;
+
+constexpr int restore_ids = 77, restore_ids_off = 0, restore_ids_on = 1, restore_ids_get = 2;   // linux/prctl.h
+constexpr uint64_t nanoseconds = 1'000'000'000, microseconds = 1'000'000;
+constexpr int most_timers = 1 << 20, most_created_in_vain = 1 << 16;
+
+bool kernel_takes_ids() {
+  static const bool takes = prctl(restore_ids, restore_ids_get, 0, 0, 0) >= 0;
+  return takes;
+}
+
+timespec to_timespec(uint64_t ns) { return {static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)}; }
+timeval to_timeval(uint64_t us) { return {static_cast<time_t>(us / microseconds), static_cast<suseconds_t>(us % microseconds)}; }
+
+/// struct sigevent as the kernel has it.
+struct Event {
+  uint64_t value;
+  int32_t signal, notification, thread;
+  char padding[64 - 20];
+};
+static_assert(sizeof(Event) == 64);
+
+plan::Calls create_timer(const model::PosixTimer& timer) {
+  Event event{};
+  event.value = timer.value;
+  event.signal = timer.signal;
+  event.notification = timer.notification;
+  event.thread = timer.notified_thread.value;
+  return {call(SYS_timer_create, timer.clock, plan::struct_in(event), plan::InOut{bytes_of(timer.id)})};
+}
+
+plan::Calls arm_timer(const model::PosixTimer& timer) {
+  const itimerspec when{to_timespec(timer.interval_ns), to_timespec(timer.remaining_ns)};
+  if (timer.remaining_ns == 0 && timer.interval_ns == 0) return {};
+  return {call(SYS_timer_settime, timer.id, 0, plan::struct_in(when), 0)};
+}
+
+class TimersRoom final : public TaskRoom {
+ public:
+  std::string_view name() const override { return "timers"; }
+
+  Status capture(CaptureContext& context, const ProcessView& view, model::Task& task) const override {
+    for (const auto& found : TRY(kernel::read_timers(view.host_pid))) {
+      model::PosixTimer timer;
+      timer.id = found.id, timer.clock = found.clock, timer.notification = found.notification;
+      timer.signal = found.signal, timer.value = found.value;
+      if (found.notification == SIGEV_THREAD_ID) {
+        const auto thread = context.host_to_tree.find(found.notified);
+        timer.notified_thread = Tid{thread != context.host_to_tree.end() ? thread->second : found.notified};
+      }
+      task.posix_timers.push_back(timer);
+    }
+    std::ranges::sort(task.posix_timers, {}, &model::PosixTimer::id);
+    return {};
+  }
+
+  Status ask(CaptureContext&, model::Task& task, Inquiry& inquiry) const override {
+    for (int which = 0; which < 3; ++which) {
+      auto& timer = task.interval_timers[static_cast<size_t>(which)];
+      inquiry.ask(call(SYS_getitimer, which, plan::Out{sizeof(itimerval)}), [&timer](const Inquiry::Answer& answer) -> Status {
+        itimerval now{};
+        std::memcpy(&now, answer.out.at(0).data(), sizeof now);
+        timer.interval_us = static_cast<uint64_t>(now.it_interval.tv_sec) * microseconds + static_cast<uint64_t>(now.it_interval.tv_usec);
+        timer.remaining_us = static_cast<uint64_t>(now.it_value.tv_sec) * microseconds + static_cast<uint64_t>(now.it_value.tv_usec);
+        return {};
+      });
+    }
+    for (auto& timer : task.posix_timers) {
+      inquiry.ask(call(SYS_timer_gettime, timer.id, plan::Out{sizeof(itimerspec)}), [&timer](const Inquiry::Answer& answer) -> Status {
+        itimerspec now{};
+        std::memcpy(&now, answer.out.at(0).data(), sizeof now);
+        timer.interval_ns = static_cast<uint64_t>(now.it_interval.tv_sec) * nanoseconds + static_cast<uint64_t>(now.it_interval.tv_nsec);
+        timer.remaining_ns = static_cast<uint64_t>(now.it_value.tv_sec) * nanoseconds + static_cast<uint64_t>(now.it_value.tv_nsec);
+        return {};
+      });
+      inquiry.ask(call(SYS_timer_getoverrun, timer.id), [&timer](const Inquiry::Answer& answer) -> Status {
+        timer.overrun = static_cast<int32_t>(answer.result);
+        return {};
+      });
+    }
+    return {};
+  }
+
+  Status encode(const model::Application&, const model::Task& task, image::TaskRecords& records) const override {
+    auto& out = *records.cores.at(0).mutable_tc()->mutable_timers();
+    itimer_entry* const entries[] = {out.mutable_real(), out.mutable_virt(), out.mutable_prof()};
+    for (size_t i = 0; i < 3; ++i) {
+      const auto& timer = task.interval_timers[i];
+      entries[i]->set_isec(timer.interval_us / microseconds), entries[i]->set_iusec(timer.interval_us % microseconds);
+      entries[i]->set_vsec(timer.remaining_us / microseconds), entries[i]->set_vusec(timer.remaining_us % microseconds);
+    }
+    for (const auto& timer : task.posix_timers) {
+      auto& entry = *out.add_posix();
+      entry.set_it_id(static_cast<uint32_t>(timer.id)), entry.set_clock_id(static_cast<uint32_t>(timer.clock));
+      entry.set_si_signo(static_cast<uint32_t>(timer.signal)), entry.set_it_sigev_notify(static_cast<uint32_t>(timer.notification));
+      entry.set_sival_ptr(timer.value), entry.set_overrun(static_cast<uint32_t>(timer.overrun));
+      entry.set_isec(timer.interval_ns / nanoseconds), entry.set_insec(timer.interval_ns % nanoseconds);
+      entry.set_vsec(timer.remaining_ns / nanoseconds), entry.set_vnsec(timer.remaining_ns % nanoseconds);
+      if (timer.notified_thread.value != 0) entry.set_notify_thread_id(timer.notified_thread.value);
+    }
+    return {};
+  }
+
+  Status decode(const image::TaskRecords& records, model::Application&, model::Task& task) const override {
+    const std::string subject = fmt::format("core-{}.img", task.pid);
+    const auto& in = records.cores.at(0).tc().timers();
+    const itimer_entry* const entries[] = {&in.real(), &in.virt(), &in.prof()};
+    for (size_t i = 0; i < 3; ++i) {
+      const auto interval = TRY(total(entries[i]->isec(), entries[i]->iusec(), microseconds, subject));
+      const auto remaining = TRY(total(entries[i]->vsec(), entries[i]->vusec(), microseconds, subject));
+      task.interval_timers[i] = {interval, remaining};
+    }
+    if (in.posix_size() > most_timers) return fail(Error::invalid("decode timers", "too many POSIX timers", subject));
+    for (const auto& entry : in.posix()) {
+      model::PosixTimer timer;
+      if (entry.it_id() > INT32_MAX) return fail(Error::invalid("decode timers", fmt::format("timer id {} is out of range", entry.it_id()), subject));
+      timer.id = static_cast<int32_t>(entry.it_id()), timer.clock = static_cast<int32_t>(entry.clock_id());
+      timer.signal = static_cast<int32_t>(entry.si_signo()), timer.notification = static_cast<int32_t>(entry.it_sigev_notify());
+      timer.value = entry.sival_ptr(), timer.overrun = static_cast<int32_t>(entry.overrun());
+      timer.interval_ns = TRY(total(entry.isec(), entry.insec(), nanoseconds, subject));
+      timer.remaining_ns = TRY(total(entry.vsec(), entry.vnsec(), nanoseconds, subject));
+      timer.notified_thread = Tid{entry.notify_thread_id()};
+      task.posix_timers.push_back(timer);
+    }
+    std::ranges::sort(task.posix_timers, {}, &model::PosixTimer::id);
+    const auto twice = std::ranges::adjacent_find(task.posix_timers, {}, &model::PosixTimer::id);
+    if (twice != task.posix_timers.end()) return fail(Error::invalid("decode timers", fmt::format("timer id {} occurs twice", twice->id), subject));
+    return {};
+  }
+
+  void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
+    if (kernel_takes_ids() || task.posix_timers.empty() || task.posix_timers.back().id < most_created_in_vain) return;
+    diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
+                       fmt::format("POSIX timer {} would take {} attempts on this kernel", task.posix_timers.back().id, task.posix_timers.back().id),
+                       "restore on Linux 6.15 or later (PR_TIMER_CREATE_RESTORE_IDS)");
+  }
+
+  void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
+                  plan::Sink& sink) const override {
+    if (stage != plan::Stage::final || thread.tid != leader_of(task.pid)) return;
+    if (auto calls = creating(task.posix_timers); !calls.empty()) sink.perform("POSIX timers", "timers.posix", std::move(calls));
+    plan::Calls intervals;
+    for (int which = 0; which < 3; ++which) {
+      const auto& timer = task.interval_timers[static_cast<size_t>(which)];
+      if (timer == model::IntervalTimer{}) continue;
+      const itimerval when{to_timeval(timer.interval_us), to_timeval(timer.remaining_us)};
+      intervals.push_back(call(SYS_setitimer, which, plan::struct_in(when), 0));
+    }
+    if (!intervals.empty()) sink.perform("interval timers", "timers.interval", std::move(intervals));
+  }
+
+ private:
+  static Result<uint64_t> total(uint64_t seconds, uint64_t rest, uint64_t unit, const std::string& subject) {
+    constexpr uint64_t longest = 1ull << 33;   // 272 years
+    if (seconds > longest || rest >= unit) return fail(Error::invalid("decode timers", "a time is out of range", subject));
+    return seconds * unit + rest;
+  }
+
+  static plan::Calls creating(const std::vector<model::PosixTimer>& timers) {
+    plan::Calls calls;
+    if (timers.empty()) return calls;
+    const auto append = [&](plan::Calls more) { std::ranges::move(more, std::back_inserter(calls)); };
+    if (kernel_takes_ids()) {
+      calls.push_back(call(SYS_prctl, restore_ids, restore_ids_on, 0, 0, 0));
+      for (const auto& timer : timers) append(create_timer(timer));
+      calls.push_back(call(SYS_prctl, restore_ids, restore_ids_off, 0, 0, 0));
+    } else {
+      int32_t next = 0;
+      for (const auto& timer : timers) {
+        for (; next < timer.id; ++next) {
+          model::PosixTimer passing = timer;
+          passing.id = next;
+          append(create_timer(passing));
+          calls.push_back(call(SYS_timer_delete, next));
+        }
+        append(create_timer(timer));
+        ++next;
+      }
+    }
+    for (const auto& timer : timers) append(arm_timer(timer));
+    return calls;
+  }
+};
+
+}  // namespace
+
+const TaskRoom& timers_room() {
+  static const TimersRoom room;
+  return room;
+}
+
+}  // namespace stasis::resource
