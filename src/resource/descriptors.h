@@ -1,0 +1,33 @@
+// Open files of a stopped tree: descriptor tables, which descriptions they share, and files that are held without a
+// descriptor (mapped files, executables, working and root directories).
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "image/file_records.h"
+#include "resource/capture_context.h"
+
+namespace stasis::resource {
+
+/// A process together with the ids of its table and fs context, which the caller has found out by kcmp.
+struct DescriptorHolder {
+  const ProcessView* view = nullptr;
+  model::Task* task = nullptr;
+};
+
+/// Fills application.descriptor_tables, .fs_contexts and .descriptions for all tasks: one call for the whole tree, because
+/// descriptions are shared across it. What no room can save goes to context.diagnostics.
+Status capture_descriptors(CaptureContext&, std::span<const DescriptorHolder>);
+
+/// The file behind a mapping, an executable or a directory link: `proc_path` opens it ("/proc/7/map_files/…", "/proc/7/exe").
+/// The same file gives the same description; `flags` are what it is opened with at restore.
+Result<ObjectId> capture_file_at(CaptureContext&, pid_t host_pid, const std::string& proc_path, uint32_t flags, const std::string& subject);
+
+/// fown_entry ↔ model
+void encode_owner(const model::FileOwner&, fown_entry&);
+model::FileOwner decode_owner(const fown_entry&);
+
+}  // namespace stasis::resource
