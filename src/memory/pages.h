@@ -2,32 +2,58 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "base/types.h"
+#include "base/unique_fd.h"
 #include "image/directory.h"
 #include "model/memory.h"
 
 namespace stasis::memory {
 
 /// Bytes of one address space or shared segment, by address (a segment's addresses are its offsets).
+/// All reads may come from several threads at once.
 class PageSource {
  public:
   virtual ~PageSource() = default;
   /// Fills `buffer` from `address`. Both are multiples of the page size.
   virtual Status read(uint64_t address, std::span<uint8_t> buffer) = 0;
+  /// Fills `buffer` with the bytes of all ranges, one after the other.
+  virtual Status read_ranges(std::span<const AddressRange> ranges, std::span<uint8_t> buffer);
 };
 
-/// Pages of a live, stopped task (process_vm_readv; /proc/PID/mem where that is refused).
+/// Pages of a live, stopped task (process_vm_readv; /proc/PID/mem where that is refused: pages that the task itself may
+/// not read). ErrorCode::gone when the task has died.
 class ProcessPages : public PageSource {
  public:
   explicit ProcessPages(pid_t host_pid) : host_pid_(host_pid) {}
   Status read(uint64_t address, std::span<uint8_t> buffer) override;
+  Status read_ranges(std::span<const AddressRange> ranges, std::span<uint8_t> buffer) override;
 
  private:
+  Status read_forced(uint64_t address, std::span<uint8_t> buffer);
+
   pid_t host_pid_;
+  std::mutex opening_;
+  UniqueFd mem_;                        ///< /proc/PID/mem, opened on first need
+};
+
+/// A file as memory: offset is address. Beyond its end there are zeros.
+class FilePages : public PageSource {
+ public:
+  /// `name` is for messages. The descriptor must outlive the source.
+  FilePages(int fd, std::string name) : fd_(fd), name_(std::move(name)) {}
+  Status read(uint64_t address, std::span<uint8_t> buffer) override;
+
+ private:
+  int fd_;
+  std::string name_;
 };
 
 struct PageStoreStats {
@@ -52,5 +78,21 @@ struct StoredRun {
 /// The pagemap of `suffix`, in_parent entries resolved through the chain of parents; validated: ascending, disjoint,
 /// page-aligned, inside the pages file.
 Result<std::vector<StoredRun>> read_pagemap(const image::Directory&, const std::string& suffix);
+
+/// Stored pages as memory; what is not stored reads as zeros. Keeps the directory's files open while it lives.
+class ImagePages : public PageSource {
+ public:
+  static Result<std::unique_ptr<ImagePages>> open(const image::Directory&, const std::string& suffix);
+  Status read(uint64_t address, std::span<uint8_t> buffer) override;
+  const std::vector<StoredRun>& runs() const { return runs_; }
+
+ private:
+  struct File {
+    UniqueFd fd;
+    std::string name;
+  };
+  std::vector<StoredRun> runs_;
+  std::map<std::pair<std::string, uint32_t>, File> files_;
+};
 
 }  // namespace stasis::memory

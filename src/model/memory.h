@@ -37,6 +37,7 @@ struct Mapping {
   bool locked_on_fault = false; ///< mlock2(MLOCK_ONFAULT)
   int protection_key = 0;
   bool sealed = false;          ///< mseal(2)
+  std::vector<AddressRange> guards;   ///< MADV_GUARD_INSTALL, ascending
   std::string name;             ///< PR_SET_VMA_ANON_NAME
   friend bool operator==(const Mapping&, const Mapping&) = default;
 };
@@ -63,6 +64,8 @@ struct PageRun {
   AddressRange range;
   /// The same physical pages as the parent task has at the same addresses: after a restore they are shared again.
   bool shared_with_parent = false;
+  /// They replace a file's pages (private file mappings), or their absence would be seen otherwise: zeros count.
+  bool keep_zeros = false;
   friend bool operator==(const PageRun&, const PageRun&) = default;
 };
 

@@ -1,0 +1,238 @@
+// The page store: pagemap-*.img says which pages lie in pages-N.img, in file order.
+//
+// Pages are copied in chunks that fit into a core's second-level cache, so that the copy into the page cache reads what
+// the copy out of the task has just put there. Large memories are copied by two threads: while one waits for its pages
+// the other writes. Chunks get their place in the file in order, so that the file has no holes.
+#include <fcntl.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <atomic>
+#include <climits>
+#include <condition_variable>
+#include <optional>
+#include <thread>
+
+#include <fmt/format.h>
+
+#include "image/names.h"
+#include "memory/page_scan.h"
+#include "memory/pages.h"
+#include "pagemap.pb.h"
+
+namespace stasis::memory {
+namespace {
+
+constexpr size_t chunk_size = 1 << 20;
+constexpr uint64_t parallel_from = 32ull << 20;   ///< less is copied before a second thread has started
+constexpr uint32_t present = 1 << 2;              ///< pagemap_entry.flags
+
+struct Entry {
+  AddressRange range;
+  bool shared_with_parent = false;
+};
+
+void append(std::vector<Entry>& entries, Entry next) {
+  if (!entries.empty() && entries.back().range.end == next.range.begin &&
+      entries.back().shared_with_parent == next.shared_with_parent) {
+    entries.back().range.end = next.range.end;
+  } else {
+    entries.push_back(next);
+  }
+}
+
+/// One worker's share: up to chunk_size bytes from consecutive runs.
+struct Chunk {
+  uint64_t turn = 0;
+  std::vector<model::PageRun> pieces;
+  std::vector<AddressRange> ranges;
+  size_t size = 0;
+};
+
+class Copy {
+ public:
+  Copy(int fd, std::string name, std::span<const model::PageRun> runs, PageSource& source)
+      : fd_(fd), name_(std::move(name)), runs_(runs), source_(source) {}
+
+  Status run(unsigned workers) {
+    std::vector<std::thread> helpers;
+    for (unsigned i = 1; i < workers; ++i) helpers.emplace_back([this] { work(); });
+    work();
+    for (auto& helper : helpers) helper.join();
+    if (error_) return fail(std::move(*error_));
+    return {};
+  }
+  const std::vector<Entry>& entries() const { return entries_; }
+  PageStoreStats stats() const { return stats_; }
+
+ private:
+  /// Takes the next chunk; false at the end or after an error.
+  bool take(Chunk& chunk) {
+    const std::lock_guard lock(mutex_);
+    chunk.pieces.clear();
+    chunk.ranges.clear();
+    chunk.size = 0;
+    if (error_) return false;
+    while (index_ < runs_.size() && chunk.size < chunk_size) {
+      model::PageRun piece = runs_[index_];
+      piece.range.begin += inside_;
+      piece.range.end = std::min(piece.range.end, piece.range.begin + (chunk_size - chunk.size));
+      inside_ += piece.range.size();
+      chunk.size += piece.range.size();
+      if (piece.range.end == runs_[index_].range.end) ++index_, inside_ = 0;
+      chunk.ranges.push_back(piece.range);
+      chunk.pieces.push_back(piece);
+    }
+    if (chunk.size > 0) chunk.turn = turns_given_++;
+    return chunk.size > 0;
+  }
+
+  void work() {
+    Bytes buffer(chunk_size);
+    Chunk chunk;
+    while (take(chunk)) {
+      if (auto status = copy(chunk, buffer); !status) {
+        const std::lock_guard lock(mutex_);
+        if (!error_) error_ = std::move(status).error();
+        turn_changed_.notify_all();
+        return;
+      }
+    }
+  }
+
+  Status copy(const Chunk& chunk, std::span<uint8_t> buffer) {
+    TRY(source_.read_ranges(chunk.ranges, buffer.first(chunk.size)));
+    std::vector<iovec> parts;
+    std::vector<Entry> entries;
+    uint64_t size = 0;
+    sift(chunk, buffer.data(), parts, entries, size);
+    const auto offset = place(chunk, entries, size);
+    if (!offset) return {};   // another worker has failed: it has said why
+    return write(parts, *offset);
+  }
+
+  /// What is worth storing: as stretches of the buffer and as entries.
+  static void sift(const Chunk& chunk, uint8_t* bytes, std::vector<iovec>& parts, std::vector<Entry>& entries, uint64_t& size) {
+    for (const model::PageRun& piece : chunk.pieces) {
+      for (uint64_t at = piece.range.begin; at < piece.range.end; at += page_size, bytes += page_size) {
+        if (!piece.keep_zeros && is_zero_page(bytes)) continue;
+        append(entries, {{at, at + page_size}, piece.shared_with_parent});
+        if (!parts.empty() && static_cast<uint8_t*>(parts.back().iov_base) + parts.back().iov_len == bytes) {
+          parts.back().iov_len += page_size;
+        } else {
+          parts.push_back({bytes, page_size});
+        }
+        size += page_size;
+      }
+    }
+  }
+
+  /// Waits for the chunk's turn and gives it its place in the file.
+  std::optional<uint64_t> place(const Chunk& chunk, const std::vector<Entry>& entries, uint64_t size) {
+    std::unique_lock lock(mutex_);
+    turn_changed_.wait(lock, [&] { return error_ || turn_ == chunk.turn; });
+    if (error_) return std::nullopt;
+    for (const Entry& entry : entries) append(entries_, entry);
+    stats_.pages_written += size / page_size;
+    stats_.zero_pages_skipped += (chunk.size - size) / page_size;
+    const uint64_t offset = size_;
+    size_ += size;
+    ++turn_;
+    turn_changed_.notify_all();
+    return offset;
+  }
+
+  Status write(std::vector<iovec>& parts, uint64_t offset) {
+    size_t first = 0;
+    while (first < parts.size()) {
+      const int count = static_cast<int>(std::min<size_t>(parts.size() - first, IOV_MAX));
+      const ssize_t written = pwritev(fd_, parts.data() + first, count, static_cast<off_t>(offset));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return write_error(errno);
+      offset += static_cast<uint64_t>(written);
+      for (auto left = static_cast<size_t>(written); left > 0;) {
+        const size_t step = std::min(left, parts[first].iov_len);
+        parts[first].iov_base = static_cast<uint8_t*>(parts[first].iov_base) + step;
+        parts[first].iov_len -= step;
+        left -= step;
+        if (parts[first].iov_len == 0) ++first;
+      }
+    }
+    return {};
+  }
+
+  std::unexpected<Error> write_error(int errno_value) const {
+    auto error = Error::system("write pages", errno_value, name_);
+    if (errno_value != ENOSPC && errno_value != EDQUOT) return fail(std::move(error));
+    return fail(std::move(error).advise("free space there, or name another image directory with -D"));
+  }
+
+  int fd_;
+  std::string name_;
+  std::span<const model::PageRun> runs_;
+  PageSource& source_;
+
+  std::mutex mutex_;
+  std::condition_variable turn_changed_;
+  size_t index_ = 0;             // next run
+  uint64_t inside_ = 0;          // bytes of it that are taken
+  uint64_t turns_given_ = 0, turn_ = 0;
+  uint64_t size_ = 0;            // of the file so far
+  std::vector<Entry> entries_;
+  PageStoreStats stats_;
+  std::optional<Error> error_;
+};
+
+Status check_runs(std::span<const model::PageRun> runs) {
+  uint64_t end = 0;
+  for (const model::PageRun& run : runs) {
+    const bool aligned = run.range.begin % page_size == 0 && run.range.end % page_size == 0;
+    if (!aligned || run.range.empty() || run.range.begin < end) {
+      return fail(Error::internal("write pages", fmt::format("run {:#x}-{:#x} is empty, unaligned or out of order", run.range.begin,
+                                                             run.range.end)));
+    }
+    end = run.range.end;
+  }
+  return {};
+}
+
+Status write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id, const std::vector<Entry>& entries) {
+  auto writer = TRY(directory.create(image::file_name("pagemap-" + suffix)));
+  pagemap_head head;
+  head.set_pages_id(pages_id);
+  TRY(writer.append(head));
+  pagemap_entry record;
+  for (const Entry& entry : entries) {
+    const uint64_t pages = entry.range.size() / page_size;
+    record.Clear();
+    record.set_vaddr(entry.range.begin);
+    record.set_compat_nr_pages(static_cast<uint32_t>(pages));
+    record.set_nr_pages(pages);
+    record.set_flags(present);
+    if (entry.shared_with_parent) record.set_shared_with_parent(true);
+    TRY(writer.append(record));
+  }
+  return writer.finish();
+}
+
+}  // namespace
+
+Result<PageStoreStats> write_pages(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
+                                   std::span<const model::PageRun> runs, PageSource& source) {
+  TRY(check_runs(runs));
+  const std::string name = image::file_name("pages-{}", pages_id);
+  UniqueFd fd(openat(directory.fd(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return fail_errno("create image", name);
+
+  uint64_t total = 0;
+  for (const model::PageRun& run : runs) total += run.range.size();
+  Copy copy(fd.get(), name, runs, source);
+  const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
+  TRY(copy.run(total < parallel_from ? 1 : std::min(2u, processors)));
+  // close(2) is where a network file system reports that the data never arrived.
+  if (::close(fd.release()) < 0) return fail_errno("close image", name);
+  TRY(write_pagemap(directory, suffix, pages_id, copy.entries()));
+  return copy.stats();
+}
+
+}  // namespace stasis::memory
