@@ -80,8 +80,8 @@ Result<Directory> Directory::open(const std::string& path) {
   directory.fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory.fd_.valid()) {
     auto error = Error::system("open image directory", errno, path);
-    if (errno == ENOENT) error = std::move(error).advise("create the directory, or name another one with -D");
-    return fail(std::move(error));
+    if (error.errno_value() != ENOENT) return fail(std::move(error));
+    return fail(std::move(error).advise("create the directory, or name another one with -D"));
   }
   return directory;
 }

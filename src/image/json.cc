@@ -138,7 +138,9 @@ std::string quoted_printable(std::string_view text) {
 
 Json bytes_value(const Field* field, const std::string& value) {
   if (field->type() == Field::TYPE_STRING) return value;
-  if (field->options().GetExtension(show::as).conv() == "unix_name") return quoted_printable(value);
+  const std::string& conversion = field->options().GetExtension(show::as).conv();
+  if (conversion == "text") return value;
+  if (conversion == "unix_name") return quoted_printable(value);
   return base64({reinterpret_cast<const uint8_t*>(value.data()), value.size()});
 }
 

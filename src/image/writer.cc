@@ -13,9 +13,8 @@ Status write_fully(int fd, ByteView bytes, const std::string& name) {
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
       auto error = Error::system("write image", errno, name);
-      if (errno == ENOSPC || errno == EDQUOT)
-        error = std::move(error).advise("free space there, or name another image directory with -D");
-      return fail(std::move(error));
+      if (error.errno_value() != ENOSPC && error.errno_value() != EDQUOT) return fail(std::move(error));
+      return fail(std::move(error).advise("free space there, or name another image directory with -D"));
     }
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
