@@ -60,6 +60,7 @@ struct StatusInfo {
   int seccomp = 0;
   int seccomp_filters = 0;
   bool thp_enabled = true;
+  bool shadow_stack = false;                               ///< x86_Thread_features: shstk
 };
 Result<StatusInfo> parse_status(std::string_view text);
 Result<StatusInfo> read_status(pid_t pid);

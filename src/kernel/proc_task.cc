@@ -135,6 +135,11 @@ bool name(StatusInfo& info, std::string_view value) {
   return true;
 }
 
+bool thread_features(StatusInfo& info, std::string_view value) {
+  info.shadow_stack = value.find("shstk") != std::string_view::npos;
+  return true;
+}
+
 struct StatusLine {
   std::string_view key;
   StatusField parse;
@@ -169,6 +174,7 @@ constexpr StatusLine status_lines[] = {
     {"NoNewPrivs", flag<&StatusInfo::no_new_privs>},
     {"Seccomp", scalar<&StatusInfo::seccomp>},
     {"Seccomp_filters", scalar<&StatusInfo::seccomp_filters>},
+    {"x86_Thread_features", thread_features},
 };
 
 }  // namespace

@@ -1,0 +1,113 @@
+// The order of a capture.
+#include "capture/capture.h"
+
+#include <fmt/format.h>
+
+#include "capture/freezer.h"
+#include "capture/interview.h"
+#include "capture/release.h"
+#include "capture/walk.h"
+#include "resource/address_space.h"
+#include "resource/descriptors.h"
+#include "resource/registry.h"
+
+namespace stasis::capture {
+namespace {
+
+constexpr auto agent_patience = std::chrono::seconds(20);
+
+uint64_t microseconds(Clock::duration duration) {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
+}
+
+class LiveTree final : public SeizedTree {
+ public:
+  explicit LiveTree(const CaptureOptions& options) : options_(options) {
+    context_.policy = options_.policy;
+    if (!options_.at_point) options_.at_point = [](std::string_view) {};
+  }
+  ~LiveTree() override { (void)capture::release(processes_, AfterDump::let_run); }
+
+  Status assemble() {
+    const auto start = Clock::now();
+    const auto deadline = start + std::chrono::seconds(options_.timeout_seconds);
+    frozen_at_ = start;
+    Freezer freezer(context_.diagnostics, options_.at_point, deadline);
+    auto frozen = TRY(freezer.freeze(options_.root_pid));
+    times_.freezing_us = microseconds(Clock::now() - start);
+    // Nothing of the tree runs from here on.
+
+    processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
+    TRY(check_namespaces(processes_, context_));
+    TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
+    options_.at_point("walked");
+    // A tree that is not wholly ours cannot be looked at further.
+    if (context_.diagnostics.refused()) return {};
+
+    TRY(look_from_outside());
+    options_.at_point("looked");
+    if (context_.diagnostics.refused()) return {};
+    Interview interview(processes_, context_, options_.at_point, Clock::now() + agent_patience);
+    TRY_IN("ask the tasks", interview.hold(resource::task_rooms()));
+    options_.at_point("captured");
+    return {};
+  }
+
+  resource::CaptureContext& context() override { return context_; }
+  resource::ApplicationMemory& memory() override { return memory_; }
+
+  CaptureTimes times() const override {
+    CaptureTimes times = times_;
+    times.frozen_us = microseconds((released_ ? released_at_ : Clock::now()) - frozen_at_);
+    return times;
+  }
+
+  Status release(AfterDump after) override {
+    options_.at_point("releasing");
+    auto status = capture::release(processes_, after);
+    processes_.clear();
+    released_ = true;
+    released_at_ = Clock::now();
+    options_.at_point("released");
+    return status;
+  }
+
+ private:
+  /// Everything that the tasks need not be asked for: files, memory, and the rooms' own readings.
+  Status look_from_outside() {
+    std::vector<resource::DescriptorHolder> holders;
+    for (auto& process : processes_) {
+      if (!process.frozen.zombie) holders.push_back({&process.view, context_.application.find(process.pid)});
+    }
+    TRY_IN("capture open files", resource::capture_descriptors(context_, holders));
+    for (const auto& [view, task] : holders) {
+      TRY_IN(fmt::format("capture the memory of task {}", view->host_pid), memory_.capture(context_, *view, *task));
+      for (const auto* room : resource::task_rooms()) {
+        TRY_IN(fmt::format("capture task {}", view->host_pid), room->capture(context_, *view, *task));
+      }
+    }
+    return memory_.finish(context_);
+  }
+
+  CaptureOptions options_;
+  resource::CaptureContext context_;
+  resource::TreeMemory memory_;
+  std::vector<LiveProcess> processes_;
+  CaptureTimes times_;
+  Clock::time_point frozen_at_, released_at_;
+  bool released_ = false;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<SeizedTree>> SeizedTree::capture(const CaptureOptions& options) {
+  auto tree = std::make_unique<LiveTree>(options);
+  auto assembled = tree->assemble();
+  if (!assembled) {
+    tree->context().roll_back();
+    return fail(std::move(assembled).error());
+  }
+  return tree;
+}
+
+}  // namespace stasis::capture

@@ -1,0 +1,228 @@
+#include "capture/freezer.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernel/proc.h"
+#include "kernel/process.h"
+
+namespace stasis::capture {
+namespace {
+
+constexpr uint64_t kernel_thread_flag = 0x00200000;   // PF_KTHREAD
+constexpr auto a_moment = std::chrono::milliseconds(5);
+
+std::string subject(pid_t pid) {
+  const auto stat = kernel::read_stat(pid);
+  return stat ? fmt::format("task {} '{}'", pid, stat->comm) : fmt::format("task {}", pid);
+}
+
+bool is_dead(char state) { return state == 'Z' || state == 'X'; }
+
+}  // namespace
+
+int FrozenProcess::stop_signal() const {
+  for (const auto& thread : threads) {
+    if (thread.group_stop_signal() != 0) return thread.group_stop_signal();
+  }
+  return 0;
+}
+
+Status Freezer::check_root(pid_t root) const {
+  const auto stat = kernel::read_stat(root);
+  if (!stat) {
+    return fail(Error::conflict("seize the tree", "there is no such process", fmt::format("task {}", root))
+                    .advise("Check the pid given with --tree"));
+  }
+  if ((stat->flags & kernel_thread_flag) != 0) {
+    return fail(Error::unsupported("seize the tree", "it is a kernel thread", subject(root)));
+  }
+  if (is_dead(stat->state)) {
+    return fail(Error::conflict("seize the tree", "it has ended and waits to be reaped", subject(root)));
+  }
+  for (pid_t ancestor = getpid(); ancestor > 0;) {
+    if (ancestor == root) {
+      return fail(Error::conflict("seize the tree", "stasis itself runs inside this tree", subject(root))
+                      .advise("Start stasis from outside, for example with setsid from another session"));
+    }
+    const auto next = kernel::read_stat(ancestor);
+    ancestor = next ? next->ppid : 0;
+  }
+  return {};
+}
+
+Result<std::vector<FrozenProcess>> Freezer::freeze(pid_t root) {
+  TRY(check_root(root));
+  at_point_("seizing");
+  processes_.push_back({root, false, {}});
+  known_pids_.insert(root);
+  // A look may find tasks only while something ran during it. So the tree is whole when a look that began with
+  // everything stopped finds nothing new.
+  while (TRY(look())) TRY(settle_all());
+  forget_the_dead();
+  if (processes_.empty() || processes_.front().host_pid != root || processes_.front().zombie) {
+    return fail(Error::gone("seize the tree", fmt::format("task {}", root)));
+  }
+  at_point_("seized");
+  return std::move(processes_);
+}
+
+/// One walk over the tree as it is known, which grows on the way. true: something was found.
+Result<bool> Freezer::look() {
+  bool found = false;
+  for (size_t index = 0; index < processes_.size(); ++index) {
+    if (processes_[index].zombie) continue;
+    found |= TRY(adopt_threads(index));
+    found |= TRY(adopt_children(index));
+  }
+  return found;
+}
+
+Result<bool> Freezer::adopt_threads(size_t index) {
+  bool found = false;
+  const pid_t pid = processes_[index].host_pid;
+  const auto tids = kernel::list_threads(pid);
+  if (!tids && tids.error().code() == ErrorCode::gone) return false;
+  if (!tids) return fail(tids.error());
+  for (const pid_t tid : *tids) {
+    if (known_tids_.contains(tid)) continue;
+    auto tracee = Tracee::seize(pid, tid);
+    if (!tracee) {
+      if (tracee.error().code() == ErrorCode::gone) continue;
+      TRY(cannot_seize(index, tid, tracee.error()));
+      continue;
+    }
+    known_tids_.insert(tid);
+    // A thread that ends before it stops is noticed when it is waited for.
+    (void)tracee->interrupt();
+    processes_[index].threads.push_back(std::move(*tracee));
+    at_point_("task-seized");
+    found = true;
+  }
+  return found;
+}
+
+Result<bool> Freezer::adopt_children(size_t index) {
+  const auto children = kernel::list_children(processes_[index].host_pid);
+  if (!children && children.error().code() == ErrorCode::gone) return false;
+  if (!children) return fail(children.error());
+  bool found = false;
+  for (const pid_t child : *children) {
+    if (!known_pids_.insert(child).second) continue;
+    if (child == getpid()) return fail(Error::conflict("seize the tree", "stasis itself runs inside this tree"));
+    processes_.push_back({child, false, {}});
+    found = true;
+  }
+  return found;
+}
+
+/// Why a seize was refused: the task has ended, or belongs to another tracer, or we lack the right.
+Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
+  auto& process = processes_[index];
+  const pid_t pid = process.host_pid;
+  const auto status = kernel::read_thread_status(pid, tid);
+  if (!status && status.error().code() == ErrorCode::gone) return {};
+  if (!status) return fail(status.error());
+  known_tids_.insert(tid);
+  if (status->tracer != 0) {
+    diagnostics_.refuse(subject(pid), fmt::format("is traced by {}", subject(status->tracer)),
+                        "End the debugger or strace first: a task has one tracer only");
+  } else if (is_dead(status->state) && tid == pid) {
+    const auto stat = kernel::read_stat(pid);
+    process.zombie = !stat || stat->num_threads <= 1;
+    if (process.zombie) return {};
+    return refuse_headless(pid);
+  } else if (is_dead(status->state)) {
+    return {};
+  } else {
+    diagnostics_.refuse(subject(pid), fmt::format("cannot be traced: {}", reason.message()),
+                        "Run as root, or with CAP_SYS_PTRACE (and kernel.yama.ptrace_scope below 3)");
+  }
+  return {};
+}
+
+Status Freezer::refuse_headless(pid_t pid) {
+  diagnostics_.refuse(subject(pid), "its main thread has ended while others go on", "Such a process cannot be rebuilt");
+  return {};
+}
+
+Status Freezer::settle_all() {
+  for (size_t index = 0; index < processes_.size(); ++index) {
+    for (auto& thread : processes_[index].threads) {
+      if (!thread.alive() || thread.stopped()) continue;
+      if (TRY(thread.settle(waiting_, Clock::now() + a_moment))) continue;
+      TRY(settle_slow(index, thread));
+    }
+  }
+  forget_the_dead();
+  return {};
+}
+
+/// A task that does not stop at once sleeps uninterruptibly. If that is because it waits for its vfork child, which we
+/// have stopped, then the child runs until it lets go of its parent.
+Status Freezer::settle_slow(size_t index, Tracee& slow) {
+  const auto stat = kernel::read_thread_stat(slow.pid(), slow.tid());
+  if (stat && is_dead(stat->state) && slow.pid() == slow.tid()) return refuse_headless(slow.pid());
+  if (stat && stat->state == 'D') {
+    bool settled = false;
+    Status failure;
+    TRY(run_vfork_child_of(slow, [&] {
+      const auto done = slow.settle(waiting_, Clock::now() + a_moment);
+      if (!done) failure = fail(done.error());
+      settled = !done || *done;
+      return settled;
+    }));
+    if (!failure) return failure;
+    if (settled) return {};
+  }
+  if (TRY(slow.settle(waiting_, deadline_))) return {};
+  const auto where = kernel::read_proc(processes_[index].host_pid, fmt::format("task/{}/wchan", slow.tid()));
+  diagnostics_.refuse(subject(slow.pid()),
+                      fmt::format("thread {} does not stop: it sleeps uninterruptibly in the kernel{}", slow.tid(),
+                                  where && *where != "0" && !where->empty() ? fmt::format(" ({})", *where) : ""),
+                      "Try again later, or with a longer --timeout; a parent in vfork stops when its child has executed a program");
+  return {};
+}
+
+Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<bool()>& until) {
+  std::vector<Tracee*> running;
+  for (auto& process : processes_) {
+    if (process.threads.empty() || process.host_pid == parent.pid()) continue;
+    const auto stat = kernel::read_stat(process.host_pid);
+    const auto same = kernel::kcmp(parent.tid(), process.host_pid, kernel::KcmpType::vm);
+    if (!stat || stat->ppid != parent.pid() || !same || *same != std::strong_ordering::equal) continue;
+    for (auto& thread : process.threads) {
+      if (!thread.stopped()) continue;
+      TRY(thread.let_go_on());
+      running.push_back(&thread);
+    }
+  }
+  if (running.empty()) return {};
+  while (!until() && Clock::now() < deadline_) {
+  }
+  for (auto* thread : running) {
+    (void)thread->interrupt();
+    if (!TRY(thread->settle(waiting_, deadline_))) {
+      diagnostics_.refuse(subject(thread->pid()), "does not stop", "Try again later");
+    }
+  }
+  return {};
+}
+
+/// Threads that have ended go; a process without threads has become a zombie or is gone altogether.
+void Freezer::forget_the_dead() {
+  for (auto& process : processes_) {
+    const size_t before = process.threads.size();
+    std::erase_if(process.threads, [](const Tracee& thread) { return !thread.alive(); });
+    if (before == 0 || !process.threads.empty()) continue;
+    const auto stat = kernel::read_stat(process.host_pid);
+    process.zombie = stat && is_dead(stat->state);
+    if (!process.zombie) process.host_pid = 0;
+  }
+  std::erase_if(processes_, [](const FrozenProcess& process) { return process.host_pid == 0; });
+}
+
+}  // namespace stasis::capture

@@ -1,0 +1,55 @@
+// Stopping a whole tree: PTRACE_SEIZE and PTRACE_INTERRUPT over its tasks until two looks agree.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "base/diagnostics.h"
+#include "base/result.h"
+#include "capture/tracee.h"
+#include "capture/waiting.h"
+
+namespace stasis::capture {
+
+struct FrozenProcess {
+  pid_t host_pid = 0;
+  bool zombie = false;                   ///< nothing is left to stop: threads is empty
+  std::vector<Tracee> threads;           ///< leader first
+  /// The signal of the group-stop it was found in; 0: it ran.
+  int stop_signal() const;
+};
+
+using AtPoint = std::function<void(std::string_view)>;
+
+class Freezer {
+ public:
+  Freezer(Diagnostics& diagnostics, const AtPoint& at_point, Clock::time_point deadline)
+      : diagnostics_(diagnostics), at_point_(at_point), deadline_(deadline) {}
+
+  /// Every task of the tree stopped, parents before their children. What cannot be stopped is refused in the diagnostics
+  /// (then the answer is incomplete); only a root that cannot be had is an Error.
+  Result<std::vector<FrozenProcess>> freeze(pid_t root);
+
+ private:
+  Status check_root(pid_t root) const;
+  Result<bool> look();
+  Result<bool> adopt_threads(size_t index);
+  Result<bool> adopt_children(size_t index);
+  Status cannot_seize(size_t index, pid_t tid, const Error& reason);
+  Status refuse_headless(pid_t pid);
+  Status settle_all();
+  Status settle_slow(size_t index, Tracee& slow);
+  Status run_vfork_child_of(const Tracee& parent, const std::function<bool()>& until);
+  void forget_the_dead();
+
+  Diagnostics& diagnostics_;
+  const AtPoint& at_point_;
+  Clock::time_point deadline_;
+  Waiting waiting_;
+  std::vector<FrozenProcess> processes_;
+  std::unordered_set<pid_t> known_pids_, known_tids_;
+};
+
+}  // namespace stasis::capture

@@ -1,0 +1,92 @@
+// The agent in an address space: mapped, run in every thread that uses it, removed without a trace.
+//
+// At no moment does a thread have registers that do not lead back to its own life (see arch/…/task_code.h). If stasis
+// dies the kernel detaches it from its tracees, and each of them goes on with what it has:
+//
+//   stopped, untouched        the interrupted system call is restarted by the kernel
+//   about to run the stub     mmap, munmap, own mask, own registers
+//   about to run the agent    harmless questions, own mask, own registers; the only thread of an address space unmaps it too
+//   being unmapped            own mask, own registers
+//
+// What may stay behind in that case is the stub in unused bytes, and with several threads the agent's mapping.
+// A limit: a thread under seccomp is watched by its filter again as soon as there is no tracer.
+//
+// The steps are separate so that a caller can take each step for all address spaces before the next: stops of
+// different tasks then overlap.
+#pragma once
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "agent/area.h"
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "capture/freezer.h"
+#include "capture/tracee.h"
+
+namespace stasis::capture {
+
+/// One thread and the questions it answers.
+struct Patient {
+  Tracee* tracee = nullptr;
+  bool handler_waits = false;
+  uint64_t unwelcome_signals = 0;      ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
+  agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
+
+  static constexpr uint64_t stack_size = 2048;
+};
+
+class Infection {
+ public:
+  /// `patients` are all threads that share the address space; the first one maps and unmaps.
+  Infection(std::vector<Patient> patients, const AtPoint& at_point, Clock::time_point deadline);
+  Infection(Infection&&) = default;
+  Infection& operator=(Infection&&) = delete;
+  /// By any path: threads back to where they were, the area unmapped, the stub removed.
+  ~Infection();
+
+  // -- in this order; each waits for what the previous one has started
+  Status start_mapping();
+  Status enter_mapping(const Waiting&);
+  Status start_agents(const Waiting&);
+  Status collect_answers(const Waiting&);
+  Status enter_unmapping(const Waiting&);
+  Status finish(const Waiting&);
+
+  const agent::Area& area() const { return area_; }
+  /// The bytes of the area after all agents have ended.
+  ByteView answers() const { return answers_; }
+  /// By slot, which is the index of the patient.
+  const std::vector<Patient>& patients() const { return patients_; }
+
+ private:
+  Status plant_stub();
+  Status remove_stub();
+  Status choose_places();
+  Status build_area();
+  Status upload();
+  Status start_agent(size_t index);
+  Status wait_for_agent(size_t index, const Waiting&);
+  Status start_unmapping();
+  void clean_up();
+  pid_t pid() const { return patients_.front().tracee->pid(); }
+  Tracee& first() { return *patients_.front().tracee; }
+  void at(std::string_view point) const {
+    if (*at_point_) (*at_point_)(point);
+  }
+
+  std::vector<Patient> patients_;
+  const AtPoint* at_point_;
+  Clock::time_point deadline_;
+  std::vector<int> notify_signals_;    ///< per patient; 0: none could be found
+  AddressRange place_;                 ///< of the area
+  uint64_t stub_address_ = 0;
+  uint64_t stub_call_ = 0, stub_unmap_ = 0;
+  Bytes under_stub_;                   ///< what the stub overwrote
+  bool stub_planted_ = false, mapped_ = false;
+  agent::Area area_;
+  Bytes answers_;
+};
+
+}  // namespace stasis::capture

@@ -1,0 +1,103 @@
+#include "capture/interview.h"
+
+#include <fmt/format.h>
+
+namespace stasis::capture {
+namespace {
+
+using plan::Expectation;
+
+bool is_expected(const Expectation& expect, int64_t result) {
+  const bool success = result < -4095 || result >= 0;
+  switch (expect.kind) {
+    case Expectation::Kind::anything: return true;
+    case Expectation::Kind::success: return success;
+    case Expectation::Kind::exactly: return result == expect.value;
+    case Expectation::Kind::success_or: return success || result == expect.value;
+  }
+  return false;
+}
+
+/// Signals that must not be the agent's last word.
+uint64_t unwelcome_signals(const kernel::StatusInfo& status) {
+  return status.caught | status.sig_pending | status.shared_pending;
+}
+
+}  // namespace
+
+Status Interview::hold(std::span<const resource::TaskRoom* const> rooms) {
+  TRY(prepare(rooms));
+  if (asked_.empty()) return {};
+  TRY(run());
+  for (const auto& asked : asked_) TRY(answer(asked));
+  return {};
+}
+
+Status Interview::prepare(std::span<const resource::TaskRoom* const> rooms) {
+  for (auto& process : processes_) {
+    if (process.frozen.zombie) continue;
+    auto& task = *context_.application.find(process.pid);
+    for (size_t index = 0; index < task.threads.size(); ++index) {
+      resource::Inquiry inquiry;
+      for (const auto* room : rooms) {
+        if (index == 0) TRY(room->ask(context_, task, inquiry));
+        TRY(room->ask(context_, task, task.threads[index], inquiry));
+      }
+      TRY(prepare_thread(process, task, index, std::move(inquiry)));
+    }
+  }
+  return {};
+}
+
+Status Interview::prepare_thread(LiveProcess& process, model::Task& task, size_t index, resource::Inquiry inquiry) {
+  if (inquiry.questions().empty()) return {};
+  auto& tracee = process.frozen.threads[index];
+  const auto& status = *TRY(process.view.status(index));
+  Patient patient;
+  patient.tracee = &tracee;
+  patient.handler_waits = handler_waits(status, tracee.signal_mask());
+  patient.unwelcome_signals = unwelcome_signals(status);
+  for (const auto& question : inquiry.questions()) {
+    // Judged here, with the name of the call at hand; and one refused question must not silence the rest.
+    patient.program.call(plan::expecting(question.call, Expectation::Kind::anything), 0);
+  }
+  const auto [space, fresh] = space_of_.emplace(task.address_space, patients_.size());
+  if (fresh) patients_.emplace_back();
+  auto& together = patients_[space->second];
+  asked_.push_back({&process, tracee.tid(), inquiry.questions(), space->second, together.size()});
+  together.push_back(std::move(patient));
+  return {};
+}
+
+/// Each step is taken in all address spaces before the next, so that the tasks' answers overlap.
+Status Interview::run() {
+  const Waiting waiting;
+  infections_.reserve(patients_.size());
+  for (auto& together : patients_) infections_.emplace_back(std::move(together), at_point_, deadline_);
+  for (auto& infection : infections_) TRY(infection.start_mapping());
+  for (auto& infection : infections_) TRY(infection.enter_mapping(waiting));
+  for (auto& infection : infections_) TRY(infection.start_agents(waiting));
+  for (auto& infection : infections_) TRY(infection.collect_answers(waiting));
+  for (auto& infection : infections_) TRY(infection.enter_unmapping(waiting));
+  for (auto& infection : infections_) TRY(infection.finish(waiting));
+  return {};
+}
+
+Status Interview::answer(const Asked& asked) {
+  const auto& infection = infections_[asked.infection];
+  for (uint32_t index = 0; index < asked.questions.size(); ++index) {
+    const auto& question = asked.questions[index];
+    resource::Inquiry::Answer answer;
+    answer.result = agent::result_of(infection.area(), infection.answers(), static_cast<uint32_t>(asked.slot), index);
+    answer.out = agent::outs_of(infection.area(), infection.answers(), static_cast<uint32_t>(asked.slot), index);
+    if (!is_expected(question.call.expect, answer.result)) {
+      const int error = answer.result < 0 ? static_cast<int>(-answer.result) : 0;
+      return fail(Error::system(fmt::format("ask the task by {}", plan::call_name(question.call.number)), error,
+                                fmt::format("{}, thread {}", subject_of(*asked.process), asked.host_tid)));
+    }
+    TRY(question.handler(answer));
+  }
+  return {};
+}
+
+}  // namespace stasis::capture

@@ -1,0 +1,77 @@
+#include "capture/places.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "capture/arch/x86_64/task_code.h"
+#include "kernel/process.h"
+
+namespace stasis::capture {
+namespace {
+
+constexpr uint64_t lowest_address = 0x10000;                              // vm.mmap_min_addr
+constexpr uint64_t highest_address = (uint64_t{1} << 47) - page_size;     // TASK_SIZE without 5-level paging
+constexpr uint64_t generous_margin = uint64_t{2} << 20, least_margin = page_size;
+
+/// The highest hole that holds `size` with this margin on either side.
+std::optional<AddressRange> highest_gap(std::span<const kernel::MapsEntry> maps, uint64_t size, uint64_t margin) {
+  uint64_t above = highest_address;
+  bool above_grows_down = true;  // whatever lies there
+  for (auto entry = maps.rbegin();; ++entry) {
+    const bool last = entry == maps.rend();
+    const uint64_t below = last ? lowest_address : entry->range.end;
+    if (!above_grows_down && below < above && above - below >= size + 2 * margin) {
+      const uint64_t end = above - margin;
+      return AddressRange{end - size, end};
+    }
+    if (last) return std::nullopt;
+    if (entry->range.begin < above) {
+      above = entry->range.begin;
+      above_grows_down = entry->path == "[stack]";
+    }
+  }
+}
+
+/// The last stub_space bytes, or the last but one …, that are all zero. Stubs that earlier dumps left behind when they were
+/// killed are passed by: a stopped task may still be inside.
+std::optional<uint64_t> zero_tail(ByteView page) {
+  for (uint64_t at = page.size(); at >= stub_space; at -= stub_space) {
+    const auto part = page.subspan(at - stub_space, stub_space);
+    if (std::all_of(part.begin(), part.end(), [](uint8_t byte) { return byte == 0; })) return at - stub_space;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Result<AddressRange> find_gap(std::span<const kernel::MapsEntry> maps, uint64_t size) {
+  for (const uint64_t margin : {generous_margin, least_margin}) {
+    if (const auto gap = highest_gap(maps, size, margin)) return *gap;
+  }
+  return fail(Error::unsupported("find room for the agent", fmt::format("no hole of {} bytes in the address space", size)));
+}
+
+Result<uint64_t> find_stub_place(pid_t pid, std::span<const kernel::MapsEntry> maps) {
+  Bytes page(page_size);
+  const auto try_mapping = [&](const kernel::MapsEntry& entry) -> std::optional<uint64_t> {
+    const uint64_t last_page = entry.range.end - page_size;
+    if (!kernel::read_memory(pid, RemoteAddress{last_page}, page)) return std::nullopt;
+    const auto offset = zero_tail(page);
+    return offset ? std::optional(last_page + *offset) : std::nullopt;
+  };
+  for (const bool vdso : {true, false}) {
+    for (const auto& entry : maps) {
+      const bool usable = (entry.protection & PROT_EXEC) != 0 && !entry.shared && entry.path != "[vsyscall]";
+      if (!usable || (entry.path == "[vdso]") != vdso) continue;
+      if (const auto address = try_mapping(entry)) return *address;
+    }
+  }
+  return fail(Error::unsupported("find room for the bootstrap stub", "no executable mapping ends in unused bytes",
+                                 fmt::format("task {}", pid)));
+}
+
+}  // namespace stasis::capture

@@ -1,0 +1,16 @@
+// The end of a seizure.
+#pragma once
+
+#include <vector>
+
+#include "base/result.h"
+#include "capture/capture.h"
+#include "capture/walk.h"
+
+namespace stasis::capture {
+
+/// Lets every task go on, leaves it stopped, or ends it. All tasks are treated, whatever happens to some; the first error
+/// is told. Tasks that have died meanwhile are no error.
+Status release(std::vector<LiveProcess>& processes, AfterDump after);
+
+}  // namespace stasis::capture

@@ -1,0 +1,33 @@
+// Waiting for tracees with a deadline.
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <chrono>
+
+#include "base/result.h"
+#include "kernel/ptrace.h"
+
+namespace stasis::capture {
+
+using Clock = std::chrono::steady_clock;
+
+/// While it lives, SIGCHLD is blocked in this thread, so that a stop of a tracee can be slept for and not be missed: the
+/// kernel sends SIGCHLD to the tracer for each, and a blocked one stays pending.
+class Waiting {
+ public:
+  Waiting();
+  ~Waiting();
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+
+  /// The next status of this tracee. With the deadline passed: tid 0 in the answer. ErrorCode::gone: nobody to wait for.
+  Result<kernel::Waited> wait(pid_t tid, Clock::time_point deadline) const;
+
+ private:
+  sigset_t child_signal_;
+  sigset_t before_;
+};
+
+}  // namespace stasis::capture

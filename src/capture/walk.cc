@@ -1,0 +1,167 @@
+#include "capture/walk.h"
+
+#include <elf.h>
+
+#include <algorithm>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "capture/arch/x86_64/task_code.h"
+#include "kernel/proc.h"
+
+namespace stasis::capture {
+namespace {
+
+class Walk {
+ public:
+  Walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context) : frozen_(std::move(frozen)), context_(context) {}
+
+  Result<std::vector<LiveProcess>> run() {
+    for (auto& process : frozen_) TRY(read(process));
+    if (processes_.empty()) return fail(Error::gone("look at the tree", "its root"));
+    TRY(find_namespace());
+    auto& application = context_.application;
+    application.tasks.reserve(processes_.size());
+    for (const auto& process : processes_) application.tasks.push_back(identify(process));
+    application.root = application.tasks.front().pid;
+    check_session();
+    for (size_t index = 0; index < processes_.size(); ++index) {
+      processes_[index].pid = application.tasks[index].pid;
+      TRY(save_threads(processes_[index], application.tasks[index]));
+    }
+    return std::move(processes_);
+  }
+
+ private:
+  /// What the kernel says of the process and its threads. A process whose parent has ended while we were freezing belongs
+  /// to somebody else now (it has become a daemon): it is let go.
+  Status read(FrozenProcess& frozen) {
+    LiveProcess live;
+    live.view.host_pid = frozen.host_pid;
+    live.stat = TRY(kernel::read_stat(frozen.host_pid));
+    if (!processes_.empty() && !host_pids_.contains(live.stat.ppid)) return {};
+    if (frozen.zombie) live.view.host_tids.push_back(frozen.host_pid);
+    for (const auto& thread : frozen.threads) live.view.host_tids.push_back(thread.tid());
+    // Refused by the freezer, and said so.
+    if (live.view.host_tids.empty()) return {};
+    for (size_t index = 0; index < live.view.host_tids.size(); ++index) TRY(live.view.status(index));
+    host_pids_.insert(frozen.host_pid);
+    live.frozen = std::move(frozen);
+    processes_.push_back(std::move(live));
+    return {};
+  }
+
+  /// Which of the NSpid numbers are the tree's own: the innermost of the root's.
+  Status find_namespace() {
+    const auto& root = *processes_.front().view.statuses.front();
+    level_ = root.ns_pid.size();
+    if (level_ == 0) return fail(Error::unsupported("look at the tree", "this kernel does not show NSpid (CONFIG_PID_NS)"));
+    context_.application.root_is_namespace_init = level_ > 1 && root.ns_pid.back() == 1;
+    if (level_ > 1 && root.ns_pid.back() != 1) {
+      context_.diagnostics.refuse(subject_of(processes_.front()), "lives in another pid namespace without being its init",
+                                  "Dump the namespace's init (pid 1 in there), or run stasis inside the namespace");
+    }
+    for (const auto& process : processes_) {
+      for (const auto& status : process.view.statuses) {
+        if (status->ns_pid.size() < level_) continue;
+        context_.host_to_tree[status->pid] = status->ns_pid[level_ - 1];
+      }
+    }
+    return {};
+  }
+
+  Pid in_tree(const std::vector<pid_t>& ids) const { return Pid{level_ <= ids.size() ? ids[level_ - 1] : 0}; }
+
+  model::Task identify(const LiveProcess& process) {
+    const auto& stat = process.stat;
+    const auto& leader = *process.view.statuses.front();
+    model::Task task;
+    task.pid = in_tree(leader.ns_tgid);
+    const auto parent = context_.host_to_tree.find(stat.ppid);
+    const bool is_root = process.view.host_pid == processes_.front().view.host_pid;
+    task.parent = Pid{is_root || parent == context_.host_to_tree.end() ? 0 : parent->second};
+    task.group = in_tree(leader.ns_pgid);
+    task.session = in_tree(leader.ns_sid);
+    task.controlling_terminal = static_cast<uint32_t>(stat.tty_nr);
+    if (leader.ns_pid.size() != level_) {
+      context_.diagnostics.refuse(subject_of(process), "lives in a pid namespace of its own inside the tree",
+                                  "Only the root may be the init of a pid namespace");
+    }
+    if (process.frozen.zombie) {
+      task.state = model::TaskState::zombie;
+      task.exit_status = stat.exit_code;
+      task.name = leader.name;
+      return task;
+    }
+    task.stop_signal = process.frozen.stop_signal();
+    if (task.stop_signal != 0) task.state = model::TaskState::stopped;
+    return task;
+  }
+
+  void check_session() {
+    auto& application = context_.application;
+    const auto& root = application.tasks.front();
+    const bool outside = root.session != root.pid;
+    application.shell_job = outside && context_.policy.shell_job;
+    if (!outside || context_.policy.shell_job) return;
+    context_.diagnostics.refuse(subject_of(processes_.front()), fmt::format("belongs to session {}, which is led from outside the tree", root.session),
+                                "Pass --shell-job to take session and terminal from the caller at restore, or start it with setsid");
+  }
+
+  Status save_threads(LiveProcess& process, model::Task& task) {
+    task.threads.reserve(process.frozen.threads.size());
+    for (size_t index = 0; index < process.frozen.threads.size(); ++index) {
+      auto& tracee = process.frozen.threads[index];
+      const auto& status = *process.view.statuses[index];
+      TRY(tracee.save());
+      model::Thread thread;
+      thread.tid = Tid{in_tree(status.ns_pid).value};
+      thread.name = status.name;
+      thread.registers.general = plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
+      thread.registers.extended = TRY(kernel::ptrace_get_regset(tracee.tid(), NT_X86_XSTATE));
+      check_thread(process, tracee, status);
+      task.threads.push_back(std::move(thread));
+    }
+    return {};
+  }
+
+  void check_thread(const LiveProcess& process, const Tracee& tracee, const kernel::StatusInfo& status) {
+    const auto subject = [&] { return fmt::format("{}, thread {}", subject_of(process), tracee.tid()); };
+    if (!is_native(tracee.general())) {
+      context_.diagnostics.refuse(subject(), "runs 32-bit code", "Only 64-bit tasks can be dumped");
+    }
+    if (status.shadow_stack) {
+      context_.diagnostics.refuse(subject(), "uses a shadow stack (CET)", "Start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+    }
+    if (status.seccomp != 0 && !tracee.seccomp_suspended()) {
+      context_.diagnostics.refuse(subject(), "is under seccomp, which stasis may not suspend here",
+                                  "Run with CAP_SYS_ADMIN and without a seccomp filter of stasis' own (CONFIG_CHECKPOINT_RESTORE)");
+    }
+  }
+
+  std::vector<FrozenProcess> frozen_;
+  resource::CaptureContext& context_;
+  std::vector<LiveProcess> processes_;
+  std::set<pid_t> host_pids_;
+  size_t level_ = 1;
+};
+
+}  // namespace
+
+bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask) {
+  // A call that brings a signal mask of its own (sigsuspend, ppoll) shows that mask in SigBlk and the task's in
+  // PTRACE_GETSIGMASK. It meets its signal again when it is re-issued.
+  if (status.blocked != signal_mask) return false;
+  return ((status.sig_pending | status.shared_pending) & ~status.blocked & status.caught) != 0;
+}
+
+Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context) {
+  return Walk(std::move(frozen), context).run();
+}
+
+std::string subject_of(const LiveProcess& process) {
+  return fmt::format("task {} '{}'", process.view.host_pid, process.stat.comm);
+}
+
+}  // namespace stasis::capture

@@ -1,0 +1,37 @@
+// Looking at a frozen tree from outside: who is who, what is shared, which registers.
+#pragma once
+
+#include <vector>
+
+#include "base/result.h"
+#include "capture/freezer.h"
+#include "kernel/proc.h"
+#include "resource/capture_context.h"
+
+namespace stasis::capture {
+
+/// A process of the tree: its place in the Application, and the kernel's task behind it.
+struct LiveProcess {
+  FrozenProcess frozen;
+  resource::ProcessView view;      ///< with the status of every thread
+  kernel::StatInfo stat;
+  Pid pid;                         ///< in the Application
+};
+
+/// Fills context.application.tasks with ids, names, states and registers, and context.host_to_tree. What stasis does not
+/// support is refused in the diagnostics.
+Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context);
+
+/// Gives the tasks the ids of their shared objects: descriptor table, fs context, signal handlers, address space.
+Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
+
+/// Refuses processes in namespaces other than ours (the tree's own pid namespace is allowed).
+Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
+
+/// Whether an unblocked signal with a handler waits for the thread.
+bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask);
+
+/// "task 4711 'nginx'" in the ids of the host.
+std::string subject_of(const LiveProcess& process);
+
+}  // namespace stasis::capture
