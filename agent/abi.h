@@ -31,6 +31,7 @@ enum class Operation : uint16_t {
 enum class ArgumentKind : uint8_t {
   immediate,
   data,    ///< offset of bytes in the area: becomes an address
+  word,    ///< offset of a 32-bit number in the area, read when the instruction runs
   result,  ///< index of a result slot: becomes that call's result
 };
 

@@ -53,6 +53,8 @@ class Interpreter {
     switch (instruction.kinds[index]) {
       case ArgumentKind::data:
         return reinterpret_cast<uint64_t>(area_ + value);
+      case ArgumentKind::word:
+        return static_cast<uint64_t>(static_cast<int64_t>(*reinterpret_cast<const int32_t*>(area_ + value)));
       case ArgumentKind::result:
         return static_cast<uint64_t>(results_[value]);
       case ArgumentKind::immediate:

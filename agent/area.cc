@@ -98,7 +98,13 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
       data(both->bytes, true);
     else if (const auto* out = std::get_if<plan::Out>(&argument))
       data(Bytes(out->size), true);
-    else if (const auto* result = std::get_if<plan::ResultOf>(&argument)) {
+    else if (const auto* word = std::get_if<plan::WordOf>(&argument)) {
+      const auto earlier = static_cast<size_t>(static_cast<int64_t>(size()) + word->relative);
+      if (earlier < outs_.size() && !outs_[earlier].empty()) {
+        made.kinds[i] = ArgumentKind::word;
+        made.args[i] = outs_[earlier].front().offset + word->offset;
+      }
+    } else if (const auto* result = std::get_if<plan::ResultOf>(&argument)) {
       made.kinds[i] = ArgumentKind::result;
       made.args[i] = static_cast<uint64_t>(static_cast<int64_t>(size()) + result->relative);
     }
@@ -216,7 +222,9 @@ class AreaBuilder {
     uint64_t at = place.instructions;
     for (auto instruction : program.instructions_) {
       for (int i = 0; i < 6; ++i) {
-        if (instruction.kinds[i] == ArgumentKind::data) instruction.args[i] += place.data;
+        if (instruction.kinds[i] == ArgumentKind::data || instruction.kinds[i] == ArgumentKind::word) {
+          instruction.args[i] += place.data;
+        }
       }
       put(area_.bytes, at, instruction);
       at += sizeof instruction;

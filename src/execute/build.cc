@@ -23,6 +23,7 @@
 #include "execute/resume.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "plan/contributor.h"
 
 namespace stasis::execute {
 namespace {
@@ -346,7 +347,7 @@ class Tree final : public BuiltTree {
       if (command.pid.value != 0) continue;
       if (std::holds_alternative<plan::Await>(command.action)) after_first_wait = true;
       const auto* perform = std::get_if<plan::Perform>(&command.action);
-      if (!after_first_wait || perform == nullptr) continue;
+      if (!after_first_wait || perform == nullptr || perform->attribute == plan::only_on_success) continue;
       for (auto call : perform->calls) settle.call(plan::expecting(std::move(call), plan::Expectation::Kind::anything), 0);
     }
     if (settle.size() == 0) return;

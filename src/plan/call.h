@@ -34,7 +34,13 @@ struct ResultOf {
   int relative = -1;
   friend bool operator==(const ResultOf&, const ResultOf&) = default;
 };
-using Argument = std::variant<uint64_t, In, Out, InOut, ResultOf>;
+/// The 32-bit number at `offset` of the first output argument of an earlier call of the same list: pipe2's descriptors.
+struct WordOf {
+  int relative = -1;
+  uint32_t offset = 0;
+  friend bool operator==(const WordOf&, const WordOf&) = default;
+};
+using Argument = std::variant<uint64_t, In, Out, InOut, ResultOf, WordOf>;
 
 struct Expectation {
   enum class Kind : uint8_t { success, anything, exactly, success_or };

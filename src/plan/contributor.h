@@ -24,6 +24,9 @@ enum class Stage {
   privileges,   ///< each thread, last of all: credentials, then seccomp
 };
 
+/// Attribute of a settling command that a failed restore leaves out: what it removes is needed for the next attempt.
+inline constexpr std::string_view only_on_success = "only on success";
+
 /// Receives commands for one runner.
 class Sink {
  public:
@@ -46,6 +49,7 @@ class Sink {
 struct Placement {
   const model::OpenDescription* description = nullptr;
   int fd = -1;
+  int scratch = -1;   ///< this number and the next are free for the maker's own use
 };
 
 class Contributor {

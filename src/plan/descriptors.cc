@@ -89,7 +89,7 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
       made.fd = out_.temporary_fd();
       // The owner may hold it, too, under numbers of its own: those are copies.
     }
-    placements.push_back({&description, made.fd});
+    placements.push_back(out_.placement(description, made.fd));
   }
   auto sink = out_.process(pid);
   TRY(made_.at(group.front()).maker->make(out_.application, placements, sink));

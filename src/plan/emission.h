@@ -35,6 +35,11 @@ class Emission {
 
   /// A descriptor number that no table of the tree uses, different each time.
   int temporary_fd() { return next_temporary_++; }
+  Placement placement(const model::OpenDescription& description, int fd) {
+    const int scratch = temporary_fd();
+    temporary_fd();
+    return {&description, fd, scratch};
+  }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
 
   const DescriptionMaker* maker(const model::OpenDescription& description) const {

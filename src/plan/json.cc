@@ -30,6 +30,7 @@ Json json_of(const Argument& argument) {
   }
   if (const auto* out = std::get_if<Out>(&argument)) return {{"out", out->size}};
   if (const auto* both = std::get_if<InOut>(&argument)) return {{"inout", hex(both->bytes)}};
+  if (const auto* word = std::get_if<WordOf>(&argument)) return {{"word", {word->relative, word->offset}}};
   return {{"result", std::get<ResultOf>(argument).relative}};
 }
 
@@ -196,11 +197,17 @@ void read(const Json& json, Argument& to) {
     to = json.is_number_unsigned() ? json.get<uint64_t>() : static_cast<uint64_t>(json.get<int64_t>());
     return;
   }
-  only_fields(json, {"in", "pointers", "out", "inout", "result"});
-  if (json.size() != 1u + json.contains("pointers")) mismatch("is neither a number nor one of in, out, inout, result");
+  only_fields(json, {"in", "pointers", "out", "inout", "result", "word"});
+  if (json.size() != 1u + json.contains("pointers")) mismatch("is neither a number nor one of in, out, inout, result, word");
   if (json.contains("in")) to = read_in(json);
   else if (json.contains("inout")) to = InOut{bytes_from(json["inout"])};
   else if (json.contains("result")) to = ResultOf{integer<int>(json["result"])};
+  else if (json.contains("word")) {
+    std::vector<int> word;
+    in_field("word", [&] { read(json["word"], word); });
+    if (word.size() != 2 || word[1] < 0) mismatch("has a word that is not [call, offset]");
+    to = WordOf{word[0], static_cast<uint32_t>(word[1])};
+  }
   else {
     constexpr uint64_t largest_answer = 16 << 20;
     const auto size = integer<uint64_t>(json["out"]);

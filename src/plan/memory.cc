@@ -227,7 +227,7 @@ class MappingPlanner {
       return fail(Error::internal("plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
     }
     const int fd = out_.temporary_fd();
-    const Placement placement{&description->second, fd};
+    const auto placement = out_.placement(description->second, fd);
     auto into = sink();
     TRY(maker->make(out_.application, {&placement, 1}, into));
     files_[mapping.file] = fd;
@@ -407,7 +407,7 @@ Status plan_memory_state(Emission& out, const MemoryPlan& plan, const OpenNumber
     const auto* maker = out.maker(description->second);
     if (maker == nullptr) return fail(Error::internal("plan memory", "nobody makes the executable's kind of file"));
     exe_fd = out.temporary_fd();
-    const Placement placement{&description->second, exe_fd};
+    const auto placement = out.placement(description->second, exe_fd);
     TRY(maker->make(out.application, {&placement, 1}, sink));
   }
   sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, exe_fd), {"CAP_CHECKPOINT_RESTORE"});

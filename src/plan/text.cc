@@ -22,6 +22,8 @@ std::string shown(const Call& call) {
       text += fmt::format("<out {}>", out->size);
     } else if (const auto* both = std::get_if<InOut>(&argument)) {
       text += fmt::format("<in/out {}>", both->bytes.size());
+    } else if (const auto* word = std::get_if<WordOf>(&argument)) {
+      text += fmt::format("word{}+{}", word->relative, word->offset);
     } else {
       text += fmt::format("result{}", std::get<ResultOf>(argument).relative);
     }

@@ -219,25 +219,22 @@ Result<ObjectId> capture_file_at(CaptureContext& context, pid_t host_pid, const 
 }
 
 void encode_owner(const model::FileOwner& owner, fown_entry& out) {
-  constexpr uint32_t type_pid = 0, type_pgid = 2, type_tid = 4;   // enum pid_type as CRIU writes it; thread: F_OWNER_TID kept apart
+  // pid_type holds F_GETOWN_EX's own numbers, as CRIU writes it.
   out.set_uid(owner.uid), out.set_euid(owner.euid), out.set_signum(static_cast<uint32_t>(owner.signal));
   out.set_pid(static_cast<uint32_t>(owner.id));
-  switch (owner.kind) {
-    case model::FileOwner::Kind::none:
-    case model::FileOwner::Kind::process: out.set_pid_type(type_pid); break;
-    case model::FileOwner::Kind::group: out.set_pid_type(type_pgid); break;
-    case model::FileOwner::Kind::thread: out.set_pid_type(type_tid); break;
-  }
+  const int type = owner.kind == model::FileOwner::Kind::process ? F_OWNER_PID
+                   : owner.kind == model::FileOwner::Kind::group ? F_OWNER_PGRP
+                                                                 : F_OWNER_TID;
+  out.set_pid_type(owner.kind == model::FileOwner::Kind::none ? 0 : static_cast<uint32_t>(type));
 }
 
 model::FileOwner decode_owner(const fown_entry& in) {
-  constexpr uint32_t type_pgid = 2, type_tid = 4;
   model::FileOwner owner;
   owner.uid = in.uid(), owner.euid = in.euid(), owner.signal = static_cast<int>(in.signum()), owner.id = static_cast<pid_t>(in.pid());
   if (in.pid() == 0) return owner;
-  owner.kind = in.pid_type() == type_pgid  ? model::FileOwner::Kind::group
-               : in.pid_type() == type_tid ? model::FileOwner::Kind::thread
-                                           : model::FileOwner::Kind::process;
+  owner.kind = in.pid_type() == F_OWNER_PGRP  ? model::FileOwner::Kind::group
+               : in.pid_type() == F_OWNER_PID ? model::FileOwner::Kind::process
+                                              : model::FileOwner::Kind::thread;
   return owner;
 }
 
