@@ -1,5 +1,8 @@
 #include "resource/codec.h"
 
+#include <mutex>
+#include <set>
+
 #include "image/names.h"
 #include "resource/inventory.h"
 #include "resource/pstree.h"
@@ -17,6 +20,42 @@ Status write_single(const image::Directory& directory, const std::string& name, 
   TRY(writer.append(record));
   return writer.finish();
 }
+
+/// Tells how far a transfer is.
+class Meter {
+ public:
+  using Progress = std::function<void(uint64_t done, uint64_t total)>;
+  Meter(const Progress& progress, uint64_t total) : progress_(progress), total_(total) {}
+  void add(uint64_t bytes) {
+    if (!progress_) return;
+    const std::lock_guard lock(mutex_);
+    progress_(done_ += bytes, total_);
+  }
+
+ private:
+  const Progress& progress_;
+  std::mutex mutex_;   // pages are read by several threads
+  uint64_t done_ = 0, total_;
+};
+
+class MeteredPages : public memory::PageSource {
+ public:
+  MeteredPages(memory::PageSource& source, Meter& meter) : source_(source), meter_(meter) {}
+  Status read(uint64_t address, std::span<uint8_t> buffer) override {
+    TRY(source_.read(address, buffer));
+    meter_.add(buffer.size());
+    return {};
+  }
+  Status read_ranges(std::span<const AddressRange> ranges, std::span<uint8_t> buffer) override {
+    TRY(source_.read_ranges(ranges, buffer));
+    meter_.add(buffer.size());
+    return {};
+  }
+
+ private:
+  memory::PageSource& source_;
+  Meter& meter_;
+};
 
 class Encoder {
  public:
@@ -154,16 +193,16 @@ class Encoder {
 
   Status pages() {
     auto all = TRY(segments());
-    uint64_t total = 0, done = 0;
+    uint64_t total = 0;
     for (const Segment& segment : all) total += bytes(segment.runs);
+    Meter meter(progress_, total);
     uint32_t pages_id = 0;
     for (Segment& segment : all) {
+      MeteredPages source(*segment.source, meter);
       const auto written = TRY_IN("save memory " + segment.suffix,
-                                  memory::write_pages(directory_, segment.suffix, ++pages_id, segment.runs, *segment.source));
+                                  memory::write_pages(directory_, segment.suffix, ++pages_id, segment.runs, source));
       stats_.pages_written += written.pages_written;
       stats_.zero_pages_skipped += written.zero_pages_skipped;
-      done += bytes(segment.runs);
-      if (progress_) progress_(done, total);
     }
     stats_.pages_scanned = total / page_size;
     return {};
