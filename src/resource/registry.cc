@@ -4,14 +4,18 @@
 #include <vector>
 
 #include "resource/credentials.h"
+#include "resource/fs_context.h"
 #include "resource/limits.h"
+#include "resource/pipe.h"
 #include "resource/process_attributes.h"
 #include "resource/registers.h"
+#include "resource/regular_file.h"
 #include "resource/scheduling.h"
 #include "resource/seccomp.h"
 #include "resource/signals.h"
 #include "resource/thread_pointers.h"
 #include "resource/timers.h"
+#include "resource/unsupported.h"
 
 namespace stasis::resource {
 
@@ -19,14 +23,14 @@ std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
   static const std::vector<const TaskRoom*> rooms = {
       &registers_room(), &scheduling_room(), &signals_room(),      &thread_pointers_room(),    &timers_room(),
-      &limits_room(),    &early_seccomp_room(), &credentials_room(), &process_attributes_room(), &seccomp_room(),
+      &limits_room(),    &fs_context_room(), &early_seccomp_room(), &credentials_room(), &process_attributes_room(), &seccomp_room(),
   };
   return rooms;
 }
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {};
+  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &unsupported_room()};
   return rooms;
 }
 
