@@ -157,20 +157,9 @@ class Encoder {
     for (size_t i = 0; i < records.cores.size(); ++i)
       TRY(write_single(directory_, file_name("core-{}", task.threads[i].tid.value), records.cores[i]));
     TRY(write_single(directory_, file_name("ids-{}", task.pid.value), records.ids));
-    const fs_entry fs = TRY(fs_record(task));
-    TRY(write_single(directory_, file_name("fs-{}", task.pid.value), fs));
+    TRY(write_single(directory_, file_name("fs-{}", task.pid.value), records.fs));
     if (!spaces_.insert(task.address_space).second) return {};
     return write_single(directory_, file_name("mm-{}", task.pid.value), records.mm);
-  }
-
-  Result<fs_entry> fs_record(const model::Task& task) {
-    const auto context = application_.fs_contexts.find(task.fs);
-    if (context == application_.fs_contexts.end()) return fail(Error::internal("save fs context", "it is missing"));
-    fs_entry entry;
-    entry.set_cwd_id(context->second.working_directory.value);
-    entry.set_root_id(context->second.root_directory.value);
-    entry.set_umask(context->second.umask);
-    return entry;
   }
 
   struct Segment {

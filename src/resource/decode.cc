@@ -165,20 +165,14 @@ class Decoder {
     return {};
   }
 
-  Status fs_context(model::Task& task, image::TaskRecords& records) {
+  /// One record for all sharers would do, but CRIU writes one for each task.
+  Status fs_context(const model::Task& task, image::TaskRecords& records) {
     const std::string file = file_name("fs-{}", task.pid.value);
     if (application_.fs_contexts.contains(task.fs) && !directory_.has(file)) return {};
     auto reader = TRY(directory_.read(file));
     TRY(reader.single(records.fs));
-    model::FsContext context{.id = task.fs,
-                             .working_directory = ObjectId{records.fs.cwd_id()},
-                             .root_directory = ObjectId{records.fs.root_id()},
-                             .umask = records.fs.has_umask() ? records.fs.umask() : 022};
-    if (context.umask > 0777) return reject(file, "umask", fmt::format("{:#o} is no umask", context.umask));
-    TRY(expect_description(context.working_directory, file, "cwd_id"));
-    TRY(expect_description(context.root_directory, file, "root_id"));
-    application_.fs_contexts.try_emplace(task.fs, context);
-    return {};
+    TRY(expect_description(ObjectId{records.fs.cwd_id()}, file, "cwd_id"));
+    return expect_description(ObjectId{records.fs.root_id()}, file, "root_id");
   }
 
   Status descriptor_table(const model::Task& task) {
@@ -244,6 +238,8 @@ class Decoder {
         return reject(file_name("ids-{}", task.pid.value), "vm_id", "no address space was read for it");
       if (!application_.signal_handlers.contains(task.handlers))
         return reject(file_name("ids-{}", task.pid.value), "sighand_id", "no signal handlers were read for it");
+      if (!application_.fs_contexts.contains(task.fs))
+        return reject(file_name("ids-{}", task.pid.value), "fs_id", "no fs context was read for it");
     }
     const auto owners = address_space_owners(application_);
     for (const auto& [id, owner] : owners)

@@ -1,17 +1,40 @@
 // Whatever a directory of images holds, it decodes to an Application or to an error that says something; and what was
-// decoded names pages that are where the pagemaps say.
+// decoded can be planned and verified, or is refused.
 #include "bundle.h"
+#include "plan/planner.h"
+#include "plan/verify.h"
 #include "resource/codec.h"
+#include "resource/registry.h"
+
+namespace {
+
+using namespace stasis;
+
+/// A sentence for the operator, and not about a bug of ours.
+void expect_explained(const Error& error) {
+  if (!error.message().empty() && error.code() != ErrorCode::internal) return;
+  std::fprintf(stderr, "%s\n", error.message().c_str());
+  std::abort();
+}
+
+Status plan_it(const model::Application& application, const image::Directory& directory) {
+  plan::PlanOptions options;
+  options.pages = TRY(resource::locate_pages(application, directory));
+  const auto program = TRY(plan::make_program(application, resource::contributors(), options));
+  if (const auto rejection = plan::verify(program, application)) return fail(Error::conflict("verify", rejection->message(program)));
+  return {};
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static stasis::fuzz::Bundle bundle;
+  static fuzz::Bundle bundle;
   const auto directory = bundle.unpack({data, size});
-  const auto application = stasis::resource::decode(directory);
+  const auto application = resource::decode(directory);
   if (!application) {
-    if (application.error().message().empty() || application.error().code() == stasis::ErrorCode::internal) std::abort();
+    expect_explained(application.error());
     return 0;
   }
-  const auto pages = stasis::resource::locate_pages(*application, directory);
-  if (!pages && pages.error().message().empty()) std::abort();
+  if (const auto planned = plan_it(*application, directory); !planned) expect_explained(planned.error());
   return 0;
 }
