@@ -19,7 +19,7 @@ Result<UniqueFd> open_at(int directory, const std::string& name, int flags, std:
   // O_NONBLOCK: a FIFO in place of an image must not hang us; it has no effect on regular files.
   UniqueFd fd(openat(directory, name.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0600));
   if (!fd.valid()) return fail_errno(std::string(operation), name);
-  struct stat status {};
+  struct stat status{};
   if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
   if (!S_ISREG(status.st_mode)) return fail(Error::invalid(std::string(operation), "not a regular file", name));
   return fd;
@@ -60,14 +60,14 @@ Result<uint64_t> check_magics(int fd, const std::string& name, const FileKind& k
       std::memcpy(&value, found.data() + at, sizeof value);
       return value;
     };
-    return fail(Error::invalid("read image",
-                               found.size() == 4 ? fmt::format("magic number {:#010x}, expected {} ({:#010x})", word(0),
-                                                               kind.magic_name, kind.magic)
-                                                 : fmt::format("magic numbers {:#010x} {:#010x}, expected those of {} "
-                                                               "({:#010x} {:#010x})",
-                                                               word(0), word(4), kind.magic_name,
-                                                               kind.service ? service_magic : common_magic, kind.magic),
-                               name));
+    return fail(Error::invalid(
+        "read image",
+        found.size() == 4
+            ? fmt::format("magic number {:#010x}, expected {} ({:#010x})", word(0), kind.magic_name, kind.magic)
+            : fmt::format("magic numbers {:#010x} {:#010x}, expected those of {} "
+                          "({:#010x} {:#010x})",
+                          word(0), word(4), kind.magic_name, kind.service ? service_magic : common_magic, kind.magic),
+        name));
   }
   return expected.size();
 }
@@ -87,7 +87,7 @@ Result<Directory> Directory::open(const std::string& path) {
 }
 
 bool Directory::has(std::string_view file) const {
-  struct stat status {};
+  struct stat status{};
   return fstatat(fd_.get(), std::string(file).c_str(), &status, 0) == 0;
 }
 
@@ -102,7 +102,7 @@ Result<Reader> Directory::read(std::string_view file) const {
   const auto parsed = parse_name(file);
   if (!parsed) return fail(Error::invalid("read image", "not a name of an image file", std::move(name)));
   auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
-  struct stat status {};
+  struct stat status{};
   if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
   const auto size = static_cast<uint64_t>(status.st_size);
   const uint64_t start = TRY(check_magics(fd.get(), name, *parsed->kind, size));
@@ -113,7 +113,7 @@ Result<std::pair<const FileKind*, Reader>> Directory::identify(std::string_view 
   if (const auto parsed = parse_name(file)) return std::pair(parsed->kind, TRY(read(file)));
   std::string name(file);
   auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
-  struct stat status {};
+  struct stat status{};
   if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
   uint32_t words[2] = {};
   if (pread(fd.get(), words, sizeof words, 0) < 0) return fail_errno("read image", name);
@@ -152,7 +152,9 @@ Status Directory::begin() const {
 }
 
 Status Directory::commit(const google::protobuf::Message& inventory) const {
-  auto writer = TRY(start_file(fd_.get(), inventory_draft, *parse_name(inventory_file)->kind));
+  const auto parsed = parse_name(inventory_file);
+  if (!parsed) return fail(Error::internal("complete checkpoint", "the inventory is no kind of image"));
+  auto writer = TRY(start_file(fd_.get(), inventory_draft, *parsed->kind));
   TRY(writer.append(inventory));
   TRY(writer.finish());
   if (renameat(fd_.get(), inventory_draft, fd_.get(), inventory_file) < 0) return fail_errno("rename", inventory_file);

@@ -25,8 +25,8 @@
 namespace stasis::image {
 
 struct FileKind;  // image/names.h
-class Writer;   ///< one open image file being written
-class Reader;   ///< one open image file being read
+class Writer;     ///< one open image file being written
+class Reader;     ///< one open image file being read
 
 class Directory {
  public:
@@ -96,7 +96,7 @@ class Reader {
   std::string where() const;
 
  private:
-  Status fetch(std::span<uint8_t> buffer);   ///< at position_, through the buffer
+  Status fetch(std::span<uint8_t> buffer);  ///< at position_, through the buffer
   std::unexpected<Error> reject(std::string cause) const;
 
   UniqueFd fd_;
@@ -104,8 +104,8 @@ class Reader {
   uint64_t size_ = 0;
   uint64_t position_ = 0;
   uint64_t record_offset_ = 0;
-  uint64_t index_ = 0;                       ///< records read
-  Bytes buffer_;                             ///< file content from buffer_offset_
+  uint64_t index_ = 0;  ///< records read
+  Bytes buffer_;        ///< file content from buffer_offset_
   uint64_t buffer_offset_ = 0;
 };
 

@@ -22,7 +22,7 @@ class FileRecords {
   explicit FileRecords(const Directory& directory) : directory_(directory) {}
   const Directory& directory() const { return directory_; }
 
-  std::vector<FileRecord> files;       ///< files.img, by ascending id
+  std::vector<FileRecord> files;  ///< files.img, by ascending id
 
   // -- encoding: side images are opened on first use and closed by finish()
   /// "pipes-data" → the writer of pipes-data.img.

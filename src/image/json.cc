@@ -24,22 +24,22 @@ struct Name {
 };
 
 constexpr Name protections[] = {{1, "PROT_READ"}, {2, "PROT_WRITE"}, {4, "PROT_EXEC"}};
-constexpr Name map_flags[] = {{1, "MAP_SHARED"}, {2, "MAP_PRIVATE"}, {8, "MAP_DROPPABLE"}, {0x20, "MAP_ANON"},
-                              {0x100, "MAP_GROWSDOWN"}};
+constexpr Name map_flags[] = {
+    {1, "MAP_SHARED"}, {2, "MAP_PRIVATE"}, {8, "MAP_DROPPABLE"}, {0x20, "MAP_ANON"}, {0x100, "MAP_GROWSDOWN"}};
 constexpr Name mapping_kinds[] = {
-    {1u << 0, "VMA_AREA_REGULAR"}, {1u << 1, "VMA_AREA_STACK"},    {1u << 2, "VMA_AREA_VSYSCALL"},
-    {1u << 3, "VMA_AREA_VDSO"},    {1u << 5, "VMA_AREA_HEAP"},     {1u << 6, "VMA_FILE_PRIVATE"},
-    {1u << 7, "VMA_FILE_SHARED"},  {1u << 8, "VMA_ANON_SHARED"},   {1u << 9, "VMA_ANON_PRIVATE"},
+    {1u << 0, "VMA_AREA_REGULAR"},  {1u << 1, "VMA_AREA_STACK"},   {1u << 2, "VMA_AREA_VSYSCALL"},
+    {1u << 3, "VMA_AREA_VDSO"},     {1u << 5, "VMA_AREA_HEAP"},    {1u << 6, "VMA_FILE_PRIVATE"},
+    {1u << 7, "VMA_FILE_SHARED"},   {1u << 8, "VMA_ANON_SHARED"},  {1u << 9, "VMA_ANON_PRIVATE"},
     {1u << 10, "VMA_AREA_SYSVIPC"}, {1u << 11, "VMA_AREA_SOCKET"}, {1u << 12, "VMA_AREA_VVAR"},
     {1u << 13, "VMA_AREA_AIORING"}, {1u << 14, "VMA_AREA_MEMFD"},  {1u << 15, "VMA_AREA_SHSTK"},
     {1u << 17, "VMA_AREA_UPROBES"}, {1u << 31, "VMA_UNSUPP"}};
 constexpr Name open_flags[] = {
-    {01, "O_WRONLY"},         {02, "O_RDWR"},           {0100, "O_CREAT"},      {0200, "O_EXCL"},
-    {0400, "O_NOCTTY"},       {01000, "O_TRUNC"},       {02000, "O_APPEND"},    {04000, "O_NONBLOCK"},
-    {010000, "O_DSYNC"},      {020000, "FASYNC"},       {040000, "O_DIRECT"},   {0100000, "O_LARGEFILE"},
-    {0200000, "O_DIRECTORY"}, {0400000, "O_NOFOLLOW"},  {01000000, "O_NOATIME"}, {02000000, "O_CLOEXEC"}};
-constexpr Name seals[] = {{1, "F_SEAL_SEAL"}, {2, "F_SEAL_SHRINK"}, {4, "F_SEAL_GROW"}, {8, "F_SEAL_WRITE"},
-                          {16, "F_SEAL_FUTURE_WRITE"}};
+    {01, "O_WRONLY"},         {02, "O_RDWR"},          {0100, "O_CREAT"},       {0200, "O_EXCL"},
+    {0400, "O_NOCTTY"},       {01000, "O_TRUNC"},      {02000, "O_APPEND"},     {04000, "O_NONBLOCK"},
+    {010000, "O_DSYNC"},      {020000, "FASYNC"},      {040000, "O_DIRECT"},    {0100000, "O_LARGEFILE"},
+    {0200000, "O_DIRECTORY"}, {0400000, "O_NOFOLLOW"}, {01000000, "O_NOATIME"}, {02000000, "O_CLOEXEC"}};
+constexpr Name seals[] = {
+    {1, "F_SEAL_SEAL"}, {2, "F_SEAL_SHRINK"}, {4, "F_SEAL_GROW"}, {8, "F_SEAL_WRITE"}, {16, "F_SEAL_FUTURE_WRITE"}};
 constexpr Name page_flags[] = {{1, "PE_PARENT"}, {2, "PE_LAZY"}, {4, "PE_PRESENT"}};
 
 constexpr std::pair<std::string_view, std::span<const Name>> flag_sets[] = {
@@ -49,14 +49,16 @@ constexpr std::pair<std::string_view, std::span<const Name>> flag_sets[] = {
 constexpr Name task_states[] = {{1, "Alive"}, {3, "Zombie"}, {6, "Stopped"}};
 constexpr Name families[] = {{1, "UNIX"}, {2, "INET"}, {10, "INET6"}, {16, "NETLINK"}, {17, "PACKET"}};
 constexpr Name socket_types[] = {{1, "STREAM"}, {2, "DGRAM"}, {3, "RAW"}, {5, "SEQPACKET"}, {10, "PACKET"}};
-constexpr Name socket_states[] = {{1, "ESTABLISHED"}, {2, "SYN_SENT"}, {3, "SYN_RECV"}, {4, "FIN_WAIT1"},
-                                  {5, "FIN_WAIT2"},   {6, "TIME_WAIT"}, {7, "CLOSE"},   {8, "CLOSE_WAIT"},
+constexpr Name socket_states[] = {{1, "ESTABLISHED"}, {2, "SYN_SENT"},  {3, "SYN_RECV"}, {4, "FIN_WAIT1"},
+                                  {5, "FIN_WAIT2"},   {6, "TIME_WAIT"}, {7, "CLOSE"},    {8, "CLOSE_WAIT"},
                                   {9, "LAST_ACK"},    {10, "LISTEN"}};
 constexpr Name protocols[] = {{0, "IP"}, {6, "TCP"}, {17, "UDP"}, {136, "UDPLITE"}};
 
-constexpr std::pair<std::string_view, std::span<const Name>> value_sets[] = {
-    {"gen.task_state", task_states}, {"sk.family", families}, {"sk.type", socket_types},
-    {"sk.state", socket_states},     {"sk.proto", protocols}};
+constexpr std::pair<std::string_view, std::span<const Name>> value_sets[] = {{"gen.task_state", task_states},
+                                                                             {"sk.family", families},
+                                                                             {"sk.type", socket_types},
+                                                                             {"sk.state", socket_states},
+                                                                             {"sk.proto", protocols}};
 
 template <size_t Count>
 std::optional<std::span<const Name>> find(const std::pair<std::string_view, std::span<const Name>> (&sets)[Count],
@@ -153,18 +155,28 @@ Json value(const pb::Message& message, const Field* field, std::optional<int> in
 #define STASIS_GET(type) \
   (index ? reflection.GetRepeated##type(message, field, *index) : reflection.Get##type(message, field))
   switch (field->cpp_type()) {
-    case Field::CPPTYPE_INT32: return number<int64_t>(field, STASIS_GET(Int32), hex);
-    case Field::CPPTYPE_INT64: return number<int64_t>(field, STASIS_GET(Int64), hex);
-    case Field::CPPTYPE_UINT32: return number<uint64_t>(field, STASIS_GET(UInt32), hex);
-    case Field::CPPTYPE_UINT64: return number<uint64_t>(field, STASIS_GET(UInt64), hex);
-    case Field::CPPTYPE_DOUBLE: return STASIS_GET(Double);
-    case Field::CPPTYPE_FLOAT: return STASIS_GET(Float);
-    case Field::CPPTYPE_BOOL: return STASIS_GET(Bool);
-    case Field::CPPTYPE_ENUM: return STASIS_GET(Enum)->name();
-    case Field::CPPTYPE_STRING: return bytes_value(field, STASIS_GET(String));
+    case Field::CPPTYPE_INT32:
+      return number<int64_t>(field, STASIS_GET(Int32), hex);
+    case Field::CPPTYPE_INT64:
+      return number<int64_t>(field, STASIS_GET(Int64), hex);
+    case Field::CPPTYPE_UINT32:
+      return number<uint64_t>(field, STASIS_GET(UInt32), hex);
+    case Field::CPPTYPE_UINT64:
+      return number<uint64_t>(field, STASIS_GET(UInt64), hex);
+    case Field::CPPTYPE_DOUBLE:
+      return STASIS_GET(Double);
+    case Field::CPPTYPE_FLOAT:
+      return STASIS_GET(Float);
+    case Field::CPPTYPE_BOOL:
+      return STASIS_GET(Bool);
+    case Field::CPPTYPE_ENUM:
+      return STASIS_GET(Enum)->name();
+    case Field::CPPTYPE_STRING:
+      return bytes_value(field, STASIS_GET(String));
     case Field::CPPTYPE_MESSAGE:
-      return object(index ? reflection.GetRepeatedMessage(message, field, *index) : reflection.GetMessage(message, field),
-                    all_hex);
+      return object(
+          index ? reflection.GetRepeatedMessage(message, field, *index) : reflection.GetMessage(message, field),
+          all_hex);
   }
 #undef STASIS_GET
   return nullptr;

@@ -32,13 +32,13 @@ enum class Payload : uint8_t {
 /// A kind of image file. `pattern` has at most one "{}" for an id: "core-{}", "files", "pagemap-shmem-{}".
 struct FileKind {
   std::string_view pattern;
-  std::string_view magic_name;      ///< as crit names it: "CORE", "FILES", "INVENTORY" …
+  std::string_view magic_name;  ///< as crit names it: "CORE", "FILES", "INVENTORY" …
   uint32_t magic = 0;
-  std::string_view message;         ///< protobuf message of each record ("core_entry"); empty: raw
-  bool has_common_magic = true;     ///< IMG_COMMON_MAGIC (or IMG_SERVICE_MAGIC) stands before it
-  bool service = false;             ///< IMG_SERVICE_MAGIC instead, and no ".img" after the name
-  bool hex_id = false;              ///< the id is written in hexadecimal: ghost-file-1f.img
-  std::string_view head;            ///< message of the first record where it is another one (pagemap_head)
+  std::string_view message;      ///< protobuf message of each record ("core_entry"); empty: raw
+  bool has_common_magic = true;  ///< IMG_COMMON_MAGIC (or IMG_SERVICE_MAGIC) stands before it
+  bool service = false;          ///< IMG_SERVICE_MAGIC instead, and no ".img" after the name
+  bool hex_id = false;           ///< the id is written in hexadecimal: ghost-file-1f.img
+  std::string_view head;         ///< message of the first record where it is another one (pagemap_head)
   Payload payload = Payload::none;
 
   bool raw() const { return message.empty(); }

@@ -44,11 +44,16 @@ class Autopsy {
     uint64_t ignored = 0;
     uint32_t short_ignored = 0;
     switch (wire_type) {
-      case 0: return input_.ReadVarint64(&ignored);
-      case 1: return input_.ReadLittleEndian64(&ignored);
-      case 5: return input_.ReadLittleEndian32(&short_ignored);
-      case 2: break;
-      default: return false;
+      case 0:
+        return input_.ReadVarint64(&ignored);
+      case 1:
+        return input_.ReadLittleEndian64(&ignored);
+      case 5:
+        return input_.ReadLittleEndian32(&short_ignored);
+      case 2:
+        break;
+      default:
+        return false;
     }
     uint32_t length = 0;
     if (!input_.ReadVarint32(&length) || length > INT32_MAX) return false;
@@ -75,8 +80,9 @@ Status parse_record(ByteView bytes, pb::Message& record, const std::string& wher
   input.SetRecursionLimit(nesting_limit);
   // "Partial": a complete parse would print about missing fields itself.
   if (!record.ParsePartialFromCodedStream(&input) || !input.ConsumedEntireMessage())
-    return fail(Error::invalid("read image", fmt::format("not a {}: {} cannot be read", type,
-                                                         Autopsy(bytes).field(record.GetDescriptor())), where));
+    return fail(Error::invalid(
+        "read image", fmt::format("not a {}: {} cannot be read", type, Autopsy(bytes).field(record.GetDescriptor())),
+        where));
   if (!record.IsInitialized()) {
     std::vector<std::string> missing;
     record.FindInitializationErrors(&missing);

@@ -49,10 +49,14 @@ Result<Json> ghost(Reader& reader, const pb::Message& record) {
 /// What follows `record`, which is of the message of a kind with this payload; null: nothing.
 Result<Json> payload(Payload kind, Reader& reader, const pb::Message& record) {
   switch (kind) {
-    case Payload::none: return Json();
-    case Payload::pipe_data: return TRY(encoded(reader, static_cast<const pipe_data_entry&>(record).bytes()));
-    case Payload::ghost: return ghost(reader, record);
-    case Payload::socket_packet: return TRY(encoded(reader, static_cast<const sk_packet_entry&>(record).length()));
+    case Payload::none:
+      return Json();
+    case Payload::pipe_data:
+      return TRY(encoded(reader, static_cast<const pipe_data_entry&>(record).bytes()));
+    case Payload::ghost:
+      return ghost(reader, record);
+    case Payload::socket_packet:
+      return TRY(encoded(reader, static_cast<const sk_packet_entry&>(record).length()));
     case Payload::tcp_queues: {
       const auto& stream = static_cast<const tcp_stream_entry&>(record);
       Json queues;
@@ -70,8 +74,10 @@ Result<Json> payload(Payload kind, Reader& reader, const pb::Message& record) {
       TRY(reader.skip(padding(size, sizeof(uint32_t))));
       return text;
     }
-    case Payload::ipc_semaphores: return semaphores(reader, static_cast<const ipc_sem_entry&>(record));
-    case Payload::ipc_messages: return messages(reader, static_cast<const ipc_msg_entry&>(record));
+    case Payload::ipc_semaphores:
+      return semaphores(reader, static_cast<const ipc_sem_entry&>(record));
+    case Payload::ipc_messages:
+      return messages(reader, static_cast<const ipc_msg_entry&>(record));
   }
   return Json();
 }
@@ -122,8 +128,7 @@ Result<std::string> show_directory(const Directory& directory, bool indented) {
     const std::string file = file_name(kind.pattern);
     if (kind.service && directory.has(file)) json[file] = TRY(file_json(directory, file));
   }
-  if (json.empty())
-    return fail(Error::invalid("show", "the directory holds no images", directory.path()));
+  if (json.empty()) return fail(Error::invalid("show", "the directory holds no images", directory.path()));
   return text(json, indented);
 }
 

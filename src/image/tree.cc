@@ -31,19 +31,27 @@ std::string size_text(uint64_t bytes) {
 std::string printable(std::string_view text) {
   std::string safe;
   for (const char c : text)
-    safe += static_cast<uint8_t>(c) < 32 || c == 127 ? fmt::format("\\x{:02x}", static_cast<uint8_t>(c)) : std::string(1, c);
+    safe += static_cast<uint8_t>(c) < 32 || c == 127 ? fmt::format("\\x{:02x}", static_cast<uint8_t>(c))
+                                                     : std::string(1, c);
   return safe;
 }
 
 std::string describe(const file_entry& file) {
   switch (file.type()) {
-    case REG: return printable(file.reg().name());
-    case PIPE: return fmt::format("pipe {}, {} end", file.pipe().pipe_id(), file.pipe().flags() & 1 ? "write" : "read");
-    case FIFO: return fmt::format("fifo {}", file.fifo().pipe_id());
-    case MEMFD: return fmt::format("memfd, inode {}", file.memfd().inode_id());
-    case TTY: return fmt::format("terminal {:#x}", file.tty().tty_info_id());
-    case EXT: return fmt::format("external file {}", file.ext().id());
-    default: break;
+    case REG:
+      return printable(file.reg().name());
+    case PIPE:
+      return fmt::format("pipe {}, {} end", file.pipe().pipe_id(), file.pipe().flags() & 1 ? "write" : "read");
+    case FIFO:
+      return fmt::format("fifo {}", file.fifo().pipe_id());
+    case MEMFD:
+      return fmt::format("memfd, inode {}", file.memfd().inode_id());
+    case TTY:
+      return fmt::format("terminal {:#x}", file.tty().tty_info_id());
+    case EXT:
+      return fmt::format("external file {}", file.ext().id());
+    default:
+      break;
   }
   std::string name = fd_types_Name(file.type());
   std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -71,7 +79,8 @@ class Tree {
     std::set<uint32_t> known;
     for (const pstree_entry& task : tasks) {
       if (!known.insert(task.pid()).second)
-        return fail(Error::invalid("read image", fmt::format("pid {} occurs twice", task.pid()), "pstree.img, field pid"));
+        return fail(
+            Error::invalid("read image", fmt::format("pid {} occurs twice", task.pid()), "pstree.img, field pid"));
       tasks_.emplace(task.pid(), task);
     }
     for (const pstree_entry& task : tasks)
@@ -128,7 +137,8 @@ class Tree {
       return line + (status_word & 127 ? fmt::format("  zombie, killed by signal {}", status_word & 127)
                                        : fmt::format("  zombie, exit status {}", status_word >> 8 & 255));
     }
-    if (core.task_state() == 3) line += core.stop_signo() ? fmt::format("  stopped by signal {}", core.stop_signo()) : "  stopped";
+    if (core.task_state() == 3)
+      line += core.stop_signo() ? fmt::format("  stopped by signal {}", core.stop_signo()) : "  stopped";
     line += fmt::format("  group {}, session {}", task.pgid(), task.sid());
     if (task.threads_size() > 1) {
       line += fmt::format(", {} threads:", task.threads_size());
@@ -203,7 +213,8 @@ class Tree {
     std::ranges::sort(slots, {}, [](const fdinfo_entry& slot) { return slot.fd(); });
     for (const fdinfo_entry& slot : slots | std::views::take(descriptors_shown)) {
       const auto file = files_.find(slot.id());
-      lines.push_back(fmt::format("fd {}  {}{}", slot.fd(), file == files_.end() ? "missing in files.img" : file->second,
+      lines.push_back(fmt::format("fd {}  {}{}", slot.fd(),
+                                  file == files_.end() ? "missing in files.img" : file->second,
                                   slot.flags() & 1 ? "  (close on exec)" : ""));
     }
     if (slots.size() > descriptors_shown) lines.push_back(fmt::format("… {} more", slots.size() - descriptors_shown));
@@ -213,7 +224,7 @@ class Tree {
   std::map<uint32_t, pstree_entry> tasks_;
   std::map<uint32_t, std::vector<uint32_t>> children_;
   std::map<uint32_t, std::string> files_;
-  std::map<uint32_t, uint32_t> spaces_, tables_;   // object → the task it was printed for
+  std::map<uint32_t, uint32_t> spaces_, tables_;  // object → the task it was printed for
   size_t printed_ = 0;
   std::string text_;
 };

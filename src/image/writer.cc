@@ -47,7 +47,8 @@ Status Writer::append(const google::protobuf::Message& record) {
     return fail(Error::internal("write image " + state_->name, "record lacks " + record.InitializationErrorString()));
   const size_t length = record.ByteSizeLong();
   if (length > record_limit)
-    return fail(Error::unsupported("write image", fmt::format("a record of {} bytes is too long", length), state_->name));
+    return fail(
+        Error::unsupported("write image", fmt::format("a record of {} bytes is too long", length), state_->name));
   Bytes& buffer = state_->buffer;
   const size_t start = buffer.size();
   const auto prefix = static_cast<uint32_t>(length);

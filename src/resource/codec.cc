@@ -34,7 +34,7 @@ class Meter {
 
  private:
   const Progress& progress_;
-  std::mutex mutex_;   // pages are read by several threads
+  std::mutex mutex_;  // pages are read by several threads
   uint64_t done_ = 0, total_;
 };
 
@@ -80,7 +80,8 @@ class Encoder {
     for (const auto& [id, description] : application_.descriptions) {
       const std::string_view kind = description.state.value ? description.state.value->kind() : "nothing";
       const FileRoom* room = file_room(kind);
-      if (!room) return fail(Error::internal("save open file", fmt::format("there is no room for the kind '{}'", kind)));
+      if (!room)
+        return fail(Error::internal("save open file", fmt::format("there is no room for the kind '{}'", kind)));
       TRY_IN("save open file " + description.state.value->describe(), room->encode(application_, description, files_));
     }
     for (const image::FileRecord& record : files_.files) types_.emplace(record.id(), record.type());
@@ -93,8 +94,9 @@ class Encoder {
       for (const auto& [number, slot] : table.slots) {
         const auto type = types_.find(slot.description.value);
         if (type == types_.end())
-          return fail(Error::internal("save descriptor table",
-                                      fmt::format("descriptor {} refers to {}, which no room has saved", number, slot.description)));
+          return fail(Error::internal(
+              "save descriptor table",
+              fmt::format("descriptor {} refers to {}, which no room has saved", number, slot.description)));
         fdinfo_entry entry;
         entry.set_id(slot.description.value);
         entry.set_flags(slot.close_on_exec ? 1 : 0);
@@ -117,7 +119,8 @@ class Encoder {
     tc.set_flags(0);
     tc.set_blk_sigset(0);
     tc.set_comm(name);
-    if (task.state == model::TaskState::stopped && task.stop_signal) tc.set_stop_signo(static_cast<uint32_t>(task.stop_signal));
+    if (task.state == model::TaskState::stopped && task.stop_signal)
+      tc.set_stop_signo(static_cast<uint32_t>(task.stop_signal));
     if (task.controlling_terminal) tc.set_controlling_terminal(task.controlling_terminal);
     return core;
   }
@@ -172,11 +175,13 @@ class Encoder {
     std::vector<Segment> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
       const auto space = application_.address_spaces.find(id);
-      if (space == application_.address_spaces.end()) return fail(Error::internal("save memory", "an address space is missing"));
+      if (space == application_.address_spaces.end())
+        return fail(Error::internal("save memory", "an address space is missing"));
       all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id))});
     }
     for (const auto& [id, segment] : application_.shared_memories)
-      all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)), TRY(memory_.shared_memory(id))});
+      all.push_back(
+          {fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)), TRY(memory_.shared_memory(id))});
     return all;
   }
 
@@ -209,8 +214,8 @@ class Encoder {
   const std::function<void(uint64_t, uint64_t)>& progress_;
   image::FileRecords files_;
   seccomp_entry seccomp_;
-  std::map<uint32_t, fd_types> types_;   // of every description saved
-  std::set<ObjectId> spaces_;            // saved
+  std::map<uint32_t, fd_types> types_;  // of every description saved
+  std::set<ObjectId> spaces_;           // saved
   EncodeStats stats_;
 };
 

@@ -44,6 +44,7 @@ Status commit(const model::Application&, const image::Directory&);
 std::map<ObjectId, Pid> address_space_owners(const model::Application&);
 
 /// Where the pages of every address space and shared segment lie, for the planner.
-Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application&, const image::Directory&);
+Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application&,
+                                                                         const image::Directory&);
 
 }  // namespace stasis::resource

@@ -67,7 +67,8 @@ class Decoder {
       description.id = ObjectId{record.id()};
       return description;
     }
-    return fail(Error::unsupported("read open file", fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
+    return fail(Error::unsupported("read open file",
+                                   fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
                                    where + ", field type"));
   }
 
@@ -93,7 +94,8 @@ class Decoder {
 
   Status check_core(const std::string& file, const core_entry& core, bool leader) {
     if (core.mtype() != core_entry::X86_64)
-      return fail(Error::unsupported("read checkpoint", "the program ran on another architecture: " + core_entry_march_Name(core.mtype()),
+      return fail(Error::unsupported("read checkpoint",
+                                     "the program ran on another architecture: " + core_entry_march_Name(core.mtype()),
                                      file + ", field mtype"));
     if (leader && !core.has_tc()) return reject(file, "tc", "missing, but this is the leader of a process");
     const bool dead = leader && core.tc().task_state() == static_cast<uint32_t>(TaskStateRecord::dead);
@@ -112,7 +114,8 @@ class Decoder {
     task.controlling_terminal = tc.controlling_terminal();
     if (task.state == model::TaskState::zombie) {
       // The kernel keeps 16 bits of an exit status (wait(2)).
-      if (tc.exit_code() > 0xffff) return reject(file, "tc.exit_code", fmt::format("{:#x} is no exit status", tc.exit_code()));
+      if (tc.exit_code() > 0xffff)
+        return reject(file, "tc.exit_code", fmt::format("{:#x} is no exit status", tc.exit_code()));
       task.exit_status = static_cast<int>(tc.exit_code());
       task.name = tc.comm().substr(0, name_limit);
     }
@@ -120,15 +123,18 @@ class Decoder {
       // Images of CRIU before 4.0 do not say which signal it was.
       constexpr uint32_t sigstop = 19, sigttou = 22;
       const uint32_t signal = tc.has_stop_signo() ? tc.stop_signo() : sigstop;
-      if (signal < sigstop || signal > sigttou) return reject(file, "tc.stop_signo", fmt::format("{} stops nobody", signal));
+      if (signal < sigstop || signal > sigttou)
+        return reject(file, "tc.stop_signo", fmt::format("{} stops nobody", signal));
       task.stop_signal = static_cast<int>(signal);
     }
     return {};
   }
 
   Status zombie(model::Task& task) {
-    if (task.pid == application_.root) return reject(file_name("core-{}", task.pid.value), "tc.task_state", "the root is a zombie");
-    if (task.threads.size() > 1) return reject("pstree.img", "threads", fmt::format("the zombie {} has several", task.pid));
+    if (task.pid == application_.root)
+      return reject(file_name("core-{}", task.pid.value), "tc.task_state", "the root is a zombie");
+    if (task.threads.size() > 1)
+      return reject("pstree.img", "threads", fmt::format("the zombie {} has several", task.pid));
     task.threads.clear();
     return {};
   }
@@ -160,7 +166,8 @@ class Decoder {
         return reject(file, "pid_ns_id", "the tree has a pid namespace of its own, but its root is not pid 1");
       application_.root_is_namespace_init = own;
     } else if (own != application_.root_is_namespace_init) {
-      return fail(Error::unsupported("read checkpoint", "the task is in another pid namespace than the root", file + ", field pid_ns_id"));
+      return fail(Error::unsupported("read checkpoint", "the task is in another pid namespace than the root",
+                                     file + ", field pid_ns_id"));
     }
     return {};
   }
@@ -183,9 +190,13 @@ class Decoder {
     if (!directory_.has(file)) return {};  // CRIU writes none for an empty table
     auto reader = TRY(directory_.read(file));
     for (fdinfo_entry entry; TRY(reader.next(entry));) {
-      if (entry.fd() >= descriptor_limit) return reject(reader.where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
+      if (entry.fd() >= descriptor_limit)
+        return reject(reader.where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
       TRY(expect_description(ObjectId{entry.id()}, reader.where(), "id"));
-      const bool fresh = table.slots.emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0}).second;
+      const bool fresh =
+          table.slots
+              .emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0})
+              .second;
       if (!fresh) return reject(reader.where(), "fd", fmt::format("{} occurs twice", entry.fd()));
     }
     return {};
@@ -243,7 +254,8 @@ class Decoder {
     }
     const auto owners = address_space_owners(application_);
     for (const auto& [id, owner] : owners)
-      for (const model::Mapping& mapping : application_.address_spaces.at(id).mappings) TRY(check_mapping(owner, mapping));
+      for (const model::Mapping& mapping : application_.address_spaces.at(id).mappings)
+        TRY(check_mapping(owner, mapping));
     return {};
   }
 

@@ -37,8 +37,8 @@ struct Namespace {
 
 #define STASIS_NAMESPACE(name) \
   Namespace { #name, &task_kobj_ids_entry::has_##name##_ns_id, &task_kobj_ids_entry::name##_ns_id }
-constexpr std::array inherited_namespaces{STASIS_NAMESPACE(net),  STASIS_NAMESPACE(ipc),  STASIS_NAMESPACE(uts),
-                                          STASIS_NAMESPACE(mnt),  STASIS_NAMESPACE(user), STASIS_NAMESPACE(cgroup),
+constexpr std::array inherited_namespaces{STASIS_NAMESPACE(net), STASIS_NAMESPACE(ipc),  STASIS_NAMESPACE(uts),
+                                          STASIS_NAMESPACE(mnt), STASIS_NAMESPACE(user), STASIS_NAMESPACE(cgroup),
                                           STASIS_NAMESPACE(time)};
 constexpr Namespace pid_namespace = STASIS_NAMESPACE(pid);
 #undef STASIS_NAMESPACE
@@ -47,7 +47,8 @@ constexpr Namespace pid_namespace = STASIS_NAMESPACE(pid);
 
 Result<inventory_entry> read_inventory(const image::Directory& directory) {
   if (!directory.has(file))
-    return fail(Error::invalid("read checkpoint", "there is no inventory.img: not a checkpoint, or one that was never completed",
+    return fail(Error::invalid("read checkpoint",
+                               "there is no inventory.img: not a checkpoint, or one that was never completed",
                                directory.path())
                     .advise("name the directory of a completed dump with -D"));
   auto reader = TRY(directory.read(file));
@@ -78,7 +79,7 @@ inventory_entry make_inventory(const model::Application&) {
   set_inherited(ids);
   inventory.set_lsmtype(NO_LSM);
   inventory.set_network_lock_method(0);
-  inventory.mutable_plugins_entry();   // present and empty: no plugin is needed
+  inventory.mutable_plugins_entry();  // present and empty: no plugin is needed
   return inventory;
 }
 
@@ -87,10 +88,12 @@ void set_namespaces(const model::Application& application, task_kobj_ids_entry& 
   if (application.root_is_namespace_init) ids.set_pid_ns_id(own_pid_ns);
 }
 
-Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root, const std::string& where) {
+Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root,
+                                const std::string& where) {
   for (const Namespace& space : inherited_namespaces)
     if (space.differs(inventory.root_ids(), root))
-      return fail(Error::unsupported("read checkpoint", fmt::format("the tree has a {} namespace of its own", space.name),
+      return fail(Error::unsupported("read checkpoint",
+                                     fmt::format("the tree has a {} namespace of its own", space.name),
                                      fmt::format("{}, field {}_ns_id", where, space.name))
                       .advise("restore it with criu, which wrote these images"));
   return pid_namespace.differs(inventory.root_ids(), root);

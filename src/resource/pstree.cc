@@ -40,7 +40,8 @@ class TreeDecoder {
     task.session = Pid{TRY(id("sid", entry.sid(), 0))};
     TRY(claim("pid", task.pid.value));
     if (entry.threads_size() > 0 && entry.threads(0) != entry.pid())
-      return reject(reader_, "threads", fmt::format("the first is {}, not the leader {}", entry.threads(0), entry.pid()));
+      return reject(reader_, "threads",
+                    fmt::format("the first is {}, not the leader {}", entry.threads(0), entry.pid()));
     task.threads.resize(std::max(1, entry.threads_size()));
     task.threads[0].tid = leader_of(task.pid);
     for (int i = 1; i < entry.threads_size(); ++i) {
@@ -71,7 +72,7 @@ class TreeDecoder {
     std::vector<model::Task> result;
     result.reserve(tasks_.size());
     std::vector<bool> placed(tasks_.size());
-    std::vector<size_t> line;   // from a task up to the nearest ancestor that is placed
+    std::vector<size_t> line;  // from a task up to the nearest ancestor that is placed
     for (size_t start = 0; start < tasks_.size(); ++start) {
       for (size_t at = start; !placed[at];) {
         const model::Task& task = tasks_[at];
@@ -79,7 +80,8 @@ class TreeDecoder {
         if (line.size() > tasks_.size()) return reject_parent(task, "it is its own ancestor");
         if (task.parent.value == 0) break;
         const auto parent = positions_.find(task.parent);
-        if (parent == positions_.end()) return reject_parent(task, fmt::format("its parent {} is missing", task.parent));
+        if (parent == positions_.end())
+          return reject_parent(task, fmt::format("its parent {} is missing", task.parent));
         at = parent->second;
       }
       for (; !line.empty(); line.pop_back()) {

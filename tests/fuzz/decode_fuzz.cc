@@ -21,7 +21,8 @@ Status plan_it(const model::Application& application, const image::Directory& di
   plan::PlanOptions options;
   options.pages = TRY(resource::locate_pages(application, directory));
   const auto program = TRY(plan::make_program(application, resource::contributors(), options));
-  if (const auto rejection = plan::verify(program, application)) return fail(Error::conflict("verify", rejection->message(program)));
+  if (const auto rejection = plan::verify(program, application))
+    return fail(Error::conflict("verify", rejection->message(program)));
   return {};
 }
 

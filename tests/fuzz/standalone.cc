@@ -25,12 +25,24 @@ void damage(Input& input, std::mt19937_64& random) {
     const size_t length = std::min<size_t>(1 + below(16), input.size() - at);
     const auto begin = input.begin() + static_cast<std::ptrdiff_t>(at);
     switch (below(7)) {
-      case 0: input[at] ^= static_cast<uint8_t>(1U << below(8)); break;
-      case 1: input[at] = static_cast<uint8_t>(random()); break;
-      case 2: input.erase(begin, begin + static_cast<std::ptrdiff_t>(length)); break;
-      case 3: input.insert(begin, length, static_cast<uint8_t>(random())); break;
-      case 4: std::fill(begin, begin + static_cast<std::ptrdiff_t>(length), below(2) ? 0xff : 0); break;
-      case 5: input.insert(begin, length, input[below(input.size())]); break;
+      case 0:
+        input[at] ^= static_cast<uint8_t>(1U << below(8));
+        break;
+      case 1:
+        input[at] = static_cast<uint8_t>(random());
+        break;
+      case 2:
+        input.erase(begin, begin + static_cast<std::ptrdiff_t>(length));
+        break;
+      case 3:
+        input.insert(begin, length, static_cast<uint8_t>(random()));
+        break;
+      case 4:
+        std::fill(begin, begin + static_cast<std::ptrdiff_t>(length), below(2) ? 0xff : 0);
+        break;
+      case 5:
+        input.insert(begin, length, input[below(input.size())]);
+        break;
       default:
         if (below(20) == 0) input.resize(at);
     }

@@ -16,7 +16,9 @@ namespace {
 
 namespace pb = google::protobuf;
 
-uint64_t number() { return *rc::gen::oneOf(rc::gen::just<uint64_t>(0), rc::gen::just(~uint64_t{0}), rc::gen::arbitrary<uint64_t>()); }
+uint64_t number() {
+  return *rc::gen::oneOf(rc::gen::just<uint64_t>(0), rc::gen::just(~uint64_t{0}), rc::gen::arbitrary<uint64_t>());
+}
 
 void fill(pb::Message& message, int depth);
 
@@ -27,17 +29,34 @@ void fill_value(pb::Message& message, const pb::FieldDescriptor* field, int dept
 #define STASIS_SET(type, value) \
   (list ? reflection.Add##type(&message, field, value) : reflection.Set##type(&message, field, value))
   switch (field->cpp_type()) {
-    case Field::CPPTYPE_INT32: STASIS_SET(Int32, static_cast<int32_t>(number())); break;
-    case Field::CPPTYPE_INT64: STASIS_SET(Int64, static_cast<int64_t>(number())); break;
-    case Field::CPPTYPE_UINT32: STASIS_SET(UInt32, static_cast<uint32_t>(number())); break;
-    case Field::CPPTYPE_UINT64: STASIS_SET(UInt64, number()); break;
-    case Field::CPPTYPE_BOOL: STASIS_SET(Bool, number() & 1); break;
-    case Field::CPPTYPE_DOUBLE: STASIS_SET(Double, 1.5); break;
-    case Field::CPPTYPE_FLOAT: STASIS_SET(Float, 1.5F); break;
-    case Field::CPPTYPE_ENUM:
-      STASIS_SET(Enum, field->enum_type()->value(static_cast<int>(number() % static_cast<uint64_t>(field->enum_type()->value_count()))));
+    case Field::CPPTYPE_INT32:
+      STASIS_SET(Int32, static_cast<int32_t>(number()));
       break;
-    case Field::CPPTYPE_STRING: STASIS_SET(String, *rc::gen::arbitrary<std::string>()); break;
+    case Field::CPPTYPE_INT64:
+      STASIS_SET(Int64, static_cast<int64_t>(number()));
+      break;
+    case Field::CPPTYPE_UINT32:
+      STASIS_SET(UInt32, static_cast<uint32_t>(number()));
+      break;
+    case Field::CPPTYPE_UINT64:
+      STASIS_SET(UInt64, number());
+      break;
+    case Field::CPPTYPE_BOOL:
+      STASIS_SET(Bool, number() & 1);
+      break;
+    case Field::CPPTYPE_DOUBLE:
+      STASIS_SET(Double, 1.5);
+      break;
+    case Field::CPPTYPE_FLOAT:
+      STASIS_SET(Float, 1.5F);
+      break;
+    case Field::CPPTYPE_ENUM:
+      STASIS_SET(Enum, field->enum_type()->value(
+                           static_cast<int>(number() % static_cast<uint64_t>(field->enum_type()->value_count()))));
+      break;
+    case Field::CPPTYPE_STRING:
+      STASIS_SET(String, *rc::gen::arbitrary<std::string>());
+      break;
     case Field::CPPTYPE_MESSAGE:
       fill(list ? *reflection.AddMessage(&message, field) : *reflection.MutableMessage(&message, field), depth + 1);
       break;
@@ -50,8 +69,8 @@ void fill(pb::Message& message, int depth) {
   for (int i = 0; i < type->field_count(); ++i) {
     const auto* field = type->field(i);
     const bool deep = depth > 3;
-    const int count = field->is_required() ? 1
-                      : deep               ? 0
+    const int count = field->is_required()   ? 1
+                      : deep                 ? 0
                       : field->is_repeated() ? *rc::gen::inRange(0, 4)
                                              : *rc::gen::inRange(0, 2);
     for (int n = 0; n < count; ++n) fill_value(message, field, depth);
@@ -82,7 +101,8 @@ const FileKind& any_kind() {
   return **rc::gen::elementOf(with_records);
 }
 
-std::vector<std::unique_ptr<pb::Message>> write_any(const Directory& directory, const FileKind& kind, const std::string& name) {
+std::vector<std::unique_ptr<pb::Message>> write_any(const Directory& directory, const FileKind& kind,
+                                                    const std::string& name) {
   std::vector<std::unique_ptr<pb::Message>> records;
   auto writer = directory.create(name);
   RC_ASSERT(writer.has_value());
@@ -125,7 +145,7 @@ RC_GTEST_PROP(Records, AnyCanBeShown, ()) {
   auto writer = directory.create(name);
   RC_ASSERT(writer->append(*record).has_value());
   RC_ASSERT(writer->finish().has_value());
-  const auto text = show_file(directory, name);   // a payload may be missing: then it is an error
+  const auto text = show_file(directory, name);  // a payload may be missing: then it is an error
   if (!text) RC_ASSERT(!text.error().message().empty());
 }
 

@@ -1,7 +1,7 @@
 #include "image/directory.h"
 
-#include <gmock/gmock.h>
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <sys/stat.h>
 
 #include "core.pb.h"
@@ -50,14 +50,21 @@ class DirectoryTest : public Scratch {
 
 TEST_F(DirectoryTest, WritesMagicsLengthAndRecord) {
   write("pstree.img", {task(7)});
-  EXPECT_EQ(get("pstree.img"), std::string("\x19\x43\x56\x54" "\x30\x30\x27\x50" "\x08\0\0\0" "\x08\x07\x10\0\x18\x07\x20\x07", 20));
+  EXPECT_EQ(get("pstree.img"), std::string("\x19\x43\x56\x54"
+                                           "\x30\x30\x27\x50"
+                                           "\x08\0\0\0"
+                                           "\x08\x07\x10\0\x18\x07\x20\x07",
+                                           20));
 }
 
 TEST_F(DirectoryTest, TheInventoryHasNoCommonMagic) {
   inventory_entry inventory;
   inventory.set_img_version(2);
   ASSERT_TRUE(directory->commit(inventory));
-  EXPECT_EQ(get("inventory.img"), std::string("\x16\x31\x31\x58" "\x02\0\0\0" "\x08\x02", 10));
+  EXPECT_EQ(get("inventory.img"), std::string("\x16\x31\x31\x58"
+                                              "\x02\0\0\0"
+                                              "\x08\x02",
+                                              10));
   EXPECT_FALSE(std::filesystem::exists(path("inventory.img.tmp")));
 }
 
@@ -98,7 +105,9 @@ TEST_F(DirectoryTest, CarriesRawBytesBetweenRecords) {
 }
 
 TEST_F(DirectoryTest, NamesTheMagicThatIsWrong) {
-  put("pstree.img", std::string("\x19\x43\x56\x54" "\x47\x38\x05\x55", 8));
+  put("pstree.img", std::string("\x19\x43\x56\x54"
+                                "\x47\x38\x05\x55",
+                                8));
   EXPECT_THAT(read_error(), AllOf(HasSubstr("pstree.img"), HasSubstr("0x55053847"), HasSubstr("PSTREE")));
   put("pstree.img", "abc");
   EXPECT_THAT(read_error(), HasSubstr("shorter than its magic"));
@@ -114,18 +123,29 @@ TEST_F(DirectoryTest, NamesRecordAndOffsetOfATruncation) {
 }
 
 TEST_F(DirectoryTest, AllocatesNothingForALengthThatIsNotThere) {
-  put("pstree.img", std::string("\x19\x43\x56\x54" "\x30\x30\x27\x50" "\xff\xff\xff\xff" "\x08\x07", 14));
+  put("pstree.img", std::string("\x19\x43\x56\x54"
+                                "\x30\x30\x27\x50"
+                                "\xff\xff\xff\xff"
+                                "\x08\x07",
+                                14));
   EXPECT_THAT(read_error(), HasSubstr("4294967295 goes beyond the end of the file (2 bytes left)"));
 }
 
 TEST_F(DirectoryTest, RefusesARecordBeyondReason) {
-  put("pstree.img", std::string("\x19\x43\x56\x54" "\x30\x30\x27\x50" "\x00\x00\x00\x10", 12));
-  std::filesystem::resize_file(path("pstree.img"), 300 << 20);   // sparse
+  put("pstree.img", std::string("\x19\x43\x56\x54"
+                                "\x30\x30\x27\x50"
+                                "\x00\x00\x00\x10",
+                                12));
+  std::filesystem::resize_file(path("pstree.img"), 300 << 20);  // sparse
   EXPECT_THAT(read_error(), HasSubstr("268435456 is beyond reason"));
 }
 
 TEST_F(DirectoryTest, NamesAMissingField) {
-  put("pstree.img", std::string("\x19\x43\x56\x54" "\x30\x30\x27\x50" "\x02\0\0\0" "\x08\x07", 14));
+  put("pstree.img", std::string("\x19\x43\x56\x54"
+                                "\x30\x30\x27\x50"
+                                "\x02\0\0\0"
+                                "\x08\x07",
+                                14));
   EXPECT_THAT(read_error(), AllOf(HasSubstr("pstree_entry lacks the field ppid"), HasSubstr("record 0 at offset 8")));
 }
 
@@ -143,7 +163,7 @@ TEST_F(DirectoryTest, NestingIsLimited) {
   std::string bytes;
   for (int level = 0; level < 100; ++level) {
     std::string outer = "\x12";
-    for (size_t rest = bytes.size(); ; rest >>= 7) {
+    for (size_t rest = bytes.size();; rest >>= 7) {
       outer += static_cast<char>((rest & 0x7f) | (rest > 0x7f ? 0x80 : 0));
       if (rest <= 0x7f) break;
     }
@@ -196,7 +216,8 @@ TEST_F(DirectoryTest, AWriterReportsAFullDisk) {
   ASSERT_TRUE(writer.append(task(7)));
   const auto status = writer.finish();
   ASSERT_FALSE(status);
-  EXPECT_THAT(status.error().message(), AllOf(HasSubstr("pstree.img"), HasSubstr("No space left"), HasSubstr("free space")));
+  EXPECT_THAT(status.error().message(),
+              AllOf(HasSubstr("pstree.img"), HasSubstr("No space left"), HasSubstr("free space")));
 }
 
 TEST_F(DirectoryTest, ARecordWithoutARequiredFieldIsNotWritten) {
@@ -205,7 +226,8 @@ TEST_F(DirectoryTest, ARecordWithoutARequiredFieldIsNotWritten) {
 }
 
 TEST_F(DirectoryTest, MissingDirectoryNamesTheOption) {
-  EXPECT_THAT(Directory::open("/nonexistent/images").error().message(), AllOf(HasSubstr("/nonexistent/images"), HasSubstr("-D")));
+  EXPECT_THAT(Directory::open("/nonexistent/images").error().message(),
+              AllOf(HasSubstr("/nonexistent/images"), HasSubstr("-D")));
 }
 
 TEST_F(DirectoryTest, SideImagesAreReadOnceAndSorted) {

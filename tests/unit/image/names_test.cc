@@ -49,9 +49,9 @@ TEST(Names, TellSimilarKindsApart) {
 }
 
 TEST(Names, RejectWhatNoDumpWrites) {
-  for (const char* name : {"", ".img", "core-.img", "core-7", "core-07.img", "core-+7.img", "core--7.img", "core-7x.img",
-                           "core-1f.img", "core-99999999999999999999.img", "files-1.img", "../files.img", "stats-dump.img",
-                           "core-{}.img", "Core-7.img"}) {
+  for (const char* name : {"", ".img", "core-.img", "core-7", "core-07.img", "core-+7.img", "core--7.img",
+                           "core-7x.img", "core-1f.img", "core-99999999999999999999.img", "files-1.img", "../files.img",
+                           "stats-dump.img", "core-{}.img", "Core-7.img"}) {
     EXPECT_FALSE(parse_name(name)) << name;
   }
 }

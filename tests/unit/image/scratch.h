@@ -25,7 +25,8 @@ class Scratch : public testing::Test {
 
   std::filesystem::path path(std::string_view file) const { return root_ / file; }
   void put(std::string_view file, const std::string& bytes) const {
-    std::ofstream(path(file), std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(path(file), std::ios::binary | std::ios::trunc)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   }
   std::string get(std::string_view file) const {
     std::ifstream stream(path(file), std::ios::binary);

@@ -228,7 +228,8 @@ TEST_F(TreeTest, DrawsTasks) {
 
 TEST_F(TreeTest, RefusesCyclesAndDuplicates) {
   write("pstree.img", task(1, 0), task(2, 3), task(3, 2));
-  EXPECT_THAT(show_tree(*directory).error().message(), AllOf(HasSubstr("pstree.img"), HasSubstr("ppid"), HasSubstr("ancestors")));
+  EXPECT_THAT(show_tree(*directory).error().message(),
+              AllOf(HasSubstr("pstree.img"), HasSubstr("ppid"), HasSubstr("ancestors")));
   write("pstree.img", task(1, 0), task(1, 0));
   EXPECT_THAT(show_tree(*directory).error().message(), AllOf(HasSubstr("field pid"), HasSubstr("twice")));
 }

@@ -69,7 +69,8 @@ TEST_F(PstreeTest, WritesAndReadsTasksAndThreads) {
   root.threads.resize(2);
   root.threads[0].tid = Tid{10};
   root.threads[1].tid = Tid{12};
-  model::Task zombie{.pid = Pid{11}, .parent = Pid{10}, .group = Pid{10}, .session = Pid{9}, .state = model::TaskState::zombie};
+  model::Task zombie{
+      .pid = Pid{11}, .parent = Pid{10}, .group = Pid{10}, .session = Pid{9}, .state = model::TaskState::zombie};
   application.tasks = {root, zombie};
   ASSERT_TRUE(encode_pstree(application, *directory));
   const auto tasks = decode_pstree(*directory);
@@ -106,9 +107,11 @@ TEST_F(PstreeTest, ALongLineOfAncestorsIsNoRecursion) {
 
 TEST_F(PstreeTest, NamesWhatIsWrong) {
   EXPECT_THAT(error_of({}), AllOf(HasSubstr("pstree.img"), HasSubstr("no task")));
-  EXPECT_THAT(error_of({{1, 0}, {1, 0}}), AllOf(HasSubstr("record 1"), HasSubstr("field pid"), HasSubstr("1 occurs twice")));
+  EXPECT_THAT(error_of({{1, 0}, {1, 0}}),
+              AllOf(HasSubstr("record 1"), HasSubstr("field pid"), HasSubstr("1 occurs twice")));
   EXPECT_THAT(error_of({{1, 0}, {2, 0}}), AllOf(HasSubstr("field ppid"), HasSubstr("second root")));
-  EXPECT_THAT(error_of({{1, 0}, {3, 2}}), AllOf(HasSubstr("field ppid of task 3"), HasSubstr("its parent 2 is missing")));
+  EXPECT_THAT(error_of({{1, 0}, {3, 2}}),
+              AllOf(HasSubstr("field ppid of task 3"), HasSubstr("its parent 2 is missing")));
   EXPECT_THAT(error_of({{1, 0}, {2, 3}, {3, 2}}), AllOf(HasSubstr("field ppid"), HasSubstr("its own ancestor")));
   EXPECT_THAT(error_of({{1, 1}}), HasSubstr("its own ancestor"));
   EXPECT_THAT(error_of({{0, 0}}), AllOf(HasSubstr("field pid"), HasSubstr("0 cannot be a pid")));
