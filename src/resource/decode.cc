@@ -220,17 +220,37 @@ class Decoder {
     return reject(where, field, fmt::format("{} is not in files.img", id));
   }
 
-  /// Which pages an address space has, as the planner wants to know them. A pagemap may be missing: no pages.
+  /// Which pages address spaces have, as the planner wants to know them. A pagemap may be missing: no pages.
   Status pages() {
     for (const auto& [id, owner] : address_space_owners(application_)) {
-      const auto space = application_.address_spaces.find(id);
-      const std::string suffix = std::to_string(owner.value);
-      if (space == application_.address_spaces.end() || !directory_.has(file_name("pagemap-" + suffix))) continue;
-      space->second.pages.clear();
-      for (const memory::StoredRun& run : TRY(memory::read_pagemap(directory_, suffix)))
-        if (!run.zero) space->second.pages.push_back({run.range, run.shared_with_parent});
+      model::AddressSpace& space = application_.address_spaces.at(id);
+      space.pages.clear();
+      std::vector<AddressRange> mapped;
+      for (const model::Mapping& mapping : space.mappings) mapped.push_back(mapping.range);
+      for (const memory::StoredRun& run : TRY(stored_runs(std::to_string(owner.value), mapped)))
+        if (!run.zero) space.pages.push_back({.range = run.range, .shared_with_parent = run.shared_with_parent});
+    }
+    for (const auto& [id, segment] : application_.shared_memories) {
+      const AddressRange whole{0, segment.size};
+      TRY(stored_runs(fmt::format("shmem-{}", id), {&whole, 1}));
     }
     return {};
+  }
+
+  /// The pagemap of `suffix`, all of which lies inside `allowed` (ascending, disjoint).
+  Result<std::vector<memory::StoredRun>> stored_runs(const std::string& suffix, std::span<const AddressRange> allowed) {
+    const std::string file = file_name("pagemap-" + suffix);
+    if (!directory_.has(file)) return std::vector<memory::StoredRun>{};
+    auto runs = TRY(memory::read_pagemap(directory_, suffix));
+    auto here = allowed.begin();
+    for (const memory::StoredRun& run : runs) {
+      for (uint64_t at = run.range.begin; at < run.range.end; at = here->end) {
+        while (here != allowed.end() && here->end <= at) ++here;
+        if (here == allowed.end() || here->begin > at)
+          return reject(file, "vaddr", fmt::format("there is a page for {:#x}, where nothing is mapped", at));
+      }
+    }
+    return runs;
   }
 
   Status check_parents() {
