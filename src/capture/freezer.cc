@@ -57,7 +57,7 @@ Status Freezer::check_root(pid_t root) const {
 Result<std::vector<FrozenProcess>> Freezer::freeze(pid_t root) {
   TRY(check_root(root));
   at_point_("seizing");
-  processes_.push_back({root, false, {}});
+  processes_.push_back({.host_pid = root});
   known_pids_.insert(root);
   // A look may find tasks only while something ran during it. So the tree is whole when a look that began with
   // everything stopped finds nothing new.
@@ -113,7 +113,7 @@ Result<bool> Freezer::adopt_children(size_t index) {
   for (const pid_t child : *children) {
     if (!known_pids_.insert(child).second) continue;
     if (child == getpid()) return fail(Error::conflict("seize the tree", "stasis itself runs inside this tree"));
-    processes_.push_back({child, false, {}});
+    processes_.push_back({.host_pid = child});
     found = true;
   }
   return found;
@@ -128,24 +128,27 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
   if (!status) return fail(status.error());
   known_tids_.insert(tid);
   if (status->tracer != 0) {
+    process.refused = true;
     diagnostics_.refuse(subject(pid), fmt::format("is traced by {}", subject(status->tracer)),
                         "End the debugger or strace first: a task has one tracer only");
   } else if (is_dead(status->state) && tid == pid) {
     const auto stat = kernel::read_stat(pid);
     process.zombie = !stat || stat->num_threads <= 1;
     if (process.zombie) return {};
-    return refuse_headless(pid);
+    return refuse_headless(process);
   } else if (is_dead(status->state)) {
     return {};
   } else {
+    process.refused = true;
     diagnostics_.refuse(subject(pid), fmt::format("cannot be traced: {}", reason.message()),
                         "Run as root, or with CAP_SYS_PTRACE (and kernel.yama.ptrace_scope below 3)");
   }
   return {};
 }
 
-Status Freezer::refuse_headless(pid_t pid) {
-  diagnostics_.refuse(subject(pid), "its main thread has ended while others go on", "Such a process cannot be rebuilt");
+Status Freezer::refuse_headless(FrozenProcess& process) {
+  process.refused = true;
+  diagnostics_.refuse(subject(process.host_pid), "its main thread has ended while others go on", "Such a process cannot be rebuilt");
   return {};
 }
 
@@ -165,7 +168,7 @@ Status Freezer::settle_all() {
 /// have stopped, then the child runs until it lets go of its parent.
 Status Freezer::settle_slow(size_t index, Tracee& slow) {
   const auto stat = kernel::read_thread_stat(slow.pid(), slow.tid());
-  if (stat && is_dead(stat->state) && slow.pid() == slow.tid()) return refuse_headless(slow.pid());
+  if (stat && is_dead(stat->state) && slow.pid() == slow.tid()) return refuse_headless(processes_[index]);
   if (stat && stat->state == 'D') {
     bool settled = false;
     Status failure;
@@ -194,16 +197,19 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
     const auto stat = kernel::read_stat(process.host_pid);
     const auto same = kernel::kcmp(parent.tid(), process.host_pid, kernel::KcmpType::vm);
     if (!stat || stat->ppid != parent.pid() || !same || *same != std::strong_ordering::equal) continue;
-    for (auto& thread : process.threads) {
-      if (!thread.stopped()) continue;
-      TRY(thread.let_go_on());
-      running.push_back(&thread);
-    }
+    for (auto& thread : process.threads) running.push_back(&thread);
   }
   if (running.empty()) return {};
-  while (!until() && Clock::now() < deadline_) {
+  while (Clock::now() < deadline_) {
+    // They are stopped, or about to be, by our own interrupt, which may have been asked for more than once.
+    for (auto* thread : running) {
+      if (!thread->alive() || (!thread->stopped() && !TRY(thread->settle(waiting_, Clock::now())))) continue;
+      if (thread->stopped()) TRY(thread->let_go_on());
+    }
+    if (until()) break;
   }
   for (auto* thread : running) {
+    if (!thread->alive()) continue;
     (void)thread->interrupt();
     if (!TRY(thread->settle(waiting_, deadline_))) {
       diagnostics_.refuse(subject(thread->pid()), "does not stop", "Try again later");
@@ -215,9 +221,8 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
 /// Threads that have ended go; a process without threads has become a zombie or is gone altogether.
 void Freezer::forget_the_dead() {
   for (auto& process : processes_) {
-    const size_t before = process.threads.size();
     std::erase_if(process.threads, [](const Tracee& thread) { return !thread.alive(); });
-    if (before == 0 || !process.threads.empty()) continue;
+    if (process.zombie || process.refused || !process.threads.empty()) continue;
     const auto stat = kernel::read_stat(process.host_pid);
     process.zombie = stat && is_dead(stat->state);
     if (!process.zombie) process.host_pid = 0;

@@ -16,6 +16,7 @@ namespace stasis::capture {
 struct FrozenProcess {
   pid_t host_pid = 0;
   bool zombie = false;                   ///< nothing is left to stop: threads is empty
+  bool refused = false;                  ///< not (wholly) ours; the diagnostics say why
   std::vector<Tracee> threads;           ///< leader first
   /// The signal of the group-stop it was found in; 0: it ran.
   int stop_signal() const;
@@ -38,7 +39,7 @@ class Freezer {
   Result<bool> adopt_threads(size_t index);
   Result<bool> adopt_children(size_t index);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
-  Status refuse_headless(pid_t pid);
+  Status refuse_headless(FrozenProcess&);
   Status settle_all();
   Status settle_slow(size_t index, Tracee& slow);
   Status run_vfork_child_of(const Tracee& parent, const std::function<bool()>& until);

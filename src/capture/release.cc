@@ -2,10 +2,18 @@
 
 #include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <map>
+#include <span>
 
 #include <fmt/format.h>
 
+#include "capture/arch/x86_64/task_code.h"
+#include "capture/places.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 
@@ -76,29 +84,130 @@ bool is_gone(const LiveProcess& process) {
   return !stat || stat->start_time != process.stat.start_time;
 }
 
-Status kill_all(std::vector<LiveProcess>& processes) {
-  FirstError error;
-  // All are stopped: nobody sees anybody die. By pidfd, because a process that somebody else has killed meanwhile may
-  // have left its number to a stranger.
-  for (auto process = processes.rbegin(); process != processes.rend(); ++process) {
-    if (process->frozen.zombie || process->frozen.threads.empty()) continue;
-    auto pidfd = kernel::pidfd_open(process->view.host_pid);
-    error.note(pidfd ? kernel::pidfd_kill(pidfd->get(), SIGKILL) : Status(fail(pidfd.error())));
+/// A process that is about to die is made to reap its children itself. Otherwise they would pass to init as zombies, and
+/// their pids stay taken until init has looked.
+class LastWill {
+ public:
+  LastWill(Tracee& parent, const Waiting& waiting, Clock::time_point deadline)
+      : parent_(parent), waiting_(waiting), deadline_(deadline) {}
+
+  /// Children that are to die are reaped by the kernel when SIGCHLD is ignored (do_notify_parent in kernel/signal.c); the
+  /// dead must be waited for.
+  Status carry_out(std::span<const pid_t> zombies) {
+    struct {
+      uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
+      uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
+    } planted;
+    const auto maps = TRY(kernel::read_maps(parent_.pid()));
+    place_ = TRY(find_stub_place(parent_.pid(), maps));
+    TRY(kernel::write_memory(parent_.pid(), RemoteAddress{place_}, bytes_of(planted)));
+    TRY(parent_.set_signal_mask(~uint64_t{0}));
+    const uint64_t action = place_ + offsetof(decltype(planted), handler);
+    TRY(call(SYS_rt_sigaction, {SIGCHLD, action, 0, sizeof(uint64_t), 0, 0}));
+    for (const pid_t zombie : zombies) TRY(call(SYS_wait4, {static_cast<uint64_t>(zombie), 0, WNOHANG | __WALL, 0, 0, 0}));
+    return {};
   }
-  // A tracer is told first. Only when it has looked does the parent learn of it, so all must be waited for; threads
-  // before their leader, whose end is reported last.
-  const Waiting waiting;
-  const auto deadline = Clock::now() + patience;
-  for (auto process = processes.rbegin(); process != processes.rend(); ++process) {
-    auto& threads = process->frozen.threads;
-    for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) error.note(thread->wait_for_end(waiting, deadline));
+
+ private:
+  Status call(uint64_t number, const uint64_t (&arguments)[6]) {
+    TRY(parent_.set_registers(call_registers(parent_.general(), place_, number, arguments)));
+    for (int stop = 0; stop < 2; ++stop) {
+      TRY(parent_.run(Tracee::Run::to_system_call));
+      TRY(parent_.wait_for_system_call(waiting_, deadline_));
+    }
+    return {};
   }
-  const auto end = Clock::now() + patience_with_init;
-  for (size_t index = 1; index < processes.size(); ++index) {
-    (void)poll_until(end, [&] { return is_gone(processes[index]); });
+
+  Tracee& parent_;
+  const Waiting& waiting_;
+  Clock::time_point deadline_;
+  uint64_t place_ = 0;
+};
+
+/// Generations: the root is 0.
+std::vector<size_t> depths_of(const std::vector<LiveProcess>& processes) {
+  std::map<pid_t, size_t> known;
+  std::vector<size_t> depths;
+  for (const auto& process : processes) {
+    const auto parent = known.find(process.stat.ppid);
+    depths.push_back(parent == known.end() ? 0 : parent->second + 1);
+    known[process.view.host_pid] = depths.back();
   }
-  return error.take();
+  return depths;
 }
+
+class Killing {
+ public:
+  explicit Killing(std::vector<LiveProcess>& processes) : processes_(processes), depths_(depths_of(processes)) {
+    std::map<pid_t, LiveProcess*> known;
+    for (auto& process : processes_) {
+      known[process.view.host_pid] = &process;
+      const auto parent = known.find(process.stat.ppid);
+      if (parent == known.end()) continue;
+      auto& entry = parents_[parent->first];
+      entry.process = parent->second;
+      if (process.frozen.zombie) entry.zombies.push_back(process.view.statuses.front()->ns_pid.back());
+    }
+  }
+
+  /// Children before their parents, who are stopped all the while and see nothing of it.
+  Status run() {
+    size_t depth = 0;
+    for (const size_t one : depths_) depth = std::max(depth, one);
+    for (auto& [pid, parent] : parents_) prepare_parent(parent);
+    for (size_t generation = depth + 1; generation-- > 0;) {
+      for_generation(generation, [&](LiveProcess& process) { kill(process); });
+      for_generation(generation, [&](LiveProcess& process) { wait_for_end(process); });
+    }
+    const auto end = Clock::now() + patience_with_init;
+    for (size_t index = 1; index < processes_.size(); ++index) {
+      (void)poll_until(end, [&] { return is_gone(processes_[index]); });
+    }
+    return error_.take();
+  }
+
+ private:
+  struct Parent {
+    LiveProcess* process = nullptr;
+    std::vector<pid_t> zombies;          ///< in the innermost namespace, which is the parent's too
+  };
+
+  template <typename Action>
+  void for_generation(size_t generation, Action action) {
+    for (size_t index = 0; index < processes_.size(); ++index) {
+      if (depths_[index] == generation && !processes_[index].frozen.threads.empty()) action(processes_[index]);
+    }
+  }
+
+  /// By pidfd, because a process that somebody else has killed meanwhile may have left its number to a stranger.
+  void kill(LiveProcess& process) {
+    auto pidfd = kernel::pidfd_open(process.view.host_pid);
+    error_.note(pidfd ? kernel::pidfd_kill(pidfd->get(), SIGKILL) : Status(fail(pidfd.error())));
+  }
+
+  void prepare_parent(const Parent& parent) {
+    auto& threads = parent.process->frozen.threads;
+    if (threads.empty() || !threads.front().alive()) return;
+    // A nicety: without it the children are reaped by init, a little later. Their ids must be the parent's own.
+    (void)LastWill(threads.front(), waiting_, deadline_).carry_out(parent.zombies);
+  }
+
+  /// A tracer is told first, and only when it has looked does the parent learn of it. A leader's end is reported last.
+  void wait_for_end(LiveProcess& process) {
+    auto& threads = process.frozen.threads;
+    for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) {
+      const bool ours = process.stat.ppid == getpid() && thread->pid() == thread->tid();
+      error_.note(thread->wait_for_end(waiting_, deadline_, !ours));
+    }
+  }
+
+  std::vector<LiveProcess>& processes_;
+  std::vector<size_t> depths_;
+  std::map<pid_t, Parent> parents_;
+  Waiting waiting_;
+  Clock::time_point deadline_ = Clock::now() + patience;
+  FirstError error_;
+};
 
 }  // namespace
 
@@ -106,7 +215,7 @@ Status release(std::vector<LiveProcess>& processes, AfterDump after) {
   switch (after) {
     case AfterDump::let_run: return let_run(processes);
     case AfterDump::leave_stopped: return leave_stopped(processes);
-    case AfterDump::kill: return kill_all(processes);
+    case AfterDump::kill: return Killing(processes).run();
   }
   return {};
 }

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -209,7 +210,17 @@ Status Tracee::detach() {
   return detached;
 }
 
-Status Tracee::wait_for_end(const Waiting& waiting, Clock::time_point deadline) {
+Status Tracee::wait_for_end(const Waiting& waiting, Clock::time_point deadline, bool reap) {
+  while (alive() && !reap) {
+    siginfo_t info{};
+    if (waitid(P_PID, static_cast<id_t>(tid_), &info, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0 || info.si_pid != 0) {
+      state_ = State::gone;
+    } else if (Clock::now() > deadline) {
+      return fail(Error::conflict("kill the task", "it does not end", subject(tid_)));
+    } else {
+      usleep(50);
+    }
+  }
   while (alive()) {
     const auto waited = waiting.wait(tid_, deadline);
     if (!waited) {

@@ -39,7 +39,10 @@ class Walk {
   Status read(FrozenProcess& frozen) {
     LiveProcess live;
     live.view.host_pid = frozen.host_pid;
-    live.stat = TRY(kernel::read_stat(frozen.host_pid));
+    auto stat = kernel::read_stat(frozen.host_pid);
+    // A zombie that was reaped before its parent was stopped.
+    if (!stat && stat.error().code() == ErrorCode::gone && frozen.zombie) return {};
+    live.stat = TRY(std::move(stat));
     if (!processes_.empty() && !host_pids_.contains(live.stat.ppid)) return {};
     if (frozen.zombie) live.view.host_tids.push_back(frozen.host_pid);
     for (const auto& thread : frozen.threads) live.view.host_tids.push_back(thread.tid());
@@ -114,6 +117,7 @@ class Walk {
     for (size_t index = 0; index < process.frozen.threads.size(); ++index) {
       auto& tracee = process.frozen.threads[index];
       const auto& status = *process.view.statuses[index];
+      if (!tracee.stopped()) continue;  // refused by the freezer, and said so
       TRY(tracee.save());
       model::Thread thread;
       thread.tid = Tid{in_tree(status.ns_pid).value};
