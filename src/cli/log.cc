@@ -56,8 +56,7 @@ Result<std::shared_ptr<spdlog::logger>> open_log(const CommonOptions& options) {
     logger = std::make_shared<spdlog::logger>("stasis", std::make_shared<spdlog::sinks::stderr_sink_st>());
   } else {
     const std::filesystem::path directory = options.work_dir.empty() ? options.images_dir : options.work_dir;
-    const std::filesystem::path file =
-        options.log_file.starts_with('/') ? options.log_file : directory / options.log_file;
+    const std::filesystem::path file = directory / options.log_file;   // an absolute name stays as it is
     try {  // spdlog reports a file it cannot open by throwing: it goes no further than here
       logger = std::make_shared<spdlog::logger>(
           "stasis", std::make_shared<spdlog::sinks::basic_file_sink_st>(file.string(), /*truncate=*/true));

@@ -304,6 +304,10 @@ SharedSegments::SharedSegments(Emission& out, const std::vector<Pid>& order) {
   }
 }
 
+Status plan_mappings(Emission& out, const MemoryPlan& plan, SharedSegments& segments, const OpenNumbers& open) {
+  return MappingPlanner(out, plan, segments, open).run();
+}
+
 /// The owner maps a whole new segment at a free place, opens it again through its map_files link, fills it and unmaps it.
 Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segments) {
   std::set<ObjectId> made;

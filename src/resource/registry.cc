@@ -6,6 +6,7 @@
 #include "resource/credentials.h"
 #include "resource/fs_context.h"
 #include "resource/limits.h"
+#include "resource/memory.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
 #include "resource/registers.h"
@@ -22,7 +23,7 @@ namespace stasis::resource {
 std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(), &scheduling_room(), &signals_room(),      &thread_pointers_room(),    &timers_room(),
+      &registers_room(), &memory_room(), &scheduling_room(), &signals_room(),      &thread_pointers_room(),    &timers_room(),
       &limits_room(),    &fs_context_room(), &early_seccomp_room(), &credentials_room(), &process_attributes_room(), &seccomp_room(),
   };
   return rooms;

@@ -1,0 +1,439 @@
+#include "plan/verify.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+
+namespace stasis::plan {
+namespace {
+
+/// How far each runner has been seen: the vector clock of the happens-before check.
+using Clock = std::map<pid_t, size_t>;
+
+struct Stamp {                       ///< when, and by whom, a piece of state was last changed
+  pid_t tid = 0;
+  size_t step = 0;
+};
+
+struct OpenSlot {
+  ObjectId description;
+  bool close_on_exec = false;
+  Stamp changed;
+};
+struct Table {
+  std::map<int, OpenSlot> slots;
+};
+
+struct Area {
+  uint64_t end = 0;
+  uint32_t prot = 0;
+  bool shared = false;
+};
+struct Space {
+  std::map<uint64_t, Area> areas;    ///< by begin, disjoint
+};
+
+struct Process {
+  Pid pid, parent, group, session;
+  bool alive = true, zombie = false, reaped = false;
+  int status = 0;
+  bool subreaper = false;
+  Stamp identity;                    ///< last change of group or session
+  Stamp ended;
+  std::shared_ptr<Table> table;
+  std::shared_ptr<Space> space;
+  std::set<Tid> threads, ready;
+  std::multiset<std::string> attributes;
+};
+
+class Interpreter {
+ public:
+  Interpreter(const Program& program, const model::Application& wanted) : program_(program), wanted_(wanted) {
+    auto& supervisor = processes_[Pid{0}];
+    supervisor.table = std::make_shared<Table>();
+    supervisor.space = std::make_shared<Space>();
+    supervisor.threads.insert(Tid{0});
+  }
+
+  std::optional<Rejection> run() {
+    for (index_ = 0; index_ < program_.commands.size(); ++index_) {
+      const auto& command = program_.commands[index_];
+      step(command);
+      if (problem_) return Rejection{index_, command.pid, *problem_};
+    }
+    compare();
+    if (problem_) return Rejection{index_, culprit_, *problem_};
+    return std::nullopt;
+  }
+
+ private:
+  // ---- rules
+
+  void reject(std::string rule) {
+    if (!problem_) problem_ = std::move(rule);
+  }
+  template <typename... Args>
+  void require(bool holds, fmt::format_string<Args...> rule, Args&&... args) {
+    if (!holds) reject(fmt::format(rule, std::forward<Args>(args)...));
+  }
+
+  static Tid runner_of(const Command& command) {
+    return command.pid.value != 0 && command.tid.value == 0 ? leader_of(command.pid) : command.tid;
+  }
+
+  void step(const Command& command) {
+    const auto found = processes_.find(command.pid);
+    if (found == processes_.end()) return reject("the process does not exist yet (ESRCH)");
+    now_ = &found->second;
+    tid_ = runner_of(command);
+    require(now_->alive, "the process has ended (ESRCH)");
+    require(now_->threads.contains(tid_), "the thread {} does not exist (ESRCH)", tid_);
+    require(!now_->ready.contains(tid_), "the thread is READY: it runs nothing any more");
+    if (problem_) return;
+    ++clocks_[tid_.value][tid_.value];
+    std::visit([this](const auto& action) { apply(action); }, command.action);
+  }
+
+  Stamp stamp() { return {tid_.value, clocks_[tid_.value][tid_.value]}; }
+  /// Whether what happened at `then` is certain to have happened before now, whatever the scheduler does.
+  bool is_before(const Stamp& then) {
+    if (then.tid == 0 && then.step == 0) return true;
+    const auto& clock = clocks_[tid_.value];
+    const auto known = clock.find(then.tid);
+    return known != clock.end() && known->second >= then.step;
+  }
+  void learn(const Clock& other) {
+    auto& clock = clocks_[tid_.value];
+    for (const auto& [tid, step] : other) clock[tid] = std::max(clock[tid], step);
+  }
+
+  // ---- the process tree
+
+  bool number_is_free(pid_t number) const {
+    for (const auto& [pid, process] : processes_) {
+      if (process.reaped || pid.value == 0) continue;
+      if (pid.value == number || process.group.value == number || process.session.value == number) return false;
+      if (process.threads.contains(Tid{number})) return false;
+    }
+    return true;
+  }
+
+  void create(Pid pid, Pid parent, bool share_files, bool share_memory) {
+    require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
+    require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
+    if (problem_) return;
+    Process child;
+    child.pid = pid, child.parent = parent;
+    child.group = now_->group, child.session = now_->session;
+    child.identity = now_->identity;
+    child.table = share_files ? now_->table : std::make_shared<Table>(*now_->table);
+    child.space = share_memory ? now_->space : std::make_shared<Space>(*now_->space);
+    child.threads.insert(leader_of(pid));
+    if (now_->pid.value == 0) child.table = std::make_shared<Table>();   // the executor closes what is stasis' own
+    clocks_[pid.value] = clocks_[tid_.value];
+    processes_[pid] = std::move(child);
+    now_ = &processes_.at(program_.commands[index_].pid);
+  }
+  void apply(const Fork& fork) { create(fork.child_pid, now_->pid, fork.share_files, fork.share_memory); }
+  void apply(const Clone& clone) {
+    require(now_->parent.value != 0, "the root cannot create siblings (EINVAL)");
+    if (!problem_) create(clone.child_pid, now_->parent, false, false);
+  }
+  void apply(const StartThread& thread) {
+    require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
+    if (problem_) return;
+    now_->threads.insert(thread.tid);
+    clocks_[thread.tid.value] = clocks_[tid_.value];
+  }
+  void apply(const SetChildReaper& set) { now_->subreaper = set.value; }
+  void apply(const SetSid&) {
+    require(now_->session != now_->pid, "it leads a session already (EPERM)");
+    for (const auto& [pid, other] : processes_) {
+      require(other.reaped || pid.value == 0 || other.group != now_->pid, "the group {} exists: setsid is refused (EPERM)", now_->pid);
+    }
+    now_->session = now_->group = now_->pid;
+    now_->identity = stamp();
+  }
+  void apply(const SetPgid& set) {
+    const auto target = processes_.find(set.target);
+    require(target != processes_.end() && (set.target == now_->pid || target->second.parent == now_->pid), "{} is neither itself nor its child (ESRCH)", set.target);
+    if (problem_) return;
+    auto& changed = target->second;
+    require(changed.session != changed.pid, "{} leads a session (EPERM)", set.target);
+    require(changed.session == now_->session, "{} is in another session (EPERM)", set.target);
+    if (set.pgid != set.target) {
+      const auto member = std::ranges::find_if(processes_, [&](const auto& entry) {
+        return !entry.second.reaped && entry.first.value != 0 && entry.second.group == set.pgid && entry.second.session == now_->session && is_before(entry.second.identity);
+      });
+      require(member != processes_.end(), "no process of its session is certain to be in group {} (EPERM)", set.pgid);
+    }
+    changed.group = set.pgid;
+    changed.identity = stamp();
+  }
+
+  /// The nearest living subreaper above; the root is that of its namespace, or its own parent takes over.
+  Pid reaper_of(const Process& dying) const {
+    for (Pid at = dying.parent; at.value != 0; at = processes_.at(at).parent) {
+      const auto& above = processes_.at(at);
+      if (above.alive && (above.subreaper || (at == wanted_.root && wanted_.root_is_namespace_init))) return at;
+    }
+    return Pid{0};
+  }
+  void apply(const Exit& exit) {
+    const Pid reaper = reaper_of(*now_);
+    for (auto& [pid, other] : processes_) {
+      if (other.parent != now_->pid || other.reaped || pid.value == 0) continue;
+      require(reaper.value != 0, "its child {} would leave the tree", pid);
+      other.parent = reaper;
+    }
+    now_->alive = false, now_->zombie = true, now_->status = exit.status;
+    now_->table = std::make_shared<Table>();
+    now_->ended = stamp();
+    end_clocks_[now_->pid] = clocks_[tid_.value];
+  }
+  void apply(const Wait& wait) {
+    const auto child = processes_.find(wait.child_pid);
+    require(child != processes_.end() && child->second.parent == now_->pid, "{} is not its child (ECHILD)", wait.child_pid);
+    require(problem_ || child->second.zombie, "{} does not end before it is waited for: a deadlock", wait.child_pid);
+    if (problem_) return;
+    child->second.zombie = false, child->second.reaped = true;
+    learn(end_clocks_[wait.child_pid]);
+  }
+  void apply(const Post& post) {
+    ++posts_[post.event].count;
+    auto& clock = posts_[post.event].clock;
+    for (const auto& [tid, step] : clocks_[tid_.value]) clock[tid] = std::max(clock[tid], step);
+  }
+  void apply(const Await& await) {
+    const auto found = posts_.find(await.event);
+    const uint32_t count = found == posts_.end() ? 0 : found->second.count;
+    // In this order the wait never ends; in any other that the program allows it does not either.
+    require(count >= await.count, "it waits for {} posts of '{}', of which only {} can have come: a deadlock", await.count, await.event, count);
+    // Posts beyond the awaited ones may be any: only a wait for all of them orders.
+    if (!problem_ && count == await.count) learn(found->second.clock);
+  }
+
+  // ---- descriptors
+
+  OpenSlot* open_slot(int fd) {
+    const auto found = now_->table->slots.find(fd);
+    require(found != now_->table->slots.end(), "descriptor {} is not open (EBADF)", fd);
+    return problem_ ? nullptr : &found->second;
+  }
+  void put(int fd, ObjectId description, bool close_on_exec) {
+    require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
+    require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
+    if (!problem_) now_->table->slots[fd] = {description, close_on_exec, stamp()};
+  }
+  void apply(const Open& open) { put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0); }
+  void apply(const Close& close) {
+    if (close.fd == program_.images_fd) return;            // open in every process from its birth
+    if (open_slot(close.fd) != nullptr) now_->table->slots.erase(close.fd);
+  }
+  void apply(const Dup2& dup) {
+    require(dup.old_fd != dup.new_fd, "dup3 refuses equal numbers (EINVAL)");
+    if (const auto* slot = open_slot(dup.old_fd)) put(dup.new_fd, ObjectId{slot->description}, dup.close_on_exec);
+  }
+  void apply(const SetCloseOnExec& set) {
+    if (auto* slot = open_slot(set.fd)) slot->close_on_exec = set.value;
+  }
+  void apply(const Lseek& seek) { open_slot(seek.fd); }
+  void apply(const TransferFd& transfer) {
+    const auto from = processes_.find(transfer.from_pid);
+    require(transfer.to_pid == now_->pid, "only the receiver can take a descriptor");
+    require(from != processes_.end() && from->second.alive, "{} does not exist (ESRCH)", transfer.from_pid);
+    if (problem_) return;
+    const auto slot = from->second.table->slots.find(transfer.fd);
+    require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
+    require(problem_ || is_before(slot->second.changed), "nothing makes sure that {} has opened descriptor {} by then", transfer.from_pid, transfer.fd);
+    if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
+  }
+
+  // ---- memory
+
+  void unmap(uint64_t begin, uint64_t end) {
+    auto& areas = now_->space->areas;
+    auto at = areas.upper_bound(begin);
+    if (at != areas.begin()) --at;
+    while (at != areas.end() && at->first < end) {
+      const auto [first, area] = *at;
+      if (area.end <= begin) {
+        ++at;
+        continue;
+      }
+      at = areas.erase(at);
+      if (first < begin) areas[first] = {begin, area.prot, area.shared};
+      if (area.end > end) areas[end] = {area.end, area.prot, area.shared};
+    }
+  }
+  bool touches_agent(uint64_t begin, uint64_t end) const { return AddressRange{begin, end}.overlaps(program_.agent_area); }
+  void map(uint64_t begin, uint64_t length, uint32_t prot, bool shared) {
+    const uint64_t end = begin + length;
+    require(begin % page_size == 0 && length > 0 && end > begin, "the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
+    require(!touches_agent(begin, end), "it would map over the agent");
+    if (problem_) return;
+    const auto& areas = now_->space->areas;
+    auto at = areas.lower_bound(begin);
+    const bool above = at != areas.end() && at->first < end;
+    const bool below = at != areas.begin() && std::prev(at)->second.end > begin;
+    require(!above && !below, "something is mapped at {:#x} already (EEXIST)", begin);
+    if (!problem_) now_->space->areas[begin] = {(end + page_size - 1) / page_size * page_size, prot, shared};
+  }
+  void apply(const Mmap& mmap) {
+    if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
+  }
+  void apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared); }
+  void apply(const Mremap& remap) {
+    const auto found = now_->space->areas.find(remap.addr);
+    require(found != now_->space->areas.end() && found->second.end == remap.addr + remap.length, "no mapping {:#x}+{:#x} (EFAULT)", remap.addr, remap.length);
+    if (problem_) return;
+    const auto area = found->second;
+    now_->space->areas.erase(found);
+    map(remap.new_addr, remap.length, area.prot, area.shared);
+  }
+  void apply(const Munmap& unmapped) {
+    require(!touches_agent(unmapped.addr, unmapped.addr + unmapped.length), "it would unmap the agent");
+    if (!problem_) unmap(unmapped.addr, unmapped.addr + unmapped.length);
+  }
+  void apply(const Mprotect& protect) {
+    const uint64_t end = protect.addr + protect.length;
+    uint64_t covered = protect.addr;
+    auto at = now_->space->areas.upper_bound(protect.addr);
+    if (at != now_->space->areas.begin()) --at;
+    for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at) covered = std::max(covered, at->second.end);
+    require(covered >= end, "there is a hole at {:#x} (ENOMEM)", covered);
+    if (problem_) return;
+    const auto first = now_->space->areas.find(protect.addr);
+    if (first != now_->space->areas.end() && first->second.end == end) {
+      first->second.prot = protect.prot;
+    } else {
+      const bool shared = std::prev(now_->space->areas.upper_bound(protect.addr))->second.shared;
+      unmap(protect.addr, end);
+      now_->space->areas[protect.addr] = {end, protect.prot, shared};
+    }
+  }
+  void apply(const ClearMemory&) {
+    require(!program_.agent_area.empty(), "there is no agent area to keep");
+    now_->space = std::make_shared<Space>();
+  }
+  void apply(const LoadPages& load) {
+    if (open_slot(load.fd) == nullptr) return;
+    for (size_t i = 0; i + 1 < load.runs.size(); i += 2) {
+      uint64_t covered = load.runs[i];
+      const uint64_t end = covered + load.runs[i + 1];
+      auto at = now_->space->areas.upper_bound(covered);
+      if (at != now_->space->areas.begin()) --at;
+      for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at) {
+        if ((at->second.prot & PROT_WRITE) == 0) break;
+        covered = std::max(covered, at->second.end);
+      }
+      require(covered >= end, "the page at {:#x} is not writable memory (EFAULT)", covered);
+    }
+  }
+
+  void apply(const Perform& perform) {
+    for (const auto& created : perform.creates) put(created.fd, created.description, false);
+    if (!perform.attribute.empty()) now_->attributes.insert(perform.attribute);
+  }
+  void apply(const Ready&) { now_->ready.insert(tid_); }
+
+  // ---- the outcome
+
+  void compare() {
+    for (const auto& [pid, process] : processes_) {
+      culprit_ = pid;
+      if (pid.value == 0 || process.reaped) continue;
+      require(wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
+    }
+    for (const auto& task : wanted_.tasks) {
+      culprit_ = task.pid;
+      const auto found = processes_.find(task.pid);
+      require(found != processes_.end() && !found->second.reaped, "nothing creates it");
+      if (!problem_) compare(task, found->second);
+      if (problem_) return;
+    }
+  }
+
+  void compare(const model::Task& task, const Process& made) {
+    if (task.pid != wanted_.root) require(made.parent == task.parent, "its parent becomes {} instead of {}", made.parent, task.parent);
+    const bool led_outside = task.session == wanted_.find(wanted_.root)->session && wanted_.find(task.session) == nullptr;
+    if (!led_outside || made.session.value != 0) require(made.session == task.session, "its session becomes {} instead of {}", made.session, task.session);
+    if (!led_outside || made.group.value != 0) require(made.group == task.group, "its group becomes {} instead of {}", made.group, task.group);
+    if (task.state == model::TaskState::zombie) {
+      require(made.zombie, "it should be a zombie");
+      require(made.status == task.exit_status, "it ends with {:#x} instead of {:#x}", made.status, task.exit_status);
+      return;
+    }
+    require(made.alive, "it should be alive");
+    require(made.subreaper == task.child_subreaper, "its subreaper flag becomes {}", made.subreaper);
+    std::set<Tid> threads;
+    for (const auto& thread : task.threads) threads.insert(thread.tid);
+    require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
+    require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
+    compare_table(task, *made.table);
+    compare_space(task, *made.space);
+  }
+
+  void compare_table(const model::Task& task, const Table& made) {
+    const auto& table = wanted_.descriptor_tables.at(task.descriptors).slots;
+    for (const auto& [fd, slot] : table) {
+      const auto found = made.slots.find(fd);
+      require(found != made.slots.end(), "descriptor {} is not opened", fd);
+      if (problem_) return;
+      require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd, found->second.description, slot.description);
+      require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
+    }
+    for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
+  }
+
+  void compare_space(const model::Task& task, const Space& made) {
+    for (const auto& mapping : wanted_.address_spaces.at(task.address_space).mappings) {
+      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar || mapping.backing == model::Backing::vsyscall) continue;
+      const auto found = made.areas.find(mapping.range.begin);
+      require(found != made.areas.end() && found->second.end == mapping.range.end, "{:#x}-{:#x} is not mapped as it should be", mapping.range.begin, mapping.range.end);
+      if (problem_) return;
+      require(found->second.prot == mapping.protection, "{:#x} has protection {} instead of {}", mapping.range.begin, found->second.prot, mapping.protection);
+      const bool shared = mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
+      require(found->second.shared == shared, "{:#x} is {}shared", mapping.range.begin, shared ? "not " : "");
+    }
+    const auto& mappings = wanted_.address_spaces.at(task.address_space).mappings;
+    const auto ours = static_cast<size_t>(std::ranges::count_if(mappings, [](const model::Mapping& m) {
+      return m.backing != model::Backing::vdso && m.backing != model::Backing::vvar && m.backing != model::Backing::vsyscall;
+    }));
+    require(made.areas.size() == ours, "it has {} mappings instead of {}", made.areas.size(), ours);
+  }
+
+  struct Event {
+    uint32_t count = 0;
+    Clock clock;
+  };
+
+  const Program& program_;
+  const model::Application& wanted_;
+  size_t index_ = 0;
+  Process* now_ = nullptr;
+  Tid tid_;
+  Pid culprit_;
+  std::map<Pid, Process> processes_;
+  std::map<pid_t, Clock> clocks_;
+  std::map<Pid, Clock> end_clocks_;
+  std::map<std::string, Event> posts_;
+  std::optional<std::string> problem_;
+};
+
+}  // namespace
+
+std::string Rejection::message(const Program& program) const {
+  if (command >= program.commands.size()) return fmt::format("in the end, task {}: {}", pid, rule);
+  return fmt::format("command {} ({} by {}): {}", command, name_of(program.commands[command].action), pid, rule);
+}
+
+std::optional<Rejection> verify(const Program& program, const model::Application& wanted) { return Interpreter(program, wanted).run(); }
+
+}  // namespace stasis::plan
