@@ -36,6 +36,7 @@ struct Mapping {
   bool locked = false;          ///< mlock
   bool locked_on_fault = false; ///< mlock2(MLOCK_ONFAULT)
   int protection_key = 0;
+  bool accounted = false;       ///< private, and writable now or once: counts as committed memory (VM_ACCOUNT)
   bool sealed = false;          ///< mseal(2)
   std::vector<AddressRange> guards;   ///< MADV_GUARD_INSTALL, ascending
   std::string name;             ///< PR_SET_VMA_ANON_NAME

@@ -36,6 +36,8 @@ class TreeMemory : public ApplicationMemory {
 
  private:
   struct Segment;
+  Result<ObjectId> segment_of(CaptureContext&, pid_t host_pid, const kernel::MapsEntry&);
+
   std::map<ObjectId, pid_t> spaces_;                          ///< a host pid that has it
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
 };

@@ -1,0 +1,171 @@
+#include "resource/address_space.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "resource/descriptors.h"
+#include "resource/memory_mappings.h"
+#include "resource/memory_runs.h"
+
+namespace stasis::resource {
+
+/// A shared anonymous segment, held open through the map_files link of one of its mappers: that reaches all of its
+/// pages, also those that nobody maps any more.
+struct TreeMemory::Segment {
+  UniqueFd fd;
+  uint64_t size = 0;
+  bool huge = false;
+  std::string name;
+};
+
+namespace {
+
+std::string map_files(pid_t host_pid, AddressRange range) { return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end); }
+
+/// smaps without what is ours.
+Result<std::vector<kernel::MapsEntry>> read_mappings(pid_t host_pid, std::span<const AddressRange> ours) {
+  auto entries = TRY(kernel::read_smaps(host_pid));
+  std::erase_if(entries, [&](const kernel::MapsEntry& vma) {
+    return std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); });
+  });
+  return entries;
+}
+
+model::MemoryLayout layout_of(const kernel::StatInfo& stat) {
+  model::MemoryLayout layout;
+  layout.start_code = stat.start_code;
+  layout.end_code = stat.end_code;
+  layout.start_data = stat.start_data;
+  layout.end_data = stat.end_data;
+  layout.start_brk = stat.start_brk;
+  layout.start_stack = stat.start_stack;
+  layout.arg_start = stat.arg_start;
+  layout.arg_end = stat.arg_end;
+  layout.env_start = stat.env_start;
+  layout.env_end = stat.env_end;
+  return layout;
+}
+
+std::string subject_of(const model::Task& task, const kernel::MapsEntry& vma) {
+  return fmt::format("task {} '{}', mapping {:x}-{:x} {}", task.pid, task.name, vma.range.begin, vma.range.end, vma.path);
+}
+
+/// How a mapped file has to be opened: a private mapping needs to be read only, whatever it was opened for.
+Result<uint32_t> open_flags(pid_t host_pid, const kernel::MapsEntry& vma) {
+  if (!vma.shared) return O_RDONLY;
+  const std::string path = map_files(host_pid, vma.range);
+  struct stat link {};
+  // The link's own permissions are the access mode of the mapped description (proc_map_files_instantiate, fs/proc/base.c).
+  if (lstat(path.c_str(), &link) != 0) return fail_errno("lstat", path);
+  return (link.st_mode & S_IWUSR) != 0 ? O_RDWR : O_RDONLY;
+}
+
+}  // namespace
+
+TreeMemory::TreeMemory() = default;
+TreeMemory::~TreeMemory() = default;
+
+Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, const model::Task& task, std::span<const AddressRange> ours) {
+  if (!spaces_.emplace(task.address_space, view.host_pid).second) return {};
+  auto& space = context.application.address_spaces[task.address_space];
+  space.id = task.address_space;
+  space.layout = layout_of(TRY(kernel::read_stat(view.host_pid)));
+  space.layout.auxv = TRY(kernel::read_auxv(view.host_pid));
+  space.executable = TRY(capture_file_at(context, view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
+                                         fmt::format("task {} '{}', executable", task.pid, task.name)));
+  std::map<std::string, ObjectId> files;   // neighbouring mappings are mostly of the same few files
+  for (const kernel::MapsEntry& vma : TRY(read_mappings(view.host_pid, ours))) {
+    const Classified found = classify(vma);
+    if (found.kind == VmaKind::unsupported) {
+      context.diagnostics.refuse(subject_of(task, vma), found.problem, "The application has to let go of it before it is dumped");
+      continue;
+    }
+    auto mapping = mapping_of(vma, found.kind);
+    if (found.kind == VmaKind::file) {
+      const uint32_t flags = TRY(open_flags(view.host_pid, vma));
+      ObjectId& file = files[fmt::format("{}:{}:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode, flags, vma.path)];
+      if (file.value == 0) file = TRY(capture_file_at(context, view.host_pid, map_files(view.host_pid, vma.range), flags, subject_of(task, vma)));
+      mapping.file = file;
+    }
+    if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
+    space.mappings.push_back(std::move(mapping));
+  }
+  space.pages = TRY(find_own_pages(view.host_pid, space.mappings));
+  space.mappings = coalesce(std::move(space.mappings));
+  return {};
+}
+
+Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid, const kernel::MapsEntry& vma) {
+  bool fresh = false;
+  const ObjectId id = context.object(fmt::format("segment:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode), fresh);
+  if (!fresh) return id;
+  auto segment = std::make_unique<Segment>();
+  segment->name = map_files(host_pid, vma.range);
+  segment->fd = UniqueFd(open(segment->name.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!segment->fd.valid()) {
+    auto error = Error::system("open shared memory", errno, segment->name);
+    return fail(std::move(error).advise("map_files needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"));
+  }
+  struct stat status {};
+  if (fstat(segment->fd.get(), &status) != 0) return fail_errno("fstat", segment->name);
+  segment->size = static_cast<uint64_t>(status.st_size);
+  segment->huge = vma.vm_flags.contains("ht");
+  const auto mapping = mapping_of(vma, VmaKind::shared_segment);
+  constexpr uint32_t of_the_segment = MAP_HUGETLB | (MAP_HUGE_MASK << MAP_HUGE_SHIFT);
+  context.application.shared_memories[id] = {id, segment->size, mapping.map_flags & of_the_segment};
+  segments_.emplace(id, std::move(segment));
+  return id;
+}
+
+Status TreeMemory::finish(CaptureContext& context) {
+  auto& application = context.application;
+  std::map<ObjectId, bool> done;
+  for (const model::Task& task : application.tasks) {
+    const model::Task* parent = application.find(task.parent);
+    if (parent == nullptr || !spaces_.contains(task.address_space) || !spaces_.contains(parent->address_space)) continue;
+    if (parent->address_space == task.address_space || std::exchange(done[task.address_space], true)) continue;
+    TRY(mark_shared_pages(spaces_.at(task.address_space), application.address_spaces.at(task.address_space),
+                          spaces_.at(parent->address_space), application.address_spaces.at(parent->address_space)));
+  }
+  return {};
+}
+
+Result<std::unique_ptr<memory::PageSource>> TreeMemory::address_space(ObjectId id) {
+  const auto found = spaces_.find(id);
+  if (found == spaces_.end()) return fail(Error::internal("read memory", fmt::format("address space {} was not captured", id)));
+  return std::make_unique<memory::ProcessPages>(found->second);
+}
+
+Result<std::unique_ptr<memory::PageSource>> TreeMemory::shared_memory(ObjectId id) {
+  const auto found = segments_.find(id);
+  if (found == segments_.end()) return fail(Error::internal("read memory", fmt::format("segment {} was not captured", id)));
+  return std::make_unique<memory::FilePages>(found->second->fd.get(), found->second->name);
+}
+
+Result<std::vector<model::PageRun>> TreeMemory::shared_memory_runs(const model::SharedMemory& memory) {
+  const auto found = segments_.find(memory.id);
+  if (found == segments_.end()) return fail(Error::internal("read memory", fmt::format("segment {} was not captured", memory.id)));
+  const Segment& segment = *found->second;
+  if (segment.huge) return ApplicationMemory::shared_memory_runs(memory);   // hugetlbfs does not tell holes from data
+  std::vector<model::PageRun> runs;
+  const auto size = static_cast<off_t>(segment.size);
+  for (off_t at = 0; at < size;) {
+    const off_t data = lseek(segment.fd.get(), at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;                                  // only a hole is left
+    if (data < 0) return fail_errno("find data", segment.name);
+    const off_t hole = lseek(segment.fd.get(), data, SEEK_HOLE);
+    if (hole < 0) return fail_errno("find data", segment.name);
+    const uint64_t begin = static_cast<uint64_t>(data) / page_size * page_size;
+    const uint64_t end = (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size;
+    runs.push_back({{begin, end}, false});
+    at = hole;
+  }
+  return runs;
+}
+
+}  // namespace stasis::resource

@@ -1,0 +1,35 @@
+// One VMA of /proc/PID/smaps ↔ one model::Mapping, as far as the text alone tells.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernel/proc.h"
+#include "model/memory.h"
+
+namespace stasis::resource {
+
+/// What stands behind a VMA, from the name that smaps gives it.
+enum class VmaKind {
+  anonymous,
+  file,                ///< something with a name in a file system, or that had one
+  shared_segment,      ///< MAP_SHARED | MAP_ANONYMOUS: an unnamed file in the kernel's own tmpfs or hugetlbfs
+  vdso,
+  vvar,
+  vsyscall,
+  unsupported,
+};
+
+struct Classified {
+  VmaKind kind = VmaKind::unsupported;
+  std::string problem;           ///< unsupported: what it is, and why it cannot be saved
+};
+Classified classify(const kernel::MapsEntry&);
+
+/// Range, protection, flags, advice, locks, keys, names. Backing is set, but `file` and `shared_memory` are not.
+model::Mapping mapping_of(const kernel::MapsEntry&, VmaKind);
+
+/// Joins neighbours that differ in nothing: the kernel keeps them apart only for reasons of its own (anon_vma chains).
+std::vector<model::Mapping> coalesce(std::vector<model::Mapping>);
+
+}  // namespace stasis::resource

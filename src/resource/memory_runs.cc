@@ -1,0 +1,150 @@
+#include "resource/memory_runs.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernel/process.h"
+
+namespace stasis::resource {
+namespace {
+
+using kernel::page_is_file;
+using kernel::page_is_guard;
+using kernel::page_is_present;
+using kernel::page_is_swapped;
+using kernel::page_is_zero_frame;
+
+Result<UniqueFd> open_pagemap(pid_t host_pid) {
+  const std::string path = fmt::format("/proc/{}/pagemap", host_pid);
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT) return fail(Error::gone("open " + path, fmt::format("task {}", host_pid)));
+  if (!fd.valid()) return fail_errno("open", path);
+  return fd;
+}
+
+bool is_private(const model::Mapping& mapping) {
+  return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
+}
+
+/// One walk over the page tables of the whole address space: empty reservations have none and cost nothing.
+Result<std::vector<kernel::PageScan>> scan(int pagemap, AddressRange where) {
+  constexpr uint64_t own = page_is_file | page_is_zero_frame;   // inverted: neither a file's page nor the page of zeros
+  auto found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, page_is_guard);
+  // Kernels that know no guards refuse to speak of them; before 6.7 the page of zeros cannot be told apart either, which
+  // costs time but no correctness: zeros are dropped when they are stored.
+  if (!found && found.error().errno_value() == EINVAL) {
+    found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, 0);
+  }
+  if (!found && found.error().code() == ErrorCode::unsupported) {
+    found = kernel::scan_pages(pagemap, where, page_is_file, page_is_present | page_is_swapped, page_is_file, page_is_guard);
+  }
+  return found;
+}
+
+void append(std::vector<model::PageRun>& runs, model::PageRun next) {
+  if (next.range.empty()) return;
+  if (!runs.empty() && runs.back().range.end == next.range.begin && runs.back().shared_with_parent == next.shared_with_parent &&
+      runs.back().keep_zeros == next.keep_zeros) {
+    runs.back().range.end = next.range.end;
+  } else {
+    runs.push_back(next);
+  }
+}
+
+/// Splits a run by whether the frames are the same.
+Status compare_frames(int child, int parent, const model::PageRun& run, std::vector<model::PageRun>& into) {
+  constexpr uint64_t batch = uint64_t{32} << 20;                          // 64 KiB of words
+  constexpr uint64_t present = uint64_t{1} << 63, frame = (uint64_t{1} << 55) - 1;
+  for (uint64_t at = run.range.begin; at < run.range.end; at += batch) {
+    const AddressRange part{at, std::min(at + batch, run.range.end)};
+    const auto ours = TRY(kernel::read_pagemap(child, part));
+    const auto theirs = TRY(kernel::read_pagemap(parent, part));
+    for (size_t i = 0; i < ours.size(); ++i) {
+      const bool both = (ours[i] & theirs[i] & present) != 0;
+      const bool same = both && (ours[i] & frame) != 0 && (ours[i] & frame) == (theirs[i] & frame);
+      const uint64_t begin = part.begin + i * page_size;
+      append(into, {{begin, begin + page_size}, same, run.keep_zeros});
+    }
+  }
+  return {};
+}
+
+/// Where both have a private mapping of the same thing: only there fork can have left them common pages.
+std::vector<AddressRange> common_ranges(const model::AddressSpace& child, const model::AddressSpace& parent) {
+  std::vector<AddressRange> common;
+  auto theirs = parent.mappings.begin();
+  for (const model::Mapping& mapping : child.mappings) {
+    if (!is_private(mapping)) continue;
+    while (theirs != parent.mappings.end() && theirs->range.end <= mapping.range.begin) ++theirs;
+    for (auto one = theirs; one != parent.mappings.end() && one->range.begin < mapping.range.end; ++one) {
+      const bool alike = one->backing == mapping.backing && one->file == mapping.file &&
+                         (mapping.backing != model::Backing::private_file ||
+                          mapping.offset - mapping.range.begin == one->offset - one->range.begin);
+      if (alike) common.push_back({std::max(mapping.range.begin, one->range.begin), std::min(mapping.range.end, one->range.end)});
+    }
+  }
+  return common;
+}
+
+}  // namespace
+
+std::vector<model::PageRun> runs_within(const std::vector<model::PageRun>& runs, AddressRange where) {
+  std::vector<model::PageRun> inside;
+  auto run = std::ranges::upper_bound(runs, where.begin, {}, [](const model::PageRun& r) { return r.range.end; });
+  for (; run != runs.end() && run->range.begin < where.end; ++run) {
+    model::PageRun part = *run;
+    part.range = {std::max(part.range.begin, where.begin), std::min(part.range.end, where.end)};
+    inside.push_back(part);
+  }
+  return inside;
+}
+
+Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<model::Mapping>& mappings) {
+  std::vector<model::PageRun> runs;
+  uint64_t end = 0;
+  for (const model::Mapping& mapping : mappings) {
+    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
+  }
+  if (end == 0) return runs;
+  const auto pagemap = TRY(open_pagemap(host_pid));
+  const auto found = TRY_IN(fmt::format("find the pages of task {}", host_pid), scan(pagemap.get(), {0, end}));
+  auto next = found.begin();
+  for (model::Mapping& mapping : mappings) {
+    if (mapping.backing == model::Backing::vdso) append(runs, {mapping.range, false, true});
+    if (!is_private(mapping)) continue;
+    while (next != found.end() && next->range.end <= mapping.range.begin) ++next;
+    for (auto one = next; one != found.end() && one->range.begin < mapping.range.end; ++one) {
+      const AddressRange part{std::max(one->range.begin, mapping.range.begin), std::min(one->range.end, mapping.range.end)};
+      if ((one->categories & page_is_guard) != 0) mapping.guards.push_back(part);
+      else append(runs, {part, false, mapping.backing == model::Backing::private_file});
+    }
+  }
+  return runs;
+}
+
+Status mark_shared_pages(pid_t child_pid, model::AddressSpace& child, pid_t parent_pid, const model::AddressSpace& parent) {
+  const auto common = common_ranges(child, parent);
+  if (common.empty()) return {};
+  const auto ours = TRY(open_pagemap(child_pid));
+  const auto theirs = TRY(open_pagemap(parent_pid));
+  std::vector<model::PageRun> marked;
+  auto where = common.begin();
+  for (const model::PageRun& run : child.pages) {
+    uint64_t at = run.range.begin;
+    while (at < run.range.end) {
+      while (where != common.end() && where->end <= at) ++where;
+      const uint64_t begin = where == common.end() ? run.range.end : std::clamp(where->begin, at, run.range.end);
+      append(marked, {{at, begin}, false, run.keep_zeros});
+      const uint64_t end = where == common.end() ? begin : std::min(where->end, run.range.end);
+      if (begin < end) TRY(compare_frames(ours.get(), theirs.get(), {{begin, end}, false, run.keep_zeros}, marked));
+      at = std::max(begin, end);
+    }
+  }
+  child.pages = std::move(marked);
+  return {};
+}
+
+}  // namespace stasis::resource
