@@ -1,0 +1,116 @@
+// Images made by CRIU 4.2, read into an Application, written as images of ours, and read again: nothing is lost, and
+// what is written is what CRIU reads (the fields that it requires are there; done by hand with its restore as well).
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "core.pb.h"
+#include "image/file_records.h"
+#include "memory/pages.h"
+#include "model/difference.h"
+#include "resource/codec.h"
+
+namespace stasis::resource {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Pages as they lie in the images that were decoded.
+class StoredMemory : public ApplicationMemory {
+ public:
+  StoredMemory(const model::Application& application, const image::Directory& directory)
+      : owners_(address_space_owners(application)), directory_(directory) {}
+  Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId id) override {
+    return TRY(memory::ImagePages::open(directory_, std::to_string(owners_.at(id).value)));
+  }
+  Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId id) override {
+    return TRY(memory::ImagePages::open(directory_, fmt::format("shmem-{}", id)));
+  }
+
+ private:
+  std::map<ObjectId, Pid> owners_;
+  const image::Directory& directory_;
+};
+
+/// Runs that touch are one run: CRIU ends them where a mapping ends.
+model::Application joined(model::Application application) {
+  for (auto& [id, space] : application.address_spaces) {
+    std::vector<model::PageRun> runs;
+    for (const auto& run : space.pages) {
+      if (!runs.empty() && runs.back().range.end == run.range.begin)
+        runs.back().range.end = run.range.end;
+      else
+        runs.push_back(run);
+    }
+    space.pages = std::move(runs);
+  }
+  return application;
+}
+
+class Transcode : public testing::Test {
+ protected:
+  Transcode() {
+    std::string pattern = (fs::temp_directory_path() / "stasis-transcode-XXXXXX").string();
+    root_ = mkdtemp(pattern.data());
+    fs::create_directory(root_ / "ours");
+    fs::copy(STASIS_SOURCE_DIR "/tests/fuzz/seeds/criu-4.2", root_ / "theirs");
+    // The pages are left out of the repository; their sizes are known. Any content will do.
+    std::ifstream list(root_ / "theirs" / "pages");
+    for (auto [name, size] = std::pair<std::string, size_t>(); list >> name >> size;) {
+      std::string content(size, '\0');
+      for (size_t i = 0; i < size; ++i) content[i] = static_cast<char>(i % 251 + i / page_size);
+      std::ofstream(root_ / "theirs" / name, std::ios::binary) << content;
+    }
+    theirs = std::make_unique<image::Directory>(std::move(*image::Directory::open((root_ / "theirs").string())));
+    ours = std::make_unique<image::Directory>(std::move(*image::Directory::open((root_ / "ours").string())));
+  }
+  ~Transcode() override { fs::remove_all(root_); }
+
+  std::string bytes(const std::string& file) const {
+    std::ifstream stream(root_ / file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
+  }
+
+  fs::path root_;
+  std::unique_ptr<image::Directory> theirs, ours;
+};
+
+TEST_F(Transcode, LosesNothing) {
+  const auto before = decode(*theirs);
+  ASSERT_TRUE(before) << before.error().message();
+  ASSERT_EQ(before->tasks.size(), 3u);
+  StoredMemory memory(*before, *theirs);
+  uint64_t seen = 0, whole = 0;
+  const auto stats = encode(*before, memory, *ours, [&](uint64_t done, uint64_t total) { seen = done, whole = total; });
+  ASSERT_TRUE(stats) << stats.error().message();
+  EXPECT_EQ(seen, whole);
+  EXPECT_EQ(stats->pages_written, (299008 + 122880 + 122880) / page_size);
+  EXPECT_FALSE(decode(*ours)) << "not a checkpoint before it is committed";
+  ASSERT_TRUE(commit(*before, *ours));
+  const auto after = decode(*ours);
+  ASSERT_TRUE(after) << after.error().message();
+  EXPECT_THAT(model::differences(*before, *after), testing::IsEmpty());
+  EXPECT_TRUE(joined(*before) == joined(*after));
+  for (const char* file : {"pages-1.img", "pages-2.img", "pages-3.img"})
+    EXPECT_EQ(bytes(std::string("theirs/") + file), bytes(std::string("ours/") + file)) << file;
+}
+
+TEST_F(Transcode, PagesAreFoundWhereTheyLie) {
+  const auto application = decode(*theirs);
+  ASSERT_TRUE(application) << application.error().message();
+  const auto located = locate_pages(*application, *theirs);
+  ASSERT_TRUE(located) << located.error().message();
+  EXPECT_EQ(located->size(), 3u);
+  for (const auto& [id, locations] : *located) {
+    uint64_t offset = 0;
+    for (const auto& location : locations) {
+      EXPECT_EQ(location.offset, offset);
+      offset += location.range.size();
+      EXPECT_TRUE(fs::exists(root_ / "theirs" / location.file));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace stasis::resource
