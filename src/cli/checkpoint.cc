@@ -38,6 +38,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   plan::PlanOptions options;
   options.pages = TRY(resource::locate_pages(application, images));
   options.occupied = TRY(execute::own_mappings());
+  options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {
       const uint64_t pages = location.range.size() / page_size;

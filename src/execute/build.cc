@@ -132,6 +132,15 @@ class ImagesAtNumber {
   int number_;
 };
 
+std::vector<int> ignored_signals() {
+  std::vector<int> ignored;
+  const auto status = kernel::read_status(getpid());
+  for (int signal = 1; status && signal <= 64; ++signal) {
+    if ((status->ignored >> (signal - 1)) & 1) ignored.push_back(signal);
+  }
+  return ignored;
+}
+
 AddressRange own_rseq() {
   if (__rseq_size == 0) return {};
   const auto begin = reinterpret_cast<uint64_t>(__builtin_thread_pointer()) + static_cast<uint64_t>(__rseq_offset);
@@ -223,7 +232,7 @@ class Tree final : public BuiltTree {
   }
 
   Status build(const image::Directory& images) {
-    lowered_ = TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, own_rseq()}));
+    lowered_ = TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
     area_description_ = TRY(agent::build_area(program_.agent_area.begin, lowered_.slots, lowered_.counter_count));
     area_.emplace(TRY(SharedArea::create(program_.agent_area, area_description_)));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
@@ -382,6 +391,11 @@ Result<std::vector<AddressRange>> own_mappings() {
   std::vector<AddressRange> ranges;
   for (const auto& entry : TRY(kernel::read_maps(getpid()))) ranges.push_back(entry.range);
   return ranges;
+}
+
+Result<int> own_highest_fd() {
+  const auto open = TRY(kernel::list_descriptors(getpid()));
+  return open.empty() ? 2 : open.back();
 }
 
 }  // namespace stasis::execute

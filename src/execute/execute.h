@@ -38,5 +38,7 @@ class BuiltTree {
 
 /// Addresses in use by ourselves, which the agent area must avoid.
 Result<std::vector<AddressRange>> own_mappings();
+/// The highest descriptor number that is open in ourselves: the image directory is placed above it.
+Result<int> own_highest_fd();
 
 }  // namespace stasis::execute

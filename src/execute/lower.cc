@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <array>
 
 namespace stasis::execute {
 namespace {
@@ -113,6 +114,8 @@ class Lowering {
     const bool sibling = is_root && options_.sibling;
     if (sibling) flags |= CLONE_PARENT;
     const uint32_t child = result_.slot_of.at({fork.child_pid, leader_of(fork.child_pid)});
+    // Handlers of stasis and of its C library point into memory that goes away.
+    if (is_root) flags |= CLONE_CLEAR_SIGHAND;
     if (is_root) result_.root_spawn = now().size();
     now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child, static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
@@ -125,6 +128,11 @@ class Lowering {
     root.call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), origin);
     if (program_.images_fd > 0) root.call(call(SYS_close_range, 0, program_.images_fd - 1, 0), origin);
     root.call(call(SYS_close_range, program_.images_fd + 1, ~0u, 0), origin);
+    // What stasis was started with as ignored survives CLONE_CLEAR_SIGHAND (kernel/signal.c, flush_signal_handlers).
+    constexpr std::array<uint64_t, 4> default_action{};
+    for (const int signal : options_.ignored_signals) {
+      root.call(call(SYS_rt_sigaction, signal, plan::struct_in(default_action), 0, sizeof(uint64_t)), origin);
+    }
   }
 
   Status lower(const plan::Command&, const plan::Clone& clone) {

@@ -18,6 +18,7 @@ using Runner = std::pair<Pid, Tid>;
 struct LowerOptions {
   bool sibling = false;              ///< the root is created with CLONE_PARENT
   int fail_at_command = -1;
+  std::vector<int> ignored_signals;  ///< by stasis itself
   AddressRange rseq_area;            ///< of the thread that creates the root: unregistered by the child before it unmaps it
 };
 
