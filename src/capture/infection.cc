@@ -10,8 +10,6 @@
 #include <fmt/format.h>
 
 #include "capture/arch/x86_64/task_code.h"
-#include "capture/places.h"
-#include "kernel/proc.h"
 #include "kernel/process.h"
 
 namespace stasis::capture {
@@ -33,8 +31,9 @@ int choose_notify_signal(uint64_t unwelcome) {
 
 }  // namespace
 
-Infection::Infection(std::vector<Patient> patients, const AtPoint& at_point, Clock::time_point deadline)
-    : patients_(std::move(patients)), at_point_(&at_point), deadline_(deadline) {
+Infection::Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point,
+                     Clock::time_point deadline)
+    : patients_(std::move(patients)), occupied_(std::move(occupied)), at_point_(&at_point), deadline_(deadline) {
   for (const auto& patient : patients_) notify_signals_.push_back(choose_notify_signal(patient.unwelcome_signals));
 }
 
@@ -45,12 +44,11 @@ Infection::~Infection() {
 // ---- places and contents
 
 Status Infection::choose_places() {
-  const auto maps = TRY(kernel::read_maps(pid()));
-  stub_address_ = TRY(find_stub_place(pid(), maps));
+  stub_address_ = TRY(find_stub_place(pid(), occupied_));
   stub_call_ = stub_address_;
   stub_unmap_ = stub_address_ + make_stub(first().general(), 0, {}).unmap_entry;
   TRY(build_area());
-  place_ = TRY(find_gap(maps, area_.bytes.size()));
+  place_ = TRY(find_gap(occupied_, area_.bytes.size()));
   return {};
 }
 

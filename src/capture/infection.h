@@ -23,6 +23,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "capture/freezer.h"
+#include "capture/places.h"
 #include "capture/tracee.h"
 
 namespace stasis::capture {
@@ -40,7 +41,7 @@ struct Patient {
 class Infection {
  public:
   /// `patients` are all threads that share the address space; the first one maps and unmaps.
-  Infection(std::vector<Patient> patients, const AtPoint& at_point, Clock::time_point deadline);
+  Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point, Clock::time_point deadline);
   Infection(Infection&&) = default;
   Infection& operator=(Infection&&) = delete;
   /// By any path: threads back to where they were, the area unmapped, the stub removed.
@@ -77,6 +78,7 @@ class Infection {
   }
 
   std::vector<Patient> patients_;
+  std::vector<Occupied> occupied_;
   const AtPoint* at_point_;
   Clock::time_point deadline_;
   std::vector<int> notify_signals_;    ///< per patient; 0: none could be found

@@ -61,19 +61,29 @@ Status Interview::prepare_thread(LiveProcess& process, model::Task& task, size_t
     // Judged here, with the name of the call at hand; and one refused question must not silence the rest.
     patient.program.call(plan::expecting(question.call, Expectation::Kind::anything), 0);
   }
-  const auto [space, fresh] = space_of_.emplace(task.address_space, patients_.size());
-  if (fresh) patients_.emplace_back();
-  auto& together = patients_[space->second];
+  const auto [space, fresh] = space_of_.emplace(task.address_space, spaces_.size());
+  if (fresh) spaces_.push_back({task.address_space, {}});
+  auto& together = spaces_[space->second].patients;
   asked_.push_back({&process, tracee.tid(), inquiry.questions(), space->second, together.size()});
   together.push_back(std::move(patient));
   return {};
 }
 
+/// The address space as it has been captured already, if it has.
+Result<std::vector<Occupied>> Interview::occupied(ObjectId address_space, const Patient& patient) const {
+  const auto known = context_.application.address_spaces.find(address_space);
+  if (known != context_.application.address_spaces.end()) return occupied_by(known->second);
+  return occupied_by(TRY(kernel::read_maps(patient.tracee->pid())));
+}
+
 /// Each step is taken in all address spaces before the next, so that the tasks' answers overlap.
 Status Interview::run() {
   const Waiting waiting;
-  infections_.reserve(patients_.size());
-  for (auto& together : patients_) infections_.emplace_back(std::move(together), at_point_, deadline_);
+  infections_.reserve(spaces_.size());
+  for (auto& space : spaces_) {
+    auto taken = TRY(occupied(space.id, space.patients.front()));
+    infections_.emplace_back(std::move(space.patients), std::move(taken), at_point_, deadline_);
+  }
   for (auto& infection : infections_) TRY(infection.start_mapping());
   for (auto& infection : infections_) TRY(infection.enter_mapping(waiting));
   for (auto& infection : infections_) TRY(infection.start_agents(waiting));

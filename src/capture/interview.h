@@ -33,6 +33,7 @@ class Interview {
   };
   Status prepare(std::span<const resource::TaskRoom* const> rooms);
   Status prepare_thread(LiveProcess& process, model::Task& task, size_t index, resource::Inquiry inquiry);
+  Result<std::vector<Occupied>> occupied(ObjectId address_space, const Patient& patient) const;
   Status run();
   Status answer(const Asked& asked);
 
@@ -40,8 +41,12 @@ class Interview {
   resource::CaptureContext& context_;
   const AtPoint& at_point_;
   Clock::time_point deadline_;
-  std::map<ObjectId, size_t> space_of_;            ///< address space → index into patients_
-  std::vector<std::vector<Patient>> patients_;     ///< by address space
+  std::map<ObjectId, size_t> space_of_;            ///< address space → index into spaces_
+  struct Space {
+    ObjectId id;
+    std::vector<Patient> patients;
+  };
+  std::vector<Space> spaces_;
   std::vector<Infection> infections_;
   std::vector<Asked> asked_;
 };

@@ -1,8 +1,10 @@
 // Namespaces: the tree must live in ours, except that it may have a pid namespace of its own.
-#include <sys/stat.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <fmt/format.h>
 
+#include "base/unique_fd.h"
 #include "capture/walk.h"
 
 namespace stasis::capture {
@@ -12,40 +14,48 @@ struct Namespace {
   const char* file;
   const char* name;
 };
+/// Compared with ours.
 constexpr Namespace shared_with_us[] = {
-    {"user", "user"}, {"mnt", "mount"}, {"net", "network"}, {"ipc", "IPC"}, {"uts", "UTS"}, {"time", "time"}, {"cgroup", "cgroup"},
+    {"user", "user"}, {"mnt", "mount"}, {"net", "network"}, {"ipc", "IPC"}, {"uts", "UTS"}, {"cgroup", "cgroup"}, {"time", "time"},
     {"time_for_children", "children's time"},
 };
-/// Compared with the root's.
+/// Compared with the root's. The init of a namespace was born in it: its pid_for_children equals its pid.
 constexpr Namespace shared_with_root[] = {{"pid", "pid"}, {"pid_for_children", "children's pid"}};
 
-/// Inode of a namespace file; 0 if this kernel does not have the kind.
-Result<ino_t> namespace_id(const std::string& who, const char* file) {
-  struct stat found{};
-  const std::string path = fmt::format("/proc/{}/ns/{}", who, file);
-  if (stat(path.c_str(), &found) == 0) return found.st_ino;
-  if (errno == ENOENT) return 0;
-  return fail_errno("stat", path);
-}
+/// The namespaces of one process.
+class NamespaceLinks {
+ public:
+  explicit NamespaceLinks(const std::string& who)
+      : directory_(open(fmt::format("/proc/{}/ns", who).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)) {}
+  /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is quicker
+  /// than following it, which makes an inode.
+  std::string id(const char* file) const {
+    char link[64];
+    const ssize_t length = readlinkat(directory_.get(), file, link, sizeof link);
+    return length > 0 ? std::string(link, static_cast<size_t>(length)) : std::string();
+  }
+
+ private:
+  UniqueFd directory_;
+};
 
 }  // namespace
 
 Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
-  const auto check = [&](const Namespace& kind, const std::string& reference) -> Status {
-    const ino_t expected = TRY(namespace_id(reference, kind.file));
-    for (const auto& process : processes) {
-      if (process.frozen.zombie) continue;
-      const auto found = namespace_id(fmt::format("{}", process.view.host_pid), kind.file);
-      // A task in a foreign user namespace may be out of reach altogether.
-      if (found && *found == expected) continue;
+  std::vector<std::pair<Namespace, std::string>> expected;
+  const NamespaceLinks ours("self");
+  const NamespaceLinks roots(fmt::format("{}", processes.front().view.host_pid));
+  for (const auto& kind : shared_with_us) expected.emplace_back(kind, ours.id(kind.file));
+  for (const auto& kind : shared_with_root) expected.emplace_back(kind, roots.id(kind.file));
+  for (const auto& process : processes) {
+    if (process.frozen.zombie) continue;
+    const NamespaceLinks links(fmt::format("{}", process.view.host_pid));
+    for (const auto& [kind, id] : expected) {
+      if (links.id(kind.file) == id) continue;
       context.diagnostics.refuse(subject_of(process), fmt::format("lives in another {} namespace", kind.name),
                                  fmt::format("Run stasis inside it: nsenter --target {} --all", process.view.host_pid));
     }
-    return {};
-  };
-  for (const auto& kind : shared_with_us) TRY(check(kind, "self"));
-  // The init of a namespace was put there as a child: its pid_for_children equals its pid.
-  for (const auto& kind : shared_with_root) TRY(check(kind, fmt::format("{}", processes.front().view.host_pid)));
+  }
   return {};
 }
 

@@ -98,8 +98,7 @@ class LastWill {
       uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
       uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
     } planted;
-    const auto maps = TRY(kernel::read_maps(parent_.pid()));
-    place_ = TRY(find_stub_place(parent_.pid(), maps));
+    place_ = TRY(find_stub_place(parent_.pid(), occupied_by(TRY(kernel::read_maps(parent_.pid())))));
     TRY(kernel::write_memory(parent_.pid(), RemoteAddress{place_}, bytes_of(planted)));
     TRY(parent_.set_signal_mask(~uint64_t{0}));
     const uint64_t action = place_ + offsetof(decltype(planted), handler);

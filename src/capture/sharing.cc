@@ -1,5 +1,7 @@
 // What tasks share with each other beyond the tree. CLONE_FILES, CLONE_FS, CLONE_SIGHAND and CLONE_VM may hold between any
 // two tasks. kcmp(2) orders kernel objects, so each kind is a sorted list of the objects seen so far.
+#include <map>
+
 #include <fmt/format.h>
 
 #include "capture/walk.h"
@@ -54,7 +56,8 @@ Status check_threads(const LiveProcess& process, resource::CaptureContext& conte
 }  // namespace
 
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
-  Kind files(KcmpType::files), fs(KcmpType::fs), handlers(KcmpType::sighand), memory(KcmpType::vm);
+  Kind files(KcmpType::files), fs(KcmpType::fs), memory(KcmpType::vm);
+  std::map<ObjectId, Kind> handlers_in;
   for (const auto& process : processes) {
     if (process.frozen.zombie) continue;
     auto* task = context.application.find(process.pid);
@@ -62,6 +65,8 @@ Status find_sharing(const std::vector<LiveProcess>& processes, resource::Capture
     task->address_space = TRY(memory.identify(host_pid, context));
     task->descriptors = TRY(files.identify(host_pid, context));
     task->fs = TRY(fs.identify(host_pid, context));
+    // Handlers can be shared only where memory is (clone(2), CLONE_SIGHAND), and execve leaves both.
+    auto& handlers = handlers_in.try_emplace(task->address_space, KcmpType::sighand).first->second;
     task->handlers = TRY(handlers.identify(host_pid, context));
     TRY(check_threads(process, context));
   }
