@@ -76,6 +76,9 @@ Status dump(const Options& options, const Session& session) {
     if (!released) session.log().error("{}", released.error().message());
     return written;
   }
+  // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can be
+  // restored only where somebody else has kept its files.
+  if (after_dump(options.dump) == capture::AfterDump::let_run) tree->context().roll_back();
   TRY(tree->release(after_dump(options.dump)));
   statistics.times = tree->times();
   TRY(write_dump_statistics(session, statistics));

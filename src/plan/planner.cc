@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -155,11 +156,20 @@ class Planner {
     const auto* parent = application_.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
                                task->state != model::TaskState::zombie;
+    const bool shares_files = task != nullptr && parent != nullptr && task->descriptors == parent->descriptors;
+    if (!shares_files) close_inherited(pid, creator);
     if (shares_memory) return {};
     const bool creator_has_memory = memory_first_.contains(creator);
     if (creator.value == 0 || (creator_has_memory && !inherits_.contains(pid))) out_.process(pid).add(ClearMemory{});
     if (task == nullptr || task->state == model::TaskState::zombie || !memory_first_.contains(pid)) return {};
     return build_memory(*task);
+  }
+
+  /// The creator may hold shared segments open for others: its copy does not.
+  void close_inherited(Pid pid, Pid creator) {
+    const auto held = held_for_others_.find(creator);
+    if (held == held_for_others_.end()) return;
+    for (const int fd : held->second) out_.process(pid).add(Close{fd});
   }
 
   MemoryPlan memory_plan(const model::Task& task) const {
@@ -173,6 +183,9 @@ class Planner {
     const auto plan = memory_plan(task);
     const OpenNumbers nothing_open;
     TRY(plan_segments(out_, plan, *segments_));
+    for (const auto& [id, fd] : segments_->held_at) {
+      if (segments_->is_owner(id, task.pid)) held_for_others_[task.pid].push_back(fd);
+    }
     TRY(plan_mappings(out_, plan, *segments_, memory_first_.contains(task.pid) ? nothing_open : descriptors_->open_in(task.pid)));
     mapped_.insert(task.address_space);
     return {};
@@ -284,6 +297,7 @@ class Planner {
   const PlanOptions& options_;
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
+  std::map<Pid, std::vector<int>> held_for_others_;
   std::optional<SharedSegments> segments_;
   std::optional<DescriptorPlan> descriptors_;
 };

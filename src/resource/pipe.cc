@@ -26,6 +26,7 @@ using plan::call;
 using plan::ResultOf;
 using plan::WordOf;
 
+constexpr uint32_t large_file = 0100000;        ///< the kernel's O_LARGEFILE; glibc's is 0
 constexpr uint64_t largest_pipe = 1ull << 31;   ///< what F_SETPIPE_SZ can express
 
 /// The buffer behind the ends.
@@ -167,9 +168,16 @@ class PipeRoomBase : public FileRoom {
     for (const auto& placement : placements) {
       const uint32_t flags = placement.description->flags;
       const int through = reads(flags) ? read_end : write_end;
-      perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", through)), reopen_flags(flags) | O_NONBLOCK, 0));
-      perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
-      if ((flags & O_NONBLOCK) == 0 || (flags & O_ASYNC) != 0) {   // opened without waiting; now as it was
+      // Only the two descriptions that pipe2 makes lack O_LARGEFILE: there is at most one such for each end.
+      if ((flags & large_file) == 0) {
+        perform.calls.push_back(call(SYS_dup3, through, placement.fd, 0));
+      } else {
+        const uint32_t opened = (reopen_flags(flags) & ~static_cast<uint32_t>(O_DIRECT)) | O_NONBLOCK;
+        perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", through)), opened, 0));
+        perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
+      }
+      // Opened without waiting; now as it was. open(2) refuses O_DIRECT for pipes, fcntl takes it (fs/fcntl.c, setfl).
+      if ((flags & O_NONBLOCK) == 0 || (flags & (O_ASYNC | O_DIRECT | large_file)) != large_file) {
         perform.calls.push_back(call(SYS_fcntl, placement.fd, F_SETFL, flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT)));
       }
       perform.creates.push_back({placement.fd, placement.description->id});

@@ -20,15 +20,12 @@
 #include "resource/descriptors.h"
 #include "resource/ghost_file.h"
 
-#ifndef __O_TMPFILE
-#define __O_TMPFILE 020000000
-#endif
-
 namespace stasis::resource {
 namespace {
 
 using plan::call;
 
+constexpr uint32_t tmpfile_bit = 020000000;   ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
 constexpr std::string_view deleted = " (deleted)";
 constexpr unsigned memory_devices = 1;   ///< Documentation/admin-guide/devices.txt
 
@@ -343,7 +340,7 @@ std::string path_of(const model::OpenDescription& description) {
 
 uint32_t reopen_flags(uint32_t flags) {
   flags &= ~static_cast<uint32_t>(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC | O_ASYNC);
-  if ((flags & __O_TMPFILE) != 0) flags &= ~static_cast<uint32_t>(O_TMPFILE);
+  if ((flags & tmpfile_bit) != 0) flags &= ~static_cast<uint32_t>(O_TMPFILE);
   return flags | O_NOCTTY;
 }
 

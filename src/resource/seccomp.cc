@@ -1,6 +1,7 @@
 // Seccomp of each thread: strict mode, or a chain of filters.
 //
-// Filters run from the newest to the oldest; PTRACE_SECCOMP_GET_FILTER numbers them the same way, and installation goes the other.
+// Filters run from the newest to the oldest; PTRACE_SECCOMP_GET_FILTER numbers them in the order of installation
+// (kernel/seccomp.c, get_nth_filter).
 // In the images a chain is a linked list in seccomp.img: threads that share a beginning share its records.
 //
 // Installing a filter needs CAP_SYS_ADMIN or no_new_privs (seccomp(2)). A thread that ends with neither must have installed
@@ -108,7 +109,6 @@ class SeccompRoom final : public TaskRoom {
       if (!view) break;
       chain.push_back({std::move(view->program), static_cast<uint32_t>(view->flags)});
     }
-    std::ranges::reverse(chain);
     return chain;
   }
 

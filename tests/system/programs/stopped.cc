@@ -31,10 +31,10 @@ int main(int argc, char** argv) {
     }
   }
   usleep(20'000);
-  CHECK(kill(child, SIGTSTP) == 0);
+  CHECK(kill(child, SIGSTOP) == 0);
   int status = 0;
   CHECK(waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
-  CHECK_EQUAL(WSTOPSIG(status), SIGTSTP);
+  CHECK_EQUAL(WSTOPSIG(status), SIGSTOP);
   probe::ready();
   probe::wait_for_go();
   const long before = board->count;
