@@ -1,0 +1,125 @@
+// SeizedTree with all rooms of stasis, on real children.
+#include <fcntl.h>
+
+#include <thread>
+
+#include "capture/capture.h"
+#include "model/difference.h"
+#include "specimen.h"
+
+namespace stasis::capture {
+namespace {
+
+/// Leaves nothing open but /dev/null.
+void close_everything() {
+  for (int fd = 3; fd < 1024; ++fd) close(fd);
+  const int null = open("/dev/null", O_RDWR);
+  for (int fd = 0; fd < 3; ++fd) dup2(null, fd);
+  close(null);
+}
+
+std::string refusals(const Diagnostics& diagnostics) {
+  std::string text;
+  for (const auto& one : diagnostics.all()) text += one.text() + "\n";
+  return text;
+}
+
+Result<std::unique_ptr<SeizedTree>> capture_tree(pid_t root, std::function<void(std::string_view)> at_point = {}) {
+  CaptureOptions options;
+  options.root_pid = root;
+  options.policy.leave_running = true;
+  options.at_point = std::move(at_point);
+  return SeizedTree::capture(options);
+}
+
+TEST(SeizedTree, TwoCapturesOfTheSameTreeAreEqual) {
+  Shared<std::atomic<int>> ready;
+  Specimen specimen([&] {
+    close_everything();
+    signal(SIGUSR1, [](int) {});
+    if (fork() == 0) {
+      setpgid(0, 0);
+      ++*ready;
+      for (;;) pause();
+    }
+    std::thread other([&] {
+      ++*ready;
+      for (;;) pause();
+    });
+    for (;;) pause();
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return *ready == 2; }));
+  usleep(10'000);
+  auto first = capture_tree(specimen.pid());
+  ASSERT_TRUE(first) << first.error().message();
+  ASSERT_FALSE((*first)->context().diagnostics.refused()) << refusals((*first)->context().diagnostics);
+  const auto before = (*first)->context().application;
+  EXPECT_EQ(before.tasks.size(), 2u);
+  EXPECT_EQ(before.tasks[0].threads.size(), 2u);
+  EXPECT_EQ(before.tasks[0].name, before.tasks[0].threads[0].name);
+  EXPECT_NE(before.signal_handlers.at(before.tasks[0].handlers).actions[SIGUSR1 - 1].handler, 0u);
+  ASSERT_TRUE((*first)->release(AfterDump::let_run));
+  EXPECT_GT((*first)->times().frozen_us, 0u);
+
+  auto second = capture_tree(specimen.pid());
+  ASSERT_TRUE(second) << second.error().message();
+  EXPECT_THAT(model::differences(before, (*second)->context().application), testing::IsEmpty());
+  ASSERT_TRUE((*second)->release(AfterDump::kill));
+  EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
+}
+
+TEST(SeizedTree, DestroyedWithoutReleaseItLetsGo) {
+  Shared<std::atomic<uint64_t>> counter;
+  Specimen specimen([&] {
+    close_everything();
+    for (;;) ++*counter;
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return *counter > 1000; }));
+  { ASSERT_TRUE(capture_tree(specimen.pid())); }
+  const uint64_t before = *counter;
+  EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));
+}
+
+TEST(SeizedTree, PointsArePassedInOrder) {
+  Specimen specimen([&] {
+    close_everything();
+    for (;;) pause();
+    return 0;
+  });
+  usleep(10'000);
+  std::vector<std::string> points;
+  auto tree = capture_tree(specimen.pid(), [&](std::string_view point) { points.emplace_back(point); });
+  ASSERT_TRUE(tree) << tree.error().message();
+  ASSERT_TRUE((*tree)->release(AfterDump::let_run));
+  EXPECT_THAT(points, testing::ElementsAre("seizing", "task-seized", "seized", "walked", "looked", "infecting", "stub-written",
+                                           "stub-registers", "stub-mask", "mapping-entered", "mapped", "uploaded",
+                                           "agent-registers", "agent-mask", "agent-running", "agent-done", "threads-back",
+                                           "unmap-registers", "unmap-mask", "unmapping", "unmapped", "registers-back",
+                                           "disinfected", "captured", "releasing", "released"));
+}
+
+TEST(SeizedTree, WhatCannotBeSavedIsSaidAndNothingIsTouched) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  Shared<std::atomic<uint64_t>> counter;
+  Specimen specimen([&] {
+    for (;;) ++*counter;  // the pipe's other end is ours
+    return 0;
+  });
+  close(ends[0]);
+  ASSERT_TRUE(eventually([&] { return *counter > 1000; }));
+  std::vector<std::string> points;
+  auto tree = capture_tree(specimen.pid(), [&](std::string_view point) { points.emplace_back(point); });
+  ASSERT_TRUE(tree) << tree.error().message();
+  EXPECT_TRUE((*tree)->context().diagnostics.refused());
+  EXPECT_THAT(points, testing::Not(testing::Contains("infecting")));
+  ASSERT_TRUE((*tree)->release(AfterDump::let_run));
+  const uint64_t before = *counter;
+  EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));
+  close(ends[1]);
+}
+
+}  // namespace
+}  // namespace stasis::capture
