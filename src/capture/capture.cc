@@ -14,6 +14,7 @@
 namespace stasis::capture {
 namespace {
 
+constexpr auto forever = std::chrono::hours(24);
 constexpr auto agent_patience = std::chrono::seconds(20);
 
 uint64_t microseconds(Clock::duration duration) {
@@ -30,7 +31,7 @@ class LiveTree final : public SeizedTree {
 
   Status assemble() {
     const auto start = Clock::now();
-    const auto deadline = start + std::chrono::seconds(options_.timeout_seconds);
+    const auto deadline = options_.timeout_seconds != 0 ? start + std::chrono::seconds(options_.timeout_seconds) : start + forever;
     frozen_at_ = start;
     Freezer freezer(context_.diagnostics, options_.at_point, deadline);
     auto frozen = TRY(freezer.freeze(options_.root_pid));

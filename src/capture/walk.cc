@@ -80,6 +80,7 @@ class Walk {
     const auto& stat = process.stat;
     const auto& leader = *process.view.statuses.front();
     model::Task task;
+    task.name = leader.name;
     task.pid = in_tree(leader.ns_tgid);
     const auto parent = context_.host_to_tree.find(stat.ppid);
     const bool is_root = process.view.host_pid == processes_.front().view.host_pid;
@@ -94,7 +95,6 @@ class Walk {
     if (process.frozen.zombie) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat.exit_code;
-      task.name = leader.name;
       return task;
     }
     task.stop_signal = process.frozen.stop_signal();
