@@ -37,10 +37,17 @@ class ProcessPages : public PageSource {
   Status read_ranges(std::span<const AddressRange> ranges, std::span<uint8_t> buffer) override;
 
  private:
+  struct Part {
+    AddressRange range;
+    bool shared = false;                ///< copy-on-write with another process
+  };
+  Result<std::vector<Part>> split_by_sharing(AddressRange range);
+  Status read_exclusive(std::span<const AddressRange> ranges, std::span<uint8_t> buffer);
   Status read_forced(uint64_t address, std::span<uint8_t> buffer);
 
   pid_t host_pid_;
   std::mutex opening_;
+  UniqueFd pagemap_;
   UniqueFd mem_;                        ///< /proc/PID/mem, opened on first need
 };
 
