@@ -41,6 +41,8 @@ class Emission {
     return {&description, fd, scratch};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
+  /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
+  int first_temporary() const { return next_temporary_; }
 
   const DescriptionMaker* maker(const model::OpenDescription& description) const {
     for (const auto* made : contributors.makers) {

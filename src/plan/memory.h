@@ -34,6 +34,8 @@ struct MemoryPlan {
 Status plan_mappings(Emission&, const MemoryPlan&, SharedSegments&, const OpenNumbers&);
 /// Creates the segments that the process owns and holds them open for the others.
 Status plan_segments(Emission&, const MemoryPlan&, SharedSegments&);
+/// How much room behind the agent area `plan_segments` needs for a segment.
+uint64_t scratch_space(const model::SharedMemory&);
 /// Once everybody has mapped what he needs.
 void close_segments(Emission&, Pid, SharedSegments&);
 /// Locks, advice, keys, names, layout (PR_SET_MM_MAP): after the contents.

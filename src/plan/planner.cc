@@ -55,7 +55,7 @@ Result<AddressRange> choose_agent_area(const model::Application& application, co
   std::ranges::sort(used, {}, &AddressRange::begin);
   // Behind the area a shared segment is mapped for a moment while it is filled: leave room for the largest.
   uint64_t scratch = 0;
-  for (const auto& [id, segment] : application.shared_memories) scratch = std::max(scratch, segment.size);
+  for (const auto& [id, segment] : application.shared_memories) scratch = std::max(scratch, scratch_space(segment));
   const uint64_t size = std::max(needed, options.agent_area_size), room = size + scratch + 2 * page_size;
   constexpr uint64_t lowest = 1 << 20, highest = 0x7ffffffff000;
   used.push_back({highest, ~0ull});
