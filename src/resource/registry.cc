@@ -6,6 +6,7 @@
 #include "resource/credentials.h"
 #include "resource/fs_context.h"
 #include "resource/limits.h"
+#include "resource/memfd.h"
 #include "resource/memory.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
@@ -31,7 +32,7 @@ std::span<const TaskRoom* const> task_rooms() {
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &unsupported_room()};
+  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &memfd_room(), &unsupported_room()};
   return rooms;
 }
 

@@ -1,0 +1,226 @@
+// Files of memfd_create(2).
+//
+// The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions that refer
+// to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
+#include "resource/memfd.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "memory/pages.h"
+#include "resource/descriptors.h"
+#include "resource/regular_file.h"
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+using plan::expecting;
+using plan::ResultOf;
+using Expected = plan::Expectation::Kind;
+
+constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)";
+constexpr uint32_t pages_id_of_memfds = 0x40000000;   ///< the codec counts pages files from 1
+constexpr size_t longest_name = 249;                  ///< NAME_MAX less the prefix (memfd_create(2))
+constexpr uint64_t largest_send = 1ull << 30;
+
+/// The file.
+struct MemfdInode final : model::KindValue {
+  std::string name;
+  uint32_t uid = 0, gid = 0, mode = 0, seals = 0;
+  uint64_t size = 0;
+  std::shared_ptr<UniqueFd> file;                       ///< capture: open for reading
+  std::vector<memory::StoredRun> stored;                ///< restore: where its pages lie
+
+  std::string_view kind() const override { return "memfd inode"; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* inode = dynamic_cast<const MemfdInode*>(&other);
+    return inode != nullptr && name == inode->name && uid == inode->uid && gid == inode->gid && mode == inode->mode && seals == inode->seals && size == inode->size;
+  }
+  std::string describe() const override { return fmt::format("memfd '{}' of {} bytes, seals {:#x}", name, size, seals); }
+};
+
+struct MemfdFile final : model::KindValue {
+  ObjectId inode;
+  std::string_view kind() const override { return "memfd"; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* file = dynamic_cast<const MemfdFile*>(&other);
+    return file != nullptr && inode == file->inode;
+  }
+  std::string describe() const override { return fmt::format("memfd {}", inode); }
+};
+
+/// What holds data, in whole pages.
+std::vector<model::PageRun> data_runs(int fd, uint64_t size) {
+  std::vector<model::PageRun> runs;
+  for (off_t at = 0; static_cast<uint64_t>(at) < size;) {
+    const off_t data = lseek(fd, at, SEEK_DATA);
+    if (data < 0) break;
+    off_t hole = lseek(fd, data, SEEK_HOLE);
+    if (hole < 0) hole = static_cast<off_t>(size);
+    const uint64_t begin = static_cast<uint64_t>(data) / page_size * page_size;
+    runs.push_back({{begin, (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size}});
+    at = hole;
+  }
+  return runs;
+}
+
+class MemfdRoom final : public FileRoom {
+ public:
+  std::string_view kind() const override { return "memfd"; }
+  ObjectId made_together(const model::OpenDescription& description) const override { return description.state.as<MemfdFile>()->inode; }
+  bool seekable() const override { return true; }
+
+  bool recognises(const DescriptorProbe& probe) const override { return S_ISREG(probe.stat.st_mode) && probe.link.starts_with(prefix); }
+
+  Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
+    auto made = std::make_shared<MemfdFile>();
+    bool fresh = false;
+    made->inode = context.object(fmt::format("memfd {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+    if (fresh) context.application.objects[made->inode] = {TRY(capture_inode(context, probe))};
+    return model::KindState{std::move(made)};
+  }
+
+  Status encode(const model::Application& application, const model::OpenDescription& description, image::FileRecords& records) const override {
+    const auto& file = *description.state.as<MemfdFile>();
+    image::FileRecord record;
+    record.set_type(MEMFD), record.set_id(description.id.value);
+    auto& memfd = *record.mutable_memfd();
+    memfd.set_id(description.id.value), memfd.set_flags(description.flags), memfd.set_pos(description.position);
+    memfd.set_inode_id(file.inode.value);
+    encode_owner(description.owner, *memfd.mutable_fown());
+    records.files.push_back(std::move(record));
+    return is_first(application, description) ? encode_inode(application, file.inode, records) : Status{};
+  }
+
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override { return record.type() == MEMFD; }
+
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record, model::Application& application) const override {
+    const std::string subject = fmt::format("files.img, file {}", record.id());
+    if (!record.has_memfd()) return fail(Error::invalid("decode memfd", "the entry of type MEMFD has no memfd field", subject));
+    const auto& memfd = record.memfd();
+    auto made = std::make_shared<MemfdFile>();
+    made->inode = ObjectId{memfd.inode_id()};
+    auto& object = application.objects[made->inode];
+    if (!object.value) object = {TRY(decode_inode(records, memfd.inode_id(), subject))};
+    if (object.as<MemfdInode>() == nullptr) return fail(Error::invalid("decode memfd", fmt::format("object {} is no memfd", made->inode), subject));
+    model::OpenDescription description;
+    description.id = ObjectId{record.id()}, description.flags = memfd.flags(), description.position = memfd.pos();
+    description.owner = decode_owner(memfd.fown());
+    description.state = {std::move(made)};
+    return description;
+  }
+
+  Status make(const model::Application& application, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+    const auto& inode = *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
+    const int file = placements.front().scratch, pages = file + 1;
+    plan::Perform perform{inode.describe(), "", {}, {}, {}};
+    auto& calls = perform.calls;
+    calls.push_back(call(SYS_memfd_create, plan::text(inode.name), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
+    calls.push_back(call(SYS_ftruncate, file, inode.size));
+    for (const auto& run : inode.stored) {
+      if (!run.zero) fill(run, inode.size, file, pages, sink.images_fd(), calls);
+    }
+    calls.push_back(call(SYS_fchown, file, inode.uid, inode.gid));
+    calls.push_back(call(SYS_fchmod, file, inode.mode & 07777));
+    for (const auto& placement : placements) {
+      const uint32_t flags = reopen_flags(placement.description->flags);
+      calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", file)), flags, 0));
+      calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
+      perform.creates.push_back({placement.fd, placement.description->id});
+    }
+    // Last: F_SEAL_WRITE would forbid what comes before it. Without MFD_ALLOW_SEALING a file has F_SEAL_SEAL.
+    calls.push_back(call(SYS_fcntl, file, F_ADD_SEALS, inode.seals));
+    calls.push_back(call(SYS_close, file));
+    sink.add(std::move(perform));
+    return {};
+  }
+
+ private:
+  static Result<std::shared_ptr<MemfdInode>> capture_inode(CaptureContext& context, const DescriptorProbe& probe) {
+    auto inode = std::make_shared<MemfdInode>();
+    inode->name = probe.link.substr(prefix.size());
+    if (inode->name.ends_with(suffix)) inode->name.resize(inode->name.size() - suffix.size());
+    inode->uid = probe.stat.st_uid, inode->gid = probe.stat.st_gid, inode->mode = probe.stat.st_mode;
+    inode->size = static_cast<uint64_t>(probe.stat.st_size);
+    inode->file = std::make_shared<UniqueFd>(open(probe.proc_path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!inode->file->valid()) return fail_errno("open", probe.subject);
+    struct statfs filesystem{};
+    if (fstatfs(inode->file->get(), &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC) {
+      context.diagnostics.refuse(probe.subject, "it is a memfd of huge pages", "memfds made with MFD_HUGETLB cannot be saved by this version");
+    }
+    const int seals = fcntl(inode->file->get(), F_GET_SEALS);
+    inode->seals = seals < 0 ? 0 : static_cast<uint32_t>(seals);
+    return inode;
+  }
+
+  static bool is_first(const model::Application& application, const model::OpenDescription& description) {
+    for (const auto& [id, other] : application.descriptions) {
+      const auto* sharing = other.state.as<MemfdFile>();
+      if (sharing != nullptr && sharing->inode == description.state.as<MemfdFile>()->inode) return id == description.id;
+    }
+    return true;
+  }
+
+  static Status encode_inode(const model::Application& application, ObjectId id, image::FileRecords& records) {
+    const auto& inode = *application.objects.at(id).as<MemfdInode>();
+    memfd_inode_entry entry;
+    entry.set_name(inode.name), entry.set_uid(inode.uid), entry.set_gid(inode.gid), entry.set_size(inode.size);
+    entry.set_shmid(id.value), entry.set_seals(inode.seals), entry.set_inode_id(id.value), entry.set_mode(inode.mode);
+    TRY(TRY(records.side("memfd"))->append(entry));
+    if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
+    const auto runs = data_runs(inode.file->get(), inode.size);
+    memory::FilePages source(inode.file->get(), inode.describe());
+    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", id), pages_id_of_memfds + id.value, runs, source));
+    return {};
+  }
+
+  static Result<std::shared_ptr<MemfdInode>> decode_inode(const image::FileRecords& records, uint32_t id, const std::string& subject) {
+    for (const auto& entry : TRY(records.all<memfd_inode_entry>("memfd"))) {
+      if (entry.inode_id() != id) continue;
+      auto inode = std::make_shared<MemfdInode>();
+      inode->name = entry.name();
+      if (inode->name.size() > longest_name || inode->name.find('\0') != std::string::npos || entry.size() > INT64_MAX) {
+        return fail(Error::invalid("decode memfd", "its name or size is out of range", subject));
+      }
+      if (entry.has_hugetlb_flag() && entry.hugetlb_flag() != 0) return fail(Error::unsupported("decode memfd", "it is of huge pages", subject));
+      inode->uid = entry.uid(), inode->gid = entry.gid(), inode->size = entry.size(), inode->seals = entry.seals();
+      inode->mode = entry.has_mode() ? entry.mode() : (S_IFREG | 0777);
+      inode->stored = TRY(memory::read_pagemap(records.directory(), fmt::format("shmem-{}", entry.shmid())));
+      return inode;
+    }
+    return fail(Error::invalid("decode memfd", fmt::format("memfd {} is not in memfd.img", id), subject));
+  }
+
+  /// Copies one run from its pages file; the last page may reach beyond the file's end.
+  static void fill(const memory::StoredRun& run, uint64_t size, int file, int pages, int images, plan::Calls& calls) {
+    if (run.range.begin >= size) return;
+    const auto name = run.directory + image::file_name("pages-{}", run.pages_id);
+    calls.push_back(call(SYS_openat, images, plan::text(name), O_RDONLY | O_CLOEXEC, 0));
+    calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, pages, O_CLOEXEC));
+    uint64_t left = std::min(run.range.end, size) - run.range.begin, offset = run.file_offset;
+    calls.push_back(call(SYS_lseek, file, run.range.begin, SEEK_SET));
+    while (left > 0) {
+      const uint64_t part = std::min(left, largest_send);
+      calls.push_back(expecting(call(SYS_sendfile, file, pages, plan::InOut{bytes_of(offset)}, part), Expected::exactly, static_cast<int64_t>(part)));
+      left -= part;
+      offset += part;
+    }
+    calls.push_back(call(SYS_close, pages));
+  }
+};
+
+}  // namespace
+
+const FileRoom& memfd_room() {
+  static const MemfdRoom room;
+  return room;
+}
+
+}  // namespace stasis::resource
