@@ -191,12 +191,20 @@ class Killing {
     (void)LastWill(threads.front(), waiting_, deadline_).carry_out(parent.zombies);
   }
 
-  /// A tracer is told first, and only when it has looked does the parent learn of it. A leader's end is reported last.
+  /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for all:
+  /// the last thread of a pid namespace's init, whichever that is, ends only when all others have been reaped
+  /// (kernel/pid_namespace.c, zap_pid_ns_processes).
   void wait_for_end(LiveProcess& process) {
     auto& threads = process.frozen.threads;
-    for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) {
-      const bool ours = process.stat.ppid == getpid() && thread->pid() == thread->tid();
-      error_.note(thread->wait_for_end(waiting_, deadline_, !ours));
+    for (;;) {
+      bool all = true;
+      for (auto& thread : threads) {
+        const bool ours = process.stat.ppid == getpid() && thread.pid() == thread.tid();
+        all = thread.has_ended(!ours) && all;
+      }
+      if (all) return;
+      if (Clock::now() > deadline_) return error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+      usleep(50);
     }
   }
 

@@ -210,27 +210,13 @@ Status Tracee::detach() {
   return detached;
 }
 
-Status Tracee::wait_for_end(const Waiting& waiting, Clock::time_point deadline, bool reap) {
-  while (alive() && !reap) {
-    siginfo_t info{};
-    if (waitid(P_PID, static_cast<id_t>(tid_), &info, WEXITED | WNOHANG | WNOWAIT | __WALL) != 0 || info.si_pid != 0) {
-      state_ = State::gone;
-    } else if (Clock::now() > deadline) {
-      return fail(Error::conflict("kill the task", "it does not end", subject(tid_)));
-    } else {
-      usleep(50);
-    }
-  }
-  while (alive()) {
-    const auto waited = waiting.wait(tid_, deadline);
-    if (!waited) {
-      state_ = State::gone;
-      return {};
-    }
-    if (waited->tid == 0) return fail(Error::conflict("kill the task", "it does not end", subject(tid_)));
-    if (!waited->status.stopped()) state_ = State::gone;
-  }
-  return {};
+bool Tracee::has_ended(bool reap) {
+  if (!alive()) return true;
+  siginfo_t info{};
+  const int how = WEXITED | WNOHANG | __WALL | (reap ? 0 : WNOWAIT);
+  // No such child: somebody else has been told already.
+  if (waitid(P_PID, static_cast<id_t>(tid_), &info, how) != 0 || info.si_pid != 0) state_ = State::gone;
+  return !alive();
 }
 
 }  // namespace stasis::capture

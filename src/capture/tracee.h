@@ -57,8 +57,9 @@ class Tracee {
   Status put_back();
   /// For threads that are to stay stopped or die: gives up without touching them any more.
   Status detach();
-  /// Waits for the end of a killed thread. `reap`: false for a leader that is our own child, whose status its owner wants.
-  Status wait_for_end(const Waiting&, Clock::time_point deadline, bool reap);
+  /// Whether a killed thread has ended, without waiting. `reap`: false for a leader that is our own child, whose status its
+  /// owner wants.
+  bool has_ended(bool reap);
 
  private:
   enum class State { running, stopped, gone };
