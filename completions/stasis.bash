@@ -16,7 +16,7 @@ _stasis() {
   local words=""
   case ${COMP_WORDS[1]} in
     dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ghost-limit --file-validation --external" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --root --exec-cmd" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --exec-cmd" ;;
     plan) words="$common --format --shell-job --file-validation" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
