@@ -10,6 +10,7 @@
 #include <sys/user.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "resource/registers.h"
@@ -25,10 +26,18 @@ struct Component {
   size_t offset = 0, size = 0;   ///< size 0: this CPU has none
 };
 
-Component component(unsigned bit) {
-  unsigned size = 0, offset = 0, c = 0, d = 0;
-  if (__get_cpuid_count(0xd, bit, &size, &offset, &c, &d) == 0) return {bit};
-  return {bit, offset, size};
+/// Components 0 to 9. CPUID traps in a virtual machine: asking once per thread would cost more than the rest of the dump.
+const Component& component(unsigned bit) {
+  static const std::array<Component, 10> known = [] {
+    std::array<Component, 10> components{};
+    unsigned size = 0, offset = 0, c = 0, d = 0;
+    for (unsigned index = 0; index < components.size(); ++index) {
+      const bool exists = __get_cpuid_count(0xd, index, &size, &offset, &c, &d) != 0;
+      components[index] = exists && index >= 2 ? Component{index, offset, size} : Component{index};
+    }
+    return components;
+  }();
+  return known.at(bit);
 }
 
 template <typename T>
@@ -116,9 +125,12 @@ void save_extended(const Bytes& state, user_x86_fpregs_entry& out) {
 
 /// The size of the standard format with all components that the kernel has enabled (CPUID 0xd.0 EBX).
 size_t machine_state_size() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(0xd, 0, &a, &b, &c, &d) == 0) return legacy_size + header_size;
-  return std::max<size_t>(b, legacy_size + header_size);
+  static const size_t size = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(0xd, 0, &a, &b, &c, &d) == 0) return legacy_size + header_size;
+    return std::max<size_t>(b, legacy_size + header_size);
+  }();
+  return size;
 }
 
 Result<Bytes> load_extended(const user_x86_fpregs_entry& from, const std::string& subject) {
