@@ -60,7 +60,8 @@ class SignalsRoom final : public TaskRoom {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       const auto& status = *TRY(view.status(i));
       auto& thread = task.threads[i];
-      thread.blocked_signals = status.blocked;
+      // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
+      thread.blocked_signals = TRY(kernel::ptrace_get_sigmask(view.host_tids[i]));
       if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
       if (i == 0 && status.shared_pending != 0) task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
     }
