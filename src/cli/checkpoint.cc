@@ -1,5 +1,7 @@
 #include "cli/checkpoint.h"
 
+#include <fstream>
+
 #include "execute/execute.h"
 #include "memory/pages.h"
 #include "plan/planner.h"
@@ -26,6 +28,14 @@ Status validate(const model::Application& application, const Session& session) {
   return fail(Error::conflict("restore the tree", "it cannot work here (each reason is named above); nothing was created"));
 }
 
+/// The kernel hands out pids in a circle: the far end of a large range is the last to be reached. 0 where the range is small.
+pid_t rarely_used_pids() {
+  constexpr pid_t smallest_default = 32768, room = 16384;
+  pid_t limit = 0;
+  std::ifstream("/proc/sys/kernel/pid_max") >> limit;
+  return limit > 2 * smallest_default ? limit - room : 0;
+}
+
 }  // namespace
 
 Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session& session, const CheckpointPolicy& policy) {
@@ -38,6 +48,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   plan::PlanOptions options;
   options.pages = TRY(resource::locate_pages(application, images));
   options.occupied = TRY(execute::own_mappings());
+  options.first_transient_pid = rarely_used_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {

@@ -33,6 +33,7 @@ struct PlanOptions {
   std::map<ObjectId, std::vector<PageLocation>> pages;   ///< of address spaces and shared memory segments, ascending
   std::vector<AddressRange> occupied;   ///< addresses the agent area must avoid besides the images' (stasis' own)
   uint64_t agent_area_size = 1 << 20;
+  pid_t first_transient_pid = 0;        ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
   int first_free_fd = 0;                ///< lowest number usable for service descriptors (0: above all in use)
 };
 

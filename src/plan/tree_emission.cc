@@ -8,15 +8,12 @@ namespace stasis::plan {
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
     : out_(out), tree_(tree), hooks_(std::move(hooks)), taken_(tree.taken) {
-  // Transient pids stand next to the tree's own, which are free where it is restored; far ones might exceed pid_max.
-  next_pid_ = *std::ranges::max_element(taken_) + 1;
+  const auto first = out.options.first_transient_pid;
+  next_pid_ = first != 0 && !tree.root_is_namespace_init ? first : *std::ranges::max_element(taken_) + 1;
 }
 
 Pid TreeEmission::fresh_pid() {
-  constexpr pid_t smallest_pid_max = 32768;   // the kernel's default on small machines
-  while (taken_.contains(next_pid_) || (next_pid_ >= smallest_pid_max && !taken_.contains(next_pid_ - 1) && next_pid_ > *taken_.rbegin())) {
-    next_pid_ = taken_.contains(next_pid_) ? next_pid_ + 1 : 301;
-  }
+  while (taken_.contains(next_pid_)) ++next_pid_;
   taken_.insert(next_pid_);
   return Pid{next_pid_++};
 }

@@ -166,7 +166,10 @@ class TimersRoom final : public TaskRoom {
     for (int which = 0; which < 3; ++which) {
       const auto& timer = task.interval_timers[static_cast<size_t>(which)];
       if (timer == model::IntervalTimer{}) continue;
-      const itimerval when{to_timeval(timer.interval_us), to_timeval(timer.remaining_us)};
+      // A real timer that has fired is started again when its signal is taken (kernel/signal.c, dequeue_signal): until then
+      // nothing remains of it, but its interval does.
+      const uint64_t remaining = timer.remaining_us != 0 ? timer.remaining_us : timer.interval_us;
+      const itimerval when{to_timeval(timer.interval_us), to_timeval(remaining)};
       intervals.push_back(call(SYS_setitimer, which, plan::struct_in(when), 0));
     }
     if (!intervals.empty()) sink.perform("interval timers", "timers.interval", std::move(intervals));

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
     while (lseek(file, 0, SEEK_CUR) != 6) usleep(1000);  // the parent reads through the shared description
     _exit(0);
   }
+  usleep(20'000);                                        // the child has come out of fork
   probe::ready();
   probe::wait_for_go();
 

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
     __atomic_store_n(shared + 2, 78, __ATOMIC_RELEASE);
     _exit(0);
   }
+  usleep(20'000);                                        // the child has come out of fork
   probe::ready();
   probe::wait_for_go();
 

@@ -1,4 +1,6 @@
 // Interval timers and POSIX timers with their ids, clocks, notification, remaining time and interval.
+// IGNORE: signals.pending     (a timer may fire between the stop and the look)
+// IGNORE: timers.interval     (one that has fired is disarmed until its signal is taken)
 #include <sys/time.h>
 
 #include "probe.h"
