@@ -4,7 +4,7 @@ BUILD := build/$(PRESET)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all deps build test demo bench lint asan fuzz install uninstall clean
+.PHONY: all deps build test demo bench lint tidy asan fuzz install uninstall clean
 
 all: build
 
@@ -28,8 +28,11 @@ bench: deps
 	$(MAKE) build
 	bench/run --stasis $(BUILD)/stasis $(if $(CRIU),--criu $(CRIU))
 
-lint: $(BUILD)/build.ninja
-	scripts/lint $(BUILD)
+lint:
+	scripts/lint
+
+tidy: $(BUILD)/build.ninja
+	scripts/tidy $(BUILD)
 
 asan:
 	$(MAKE) build PRESET=asan

@@ -60,7 +60,7 @@ static_assert(sizeof(Instruction) == 80);
 enum class EndMode : uint32_t {
   notify_then_leave = 0,  ///< dump: raise `notify_signal` at ourselves (tracer sees it, nobody else), then jump to the
                           ///< leave code
-  park = 1,  ///< restore: mark done, wait to be taken over by ptrace
+  park = 1,               ///< restore: mark done, wait to be taken over by ptrace
   exit_thread = 2,
   park_spinning = 4,     ///< the same without system calls: for threads under seccomp
   return_to_caller = 3,  ///< the interpreter linked into stasis itself (the supervisor's slot) returns
@@ -72,9 +72,9 @@ struct Slot {
   uint64_t instructions;  ///< offset of the first Instruction
   uint32_t instruction_count;
   EndMode end_mode;
-  uint64_t results;       ///< offset of int64_t[instruction_count]
-  uint64_t stack_top;     ///< offset: initial stack pointer, 16-byte aligned
-  uint64_t leave_code;    ///< offset (dump)
+  uint64_t results;     ///< offset of int64_t[instruction_count]
+  uint64_t stack_top;   ///< offset: initial stack pointer, 16-byte aligned
+  uint64_t leave_code;  ///< offset (dump)
   int32_t notify_signal;
   int32_t host_pid;          ///< set by the agent on entry: getpid() (as the process itself sees it)
   int32_t tid;               ///< set by the agent on entry: gettid()

@@ -20,7 +20,9 @@ namespace {
 using namespace stasis;
 using Clock = std::chrono::steady_clock;
 
-double milliseconds(Clock::time_point since) { return std::chrono::duration<double, std::milli>(Clock::now() - since).count(); }
+double milliseconds(Clock::time_point since) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - since).count();
+}
 
 uint8_t* touched_memory(size_t size) {
   auto* memory = static_cast<uint8_t*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -66,7 +68,7 @@ int main(int argc, char** argv) {
   if (pipe(ready) != 0) return 1;
   const pid_t child = fork();
   if (child == 0) {
-    for (size_t at = 0; at < size; at += page_size) ++memory[at];   // pages of its own
+    for (size_t at = 0; at < size; at += page_size) ++memory[at];  // pages of its own
     if (write(ready[1], "x", 1) != 1) _exit(1);
     while (true) pause();
   }
@@ -82,6 +84,6 @@ int main(int argc, char** argv) {
   std::filesystem::remove_all(where);
   std::ranges::sort(plain);
   std::ranges::sort(stored);
-  fmt::print("{} MiB, medians of 5: plain copy {:.0f} ms, write_pages {:.0f} ms ({:.0f}-{:.0f}), ratio {:.2f}\n", size >> 20, plain[2],
-             stored[2], stored.front(), stored.back(), stored[2] / plain[2]);
+  fmt::print("{} MiB, medians of 5: plain copy {:.0f} ms, write_pages {:.0f} ms ({:.0f}-{:.0f}), ratio {:.2f}\n",
+             size >> 20, plain[2], stored[2], stored.front(), stored.back(), stored[2] / plain[2]);
 }

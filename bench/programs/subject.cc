@@ -1,4 +1,5 @@
-// What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `small`. Prints "ready" once set up.
+// What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `small`. Prints "ready"
+// once set up.
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -39,7 +40,7 @@ int main(int argc, char** argv) {
     auto* memory = static_cast<char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (memory == MAP_FAILED) return 3;
     unsigned long value = 88172645463325252ul;
-    for (size_t at = 0; at < size; at += 64) {        // every page full of what does not compress
+    for (size_t at = 0; at < size; at += 64) {  // every page full of what does not compress
       value ^= value << 13, value ^= value >> 7, value ^= value << 17;
       memcpy(memory + at, &value, sizeof value);
     }

@@ -9,9 +9,9 @@ namespace stasis {
 struct Diagnostic {
   enum class Severity { refusal, warning, note };
   Severity severity = Severity::refusal;
-  std::string subject;   ///< "task 4711 'nginx', descriptor 7 → socket:[123]"
-  std::string problem;   ///< what is the matter with it
-  std::string advice;    ///< the option to pass or the reason nothing can be done
+  std::string subject;  ///< "task 4711 'nginx', descriptor 7 → socket:[123]"
+  std::string problem;  ///< what is the matter with it
+  std::string advice;   ///< the option to pass or the reason nothing can be done
   std::string text() const;
 };
 

@@ -15,12 +15,12 @@
 namespace stasis {
 
 enum class ErrorCode {
-  system,          ///< a system call failed; `errno_value` says how
-  invalid_input,   ///< an image, a program or an argument is malformed
-  unsupported,     ///< the application (or this kernel) uses something stasis cannot handle
-  conflict,        ///< the world is not as needed: a pid is taken, a file has changed
-  gone,            ///< the target died meanwhile: an expected outcome, not a fault of ours
-  internal,        ///< a bug in stasis
+  system,         ///< a system call failed; `errno_value` says how
+  invalid_input,  ///< an image, a program or an argument is malformed
+  unsupported,    ///< the application (or this kernel) uses something stasis cannot handle
+  conflict,       ///< the world is not as needed: a pid is taken, a file has changed
+  gone,           ///< the target died meanwhile: an expected outcome, not a fault of ours
+  internal,       ///< a bug in stasis
 };
 
 class [[nodiscard]] Error {
@@ -87,18 +87,17 @@ inline std::unexpected<Error> fail_errno(std::string operation, std::string subj
 
 // TRY(expr): the value of a Result, or return its Error from this function.
 // TRY_IN("doing x", expr): the same, adding a line of context. Statement expressions: g++ and clang, both supported.
-#define TRY(expression)                                                      \
-  ({                                                                         \
-    auto&& stasis_result = (expression);                                     \
+#define TRY(expression)                                                           \
+  ({                                                                              \
+    auto&& stasis_result = (expression);                                          \
     if (!stasis_result) return std::unexpected(std::move(stasis_result).error()); \
-    stasis::detail::take(std::move(stasis_result));                          \
+    stasis::detail::take(std::move(stasis_result));                               \
   })
-#define TRY_IN(doing, expression)                                            \
-  ({                                                                         \
-    auto&& stasis_result = (expression);                                     \
-    if (!stasis_result)                                                      \
-      return std::unexpected(std::move(stasis_result).error().within(doing)); \
-    stasis::detail::take(std::move(stasis_result));                          \
+#define TRY_IN(doing, expression)                                                               \
+  ({                                                                                            \
+    auto&& stasis_result = (expression);                                                        \
+    if (!stasis_result) return std::unexpected(std::move(stasis_result).error().within(doing)); \
+    stasis::detail::take(std::move(stasis_result));                                             \
   })
 
 namespace stasis::detail {

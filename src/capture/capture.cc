@@ -31,7 +31,8 @@ class LiveTree final : public SeizedTree {
 
   Status assemble() {
     const auto start = Clock::now();
-    const auto deadline = options_.timeout_seconds != 0 ? start + std::chrono::seconds(options_.timeout_seconds) : start + forever;
+    const auto deadline =
+        options_.timeout_seconds != 0 ? start + std::chrono::seconds(options_.timeout_seconds) : start + forever;
     frozen_at_ = start;
     Freezer freezer(context_.diagnostics, options_.at_point, deadline);
     auto frozen = TRY(freezer.freeze(options_.root_pid));

@@ -15,8 +15,8 @@ namespace stasis::capture {
 
 struct CaptureOptions {
   resource::CapturePolicy policy;
-  pid_t root_pid = 0;                  ///< as we see it
-  unsigned timeout_seconds = 10;       ///< for stopping the tree; 0: none
+  pid_t root_pid = 0;             ///< as we see it
+  unsigned timeout_seconds = 10;  ///< for stopping the tree; 0: none
   /// Named points of a dump, for fault injection by tests (STASIS_FAULT): called with the name as each is passed.
   std::function<void(std::string_view point)> at_point;
 };

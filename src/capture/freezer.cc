@@ -12,7 +12,7 @@
 namespace stasis::capture {
 namespace {
 
-constexpr uint64_t kernel_thread_flag = 0x00200000;   // PF_KTHREAD
+constexpr uint64_t kernel_thread_flag = 0x00200000;  // PF_KTHREAD
 constexpr auto a_moment = std::chrono::milliseconds(5);
 
 std::string subject(pid_t pid) {
@@ -148,7 +148,8 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
 
 Status Freezer::refuse_headless(FrozenProcess& process) {
   process.refused = true;
-  diagnostics_.refuse(subject(process.host_pid), "its main thread has ended while others go on", "Such a process cannot be rebuilt");
+  diagnostics_.refuse(subject(process.host_pid), "its main thread has ended while others go on",
+                      "Such a process cannot be rebuilt");
   return {};
 }
 
@@ -183,10 +184,11 @@ Status Freezer::settle_slow(size_t index, Tracee& slow) {
   }
   if (TRY(slow.settle(waiting_, deadline_))) return {};
   const auto where = kernel::read_proc(processes_[index].host_pid, fmt::format("task/{}/wchan", slow.tid()));
-  diagnostics_.refuse(subject(slow.pid()),
-                      fmt::format("thread {} does not stop: it sleeps uninterruptibly in the kernel{}", slow.tid(),
-                                  where && *where != "0" && !where->empty() ? fmt::format(" ({})", *where) : ""),
-                      "Try again later, or with a longer --timeout; a parent in vfork stops when its child has executed a program");
+  diagnostics_.refuse(
+      subject(slow.pid()),
+      fmt::format("thread {} does not stop: it sleeps uninterruptibly in the kernel{}", slow.tid(),
+                  where && *where != "0" && !where->empty() ? fmt::format(" ({})", *where) : ""),
+      "Try again later, or with a longer --timeout; a parent in vfork stops when its child has executed a program");
   return {};
 }
 

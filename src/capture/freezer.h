@@ -15,9 +15,9 @@ namespace stasis::capture {
 
 struct FrozenProcess {
   pid_t host_pid = 0;
-  bool zombie = false;                   ///< nothing is left to stop: threads is empty
-  bool refused = false;                  ///< not (wholly) ours; the diagnostics say why
-  std::vector<Tracee> threads;           ///< leader first
+  bool zombie = false;          ///< nothing is left to stop: threads is empty
+  bool refused = false;         ///< not (wholly) ours; the diagnostics say why
+  std::vector<Tracee> threads;  ///< leader first
   /// The signal of the group-stop it was found in; 0: it ran.
   int stop_signal() const;
 };
@@ -29,8 +29,8 @@ class Freezer {
   Freezer(Diagnostics& diagnostics, const AtPoint& at_point, Clock::time_point deadline)
       : diagnostics_(diagnostics), at_point_(at_point), deadline_(deadline) {}
 
-  /// Every task of the tree stopped, parents before their children. What cannot be stopped is refused in the diagnostics
-  /// (then the answer is incomplete); only a root that cannot be had is an Error.
+  /// Every task of the tree stopped, parents before their children. What cannot be stopped is refused in the
+  /// diagnostics (then the answer is incomplete); only a root that cannot be had is an Error.
   Result<std::vector<FrozenProcess>> freeze(pid_t root);
 
  private:

@@ -96,7 +96,8 @@ Status Infection::upload() {
   for (uint64_t page = 0; page < bytes.size();) {
     uint64_t end = page;
     while (end < bytes.size() && !is_empty(end)) end += page_size;
-    if (end > page) TRY(kernel::write_memory(pid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
+    if (end > page)
+      TRY(kernel::write_memory(pid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
     page = end + page_size;
   }
   return {};
@@ -130,8 +131,9 @@ Status Infection::start_agents(const Waiting& waiting) {
   TRY(first().wait_for_system_call(waiting, deadline_));
   const int64_t result = call_result(TRY(first().registers()));
   if (result != static_cast<int64_t>(place_.begin)) {
-    return fail(Error::system("map the agent", result < 0 ? static_cast<int>(-result) : EEXIST, fmt::format("task {}", pid()))
-                    .advise("Limits of address space or locked memory, or a rule against executable memory, may forbid it"));
+    return fail(
+        Error::system("map the agent", result < 0 ? static_cast<int>(-result) : EEXIST, fmt::format("task {}", pid()))
+            .advise("Limits of address space or locked memory, or a rule against executable memory, may forbid it"));
   }
   mapped_ = true;
   at("mapped");
@@ -225,7 +227,8 @@ Status Infection::enter_unmapping(const Waiting& waiting) {
 Status Infection::finish(const Waiting& waiting) {
   TRY(first().wait_for_system_call(waiting, deadline_));
   const int64_t result = call_result(TRY(first().registers()));
-  if (result != 0) return fail(Error::system("unmap the agent", static_cast<int>(-result), fmt::format("task {}", pid())));
+  if (result != 0)
+    return fail(Error::system("unmap the agent", static_cast<int>(-result), fmt::format("task {}", pid())));
   mapped_ = false;
   at("unmapped");
   TRY(first().put_back());

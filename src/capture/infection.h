@@ -5,8 +5,8 @@
 //
 //   stopped, untouched        the interrupted system call is restarted by the kernel
 //   about to run the stub     mmap, munmap, own mask, own registers
-//   about to run the agent    harmless questions, own mask, own registers; the only thread of an address space unmaps it too
-//   being unmapped            own mask, own registers
+//   about to run the agent    harmless questions, own mask, own registers; the only thread of an address space unmaps
+//   it too being unmapped            own mask, own registers
 //
 // What may stay behind in that case is the stub in unused bytes, and with several threads the agent's mapping.
 // A limit: a thread under seccomp is watched by its filter again as soon as there is no tracer.
@@ -32,7 +32,7 @@ namespace stasis::capture {
 struct Patient {
   Tracee* tracee = nullptr;
   bool handler_waits = false;
-  uint64_t unwelcome_signals = 0;      ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
+  uint64_t unwelcome_signals = 0;  ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
   agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
 
   static constexpr uint64_t stack_size = 2048;
@@ -41,7 +41,8 @@ struct Patient {
 class Infection {
  public:
   /// `patients` are all threads that share the address space; the first one maps and unmaps.
-  Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point, Clock::time_point deadline);
+  Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point,
+            Clock::time_point deadline);
   Infection(Infection&&) = default;
   Infection& operator=(Infection&&) = delete;
   /// By any path: threads back to where they were, the area unmapped, the stub removed.
@@ -81,11 +82,11 @@ class Infection {
   std::vector<Occupied> occupied_;
   const AtPoint* at_point_;
   Clock::time_point deadline_;
-  std::vector<int> notify_signals_;    ///< per patient; 0: none could be found
-  AddressRange place_;                 ///< of the area
+  std::vector<int> notify_signals_;  ///< per patient; 0: none could be found
+  AddressRange place_;               ///< of the area
   uint64_t stub_address_ = 0;
   uint64_t stub_call_ = 0, stub_unmap_ = 0;
-  Bytes under_stub_;                   ///< what the stub overwrote
+  Bytes under_stub_;  ///< what the stub overwrote
   bool stub_planted_ = false, mapped_ = false;
   agent::Area area_;
   Bytes answers_;

@@ -10,10 +10,14 @@ using plan::Expectation;
 bool is_expected(const Expectation& expect, int64_t result) {
   const bool success = result < -4095 || result >= 0;
   switch (expect.kind) {
-    case Expectation::Kind::anything: return true;
-    case Expectation::Kind::success: return success;
-    case Expectation::Kind::exactly: return result == expect.value;
-    case Expectation::Kind::success_or: return success || result == expect.value;
+    case Expectation::Kind::anything:
+      return true;
+    case Expectation::Kind::success:
+      return success;
+    case Expectation::Kind::exactly:
+      return result == expect.value;
+    case Expectation::Kind::success_or:
+      return success || result == expect.value;
   }
   return false;
 }

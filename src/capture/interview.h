@@ -19,8 +19,8 @@ class Interview {
             Clock::time_point deadline)
       : processes_(processes), context_(context), at_point_(at_point), deadline_(deadline) {}
 
-  /// Collects the questions of these rooms, infects, and hands every answer to the one who asked. Afterwards, and after any
-  /// failure, the tasks are as they were.
+  /// Collects the questions of these rooms, infects, and hands every answer to the one who asked. Afterwards, and after
+  /// any failure, the tasks are as they were.
   Status hold(std::span<const resource::TaskRoom* const> rooms);
 
  private:
@@ -41,7 +41,7 @@ class Interview {
   resource::CaptureContext& context_;
   const AtPoint& at_point_;
   Clock::time_point deadline_;
-  std::map<ObjectId, size_t> space_of_;            ///< address space → index into spaces_
+  std::map<ObjectId, size_t> space_of_;  ///< address space → index into spaces_
   struct Space {
     ObjectId id;
     std::vector<Patient> patients;

@@ -16,8 +16,8 @@ struct Namespace {
 };
 /// Compared with ours.
 constexpr Namespace shared_with_us[] = {
-    {"user", "user"}, {"mnt", "mount"}, {"net", "network"}, {"ipc", "IPC"}, {"uts", "UTS"}, {"cgroup", "cgroup"}, {"time", "time"},
-    {"time_for_children", "children's time"},
+    {"user", "user"}, {"mnt", "mount"},     {"net", "network"}, {"ipc", "IPC"},
+    {"uts", "UTS"},   {"cgroup", "cgroup"}, {"time", "time"},   {"time_for_children", "children's time"},
 };
 /// Compared with the root's. The init of a namespace was born in it: its pid_for_children equals its pid.
 constexpr Namespace shared_with_root[] = {{"pid", "pid"}, {"pid_for_children", "children's pid"}};
@@ -27,8 +27,8 @@ class NamespaceLinks {
  public:
   explicit NamespaceLinks(const std::string& who)
       : directory_(open(fmt::format("/proc/{}/ns", who).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)) {}
-  /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is quicker
-  /// than following it, which makes an inode.
+  /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is
+  /// quicker than following it, which makes an inode.
   std::string id(const char* file) const {
     char link[64];
     const ssize_t length = readlinkat(directory_.get(), file, link, sizeof link);

@@ -13,8 +13,8 @@
 namespace stasis::capture {
 namespace {
 
-constexpr uint64_t lowest_address = 0x10000;                              // vm.mmap_min_addr
-constexpr uint64_t highest_address = (uint64_t{1} << 47) - page_size;     // TASK_SIZE without 5-level paging
+constexpr uint64_t lowest_address = 0x10000;                           // vm.mmap_min_addr
+constexpr uint64_t highest_address = (uint64_t{1} << 47) - page_size;  // TASK_SIZE without 5-level paging
 constexpr uint64_t generous_margin = uint64_t{2} << 20, least_margin = page_size;
 
 /// The highest hole that holds `size` with this margin on either side.
@@ -36,8 +36,8 @@ std::optional<AddressRange> highest_gap(const std::vector<Occupied>& occupied, u
   }
 }
 
-/// The last stub_space bytes, or the last but one …, that are all zero. Stubs that earlier dumps left behind when they were
-/// killed are passed by: a stopped task may still be inside.
+/// The last stub_space bytes, or the last but one …, that are all zero. Stubs that earlier dumps left behind when they
+/// were killed are passed by: a stopped task may still be inside.
 std::optional<uint64_t> zero_tail(ByteView page) {
   for (uint64_t at = page.size(); at >= stub_space; at -= stub_space) {
     const auto part = page.subspan(at - stub_space, stub_space);
@@ -75,7 +75,8 @@ Result<AddressRange> find_gap(const std::vector<Occupied>& occupied, uint64_t si
   for (const uint64_t margin : {generous_margin, least_margin}) {
     if (const auto gap = highest_gap(occupied, size, margin)) return *gap;
   }
-  return fail(Error::unsupported("find room for the agent", fmt::format("no hole of {} bytes in the address space", size)));
+  return fail(
+      Error::unsupported("find room for the agent", fmt::format("no hole of {} bytes in the address space", size)));
 }
 
 Result<uint64_t> find_stub_place(pid_t pid, const std::vector<Occupied>& occupied) {

@@ -15,9 +15,9 @@ namespace stasis::capture {
 /// What is occupied, in ascending order.
 struct Occupied {
   AddressRange range;
-  bool is_stack = false;             ///< may grow downwards
+  bool is_stack = false;  ///< may grow downwards
   bool is_vdso = false;
-  bool holds_private_code = false;   ///< executable, and a change of it stays with this address space
+  bool holds_private_code = false;  ///< executable, and a change of it stays with this address space
 };
 std::vector<Occupied> occupied_by(const std::vector<kernel::MapsEntry>& maps);
 std::vector<Occupied> occupied_by(const model::AddressSpace& space);

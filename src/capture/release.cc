@@ -58,8 +58,8 @@ bool is_stopped(pid_t pid) {
   return !stat || stat->state == 'T' || stat->state == 'Z' || stat->state == 'X';
 }
 
-/// Every thread has a SIGSTOP of its own in its queue before it runs again, so that none executes an instruction. SIGCONT
-/// discards those that are left over.
+/// Every thread has a SIGSTOP of its own in its queue before it runs again, so that none executes an instruction.
+/// SIGCONT discards those that are left over.
 Status leave_stopped(std::vector<LiveProcess>& processes) {
   for (const auto& process : processes) {
     for (const auto& thread : process.frozen.threads) {
@@ -78,21 +78,22 @@ Status leave_stopped(std::vector<LiveProcess>& processes) {
   return error.take();
 }
 
-/// The root stays a zombie until its parent reaps it, and so do children of an init that does not reap: neither is ours.
+/// The root stays a zombie until its parent reaps it, and so do children of an init that does not reap: neither is
+/// ours.
 bool is_gone(const LiveProcess& process) {
   const auto stat = kernel::read_stat(process.view.host_pid);
   return !stat || stat->start_time != process.stat.start_time;
 }
 
-/// A process that is about to die is made to reap its children itself. Otherwise they would pass to init as zombies, and
-/// their pids stay taken until init has looked.
+/// A process that is about to die is made to reap its children itself. Otherwise they would pass to init as zombies,
+/// and their pids stay taken until init has looked.
 class LastWill {
  public:
   LastWill(Tracee& parent, const Waiting& waiting, Clock::time_point deadline)
       : parent_(parent), waiting_(waiting), deadline_(deadline) {}
 
-  /// Children that are to die are reaped by the kernel when SIGCHLD is ignored (do_notify_parent in kernel/signal.c); the
-  /// dead must be waited for.
+  /// Children that are to die are reaped by the kernel when SIGCHLD is ignored (do_notify_parent in kernel/signal.c);
+  /// the dead must be waited for.
   Status carry_out(std::span<const pid_t> zombies) {
     struct {
       uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
@@ -103,7 +104,8 @@ class LastWill {
     TRY(parent_.set_signal_mask(~uint64_t{0}));
     const uint64_t action = place_ + offsetof(decltype(planted), handler);
     TRY(call(SYS_rt_sigaction, {SIGCHLD, action, 0, sizeof(uint64_t), 0, 0}));
-    for (const pid_t zombie : zombies) TRY(call(SYS_wait4, {static_cast<uint64_t>(zombie), 0, WNOHANG | __WALL, 0, 0, 0}));
+    for (const pid_t zombie : zombies)
+      TRY(call(SYS_wait4, {static_cast<uint64_t>(zombie), 0, WNOHANG | __WALL, 0, 0, 0}));
     return {};
   }
 
@@ -168,7 +170,7 @@ class Killing {
  private:
   struct Parent {
     LiveProcess* process = nullptr;
-    std::vector<pid_t> zombies;          ///< in the innermost namespace, which is the parent's too
+    std::vector<pid_t> zombies;  ///< in the innermost namespace, which is the parent's too
   };
 
   template <typename Action>
@@ -191,8 +193,8 @@ class Killing {
     (void)LastWill(threads.front(), waiting_, deadline_).carry_out(parent.zombies);
   }
 
-  /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for all:
-  /// the last thread of a pid namespace's init, whichever that is, ends only when all others have been reaped
+  /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for
+  /// all: the last thread of a pid namespace's init, whichever that is, ends only when all others have been reaped
   /// (kernel/pid_namespace.c, zap_pid_ns_processes).
   void wait_for_end(LiveProcess& process) {
     auto& threads = process.frozen.threads;
@@ -203,7 +205,8 @@ class Killing {
         all = thread.has_ended(!ours) && all;
       }
       if (all) return;
-      if (Clock::now() > deadline_) return error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+      if (Clock::now() > deadline_)
+        return error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
       usleep(50);
     }
   }
@@ -220,9 +223,12 @@ class Killing {
 
 Status release(std::vector<LiveProcess>& processes, AfterDump after) {
   switch (after) {
-    case AfterDump::let_run: return let_run(processes);
-    case AfterDump::leave_stopped: return leave_stopped(processes);
-    case AfterDump::kill: return Killing(processes).run();
+    case AfterDump::let_run:
+      return let_run(processes);
+    case AfterDump::leave_stopped:
+      return leave_stopped(processes);
+    case AfterDump::kill:
+      return Killing(processes).run();
   }
   return {};
 }

@@ -9,8 +9,8 @@
 
 namespace stasis::capture {
 
-/// Lets every task go on, leaves it stopped, or ends it. All tasks are treated, whatever happens to some; the first error
-/// is told. Tasks that have died meanwhile are no error.
+/// Lets every task go on, leaves it stopped, or ends it. All tasks are treated, whatever happens to some; the first
+/// error is told. Tasks that have died meanwhile are no error.
 Status release(std::vector<LiveProcess>& processes, AfterDump after);
 
 }  // namespace stasis::capture

@@ -1,5 +1,5 @@
-// What tasks share with each other beyond the tree. CLONE_FILES, CLONE_FS, CLONE_SIGHAND and CLONE_VM may hold between any
-// two tasks. kcmp(2) orders kernel objects, so each kind is a sorted list of the objects seen so far.
+// What tasks share with each other beyond the tree. CLONE_FILES, CLONE_FS, CLONE_SIGHAND and CLONE_VM may hold between
+// any two tasks. kcmp(2) orders kernel objects, so each kind is a sorted list of the objects seen so far.
 #include <map>
 
 #include <fmt/format.h>
@@ -41,7 +41,8 @@ class Kind {
 
 /// unshare(2) in one thread of many. Address space and handlers are common by the rules of clone(2).
 Status check_threads(const LiveProcess& process, resource::CaptureContext& context) {
-  for (const auto& [type, name] : {std::pair{KcmpType::files, "descriptor table"}, std::pair{KcmpType::fs, "working directory"}}) {
+  for (const auto& [type, name] :
+       {std::pair{KcmpType::files, "descriptor table"}, std::pair{KcmpType::fs, "working directory"}}) {
     for (const pid_t tid : process.view.host_tids) {
       if (tid == process.view.host_pid) continue;
       if (TRY(kernel::kcmp(process.view.host_pid, tid, type)) == std::strong_ordering::equal) continue;

@@ -40,10 +40,19 @@ Result<Tracee> Tracee::seize(pid_t pid, pid_t tid) {
 }
 
 Tracee::Tracee(Tracee&& other) noexcept
-    : pid_(other.pid_), tid_(other.tid_), state_(std::exchange(other.state_, State::gone)), last_run_(other.last_run_),
-      stop_(other.stop_), group_stop_signal_(other.group_stop_signal_), seccomp_suspended_(other.seccomp_suspended_),
-      saved_(other.saved_), registers_changed_(other.registers_changed_), mask_changed_(other.mask_changed_),
-      general_(std::move(other.general_)), signal_mask_(other.signal_mask_), kept_signals_(std::move(other.kept_signals_)) {}
+    : pid_(other.pid_),
+      tid_(other.tid_),
+      state_(std::exchange(other.state_, State::gone)),
+      last_run_(other.last_run_),
+      stop_(other.stop_),
+      group_stop_signal_(other.group_stop_signal_),
+      seccomp_suspended_(other.seccomp_suspended_),
+      saved_(other.saved_),
+      registers_changed_(other.registers_changed_),
+      mask_changed_(other.mask_changed_),
+      general_(std::move(other.general_)),
+      signal_mask_(other.signal_mask_),
+      kept_signals_(std::move(other.kept_signals_)) {}
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
   if (this == &other) return *this;

@@ -57,8 +57,8 @@ class Tracee {
   Status put_back();
   /// For threads that are to stay stopped or die: gives up without touching them any more.
   Status detach();
-  /// Whether a killed thread has ended, without waiting. `reap`: false for a leader that is our own child, whose status its
-  /// owner wants.
+  /// Whether a killed thread has ended, without waiting. `reap`: false for a leader that is our own child, whose status
+  /// its owner wants.
   bool has_ended(bool reap);
 
  private:

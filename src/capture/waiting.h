@@ -13,8 +13,8 @@ namespace stasis::capture {
 
 using Clock = std::chrono::steady_clock;
 
-/// While it lives, SIGCHLD is blocked in this thread, so that a stop of a tracee can be slept for and not be missed: the
-/// kernel sends SIGCHLD to the tracer for each, and a blocked one stays pending.
+/// While it lives, SIGCHLD is blocked in this thread, so that a stop of a tracee can be slept for and not be missed:
+/// the kernel sends SIGCHLD to the tracer for each, and a blocked one stays pending.
 class Waiting {
  public:
   Waiting();
@@ -22,7 +22,8 @@ class Waiting {
   Waiting(const Waiting&) = delete;
   Waiting& operator=(const Waiting&) = delete;
 
-  /// The next status of this tracee. With the deadline passed: tid 0 in the answer. ErrorCode::gone: nobody to wait for.
+  /// The next status of this tracee. With the deadline passed: tid 0 in the answer. ErrorCode::gone: nobody to wait
+  /// for.
   Result<kernel::Waited> wait(pid_t tid, Clock::time_point deadline) const;
 
  private:

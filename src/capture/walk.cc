@@ -15,7 +15,8 @@ namespace {
 
 class Walk {
  public:
-  Walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context) : frozen_(std::move(frozen)), context_(context) {}
+  Walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context)
+      : frozen_(std::move(frozen)), context_(context) {}
 
   Result<std::vector<LiveProcess>> run() {
     for (auto& process : frozen_) TRY(read(process));
@@ -34,8 +35,8 @@ class Walk {
   }
 
  private:
-  /// What the kernel says of the process and its threads. A process whose parent has ended while we were freezing belongs
-  /// to somebody else now (it has become a daemon): it is let go.
+  /// What the kernel says of the process and its threads. A process whose parent has ended while we were freezing
+  /// belongs to somebody else now (it has become a daemon): it is let go.
   Status read(FrozenProcess& frozen) {
     LiveProcess live;
     live.view.host_pid = frozen.host_pid;
@@ -59,10 +60,12 @@ class Walk {
   Status find_namespace() {
     const auto& root = *processes_.front().view.statuses.front();
     level_ = root.ns_pid.size();
-    if (level_ == 0) return fail(Error::unsupported("look at the tree", "this kernel does not show NSpid (CONFIG_PID_NS)"));
+    if (level_ == 0)
+      return fail(Error::unsupported("look at the tree", "this kernel does not show NSpid (CONFIG_PID_NS)"));
     context_.application.root_is_namespace_init = level_ > 1 && root.ns_pid.back() == 1;
     if (level_ > 1 && root.ns_pid.back() != 1) {
-      context_.diagnostics.refuse(subject_of(processes_.front()), "lives in another pid namespace without being its init",
+      context_.diagnostics.refuse(subject_of(processes_.front()),
+                                  "lives in another pid namespace without being its init",
                                   "Dump the namespace's init (pid 1 in there), or run stasis inside the namespace");
     }
     for (const auto& process : processes_) {
@@ -108,8 +111,10 @@ class Walk {
     const bool outside = root.session != root.pid;
     application.shell_job = outside && context_.policy.shell_job;
     if (!outside || context_.policy.shell_job) return;
-    context_.diagnostics.refuse(subject_of(processes_.front()), fmt::format("belongs to session {}, which is led from outside the tree", root.session),
-                                "Pass --shell-job to take session and terminal from the caller at restore, or start it with setsid");
+    context_.diagnostics.refuse(
+        subject_of(processes_.front()),
+        fmt::format("belongs to session {}, which is led from outside the tree", root.session),
+        "Pass --shell-job to take session and terminal from the caller at restore, or start it with setsid");
   }
 
   Status save_threads(LiveProcess& process, model::Task& task) {
@@ -122,7 +127,8 @@ class Walk {
       model::Thread thread;
       thread.tid = Tid{in_tree(status.ns_pid).value};
       thread.name = status.name;
-      thread.registers.general = plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
+      thread.registers.general =
+          plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
       thread.registers.extended = TRY(kernel::ptrace_get_regset(tracee.tid(), NT_X86_XSTATE));
       check_thread(process, tracee, status);
       task.threads.push_back(std::move(thread));
@@ -136,11 +142,13 @@ class Walk {
       context_.diagnostics.refuse(subject(), "runs 32-bit code", "Only 64-bit tasks can be dumped");
     }
     if (status.shadow_stack) {
-      context_.diagnostics.refuse(subject(), "uses a shadow stack (CET)", "Start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
+      context_.diagnostics.refuse(subject(), "uses a shadow stack (CET)",
+                                  "Start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off");
     }
     if (status.seccomp != 0 && !tracee.seccomp_suspended()) {
-      context_.diagnostics.refuse(subject(), "is under seccomp, which stasis may not suspend here",
-                                  "Run with CAP_SYS_ADMIN and without a seccomp filter of stasis' own (CONFIG_CHECKPOINT_RESTORE)");
+      context_.diagnostics.refuse(
+          subject(), "is under seccomp, which stasis may not suspend here",
+          "Run with CAP_SYS_ADMIN and without a seccomp filter of stasis' own (CONFIG_CHECKPOINT_RESTORE)");
     }
   }
 

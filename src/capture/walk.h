@@ -13,13 +13,13 @@ namespace stasis::capture {
 /// A process of the tree: its place in the Application, and the kernel's task behind it.
 struct LiveProcess {
   FrozenProcess frozen;
-  resource::ProcessView view;      ///< with the status of every thread
+  resource::ProcessView view;  ///< with the status of every thread
   kernel::StatInfo stat;
-  Pid pid;                         ///< in the Application
+  Pid pid;  ///< in the Application
 };
 
-/// Fills context.application.tasks with ids, names, states and registers, and context.host_to_tree. What stasis does not
-/// support is refused in the diagnostics.
+/// Fills context.application.tasks with ids, names, states and registers, and context.host_to_tree. What stasis does
+/// not support is refused in the diagnostics.
 Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context);
 
 /// Gives the tasks the ids of their shared objects: descriptor table, fs context, signal handlers, address space.

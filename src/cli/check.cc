@@ -41,11 +41,17 @@ int check_all(const std::vector<kernel::Feature>& features, Face face) {
     const std::string problem = feature.probe();
     if (!problem.empty() && feature.required) good = false;
     if (face == Face::criu && problem.empty()) continue;
-    fmt::print("{:<8} {:<34} {}\n", problem.empty() ? "yes" : feature.required ? "MISSING" : "no", feature.name,
+    fmt::print("{:<8} {:<34} {}\n",
+               problem.empty()    ? "yes"
+               : feature.required ? "MISSING"
+                                  : "no",
+               feature.name,
                problem.empty() ? feature.used_for : fmt::format("{}; without it: {}", problem, feature.cost));
   }
-  if (good) fmt::print("Looks good.\n");
-  else fmt::print(stderr, "Some required features are missing: see above.\n");
+  if (good)
+    fmt::print("Looks good.\n");
+  else
+    fmt::print(stderr, "Some required features are missing: see above.\n");
   return good ? 0 : 1;
 }
 
@@ -53,7 +59,8 @@ int check_all(const std::vector<kernel::Feature>& features, Face face) {
 
 void add_check(CLI::App& app, Action& chosen, Face face) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("check", "List the kernel features needed, which are there, and what missing ones cost");
+  CLI::App* command =
+      app.add_subcommand("check", "List the kernel features needed, which are there, and what missing ones cost");
   command->add_option("--feature", options->features, "Check only this one")->type_name("NAME");
   command->add_flag("--extra", options->extra, "Accepted for criu's sake: everything is always checked");
   command->add_flag("--all", options->all, "Likewise");

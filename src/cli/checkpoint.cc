@@ -1,6 +1,9 @@
 #include "cli/checkpoint.h"
 
+#include <unistd.h>
+
 #include <fstream>
+#include <string>
 
 #include "execute/execute.h"
 #include "memory/pages.h"
@@ -25,20 +28,31 @@ Status validate(const model::Application& application, const Session& session) {
   }
   session.report(diagnostics);
   if (!diagnostics.refused()) return {};
-  return fail(Error::conflict("restore the tree", "it cannot work here (each reason is named above); nothing was created"));
+  return fail(
+      Error::conflict("restore the tree", "it cannot work here (each reason is named above); nothing was created"));
 }
 
-/// The kernel hands out pids in a circle: the far end of a large range is the last to be reached. 0 where the range is small.
-pid_t rarely_used_pids() {
-  constexpr pid_t smallest_default = 32768, room = 16384;
-  pid_t limit = 0;
+/// Pids that nobody has and nobody is about to get: the kernel hands them out in a circle, so the far side of it is
+/// quiet.
+pid_t quiet_pids() {
+  constexpr pid_t first = 1000, needed = 256;
+  pid_t limit = 32768, last = 0;
+  std::string ignored;
   std::ifstream("/proc/sys/kernel/pid_max") >> limit;
-  return limit > 2 * smallest_default ? limit - room : 0;
+  std::ifstream load("/proc/loadavg");
+  load >> ignored >> ignored >> ignored >> ignored >> last;
+  for (pid_t tried = 0, at = last + limit / 2, free = 0; tried < limit; ++tried, ++at) {
+    if (at >= limit) at = first + (at - limit) % (limit - first), free = 0;
+    free = access(fmt::format("/proc/{}", at).c_str(), F_OK) == 0 ? 0 : free + 1;
+    if (free == needed) return at - needed + 1;
+  }
+  return 0;
 }
 
 }  // namespace
 
-Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session& session, const CheckpointPolicy& policy) {
+Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session& session,
+                                   const CheckpointPolicy& policy) {
   Checkpoint checkpoint;
   checkpoint.application = TRY(resource::decode(images));
   auto& application = checkpoint.application;
@@ -48,7 +62,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   plan::PlanOptions options;
   options.pages = TRY(resource::locate_pages(application, images));
   options.occupied = TRY(execute::own_mappings());
-  options.first_transient_pid = rarely_used_pids();
+  options.first_transient_pid = quiet_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {

@@ -35,7 +35,8 @@ std::string version_text(Face face) {
 
 int run(int argc, char** argv) {
   const Face face = face_of(argv[0]);
-  CLI::App app{"Saves the complete state of running programs and brings them back", face == Face::criu ? "criu" : "stasis"};
+  CLI::App app{"Saves the complete state of running programs and brings them back",
+               face == Face::criu ? "criu" : "stasis"};
   app.set_version_flag("-V,--version", version_text(face));
   app.require_subcommand(1);
   app.fallthrough(false);

@@ -29,7 +29,8 @@ void add_diff(CLI::App& app, Action& chosen, Face) {
   CLI::App* command = app.add_subcommand("diff", "Tell what differs between two checkpoints of the same tree");
   command->add_option("before", options->before, "The first directory of images")->required()->type_name("DIR");
   command->add_option("after", options->after, "The second")->required()->type_name("DIR");
-  command->add_option("--ignore", options->ignored, "A part that may differ: timers, memory.mappings, …")->type_name("PART");
+  command->add_option("--ignore", options->ignored, "A part that may differ: timers, memory.mappings, …")
+      ->type_name("PART");
   command->callback([options, &chosen] {
     chosen = [options] {
       const auto found = compared(*options);

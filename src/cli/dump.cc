@@ -76,8 +76,8 @@ Status dump(const Options& options, const Session& session) {
     if (!released) session.log().error("{}", released.error().message());
     return written;
   }
-  // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can be
-  // restored only where somebody else has kept its files.
+  // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
+  // be restored only where somebody else has kept its files.
   if (after_dump(options.dump) == capture::AfterDump::let_run) tree->context().roll_back();
   TRY(tree->release(after_dump(options.dump)));
   statistics.times = tree->times();
@@ -95,11 +95,17 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   add_common_options(*command, options->common);
   command->add_flag("-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
   command->add_flag("-s,--leave-stopped", options->dump.leave_stopped, "Leave the tree stopped after the dump");
-  command->add_flag("-j,--shell-job", options->dump.shell_job, "The session and terminal belong to a shell outside the tree");
-  command->add_flag("--link-remap", options->dump.link_remap, "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
-  command->add_option("--ghost-limit", options->dump.ghost_limit, "Largest unlinked file stored in the images (default 1M)")
+  command->add_flag("-j,--shell-job", options->dump.shell_job,
+                    "The session and terminal belong to a shell outside the tree");
+  command->add_flag("--link-remap", options->dump.link_remap,
+                    "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
+  command
+      ->add_option("--ghost-limit", options->dump.ghost_limit,
+                   "Largest unlinked file stored in the images (default 1M)")
       ->type_name("SIZE");
-  command->add_option("--file-validation", options->dump.file_validation, "How changed files are recognised: filesize or buildid")
+  command
+      ->add_option("--file-validation", options->dump.file_validation,
+                   "How changed files are recognised: filesize or buildid")
       ->check(CLI::IsMember({"filesize", "buildid"}));
   command->add_option("--external", options->dump.external, "A resource that is not dumped but given again at restore")
       ->type_name("RES");

@@ -6,7 +6,8 @@
 namespace stasis::cli {
 
 /// Does nothing unless the environment says STASIS_FAULT=<point>[:<count>]: then the process kills itself with SIGKILL
-/// when the point is passed for the count-th time (default: the first). STASIS_FAULT=list prints every point passed instead.
+/// when the point is passed for the count-th time (default: the first). STASIS_FAULT=list prints every point passed
+/// instead.
 void fault_point(std::string_view point);
 
 }  // namespace stasis::cli

@@ -31,8 +31,10 @@ class LevelWordFlag : public spdlog::custom_flag_formatter {
  public:
   void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
     std::string_view word;
-    if (message.level >= spdlog::level::err) word = "Error: ";
-    else if (message.level == spdlog::level::warn) word = "Warn: ";
+    if (message.level >= spdlog::level::err)
+      word = "Error: ";
+    else if (message.level == spdlog::level::warn)
+      word = "Warn: ";
     out.append(word.data(), word.data() + word.size());
   }
   std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<LevelWordFlag>(); }
@@ -40,11 +42,16 @@ class LevelWordFlag : public spdlog::custom_flag_formatter {
 
 spdlog::level::level_enum level_of(int verbosity) {
   switch (verbosity) {
-    case 0: return spdlog::level::off;
-    case 1: return spdlog::level::err;
-    case 2: return spdlog::level::warn;
-    case 3: return spdlog::level::info;
-    default: return spdlog::level::debug;
+    case 0:
+      return spdlog::level::off;
+    case 1:
+      return spdlog::level::err;
+    case 2:
+      return spdlog::level::warn;
+    case 3:
+      return spdlog::level::info;
+    default:
+      return spdlog::level::debug;
   }
 }
 
@@ -56,7 +63,7 @@ Result<std::shared_ptr<spdlog::logger>> open_log(const CommonOptions& options) {
     logger = std::make_shared<spdlog::logger>("stasis", std::make_shared<spdlog::sinks::stderr_sink_st>());
   } else {
     const std::filesystem::path directory = options.work_dir.empty() ? options.images_dir : options.work_dir;
-    const std::filesystem::path file = directory / options.log_file;   // an absolute name stays as it is
+    const std::filesystem::path file = directory / options.log_file;  // an absolute name stays as it is
     try {  // spdlog reports a file it cannot open by throwing: it goes no further than here
       logger = std::make_shared<spdlog::logger>(
           "stasis", std::make_shared<spdlog::sinks::basic_file_sink_st>(file.string(), /*truncate=*/true));

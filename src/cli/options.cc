@@ -9,21 +9,25 @@
 namespace stasis::cli {
 
 void add_log_options(CLI::App& app, CommonOptions& options) {
-  app.add_option("-o,--log-file", options.log_file, "Write the log to this file (in the work directory) instead of stderr");
+  app.add_option("-o,--log-file", options.log_file,
+                 "Write the log to this file (in the work directory) instead of stderr");
   app.add_option("-v,--verbosity", options.verbosity, "0 silent, 1 errors, 2 warnings, 3 information, 4 everything")
       ->check(CLI::Range(0, 4));
 }
 
 void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_option("-D,--images-dir", options.images_dir, "Directory of the images")->type_name("DIR");
-  app.add_option("-W,--work-dir", options.work_dir, "Directory for logs, pidfile and statistics (default: the images directory)")
+  app.add_option("-W,--work-dir", options.work_dir,
+                 "Directory for logs, pidfile and statistics (default: the images directory)")
       ->type_name("DIR");
   add_log_options(app, options);
-  app.add_option("--action-script", options.action_scripts, "Run this at pre-dump, post-dump, pre-restore, post-restore, …")
+  app.add_option("--action-script", options.action_scripts,
+                 "Run this at pre-dump, post-dump, pre-restore, post-restore, …")
       ->type_name("SCRIPT");
   app.add_option("--pidfile", options.pidfile, "Write the root task's pid (restore) to this file");
   app.add_flag("--display-stats", options.display_stats, "Print the statistics when done");
-  app.add_option("--timeout", options.timeout, "Seconds after which stopping the tree is given up")->type_name("SECONDS");
+  app.add_option("--timeout", options.timeout, "Seconds after which stopping the tree is given up")
+      ->type_name("SECONDS");
 }
 
 uint64_t parse_size(const std::string& text) {
@@ -32,10 +36,14 @@ uint64_t parse_size(const std::string& text) {
   if (error != std::errc{}) return 0;
   const std::string suffix(rest, text.data() + text.size());
   uint64_t unit = 1;
-  if (suffix == "k" || suffix == "K") unit = 1 << 10;
-  else if (suffix == "m" || suffix == "M") unit = 1 << 20;
-  else if (suffix == "g" || suffix == "G") unit = 1 << 30;
-  else if (!suffix.empty()) return 0;
+  if (suffix == "k" || suffix == "K")
+    unit = 1 << 10;
+  else if (suffix == "m" || suffix == "M")
+    unit = 1 << 20;
+  else if (suffix == "g" || suffix == "G")
+    unit = 1 << 30;
+  else if (!suffix.empty())
+    return 0;
   return checked_multiply(number, unit).value_or(0);
 }
 

@@ -15,9 +15,9 @@ namespace stasis::cli {
 
 struct CommonOptions {
   std::string images_dir = ".";
-  std::string work_dir;                  ///< empty: the images directory
-  std::string log_file;                  ///< empty: stderr
-  int verbosity = 2;                     ///< 0 silent, 1 errors, 2 warnings, 3 information, 4 everything
+  std::string work_dir;  ///< empty: the images directory
+  std::string log_file;  ///< empty: stderr
+  int verbosity = 2;     ///< 0 silent, 1 errors, 2 warnings, 3 information, 4 everything
   std::vector<std::string> action_scripts;
   std::string pidfile;
   bool display_stats = false;
@@ -40,7 +40,7 @@ struct RestoreOptions {
   bool shell_job = false;
   std::string root;
   std::string file_validation = "buildid";
-  std::vector<std::string> exec_cmd;     ///< after `--` with --exec-cmd: what stasis becomes once the tree runs
+  std::vector<std::string> exec_cmd;  ///< after `--` with --exec-cmd: what stasis becomes once the tree runs
 };
 
 /// -D -W -o -v --action-script …: shared by all subcommands that work on images.

@@ -34,7 +34,8 @@ Status write_pidfile(const Session& session, pid_t root) {
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
-  const auto checkpoint = TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation}));
+  const auto checkpoint =
+      TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation}));
   TRY(session.run_scripts("pre-restore", 0));
 
   execute::ExecuteOptions execution;
@@ -62,7 +63,8 @@ Result<pid_t> restore(const Options& options, const Session& session) {
 
 /// Without --restore-detached criu stays the parent until the root ends.
 void wait_for_root(pid_t root) {
-  while (waitpid(root, nullptr, 0) < 0 && errno == EINTR) {}
+  while (waitpid(root, nullptr, 0) < 0 && errno == EINTR) {
+  }
 }
 
 int run_restore(const Options& options) {
@@ -90,11 +92,15 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("restore", "Bring a saved tree back");
   add_common_options(*command, options->common);
-  command->add_flag("-d,--restore-detached", options->restore.detached, "Return once the tree runs, instead of waiting for its end");
+  command->add_flag("-d,--restore-detached", options->restore.detached,
+                    "Return once the tree runs, instead of waiting for its end");
   command->add_flag("-S,--restore-sibling", options->restore.sibling, "The root becomes a child of our parent");
   command->add_flag("-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
-  command->add_flag("-j,--shell-job", options->restore.shell_job, "Take session and terminal from the shell we run under");
-  command->add_option("--file-validation", options->restore.file_validation, "How changed files are recognised: filesize or buildid")
+  command->add_flag("-j,--shell-job", options->restore.shell_job,
+                    "Take session and terminal from the shell we run under");
+  command
+      ->add_option("--file-validation", options->restore.file_validation,
+                   "How changed files are recognised: filesize or buildid")
       ->check(CLI::IsMember({"filesize", "buildid"}));
   command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");

@@ -49,11 +49,12 @@ Status Session::run_scripts(const std::string& action, pid_t root) const {
     log_->info("Running {} at {}", script, action);
     std::vector<std::string> arguments = {"sh", "-c", script};
     pid_t child = 0;
-    const int error = posix_spawn(&child, "/bin/sh", nullptr, nullptr, pointers(arguments).data(),
-                                  pointers(environment).data());
+    const int error =
+        posix_spawn(&child, "/bin/sh", nullptr, nullptr, pointers(arguments).data(), pointers(environment).data());
     if (error != 0) return fail(Error::system("start the action script", error, script));
     int status = 0;
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
     if (status != 0) {
       return fail(Error::conflict("run the action script", fmt::format("it ended with wait status {:#x}", status),
                                   script + " at " + action)
@@ -70,8 +71,12 @@ void Session::report(const Diagnostics& diagnostics) const {
         log_->error("{}", diagnostic.text());
         if (!options_.log_file.empty() && options_.verbosity > 0) fmt::print(stderr, "Error: {}\n", diagnostic.text());
         break;
-      case Diagnostic::Severity::warning: log_->warn("{}", diagnostic.text()); break;
-      case Diagnostic::Severity::note: log_->info("{}", diagnostic.text()); break;
+      case Diagnostic::Severity::warning:
+        log_->warn("{}", diagnostic.text());
+        break;
+      case Diagnostic::Severity::note:
+        log_->info("{}", diagnostic.text());
+        break;
     }
   }
 }

@@ -29,7 +29,7 @@ class Session {
   /// Logs an error, and prints it on stderr when the log goes to a file. Returns the exit status 1.
   int failed(const Error& error) const;
 
-  uint64_t microseconds() const;      ///< since the session was opened
+  uint64_t microseconds() const;  ///< since the session was opened
 
  private:
   Session() = default;

@@ -35,7 +35,8 @@ void add_show(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("show", "Print an image, or all images of a directory");
   command->add_option("path", options->path, "An image file or a directory of images")->type_name("PATH");
-  command->add_option("-D,--images-dir", options->images_dir, "The directory, as for the other subcommands")->type_name("DIR");
+  command->add_option("-D,--images-dir", options->images_dir, "The directory, as for the other subcommands")
+      ->type_name("DIR");
   command->add_flag("--tree", options->tree, "The process tree with files and memory per task, for people");
   command->add_flag("--compact", options->compact, "JSON on one line");
   command->callback([options, &chosen] {

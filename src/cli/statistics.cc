@@ -31,10 +31,11 @@ Status write_dump_statistics(const Session& session, const DumpStatistics& stati
   dump.set_irmap_resolve(0);
   dump.set_pages_lazy(0);
   if (session.options().display_stats) {
-    fmt::print("Displaying dump stats:\nFreezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\n"
-               "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n",
-               dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
-               dump.pages_scanned(), dump.pages_written(), dump.pages_written());
+    fmt::print(
+        "Displaying dump stats:\nFreezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\n"
+        "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n",
+        dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
+        dump.pages_scanned(), dump.pages_written(), dump.pages_written());
   }
   return write(session, "stats-dump", entry);
 }
@@ -48,10 +49,11 @@ Status write_restore_statistics(const Session& session, const RestoreStatistics&
   restore.set_forking_time(statistics.forking_us);
   restore.set_restore_time(statistics.restore_us);
   if (session.options().display_stats) {
-    fmt::print("Displaying restore stats:\nPages inherited: {} ({:#x})\nPages restored: {} ({:#x})\nRestore time: {} us\n"
-               "Forking time: {} us\n",
-               restore.pages_skipped_cow(), restore.pages_skipped_cow(), restore.pages_restored(),
-               restore.pages_restored(), restore.restore_time(), restore.forking_time());
+    fmt::print(
+        "Displaying restore stats:\nPages inherited: {} ({:#x})\nPages restored: {} ({:#x})\nRestore time: {} us\n"
+        "Forking time: {} us\n",
+        restore.pages_skipped_cow(), restore.pages_skipped_cow(), restore.pages_restored(), restore.pages_restored(),
+        restore.restore_time(), restore.forking_time());
   }
   return write(session, "stats-restore", entry);
 }

@@ -38,7 +38,8 @@ class SharedArea {
     }
     const UniqueFd memory(memfd_create("stasis-agent", MFD_CLOEXEC));
     if (!memory.valid()) return fail_errno("memfd_create", "the agent area");
-    if (ftruncate(memory.get(), static_cast<off_t>(where.size())) != 0) return fail_errno("ftruncate", "the agent area");
+    if (ftruncate(memory.get(), static_cast<off_t>(where.size())) != 0)
+      return fail_errno("ftruncate", "the agent area");
     void* mapped = mmap(reinterpret_cast<void*>(where.begin), where.size(), PROT_READ | PROT_WRITE | PROT_EXEC,
                         MAP_SHARED | MAP_FIXED_NOREPLACE, memory.get(), 0);
     if (mapped == MAP_FAILED) return fail_errno("mmap", fmt::format("the agent area at {:#x}", where.begin));
@@ -56,7 +57,8 @@ class SharedArea {
   agent::Header& header() const { return *reinterpret_cast<agent::Header*>(base_ + agent::code_space); }
   agent::Slot& slot(uint32_t index) const { return reinterpret_cast<agent::Slot*>(base_ + header().slots)[index]; }
   uint32_t ready() const {
-    return __atomic_load_n(reinterpret_cast<uint32_t*>(base_ + header().counters) + agent::ready_counter, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(reinterpret_cast<uint32_t*>(base_ + header().counters) + agent::ready_counter,
+                           __ATOMIC_ACQUIRE);
   }
   uint32_t failed() const { return __atomic_load_n(&header().failed, __ATOMIC_ACQUIRE); }
   /// Makes every waiting slot give up, as a slot that fails does.
@@ -109,12 +111,13 @@ class ImagesAtNumber {
     if (number < 0) return ImagesAtNumber(-1);
     rlimit limit{};
     getrlimit(RLIMIT_NOFILE, &limit);
-    if (limit.rlim_cur < limit.rlim_max) {   // children may need numbers up to what the images say
+    if (limit.rlim_cur < limit.rlim_max) {  // children may need numbers up to what the images say
       limit.rlim_cur = limit.rlim_max;
       setrlimit(RLIMIT_NOFILE, &limit);
     }
     if (fcntl(number, F_GETFD) >= 0) {
-      return fail(Error::internal("place the image directory", fmt::format("descriptor {} is in use in stasis", number)));
+      return fail(
+          Error::internal("place the image directory", fmt::format("descriptor {} is in use in stasis", number)));
     }
     if (dup3(fd, number, 0) < 0) {
       return fail_errno("dup3", fmt::format("the image directory as descriptor {}", number));
@@ -144,7 +147,7 @@ std::vector<int> ignored_signals() {
 AddressRange own_rseq() {
   if (__rseq_size == 0) return {};
   const auto begin = reinterpret_cast<uint64_t>(__builtin_thread_pointer()) + static_cast<uint64_t>(__rseq_offset);
-  return {begin, begin + 32};   // glibc registers 32 bytes, whatever __rseq_size says of those in use
+  return {begin, begin + 32};  // glibc registers 32 bytes, whatever __rseq_size says of those in use
 }
 
 /// Looks for tasks that died without saying so: nobody would ever post what others wait for.
@@ -211,14 +214,15 @@ class Watchdog {
   bool done_ = false;
   std::atomic<uint32_t> dead_slot_{0};
   std::atomic<bool> timed_out_{false};
-  std::thread thread_;   // last: it uses all of the above
+  std::thread thread_;  // last: it uses all of the above
 };
 
 /// Everything below a process, itself included, parents first.
 std::vector<pid_t> descendants(pid_t root) {
   std::vector<pid_t> found{root};
   for (size_t i = 0; i < found.size(); ++i) {
-    if (const auto children = kernel::list_children(found[i])) found.insert(found.end(), children->begin(), children->end());
+    if (const auto children = kernel::list_children(found[i]))
+      found.insert(found.end(), children->begin(), children->end());
   }
   return found;
 }
@@ -232,7 +236,8 @@ class Tree final : public BuiltTree {
   }
 
   Status build(const image::Directory& images) {
-    lowered_ = TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
+    lowered_ =
+        TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
     area_description_ = TRY(agent::build_area(program_.agent_area.begin, lowered_.slots, lowered_.counter_count));
     area_.emplace(TRY(SharedArea::create(program_.agent_area, area_description_)));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
@@ -284,14 +289,17 @@ class Tree final : public BuiltTree {
     }
     while (area_->failed() == agent::failing && watchdog.dead_slot() == 0) usleep(1000);
     const uint32_t slot = watchdog.dead_slot() != 0 ? watchdog.dead_slot() : area_->failed() - 1;
-    const auto [pid, tid] = std::ranges::find(lowered_.slot_of, slot, [](const auto& entry) { return entry.second; })->first;
+    const auto [pid, tid] =
+        std::ranges::find(lowered_.slot_of, slot, [](const auto& entry) { return entry.second; })->first;
     const auto& header = area_->header();
-    const uint32_t instruction = watchdog.dead_slot() != 0 ? area_->slot(slot).program_counter : header.failed_instruction;
+    const uint32_t instruction =
+        watchdog.dead_slot() != 0 ? area_->slot(slot).program_counter : header.failed_instruction;
     const auto& origins = area_description_.slots[slot].origins;
     const uint32_t command = instruction < origins.size() ? origins[instruction] : 0;
     const std::string name(plan::name_of(program_.commands[command].action));
-    const std::string subject = pid.value == 0 ? fmt::format("command {} {} of the supervisor", command, name)
-                                               : fmt::format("command {} {} of task {}, thread {}", command, name, pid, tid);
+    const std::string subject = pid.value == 0
+                                    ? fmt::format("command {} {} of the supervisor", command, name)
+                                    : fmt::format("command {} {} of task {}, thread {}", command, name, pid, tid);
     if (watchdog.dead_slot() != 0) {
       return Error::conflict("run the restore program", "the task died in the middle of it", subject);
     }
@@ -306,7 +314,8 @@ class Tree final : public BuiltTree {
   Error explain(uint32_t command, const std::string& subject, int64_t result, const std::string& purpose) const {
     const std::string operation = purpose.empty() ? "run the restore program" : "restore " + purpose;
     if (result >= 0) {
-      return Error::conflict(operation, fmt::format("a system call returned {}, which the program does not expect", result), subject);
+      return Error::conflict(
+          operation, fmt::format("a system call returned {}, which the program does not expect", result), subject);
     }
     auto error = Error::system(operation, static_cast<int>(-result), subject);
     const auto& action = program_.commands[command].action;
@@ -314,8 +323,9 @@ class Tree final : public BuiltTree {
                          std::holds_alternative<plan::StartThread>(action);
     if (creates && result == -EEXIST) {
       const auto* fork = std::get_if<plan::Fork>(&action);
-      return Error::conflict(operation, fork != nullptr ? fmt::format("pid {} is taken by another process", fork->child_pid)
-                                                        : "the id is taken by another process",
+      return Error::conflict(operation,
+                             fork != nullptr ? fmt::format("pid {} is taken by another process", fork->child_pid)
+                                             : "the id is taken by another process",
                              subject)
           .advise("end that process, or restore in a pid namespace of its own");
     }
@@ -341,10 +351,11 @@ class Tree final : public BuiltTree {
         }
       }
       for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
-      while (waitpid(-1, nullptr, __WALL | WNOHANG) > 0) {}
+      while (waitpid(-1, nullptr, __WALL | WNOHANG) > 0) {
+      }
       if (!found) return;
       usleep(500);
-      if (options_.sibling && doomed.size() == 1) return;   // a zombie that its own parent reaps
+      if (options_.sibling && doomed.size() == 1) return;  // a zombie that its own parent reaps
     }
   }
 
@@ -357,7 +368,8 @@ class Tree final : public BuiltTree {
       if (std::holds_alternative<plan::Await>(command.action)) after_first_wait = true;
       const auto* perform = std::get_if<plan::Perform>(&command.action);
       if (!after_first_wait || perform == nullptr || perform->attribute == plan::only_on_success) continue;
-      for (auto call : perform->calls) settle.call(plan::expecting(std::move(call), plan::Expectation::Kind::anything), 0);
+      for (auto call : perform->calls)
+        settle.call(plan::expecting(std::move(call), plan::Expectation::Kind::anything), 0);
     }
     if (settle.size() == 0) return;
     std::vector<agent::SlotProgram> slots;

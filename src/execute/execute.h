@@ -17,10 +17,10 @@
 namespace stasis::execute {
 
 struct ExecuteOptions {
-  bool sibling = false;                ///< --restore-sibling: the root becomes our sibling
-  bool leave_stopped = false;          ///< --leave-stopped
-  int fail_at_command = -1;            ///< fault injection: this command's first system call fails with EIO
-  unsigned timeout_seconds = 0;        ///< 0: none
+  bool sibling = false;          ///< --restore-sibling: the root becomes our sibling
+  bool leave_stopped = false;    ///< --leave-stopped
+  int fail_at_command = -1;      ///< fault injection: this command's first system call fails with EIO
+  unsigned timeout_seconds = 0;  ///< 0: none
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.
   std::function<Status(pid_t)> before_resume;
 };

@@ -26,8 +26,8 @@ using Expected = plan::Expectation::Kind;
 /// The end of user addresses with four-level page tables. Mappings beyond it exist only where a program asked for them
 /// by address (Documentation/arch/x86/x86_64/5level-paging.rst); stasis never has any.
 constexpr uint64_t task_size = 0x7ffffffff000;
-constexpr uint64_t largest_transfer = 1ull << 30;   ///< the kernel moves at most 0x7ffff000 bytes per call
-constexpr size_t largest_vector = 1024;             ///< UIO_MAXIOV
+constexpr uint64_t largest_transfer = 1ull << 30;  ///< the kernel moves at most 0x7ffff000 bytes per call
+constexpr size_t largest_vector = 1024;            ///< UIO_MAXIOV
 
 class Lowering {
  public:
@@ -43,8 +43,8 @@ class Lowering {
       const auto& command = program_.commands[origin_];
       const auto slot = result_.slot_of.find(runner_of(command));
       if (slot == result_.slot_of.end()) {
-        return fail(Error::invalid("lower the program", fmt::format("command {} is run by {}, which nothing creates", origin_,
-                                                                    command.pid)));
+        return fail(Error::invalid(
+            "lower the program", fmt::format("command {} is run by {}, which nothing creates", origin_, command.pid)));
       }
       slot_ = slot->second;
       const uint32_t first = now().size();
@@ -63,7 +63,8 @@ class Lowering {
   /// Spawns refer to slots of children before any command of theirs has been seen.
   void create_slots() {
     for (const auto& command : program_.commands) {
-      if (const auto* fork = std::get_if<plan::Fork>(&command.action)) add_slot({fork->child_pid, leader_of(fork->child_pid)});
+      if (const auto* fork = std::get_if<plan::Fork>(&command.action))
+        add_slot({fork->child_pid, leader_of(fork->child_pid)});
       if (const auto* clone = std::get_if<plan::Clone>(&command.action)) {
         add_slot({clone->child_pid, leader_of(clone->child_pid)});
       }
@@ -83,7 +84,8 @@ class Lowering {
     return counters_.try_emplace(event, 1 + static_cast<uint32_t>(counters_.size())).first->second;
   }
 
-  /// The first instruction of the command becomes a call that fails with EBADF. A command that lowers to nothing gets one.
+  /// The first instruction of the command becomes a call that fails with EBADF. A command that lowers to nothing gets
+  /// one.
   void inject_failure(uint32_t first) {
     const auto failing = call(SYS_fsync, -1);
     if (first == now().size()) add(failing);
@@ -117,7 +119,8 @@ class Lowering {
     // Handlers of stasis and of its C library point into memory that goes away.
     if (is_root) flags |= CLONE_CLEAR_SIGHAND;
     if (is_root) result_.root_spawn = now().size();
-    now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child, static_cast<uint32_t>(origin_));
+    now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
+                static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
     return {};
   }
@@ -165,7 +168,7 @@ class Lowering {
       now().exit(0, static_cast<uint64_t>(WEXITSTATUS(exit.status)), origin);
       return {};
     }
-    const rlimit none{0, 0};   // the core was written in the first life
+    const rlimit none{0, 0};  // the core was written in the first life
     add(call(SYS_prlimit64, 0, RLIMIT_CORE, plan::struct_in(none), 0));
     now().exit(1, static_cast<uint64_t>(WTERMSIG(exit.status)), origin);
     return {};
@@ -206,13 +209,14 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::Lseek& seek) {
-    add(expecting(call(SYS_lseek, seek.fd, seek.offset, SEEK_SET), Expected::exactly, static_cast<int64_t>(seek.offset)));
+    add(expecting(call(SYS_lseek, seek.fd, seek.offset, SEEK_SET), Expected::exactly,
+                  static_cast<int64_t>(seek.offset)));
     return {};
   }
   Status lower(const plan::Command&, const plan::TransferFd& transfer) {
     add(call(SYS_pidfd_open, transfer.from_pid.value, 0));
     add(call(SYS_pidfd_getfd, ResultOf{-1}, transfer.fd, 0));
-    add(call(SYS_close, ResultOf{-2}));   // before the move: it may have the number that is wanted
+    add(call(SYS_close, ResultOf{-2}));  // before the move: it may have the number that is wanted
     add(call(plan::Call::move_fd, ResultOf{-2}, transfer.target_fd, transfer.close_on_exec ? O_CLOEXEC : 0));
     return {};
   }
@@ -232,8 +236,9 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::Mremap& remap) {
-    add(expecting(call(SYS_mremap, remap.addr, remap.length, remap.length, MREMAP_MAYMOVE | MREMAP_FIXED, remap.new_addr),
-                  Expected::exactly, static_cast<int64_t>(remap.new_addr)));
+    add(expecting(
+        call(SYS_mremap, remap.addr, remap.length, remap.length, MREMAP_MAYMOVE | MREMAP_FIXED, remap.new_addr),
+        Expected::exactly, static_cast<int64_t>(remap.new_addr)));
     return {};
   }
   Status lower(const plan::Command&, const plan::Munmap& unmap) {
@@ -248,7 +253,8 @@ class Lowering {
     // The kernel writes to a registered rseq area whenever it preempts us: unregister it before it is unmapped.
     constexpr int unregister = 1, signature = 0x53053053;
     if (!options_.rseq_area.empty()) {
-      add(expecting(call(SYS_rseq, options_.rseq_area.begin, options_.rseq_area.size(), unregister, signature), Expected::anything));
+      add(expecting(call(SYS_rseq, options_.rseq_area.begin, options_.rseq_area.size(), unregister, signature),
+                    Expected::anything));
     }
     add(call(SYS_munmap, 0, program_.agent_area.begin));
     add(call(SYS_munmap, program_.agent_area.end, task_size - program_.agent_area.end));
@@ -318,7 +324,8 @@ class Lowering {
 
 }  // namespace
 
-Result<Lowered> lower(const plan::Program& program, const model::Application& application, const LowerOptions& options) {
+Result<Lowered> lower(const plan::Program& program, const model::Application& application,
+                      const LowerOptions& options) {
   return Lowering(program, application, options).run();
 }
 

@@ -16,18 +16,18 @@ namespace stasis::execute {
 using Runner = std::pair<Pid, Tid>;
 
 struct LowerOptions {
-  bool sibling = false;              ///< the root is created with CLONE_PARENT
+  bool sibling = false;  ///< the root is created with CLONE_PARENT
   int fail_at_command = -1;
   std::vector<int> ignored_signals;  ///< by stasis itself
-  AddressRange rseq_area;            ///< of the thread that creates the root: unregistered by the child before it unmaps it
+  AddressRange rseq_area;  ///< of the thread that creates the root: unregistered by the child before it unmaps it
 };
 
 struct Lowered {
   std::vector<agent::SlotProgram> slots;
   std::map<Runner, uint32_t> slot_of;
-  uint32_t counter_count = 1;        ///< counter 0 counts threads that are READY
+  uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY
   uint32_t ready_threads = 0;
-  uint32_t root_spawn = 0;           ///< instruction of slot 0 that creates the root: its result is the root's pid
+  uint32_t root_spawn = 0;  ///< instruction of slot 0 that creates the root: its result is the root's pid
 };
 
 Result<Lowered> lower(const plan::Program&, const model::Application&, const LowerOptions&);

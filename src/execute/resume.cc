@@ -19,7 +19,7 @@ struct LiveThread {
   const model::Thread* thread = nullptr;
   pid_t host_tid = 0;
   pid_t host_pid = 0;
-  Bytes general;         ///< as seized
+  Bytes general;  ///< as seized
 };
 
 /// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
@@ -60,7 +60,8 @@ class Resumption {
     const auto host = [&](pid_t id) -> Result<pid_t> {
       if (!application_.root_is_namespace_init) return id;
       const auto found = ids.find(id);
-      if (found == ids.end()) return fail(Error::gone("find the restored task", fmt::format("pid {} of the namespace", id)));
+      if (found == ids.end())
+        return fail(Error::gone("find the restored task", fmt::format("pid {} of the namespace", id)));
       return found->second;
     };
     for (const auto& task : application_.tasks) {
@@ -78,7 +79,8 @@ class Resumption {
     for (const auto& live : threads_) {
       const bool filtered = live.thread->seccomp.mode != model::Seccomp::Mode::disabled;
       // Our last call in the task is not one that its filter was written for.
-      TRY_IN(name_of(live), kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+      TRY_IN(name_of(live),
+             kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
       TRY_IN(name_of(live), kernel::ptrace_interrupt(live.host_tid));
     }
     for (auto& live : threads_) {
@@ -98,7 +100,8 @@ class Resumption {
     if (machine_state_size_ == 0) {
       machine_state_size_ = TRY(kernel::ptrace_get_regset(live.host_tid, NT_X86_XSTATE)).size();
     }
-    TRY(kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE, TRY(final_extended(live.thread->registers, machine_state_size_))));
+    TRY(kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE,
+                                  TRY(final_extended(live.thread->registers, machine_state_size_))));
     TRY(kernel::ptrace_set_sigmask(live.host_tid, live.thread->blocked_signals));
     return kernel::ptrace_set_regset(live.host_tid, NT_PRSTATUS, TRY(final_general(live.thread->registers)));
   }
@@ -111,17 +114,19 @@ class Resumption {
       if (spaces.insert(live.task->address_space).second) runners.push_back(&live);
     }
     for (const auto* live : runners) {
-      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
-                                                       registers_for_unmapping(live->general, area_, syscall_instruction_)));
+      TRY_IN(name_of(*live),
+             kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
+                                       registers_for_unmapping(live->general, area_, syscall_instruction_)));
     }
-    for (int stop = 0; stop < 2; ++stop) {   // at the call's entry and at its end
+    for (int stop = 0; stop < 2; ++stop) {  // at the call's entry and at its end
       for (const auto* live : runners) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
       for (const auto* live : runners) TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
     }
     for (const auto* live : runners) {
       const int64_t result = call_result(TRY(kernel::ptrace_get_regset(live->host_tid, NT_PRSTATUS)));
       if (result != 0) return fail(Error::system("unmap the agent", static_cast<int>(-result), name_of(*live)));
-      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS, TRY(final_general(live->thread->registers))));
+      TRY_IN(name_of(*live),
+             kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS, TRY(final_general(live->thread->registers))));
     }
     return {};
   }

@@ -110,13 +110,13 @@ std::string probe_mm_map() {
 }
 
 std::string probe_timer_ids() {
-  constexpr int restore_ids = 77;                      // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15
-  const int state = prctl(restore_ids, 2, 0, 0, 0);    // PR_TIMER_CREATE_RESTORE_IDS_GET
+  constexpr int restore_ids = 77;                    // PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15
+  const int state = prctl(restore_ids, 2, 0, 0, 0);  // PR_TIMER_CREATE_RESTORE_IDS_GET
   return state >= 0 ? std::string() : failed("prctl(PR_TIMER_CREATE_RESTORE_IDS)");
 }
 
 std::string probe_pagemap_scan() {
-  struct Arguments {                                   // struct pm_scan_arg, include/uapi/linux/fs.h
+  struct Arguments {  // struct pm_scan_arg, include/uapi/linux/fs.h
     uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
     uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
   };
@@ -133,7 +133,7 @@ std::string probe_uffd_wp_async() {
   if (!descriptor.valid()) return failed("userfaultfd");
   uffdio_api api{};
   api.api = UFFD_API;
-  api.features = 1u << 15;                             // UFFD_FEATURE_WP_ASYNC, Linux 6.7
+  api.features = 1u << 15;  // UFFD_FEATURE_WP_ASYNC, Linux 6.7
   if (ioctl(descriptor.get(), UFFDIO_API, &api) != 0) return failed("UFFDIO_API with WP_ASYNC");
   return {};
 }
@@ -145,7 +145,8 @@ std::string probe_soft_dirty() {
   uint64_t word = 0;
   const auto offset = static_cast<off_t>(reinterpret_cast<uintptr_t>(&touched[0]) / 4096 * sizeof word);
   if (pread(pagemap.get(), &word, sizeof word, offset) != sizeof word) return failed("read /proc/self/pagemap");
-  return (word >> 55) & 1 ? std::string() : "pages just written do not carry the soft-dirty bit (CONFIG_MEM_SOFT_DIRTY)";
+  return (word >> 55) & 1 ? std::string()
+                          : "pages just written do not carry the soft-dirty bit (CONFIG_MEM_SOFT_DIRTY)";
 }
 
 std::string probe_map_files() {
@@ -183,26 +184,31 @@ const std::vector<Feature>& features() {
   static const std::vector<Feature> all = {
       {"ptrace SEIZE and INTERRUPT", "", true, "stopping tasks without signals", "nothing can be dumped", probe_seize},
       {"clone3 with set_tid", "clone3_set_tid", true, "pids as they were", "nothing can be restored", probe_set_tid},
-      {"pidfd_getfd", "pidfd_getfd", true, "descriptors, without messages to the task", "descriptors cannot be looked into or shared",
-       probe_pidfd_getfd},
+      {"pidfd_getfd", "pidfd_getfd", true, "descriptors, without messages to the task",
+       "descriptors cannot be looked into or shared", probe_pidfd_getfd},
       {"kcmp", "", true, "finding out what tasks share", "sharing cannot be saved", probe_kcmp},
-      {"arch_prctl ARCH_MAP_VDSO_64", "", true, "the vDSO at its address", "programs that call the vDSO cannot be restored",
-       probe_map_vdso},
-      {"prctl PR_SET_MM_MAP", "", true, "heap, arguments and environment areas", "brk and /proc/PID/cmdline are lost", probe_mm_map},
-      {"/proc/PID/map_files", "", true, "mapped files as they are", "mappings of unlinked files cannot be saved", probe_map_files},
-      {"PAGEMAP_SCAN", "pagemap_scan", false, "finding pages to store in milliseconds", "/proc/PID/pagemap is read instead, slower",
-       probe_pagemap_scan},
+      {"arch_prctl ARCH_MAP_VDSO_64", "", true, "the vDSO at its address",
+       "programs that call the vDSO cannot be restored", probe_map_vdso},
+      {"prctl PR_SET_MM_MAP", "", true, "heap, arguments and environment areas", "brk and /proc/PID/cmdline are lost",
+       probe_mm_map},
+      {"/proc/PID/map_files", "", true, "mapped files as they are", "mappings of unlinked files cannot be saved",
+       probe_map_files},
+      {"PAGEMAP_SCAN", "pagemap_scan", false, "finding pages to store in milliseconds",
+       "/proc/PID/pagemap is read instead, slower", probe_pagemap_scan},
       {"PR_TIMER_CREATE_RESTORE_IDS", "", false, "POSIX timer ids as they were, directly",
        "timers are created and deleted until the id comes up", probe_timer_ids},
-      {"PTRACE_O_SUSPEND_SECCOMP", "seccomp_suspend", false, "tasks under seccomp", "tasks under seccomp cannot be dumped",
-       probe_seccomp_suspend},
+      {"PTRACE_O_SUSPEND_SECCOMP", "seccomp_suspend", false, "tasks under seccomp",
+       "tasks under seccomp cannot be dumped", probe_seccomp_suspend},
       {"PTRACE_GET_RSEQ_CONFIGURATION", "get_rseq_conf", false, "restartable sequences", "rseq registrations are lost",
        probe_rseq},
-      {"userfaultfd WP_ASYNC", "", false, "increments without soft-dirty", "every dump is a full dump", probe_uffd_wp_async},
-      {"soft-dirty tracking", "mem_dirty_track", false, "increments the way criu makes them", "userfaultfd is used", probe_soft_dirty},
+      {"userfaultfd WP_ASYNC", "", false, "increments without soft-dirty", "every dump is a full dump",
+       probe_uffd_wp_async},
+      {"soft-dirty tracking", "mem_dirty_track", false, "increments the way criu makes them", "userfaultfd is used",
+       probe_soft_dirty},
       {"CAP_CHECKPOINT_RESTORE", "", false, "set_tid, map_files, PR_SET_MM_MAP without root", "CAP_SYS_ADMIN is needed",
        [] { return probe_capability(40, "CAP_CHECKPOINT_RESTORE"); }},
-      {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers", "copy-on-write sharing and seccomp cannot be saved",
+      {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers",
+       "copy-on-write sharing and seccomp cannot be saved",
        [] { return probe_capability(CAP_SYS_ADMIN, "CAP_SYS_ADMIN"); }},
       {"CAP_SYS_PTRACE", "", false, "tasks of other users", "only our own user's tasks can be dumped",
        [] { return probe_capability(CAP_SYS_PTRACE, "CAP_SYS_PTRACE"); }},

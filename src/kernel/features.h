@@ -8,12 +8,12 @@
 namespace stasis::kernel {
 
 struct Feature {
-  std::string name;                      ///< "clone3 with set_tid"
-  std::string criu_name;                 ///< as `criu check --feature` spells it; empty if criu has none
-  bool required = false;                 ///< without it nothing can be dumped or restored
+  std::string name;       ///< "clone3 with set_tid"
+  std::string criu_name;  ///< as `criu check --feature` spells it; empty if criu has none
+  bool required = false;  ///< without it nothing can be dumped or restored
   std::string used_for;
-  std::string cost;                      ///< what is lost without it
-  std::function<std::string()> probe;    ///< empty text: it is there; otherwise what is missing
+  std::string cost;                    ///< what is lost without it
+  std::function<std::string()> probe;  ///< empty text: it is there; otherwise what is missing
 };
 
 /// All of them, in the order in which they are shown. Nothing is probed before `probe` is called.

@@ -42,7 +42,8 @@ Result<std::vector<PageScan>> scan_by_words(int pagemap_fd, AddressRange where, 
                                             uint64_t inverted, uint64_t report) {
   constexpr uint64_t tellable = page_is_present | page_is_swapped | page_is_file | page_is_soft_dirty | page_is_guard;
   if (((required | any_of) & ~tellable) != 0) {
-    return fail(Error::unsupported("scan pages", "this kernel has no PAGEMAP_SCAN and /proc/PID/pagemap does not tell enough"));
+    return fail(
+        Error::unsupported("scan pages", "this kernel has no PAGEMAP_SCAN and /proc/PID/pagemap does not tell enough"));
   }
   std::vector<PageScan> scans;
   constexpr uint64_t batch = uint64_t{64} << 20;
@@ -67,8 +68,9 @@ Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uin
   std::vector<PageScan> scans;
   std::vector<ScanRegion> regions(512);
   for (uint64_t at = where.begin; at < where.end;) {
-    ScanArguments arguments{sizeof(ScanArguments), 0, at, where.end, 0, reinterpret_cast<uint64_t>(regions.data()),
-                            regions.size(), 0, inverted, required, any_of, report};
+    ScanArguments arguments{
+        sizeof(ScanArguments), 0, at,       where.end, 0,      reinterpret_cast<uint64_t>(regions.data()),
+        regions.size(),        0, inverted, required,  any_of, report};
     const int count = ioctl(pagemap_fd, pagemap_scan, &arguments);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0 && errno == ENOTTY) return scan_by_words(pagemap_fd, where, required, any_of, inverted, report);

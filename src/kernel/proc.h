@@ -22,9 +22,9 @@ Result<std::string> read_proc(pid_t pid, std::string_view name);
 Result<std::string> read_file(const std::string& path);
 /// Target of a link of any length.
 Result<std::string> read_link(const std::string& path);
-Result<std::vector<pid_t>> list_threads(pid_t pid);        ///< /proc/PID/task, leader first
-Result<std::vector<pid_t>> list_children(pid_t pid);       ///< of all its threads: /proc/PID/task/*/children
-Result<std::vector<int>> list_descriptors(pid_t pid);      ///< ascending
+Result<std::vector<pid_t>> list_threads(pid_t pid);    ///< /proc/PID/task, leader first
+Result<std::vector<pid_t>> list_children(pid_t pid);   ///< of all its threads: /proc/PID/task/*/children
+Result<std::vector<int>> list_descriptors(pid_t pid);  ///< ascending
 
 /// /proc/PID/stat
 struct StatInfo {
@@ -51,8 +51,8 @@ struct StatusInfo {
   uint32_t umask = 022;
   char state = '?';
   pid_t tgid = 0, pid = 0, ppid = 0, tracer = 0;
-  std::vector<pid_t> ns_tgid, ns_pid, ns_pgid, ns_sid;     ///< outermost first
-  uint32_t uids[4]{}, gids[4]{};                           ///< real, effective, saved, filesystem
+  std::vector<pid_t> ns_tgid, ns_pid, ns_pgid, ns_sid;  ///< outermost first
+  uint32_t uids[4]{}, gids[4]{};                        ///< real, effective, saved, filesystem
   std::vector<uint32_t> groups;
   uint64_t sig_pending = 0, shared_pending = 0, blocked = 0, ignored = 0, caught = 0;
   uint64_t cap_inheritable = 0, cap_permitted = 0, cap_effective = 0, cap_bounding = 0, cap_ambient = 0;
@@ -60,7 +60,7 @@ struct StatusInfo {
   int seccomp = 0;
   int seccomp_filters = 0;
   bool thp_enabled = true;
-  bool shadow_stack = false;                               ///< x86_Thread_features: shstk
+  bool shadow_stack = false;  ///< x86_Thread_features: shstk
 };
 Result<StatusInfo> parse_status(std::string_view text);
 Result<StatusInfo> read_status(pid_t pid);
@@ -69,13 +69,13 @@ Result<StatusInfo> read_thread_status(pid_t pid, pid_t tid);
 /// One VMA of /proc/PID/smaps (or maps: then vm_flags is empty and has_vm_flags false).
 struct MapsEntry {
   AddressRange range;
-  uint32_t protection = 0;               ///< PROT_*
+  uint32_t protection = 0;  ///< PROT_*
   bool shared = false;
   uint64_t offset = 0;
   uint32_t device_major = 0, device_minor = 0;
   uint64_t inode = 0;
-  std::string path;                      ///< as printed, "\012" unescaped, " (deleted)" kept
-  std::set<std::string> vm_flags;        ///< two-letter names of "VmFlags:"
+  std::string path;                ///< as printed, "\012" unescaped, " (deleted)" kept
+  std::set<std::string> vm_flags;  ///< two-letter names of "VmFlags:"
   bool has_vm_flags = false;
   uint64_t kernel_page_size = 4096;
   int protection_key = 0;
@@ -98,7 +98,7 @@ Result<FdInfo> read_fdinfo(pid_t pid, int fd);
 
 /// /proc/PID/limits: index is RLIMIT_*.
 struct LimitInfo {
-  uint64_t soft = 0, hard = 0;           ///< ~0: unlimited
+  uint64_t soft = 0, hard = 0;  ///< ~0: unlimited
 };
 Result<std::vector<LimitInfo>> parse_limits(std::string_view text);
 Result<std::vector<LimitInfo>> read_limits(pid_t pid);
@@ -108,8 +108,8 @@ struct ProcTimer {
   int32_t id = 0;
   int32_t signal = 0;
   uint64_t value = 0;
-  int32_t notification = 0;              ///< SIGEV_*
-  pid_t notified = 0;                    ///< "signal/tid.4711" / "signal/pid.4711": host ids
+  int32_t notification = 0;  ///< SIGEV_*
+  pid_t notified = 0;        ///< "signal/tid.4711" / "signal/pid.4711": host ids
   int32_t clock = 0;
 };
 Result<std::vector<ProcTimer>> parse_timers(std::string_view text);

@@ -40,8 +40,9 @@ Result<StatInfo> parse_stat(std::string_view text) {
   uint64_t fields[last + 1]{};
   for (int index = first; index <= last; ++index) {
     const auto word = cursor.word();
-    const auto value = word.starts_with('-') ? to_number<int64_t>(word).transform([](int64_t v) { return static_cast<uint64_t>(v); })
-                                             : to_number<uint64_t>(word);
+    const auto value = word.starts_with('-')
+                           ? to_number<int64_t>(word).transform([](int64_t v) { return static_cast<uint64_t>(v); })
+                           : to_number<uint64_t>(word);
     if (!value) return fail(malformed("stat", fmt::format("{}", index)));
     fields[index] = *value;
   }
@@ -210,10 +211,10 @@ namespace {
 
 /// As fs/proc/base.c lnames[] spells them, by RLIMIT_*.
 constexpr std::string_view limit_names[RLIM_NLIMITS] = {
-    "Max cpu time",          "Max file size",        "Max data size",         "Max stack size",
-    "Max core file size",    "Max resident set",     "Max processes",         "Max open files",
-    "Max locked memory",     "Max address space",    "Max file locks",        "Max pending signals",
-    "Max msgqueue size",     "Max nice priority",    "Max realtime priority", "Max realtime timeout",
+    "Max cpu time",       "Max file size",     "Max data size",         "Max stack size",
+    "Max core file size", "Max resident set",  "Max processes",         "Max open files",
+    "Max locked memory",  "Max address space", "Max file locks",        "Max pending signals",
+    "Max msgqueue size",  "Max nice priority", "Max realtime priority", "Max realtime timeout",
 };
 
 std::optional<uint64_t> limit_value(std::string_view word) {

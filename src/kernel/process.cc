@@ -19,13 +19,20 @@ Error process_error(const char* operation, pid_t pid) {
 
 int kernel_kcmp_type(KcmpType type) {
   switch (type) {
-    case KcmpType::file: return KCMP_FILE;
-    case KcmpType::vm: return KCMP_VM;
-    case KcmpType::files: return KCMP_FILES;
-    case KcmpType::fs: return KCMP_FS;
-    case KcmpType::sighand: return KCMP_SIGHAND;
-    case KcmpType::io: return KCMP_IO;
-    case KcmpType::sysvsem: return KCMP_SYSVSEM;
+    case KcmpType::file:
+      return KCMP_FILE;
+    case KcmpType::vm:
+      return KCMP_VM;
+    case KcmpType::files:
+      return KCMP_FILES;
+    case KcmpType::fs:
+      return KCMP_FS;
+    case KcmpType::sighand:
+      return KCMP_SIGHAND;
+    case KcmpType::io:
+      return KCMP_IO;
+    case KcmpType::sysvsem:
+      return KCMP_SYSVSEM;
   }
   return -1;
 }
@@ -64,12 +71,18 @@ Status pidfd_kill(int pidfd, int signal) {
 
 Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a, int b) {
   // 0 equal, 1 less, 2 greater, 3 not equal but unordered: kernel/kcmp.c, kcmp_ptr() never gives 3.
-  switch (syscall(SYS_kcmp, pid1, pid2, kernel_kcmp_type(type), static_cast<unsigned long>(a), static_cast<unsigned long>(b))) {
-    case 0: return std::strong_ordering::equal;
-    case 1: return std::strong_ordering::less;
-    case 2: return std::strong_ordering::greater;
-    case -1: return fail(process_error("kcmp", pid1).about(fmt::format("tasks {} and {}", pid1, pid2)));
-    default: return fail(Error::unsupported("kcmp", "this kernel does not order objects"));
+  switch (syscall(SYS_kcmp, pid1, pid2, kernel_kcmp_type(type), static_cast<unsigned long>(a),
+                  static_cast<unsigned long>(b))) {
+    case 0:
+      return std::strong_ordering::equal;
+    case 1:
+      return std::strong_ordering::less;
+    case 2:
+      return std::strong_ordering::greater;
+    case -1:
+      return fail(process_error("kcmp", pid1).about(fmt::format("tasks {} and {}", pid1, pid2)));
+    default:
+      return fail(Error::unsupported("kcmp", "this kernel does not order objects"));
   }
 }
 
@@ -87,7 +100,8 @@ Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into) {
   // Pages without PROT_READ refuse the quick way; /proc/PID/mem asks the tracer's rights instead.
   const auto memory = TRY(open_memory(pid, O_RDONLY));
   while (done < into.size()) {
-    const ssize_t got = pread(memory.get(), into.data() + done, into.size() - done, static_cast<off_t>(from.value + done));
+    const ssize_t got =
+        pread(memory.get(), into.data() + done, into.size() - done, static_cast<off_t>(from.value + done));
     if (got == 0) return fail(Error::gone("read /proc/PID/mem", fmt::format("task {}", pid)));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return fail(memory_error("read /proc/PID/mem", pid, from.value, into.size()));
@@ -100,7 +114,8 @@ Status write_memory(pid_t pid, RemoteAddress to, ByteView bytes) {
   const auto memory = TRY(open_memory(pid, O_WRONLY));
   size_t done = 0;
   while (done < bytes.size()) {
-    const ssize_t put = pwrite(memory.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(to.value + done));
+    const ssize_t put =
+        pwrite(memory.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(to.value + done));
     if (put == 0) return fail(Error::gone("write /proc/PID/mem", fmt::format("task {}", pid)));
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) return fail(memory_error("write /proc/PID/mem", pid, to.value, bytes.size()));

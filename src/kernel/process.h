@@ -32,9 +32,10 @@ inline constexpr uint64_t page_is_wp_allowed = 1 << 0, page_is_written = 1 << 1,
                           page_is_huge = 1 << 6, page_is_soft_dirty = 1 << 7, page_is_guard = 1 << 8;
 struct PageScan {
   AddressRange range;
-  uint64_t categories = 0;               ///< PAGE_IS_*
+  uint64_t categories = 0;  ///< PAGE_IS_*
 };
-/// Ranges in `where` whose pages have all of `required` and any of `any_of` set (PAGE_IS_* masks, inverted by `inverted`).
+/// Ranges in `where` whose pages have all of `required` and any of `any_of` set (PAGE_IS_* masks, inverted by
+/// `inverted`).
 Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
                                          uint64_t inverted, uint64_t report);
 /// Raw /proc/PID/pagemap words (PFNs need CAP_SYS_ADMIN).

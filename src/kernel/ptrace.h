@@ -22,10 +22,10 @@ class WaitStatus {
   bool exited() const;
   bool killed() const;
   bool stopped() const;
-  int stop_signal() const;              ///< without the 0x80 of PTRACE_O_TRACESYSGOOD
-  int ptrace_event() const;             ///< PTRACE_EVENT_*, 0 if none
+  int stop_signal() const;   ///< without the 0x80 of PTRACE_O_TRACESYSGOOD
+  int ptrace_event() const;  ///< PTRACE_EVENT_*, 0 if none
   bool is_syscall_stop() const;
-  bool is_group_stop() const;           ///< PTRACE_EVENT_STOP with a stop signal
+  bool is_group_stop() const;  ///< PTRACE_EVENT_STOP with a stop signal
   std::string describe() const;
 
  private:
@@ -36,18 +36,18 @@ Status ptrace_seize(pid_t tid, uint64_t options);
 Status ptrace_interrupt(pid_t tid);
 Status ptrace_detach(pid_t tid, int signal = 0);
 Status ptrace_continue(pid_t tid, int signal = 0);
-Status ptrace_to_syscall(pid_t tid, int signal = 0);      ///< PTRACE_SYSCALL
+Status ptrace_to_syscall(pid_t tid, int signal = 0);  ///< PTRACE_SYSCALL
 Status ptrace_listen(pid_t tid);
-Status ptrace_set_options(pid_t tid, uint64_t options);   ///< PTRACE_O_*
-Result<Bytes> ptrace_get_regset(pid_t tid, int type);     ///< NT_PRSTATUS, NT_X86_XSTATE
+Status ptrace_set_options(pid_t tid, uint64_t options);  ///< PTRACE_O_*
+Result<Bytes> ptrace_get_regset(pid_t tid, int type);    ///< NT_PRSTATUS, NT_X86_XSTATE
 Status ptrace_set_regset(pid_t tid, int type, ByteView registers);
 Result<uint64_t> ptrace_get_sigmask(pid_t tid);
 Status ptrace_set_sigmask(pid_t tid, uint64_t mask);
 /// All siginfo_t of a queue, oldest first. `shared`: the process's queue, otherwise the thread's.
 Result<std::vector<Bytes>> ptrace_peek_siginfo(pid_t tid, bool shared);
 Result<Bytes> ptrace_get_siginfo(pid_t tid);
-/// Filter `index` of a task's chain, 0 being the first installed (kernel/seccomp.c, get_nth_filter; ptrace(2) has it the
-/// wrong way round); nothing past the last. Needs CAP_SYS_ADMIN and no seccomp filter of our own.
+/// Filter `index` of a task's chain, 0 being the first installed (kernel/seccomp.c, get_nth_filter; ptrace(2) has it
+/// the wrong way round); nothing past the last. Needs CAP_SYS_ADMIN and no seccomp filter of our own.
 struct SeccompFilterView {
   Bytes program;
   uint64_t flags = 0;

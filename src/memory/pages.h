@@ -39,7 +39,7 @@ class ProcessPages : public PageSource {
  private:
   struct Part {
     AddressRange range;
-    bool shared = false;                ///< copy-on-write with another process
+    bool shared = false;  ///< copy-on-write with another process
   };
   Result<std::vector<Part>> split_by_sharing(AddressRange range);
   Status read_exclusive(std::span<const AddressRange> ranges, std::span<uint8_t> buffer);
@@ -48,7 +48,7 @@ class ProcessPages : public PageSource {
   pid_t host_pid_;
   std::mutex opening_;
   UniqueFd pagemap_;
-  UniqueFd mem_;                        ///< /proc/PID/mem, opened on first need
+  UniqueFd mem_;  ///< /proc/PID/mem, opened on first need
 };
 
 /// A file as memory: offset is address. Beyond its end there are zeros.

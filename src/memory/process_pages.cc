@@ -1,9 +1,10 @@
 // Memory of another process. process_vm_readv(2) obeys the protections of the mappings; /proc/PID/mem does not
 // (FOLL_FORCE), but bounces every page through a kernel buffer.
 //
-// process_vm_readv pins pages, and pinning an anonymous page that is shared copy-on-write makes the kernel give the task a copy
-// of its own (mm/gup.c, gup_must_unshare): a dump would silently double the memory of a prefork server. Such pages, which the
-// pagemap shows as not exclusively mapped, are read through /proc/PID/mem, which takes references without pinning.
+// process_vm_readv pins pages, and pinning an anonymous page that is shared copy-on-write makes the kernel give the
+// task a copy of its own (mm/gup.c, gup_must_unshare): a dump would silently double the memory of a prefork server.
+// Such pages, which the pagemap shows as not exclusively mapped, are read through /proc/PID/mem, which takes references
+// without pinning.
 #include <fcntl.h>
 #include <sys/uio.h>
 
@@ -71,7 +72,7 @@ Status ProcessPages::read(uint64_t address, std::span<uint8_t> buffer) {
 }
 
 Status ProcessPages::read_ranges(std::span<const AddressRange> ranges, std::span<uint8_t> buffer) {
-  std::vector<AddressRange> exclusive;                     // consecutive in the buffer, up to a page that is shared
+  std::vector<AddressRange> exclusive;  // consecutive in the buffer, up to a page that is shared
   size_t exclusive_bytes = 0;
   const auto flush = [&]() -> Status {
     TRY(read_exclusive(exclusive, buffer.first(exclusive_bytes)));
@@ -101,12 +102,13 @@ Result<std::vector<ProcessPages::Part>> ProcessPages::split_by_sharing(AddressRa
     const std::lock_guard lock(opening_);
     if (!pagemap_.valid()) {
       pagemap_ = UniqueFd(open(fmt::format("/proc/{}/pagemap", host_pid_).c_str(), O_RDONLY | O_CLOEXEC));
-      if (!pagemap_.valid()) return std::vector<Part>{{range, true}};   // slower, and always right
+      if (!pagemap_.valid()) return std::vector<Part>{{range, true}};  // slower, and always right
     }
   }
   std::vector<uint64_t> words((range.size() + page_size - 1) / page_size);
   const auto bytes = static_cast<ssize_t>(words.size() * sizeof(uint64_t));
-  if (pread(pagemap_.get(), words.data(), words.size() * sizeof(uint64_t), static_cast<off_t>(range.begin / page_size * sizeof(uint64_t))) != bytes) {
+  if (pread(pagemap_.get(), words.data(), words.size() * sizeof(uint64_t),
+            static_cast<off_t>(range.begin / page_size * sizeof(uint64_t))) != bytes) {
     return std::vector<Part>{{range, true}};
   }
   std::vector<Part> parts;
@@ -114,8 +116,10 @@ Result<std::vector<ProcessPages::Part>> ProcessPages::split_by_sharing(AddressRa
   for (const uint64_t word : words) {
     const bool shared = (word & present) != 0 && (word & (file_backed | exclusively_mapped)) == 0;
     const uint64_t end = std::min((at / page_size + 1) * page_size, range.end);
-    if (!parts.empty() && parts.back().shared == shared) parts.back().range.end = end;
-    else parts.push_back({{at, end}, shared});
+    if (!parts.empty() && parts.back().shared == shared)
+      parts.back().range.end = end;
+    else
+      parts.push_back({{at, end}, shared});
     at = end;
   }
   return parts;
@@ -130,7 +134,8 @@ Status ProcessPages::read_exclusive(std::span<const AddressRange> ranges, std::s
     const ssize_t got = process_vm_readv(host_pid_, &local, 1, remote.data(), remote.size(), 0);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && errno == ESRCH) return fail(Error::gone("read memory", fmt::format("task {}", host_pid_)));
-    if (got < 0 && errno != EFAULT && errno != EPERM) return fail_errno("read memory", fmt::format("task {}", host_pid_));
+    if (got < 0 && errno != EFAULT && errno != EPERM)
+      return fail_errno("read memory", fmt::format("task {}", host_pid_));
     if (got > 0) cursor.advance(static_cast<size_t>(got));
     if (got == static_cast<ssize_t>(wanted)) continue;
     // The rest of this range may not be read by the task itself; the next one perhaps may.

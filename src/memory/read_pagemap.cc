@@ -16,12 +16,12 @@
 namespace stasis::memory {
 namespace {
 
-constexpr uint32_t in_parent = 1 << 0, present = 1 << 2;   // pagemap_entry.flags; 1 << 1 (lazy) is of no interest here
-constexpr size_t parents_limit = 256;                      // a path of "parent/" has to stay below PATH_MAX
+constexpr uint32_t in_parent = 1 << 0, present = 1 << 2;  // pagemap_entry.flags; 1 << 1 (lazy) is of no interest here
+constexpr size_t parents_limit = 256;                     // a path of "parent/" has to stay below PATH_MAX
 
 struct Level {
   const image::Directory& directory;
-  std::string prefix;                                      // "", "parent/", "parent/parent/" …
+  std::string prefix;  // "", "parent/", "parent/parent/" …
 };
 
 std::unexpected<Error> reject(const std::string& where, std::string cause) {
@@ -31,12 +31,13 @@ std::unexpected<Error> reject(const std::string& where, std::string cause) {
 class Chain {
  public:
   Result<std::vector<StoredRun>> read(const Level& level, const std::string& suffix) {
-    struct stat status {};
+    struct stat status{};
     if (fstat(level.directory.fd(), &status) < 0) return fail_errno("fstat", level.directory.path());
     if (!visited_.insert({status.st_dev, status.st_ino}).second) {
       return reject(level.prefix, "the chain of parent images leads back to itself");
     }
-    if (visited_.size() > parents_limit) return reject(level.prefix, fmt::format("more than {} parent images", parents_limit));
+    if (visited_.size() > parents_limit)
+      return reject(level.prefix, fmt::format("more than {} parent images", parents_limit));
     auto runs = TRY(own(level, suffix));
     if (std::ranges::none_of(runs, &Unresolved::in_parent)) return plain(std::move(runs));
     const auto parent = TRY_IN("open the parent images", image::Directory::open(level.directory.path() + "/parent"));
@@ -59,13 +60,14 @@ class Chain {
     uint64_t end = 0, offset = 0;
     for (pagemap_entry entry; TRY(reader.next(entry));) {
       auto run = TRY(parse(entry, level.prefix + reader.where()));
-      if (run.run.range.begin < end) return reject(level.prefix + reader.where(), "field vaddr: out of order, or overlaps the entry before");
+      if (run.run.range.begin < end)
+        return reject(level.prefix + reader.where(), "field vaddr: out of order, or overlaps the entry before");
       end = run.run.range.end;
       run.run.directory = level.prefix;
       run.run.pages_id = head.pages_id();
       if (!run.in_parent && !run.run.zero) {
         run.run.file_offset = offset;
-        offset += run.run.range.size();   // cannot overflow: the runs are disjoint parts of 64 bits
+        offset += run.run.range.size();  // cannot overflow: the runs are disjoint parts of 64 bits
       }
       runs.push_back(std::move(run));
     }
@@ -77,12 +79,15 @@ class Chain {
     const uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
     const auto size = checked_multiply(pages, page_size);
     const auto end = size ? checked_add(entry.vaddr(), *size) : std::nullopt;
-    if (entry.vaddr() % page_size != 0) return reject(where, fmt::format("field vaddr: {:#x} is no page boundary", entry.vaddr()));
-    if (pages == 0 || !end) return reject(where, fmt::format("field nr_pages: {} pages at {:#x} are impossible", pages, entry.vaddr()));
+    if (entry.vaddr() % page_size != 0)
+      return reject(where, fmt::format("field vaddr: {:#x} is no page boundary", entry.vaddr()));
+    if (pages == 0 || !end)
+      return reject(where, fmt::format("field nr_pages: {} pages at {:#x} are impossible", pages, entry.vaddr()));
     // Before flags there were only pages in the file and, with a field of their own, pages in the parent.
     uint32_t flags = entry.has_flags() ? entry.flags() : present;
     if (entry.in_parent()) flags = (entry.has_flags() ? entry.flags() : 0) | in_parent;
-    if ((flags & in_parent) != 0 && (flags & present) != 0) return reject(where, "field flags: both here and in the parent");
+    if ((flags & in_parent) != 0 && (flags & present) != 0)
+      return reject(where, "field flags: both here and in the parent");
     Unresolved parsed;
     parsed.run.range = {entry.vaddr(), *end};
     parsed.run.shared_with_parent = entry.shared_with_parent();
@@ -94,11 +99,13 @@ class Chain {
   static Status check_size(const Level& level, uint32_t pages_id, uint64_t needed) {
     if (needed == 0) return {};
     const std::string name = image::file_name("pages-{}", pages_id);
-    struct stat status {};
-    if (fstatat(level.directory.fd(), name.c_str(), &status, 0) < 0) return fail_errno("find the pages", level.prefix + name);
+    struct stat status{};
+    if (fstatat(level.directory.fd(), name.c_str(), &status, 0) < 0)
+      return fail_errno("find the pages", level.prefix + name);
     if (!S_ISREG(status.st_mode)) return reject(level.prefix + name, "not a regular file");
     if (static_cast<uint64_t>(status.st_size) < needed) {
-      return reject(level.prefix + name, fmt::format("it has {} bytes, but its pagemap speaks of {}", status.st_size, needed));
+      return reject(level.prefix + name,
+                    fmt::format("it has {} bytes, but its pagemap speaks of {}", status.st_size, needed));
     }
     return {};
   }
@@ -110,8 +117,8 @@ class Chain {
     return result;
   }
 
-  static Result<std::vector<StoredRun>> resolve(const Level& level, const std::string& suffix, std::vector<Unresolved> runs,
-                                                const std::vector<StoredRun>& theirs) {
+  static Result<std::vector<StoredRun>> resolve(const Level& level, const std::string& suffix,
+                                                std::vector<Unresolved> runs, const std::vector<StoredRun>& theirs) {
     std::vector<StoredRun> result;
     auto next = theirs.begin();
     for (auto& [run, is_in_parent] : runs) {
@@ -123,7 +130,8 @@ class Chain {
       while (next != theirs.end() && next->range.end <= at) ++next;
       for (auto one = next; at < run.range.end; ++one) {
         if (one == theirs.end() || one->range.begin > at) {
-          return reject(fmt::format("{}pagemap-{}.img", level.prefix, suffix), fmt::format("page {:#x} should be in the parent images, but is not", at));
+          return reject(fmt::format("{}pagemap-{}.img", level.prefix, suffix),
+                        fmt::format("page {:#x} should be in the parent images, but is not", at));
         }
         StoredRun part = *one;
         part.file_offset += at - part.range.begin;

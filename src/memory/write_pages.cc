@@ -24,8 +24,8 @@ namespace stasis::memory {
 namespace {
 
 constexpr size_t chunk_size = 1 << 20;
-constexpr uint64_t parallel_from = 32ull << 20;   ///< less is copied before a second thread has started
-constexpr uint32_t present = 1 << 2;              ///< pagemap_entry.flags
+constexpr uint64_t parallel_from = 32ull << 20;  ///< less is copied before a second thread has started
+constexpr uint32_t present = 1 << 2;             ///< pagemap_entry.flags
 
 struct Entry {
   AddressRange range;
@@ -107,12 +107,13 @@ class Copy {
     uint64_t size = 0;
     sift(chunk, buffer.data(), parts, entries, size);
     const auto offset = place(chunk, entries, size);
-    if (!offset) return {};   // another worker has failed: it has said why
+    if (!offset) return {};  // another worker has failed: it has said why
     return write(parts, *offset);
   }
 
   /// What is worth storing: as stretches of the buffer and as entries.
-  static void sift(const Chunk& chunk, uint8_t* bytes, std::vector<iovec>& parts, std::vector<Entry>& entries, uint64_t& size) {
+  static void sift(const Chunk& chunk, uint8_t* bytes, std::vector<iovec>& parts, std::vector<Entry>& entries,
+                   uint64_t& size) {
     for (const model::PageRun& piece : chunk.pieces) {
       for (uint64_t at = piece.range.begin; at < piece.range.end; at += page_size, bytes += page_size) {
         if (!piece.keep_zeros && is_zero_page(bytes)) continue;
@@ -174,10 +175,10 @@ class Copy {
 
   std::mutex mutex_;
   std::condition_variable turn_changed_;
-  size_t index_ = 0;             // next run
-  uint64_t inside_ = 0;          // bytes of it that are taken
+  size_t index_ = 0;     // next run
+  uint64_t inside_ = 0;  // bytes of it that are taken
   uint64_t turns_given_ = 0, turn_ = 0;
-  uint64_t size_ = 0;            // of the file so far
+  uint64_t size_ = 0;  // of the file so far
   std::vector<Entry> entries_;
   PageStoreStats stats_;
   std::optional<Error> error_;
@@ -188,15 +189,16 @@ Status check_runs(std::span<const model::PageRun> runs) {
   for (const model::PageRun& run : runs) {
     const bool aligned = run.range.begin % page_size == 0 && run.range.end % page_size == 0;
     if (!aligned || run.range.empty() || run.range.begin < end) {
-      return fail(Error::internal("write pages", fmt::format("run {:#x}-{:#x} is empty, unaligned or out of order", run.range.begin,
-                                                             run.range.end)));
+      return fail(Error::internal("write pages", fmt::format("run {:#x}-{:#x} is empty, unaligned or out of order",
+                                                             run.range.begin, run.range.end)));
     }
     end = run.range.end;
   }
   return {};
 }
 
-Status write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id, const std::vector<Entry>& entries) {
+Status write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
+                     const std::vector<Entry>& entries) {
   auto writer = TRY(directory.create(image::file_name("pagemap-" + suffix)));
   pagemap_head head;
   head.set_pages_id(pages_id);

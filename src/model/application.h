@@ -12,9 +12,9 @@ namespace stasis::model {
 
 struct Application {
   Pid root;
-  bool root_is_namespace_init = false;    ///< the tree owns a pid namespace and `root` is its pid 1
-  bool shell_job = false;                 ///< session and terminal belong to somebody outside
-  std::vector<Task> tasks;                ///< a parent stands before its children
+  bool root_is_namespace_init = false;  ///< the tree owns a pid namespace and `root` is its pid 1
+  bool shell_job = false;               ///< session and terminal belong to somebody outside
+  std::vector<Task> tasks;              ///< a parent stands before its children
   std::map<ObjectId, DescriptorTable> descriptor_tables;
   std::map<ObjectId, FsContext> fs_contexts;
   std::map<ObjectId, SignalHandlers> signal_handlers;

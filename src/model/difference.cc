@@ -55,8 +55,8 @@ void compare_credentials(Comparison& check, const std::string& subject, const Cr
     return std::vector<uint32_t>{c.uid, c.euid, c.suid, c.fsuid, c.gid, c.egid, c.sgid, c.fsgid};
   };
   const auto capabilities = [](const Credentials& c) {
-    return fmt::format("inh {:x} prm {:x} eff {:x} bnd {:x} amb {:x} securebits {:x} nnp {}", c.inheritable, c.permitted,
-                       c.effective, c.bounding, c.ambient, c.securebits, c.no_new_privs);
+    return fmt::format("inh {:x} prm {:x} eff {:x} bnd {:x} amb {:x} securebits {:x} nnp {}", c.inheritable,
+                       c.permitted, c.effective, c.bounding, c.ambient, c.securebits, c.no_new_privs);
   };
   check.values("credentials.ids", subject, ids(a), ids(b));
   check.values("credentials.groups", subject, a.groups, b.groups);
@@ -118,10 +118,11 @@ void compare_tasks(Comparison& check, const Task& a, const Task& b) {
 }
 
 std::string describe(const Mapping& mapping) {
-  return fmt::format("{:x}-{:x} prot {} backing {} file {} segment {} offset {:#x} flags {:#x} advice {} locked {} key {} name '{}'",
-                     mapping.range.begin, mapping.range.end, mapping.protection, static_cast<int>(mapping.backing),
-                     mapping.file, mapping.shared_memory, mapping.offset, mapping.map_flags, mapping.advice,
-                     mapping.locked, mapping.protection_key, mapping.name);
+  return fmt::format(
+      "{:x}-{:x} prot {} backing {} file {} segment {} offset {:#x} flags {:#x} advice {} locked {} key {} name '{}'",
+      mapping.range.begin, mapping.range.end, mapping.protection, static_cast<int>(mapping.backing), mapping.file,
+      mapping.shared_memory, mapping.offset, mapping.map_flags, mapping.advice, mapping.locked, mapping.protection_key,
+      mapping.name);
 }
 
 void compare_address_spaces(Comparison& check, const AddressSpace& a, const AddressSpace& b) {
@@ -160,8 +161,10 @@ template <typename Map, typename Compare>
 void compare_maps(Comparison& check, std::string_view part, const Map& before, const Map& after, Compare compare) {
   for (const auto& [id, value] : before) {
     const auto other = after.find(id);
-    if (other == after.end()) check.note(part, fmt::format("{} is gone", id));
-    else compare(value, other->second);
+    if (other == after.end())
+      check.note(part, fmt::format("{} is gone", id));
+    else
+      compare(value, other->second);
   }
   for (const auto& [id, value] : after) {
     if (!before.contains(id)) check.note(part, fmt::format("{} is new", id));
@@ -175,8 +178,10 @@ std::vector<std::string> differences(const Application& before, const Applicatio
   Comparison check(ignored);
   for (const auto& task : before.tasks) {
     const Task* other = after.find(task.pid);
-    if (other == nullptr) check.note("tasks", fmt::format("{} is gone", task.pid));
-    else compare_tasks(check, task, *other);
+    if (other == nullptr)
+      check.note("tasks", fmt::format("{} is gone", task.pid));
+    else
+      compare_tasks(check, task, *other);
   }
   for (const auto& task : after.tasks) {
     if (before.find(task.pid) == nullptr) check.note("tasks", fmt::format("{} is new", task.pid));
@@ -187,14 +192,15 @@ std::vector<std::string> differences(const Application& before, const Applicatio
                [&](const auto& a, const auto& b) { compare_descriptions(check, a, b); });
   compare_maps(check, "files.tables", before.descriptor_tables, after.descriptor_tables,
                [&](const auto& a, const auto& b) { check.equal("files.tables", fmt::format("table {}", a.id), a, b); });
-  compare_maps(check, "files.fs", before.fs_contexts, after.fs_contexts,
-               [&](const auto& a, const auto& b) { check.equal("files.fs", fmt::format("fs context {}", a.id), a, b); });
-  compare_maps(check, "signals.handlers", before.signal_handlers, after.signal_handlers, [&](const auto& a, const auto& b) {
-    check.equal("signals.handlers", fmt::format("handlers {}", a.id), a, b);
+  compare_maps(check, "files.fs", before.fs_contexts, after.fs_contexts, [&](const auto& a, const auto& b) {
+    check.equal("files.fs", fmt::format("fs context {}", a.id), a, b);
   });
-  compare_maps(check, "memory.shared", before.shared_memories, after.shared_memories, [&](const auto& a, const auto& b) {
-    check.equal("memory.shared", fmt::format("segment {}", a.id), a, b);
-  });
+  compare_maps(
+      check, "signals.handlers", before.signal_handlers, after.signal_handlers,
+      [&](const auto& a, const auto& b) { check.equal("signals.handlers", fmt::format("handlers {}", a.id), a, b); });
+  compare_maps(
+      check, "memory.shared", before.shared_memories, after.shared_memories,
+      [&](const auto& a, const auto& b) { check.equal("memory.shared", fmt::format("segment {}", a.id), a, b); });
   return check.take();
 }
 

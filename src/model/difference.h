@@ -13,7 +13,8 @@
 
 namespace stasis::model {
 
-/// Names of parts, as they begin the sentences: "timers", "signals.pending", "memory.mappings" … in `ignored` are skipped.
+/// Names of parts, as they begin the sentences: "timers", "signals.pending", "memory.mappings" … in `ignored` are
+/// skipped.
 std::vector<std::string> differences(const Application& before, const Application& after,
                                      const std::set<std::string>& ignored = {});
 

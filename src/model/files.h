@@ -47,19 +47,19 @@ struct FileOwner {
   enum class Kind : uint8_t { none, thread, process, group };
   Kind kind = Kind::none;
   pid_t id = 0;
-  uint32_t uid = 0;   ///< real uid of the setter (checked by the kernel when it signals)
+  uint32_t uid = 0;  ///< real uid of the setter (checked by the kernel when it signals)
   uint32_t euid = 0;
-  int signal = 0;     ///< 0 means SIGIO
+  int signal = 0;  ///< 0 means SIGIO
   friend bool operator==(const FileOwner&, const FileOwner&) = default;
 };
 
 /// An open file description.
 struct OpenDescription {
   ObjectId id;
-  uint32_t flags = 0;    ///< access mode and status flags as in /proc/PID/fdinfo, without O_CLOEXEC
+  uint32_t flags = 0;  ///< access mode and status flags as in /proc/PID/fdinfo, without O_CLOEXEC
   uint64_t position = 0;
   FileOwner owner;
-  KindState state;       ///< what it refers to
+  KindState state;  ///< what it refers to
   friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
 };
 

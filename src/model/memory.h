@@ -13,33 +13,34 @@ namespace stasis::model {
 
 enum class Backing : uint8_t {
   private_anonymous,
-  shared_anonymous,   ///< MAP_SHARED|MAP_ANONYMOUS: a SharedMemory object
+  shared_anonymous,  ///< MAP_SHARED|MAP_ANONYMOUS: a SharedMemory object
   private_file,
   shared_file,
   vdso,
-  vvar,               ///< also vvar_vclock
-  vsyscall,           ///< never mapped by us: it is there or it is not
+  vvar,      ///< also vvar_vclock
+  vsyscall,  ///< never mapped by us: it is there or it is not
 };
 
 /// One VMA as /proc/PID/smaps shows it.
 struct Mapping {
   AddressRange range;
-  uint32_t protection = 0;      ///< PROT_READ | PROT_WRITE | PROT_EXEC
+  uint32_t protection = 0;  ///< PROT_READ | PROT_WRITE | PROT_EXEC
   Backing backing = Backing::private_anonymous;
-  ObjectId file;                ///< file-backed: an OpenDescription (regular, memfd, /dev/zero …)
-  ObjectId shared_memory;       ///< shared_anonymous: a SharedMemory
-  uint64_t offset = 0;          ///< bytes into the file or segment
-  uint32_t map_flags = 0;       ///< MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | (log2 of the huge page size << MAP_HUGE_SHIFT)
-  bool is_heap = false;         ///< [heap]
-  bool is_stack = false;        ///< [stack]
-  std::set<int> advice;         ///< madvise(2) values in force: MADV_DONTFORK, MADV_HUGEPAGE, MADV_MERGEABLE …
-  bool locked = false;          ///< mlock
-  bool locked_on_fault = false; ///< mlock2(MLOCK_ONFAULT)
+  ObjectId file;           ///< file-backed: an OpenDescription (regular, memfd, /dev/zero …)
+  ObjectId shared_memory;  ///< shared_anonymous: a SharedMemory
+  uint64_t offset = 0;     ///< bytes into the file or segment
+  uint32_t map_flags =
+      0;  ///< MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | (log2 of the huge page size << MAP_HUGE_SHIFT)
+  bool is_heap = false;          ///< [heap]
+  bool is_stack = false;         ///< [stack]
+  std::set<int> advice;          ///< madvise(2) values in force: MADV_DONTFORK, MADV_HUGEPAGE, MADV_MERGEABLE …
+  bool locked = false;           ///< mlock
+  bool locked_on_fault = false;  ///< mlock2(MLOCK_ONFAULT)
   int protection_key = 0;
-  bool accounted = false;       ///< private, and writable now or once: counts as committed memory (VM_ACCOUNT)
-  bool sealed = false;          ///< mseal(2)
-  std::vector<AddressRange> guards;   ///< MADV_GUARD_INSTALL, ascending
-  std::string name;             ///< PR_SET_VMA_ANON_NAME
+  bool accounted = false;            ///< private, and writable now or once: counts as committed memory (VM_ACCOUNT)
+  bool sealed = false;               ///< mseal(2)
+  std::vector<AddressRange> guards;  ///< MADV_GUARD_INSTALL, ascending
+  std::string name;                  ///< PR_SET_VMA_ANON_NAME
   friend bool operator==(const Mapping&, const Mapping&) = default;
 };
 
@@ -47,7 +48,7 @@ struct Mapping {
 struct SharedMemory {
   ObjectId id;
   uint64_t size = 0;
-  uint32_t map_flags = 0;       ///< MAP_HUGETLB …
+  uint32_t map_flags = 0;  ///< MAP_HUGETLB …
   friend bool operator==(const SharedMemory&, const SharedMemory&) = default;
 };
 
@@ -73,11 +74,11 @@ struct PageRun {
 struct AddressSpace {
   ObjectId id;
   MemoryLayout layout;
-  ObjectId executable;          ///< /proc/PID/exe: an OpenDescription
-  int dumpable = 1;             ///< PR_GET_DUMPABLE: 0, 1 or 2
-  bool thp_disabled = false;    ///< PR_SET_THP_DISABLE
-  bool merge_any = false;       ///< PR_SET_MEMORY_MERGE
-  bool lock_future = false;     ///< MCL_FUTURE
+  ObjectId executable;        ///< /proc/PID/exe: an OpenDescription
+  int dumpable = 1;           ///< PR_GET_DUMPABLE: 0, 1 or 2
+  bool thp_disabled = false;  ///< PR_SET_THP_DISABLE
+  bool merge_any = false;     ///< PR_SET_MEMORY_MERGE
+  bool lock_future = false;   ///< MCL_FUTURE
   bool lock_future_on_fault = false;
   std::vector<Mapping> mappings;
   std::vector<PageRun> pages;

@@ -1,7 +1,8 @@
 // Tasks and threads: the state that the kernel keeps per process and per thread.
 //
 // "Process" is a thread group (signal_struct), "thread" a task_struct. What may be shared between tasks independently
-// of the tree (descriptor table, fs context, signal handlers, address space) is an object of its own, referred to by id.
+// of the tree (descriptor table, fs context, signal handlers, address space) is an object of its own, referred to by
+// id.
 #pragma once
 
 #include <array>
@@ -18,8 +19,8 @@ namespace stasis::model {
 /// General registers (struct user_regs_struct order is the architecture's own) and the extended state as the kernel's
 /// standard (uncompacted) XSAVE format gives it through NT_X86_XSTATE. Both are opaque outside arch folders.
 struct Registers {
-  Bytes general;    ///< NT_PRSTATUS register set
-  Bytes extended;   ///< NT_X86_XSTATE
+  Bytes general;   ///< NT_PRSTATUS register set
+  Bytes extended;  ///< NT_X86_XSTATE
   friend bool operator==(const Registers&, const Registers&) = default;
 };
 
@@ -44,7 +45,7 @@ struct SeccompFilter {
 struct Seccomp {
   enum class Mode : uint8_t { disabled = 0, strict = 1, filter = 2 };
   Mode mode = Mode::disabled;
-  std::vector<SeccompFilter> filters;   ///< oldest first: the order of installation
+  std::vector<SeccompFilter> filters;  ///< oldest first: the order of installation
   friend bool operator==(const Seccomp&, const Seccomp&) = default;
 };
 
@@ -55,8 +56,8 @@ struct Scheduling {
   int32_t nice = 0;
   uint32_t priority = 0;
   uint64_t runtime = 0, deadline = 0, period = 0;
-  std::vector<uint32_t> cpus;         ///< affinity: allowed CPU numbers, ascending
-  int io_priority = 0;                ///< ioprio_get(2)
+  std::vector<uint32_t> cpus;  ///< affinity: allowed CPU numbers, ascending
+  int io_priority = 0;         ///< ioprio_get(2)
   uint64_t timer_slack_ns = 50000;
   friend bool operator==(const Scheduling&, const Scheduling&) = default;
 };
@@ -72,22 +73,22 @@ struct AlternateStack {
 /// A queued signal with its siginfo_t (128 bytes), oldest first in its queue.
 using PendingSignal = Bytes;
 
-struct RestartableSequence {          ///< rseq(2)
+struct RestartableSequence {  ///< rseq(2)
   uint64_t address = 0;
   uint32_t size = 0, signature = 0, flags = 0;
   friend bool operator==(const RestartableSequence&, const RestartableSequence&) = default;
 };
 
 struct Thread {
-  Tid tid;                            ///< in the tree's namespace
-  std::vector<pid_t> nested_tids;     ///< ids in deeper pid namespaces, outermost first; empty if there are none
-  std::string name;                   ///< comm, at most 15 bytes
+  Tid tid;                         ///< in the tree's namespace
+  std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
+  std::string name;                ///< comm, at most 15 bytes
   Registers registers;
   Credentials credentials;
   Seccomp seccomp;
   Scheduling scheduling;
   uint64_t blocked_signals = 0;
-  std::vector<PendingSignal> pending; ///< sent to this thread
+  std::vector<PendingSignal> pending;  ///< sent to this thread
   AlternateStack alternate_stack;
   uint64_t robust_list = 0, robust_list_length = 0;
   RestartableSequence rseq;
@@ -109,25 +110,25 @@ struct SignalHandlers {
   friend bool operator==(const SignalHandlers&, const SignalHandlers&) = default;
 };
 
-struct IntervalTimer {                ///< getitimer(2); microseconds
+struct IntervalTimer {  ///< getitimer(2); microseconds
   uint64_t interval_us = 0, remaining_us = 0;
   friend bool operator==(const IntervalTimer&, const IntervalTimer&) = default;
 };
 
-struct PosixTimer {                   ///< timer_create(2)
+struct PosixTimer {  ///< timer_create(2)
   int32_t id = 0;
   int32_t clock = 0;
-  int32_t notification = 0;           ///< SIGEV_*
+  int32_t notification = 0;  ///< SIGEV_*
   int32_t signal = 0;
-  uint64_t value = 0;                 ///< sigev_value
-  Tid notified_thread;                ///< SIGEV_THREAD_ID
-  uint64_t interval_ns = 0, remaining_ns = 0;   ///< remaining 0: disarmed
+  uint64_t value = 0;                          ///< sigev_value
+  Tid notified_thread;                         ///< SIGEV_THREAD_ID
+  uint64_t interval_ns = 0, remaining_ns = 0;  ///< remaining 0: disarmed
   int32_t overrun = 0;
   friend bool operator==(const PosixTimer&, const PosixTimer&) = default;
 };
 
 struct ResourceLimit {
-  uint64_t soft = 0, hard = 0;        ///< RLIM_INFINITY is ~0
+  uint64_t soft = 0, hard = 0;  ///< RLIM_INFINITY is ~0
   friend bool operator==(const ResourceLimit&, const ResourceLimit&) = default;
 };
 
@@ -135,22 +136,22 @@ enum class TaskState : uint8_t { running, stopped, zombie };
 
 /// A process.
 struct Task {
-  Pid pid, parent, group, session;    ///< parent 0: outside the tree. Ids in the tree's namespace
+  Pid pid, parent, group, session;  ///< parent 0: outside the tree. Ids in the tree's namespace
   TaskState state = TaskState::running;
-  int exit_status = 0;                ///< zombie: as wait(2) gives it
-  int stop_signal = 0;                ///< stopped: the signal that stopped it
-  ObjectId descriptors, fs, handlers, address_space;   ///< 0 for a zombie
+  int exit_status = 0;                                ///< zombie: as wait(2) gives it
+  int stop_signal = 0;                                ///< stopped: the signal that stopped it
+  ObjectId descriptors, fs, handlers, address_space;  ///< 0 for a zombie
   bool child_subreaper = false;
   uint32_t personality = 0;
   int32_t oom_score_adj = 0;
   std::array<ResourceLimit, 16> limits{};
-  std::array<IntervalTimer, 3> interval_timers{};      ///< ITIMER_REAL, _VIRTUAL, _PROF
-  std::vector<PosixTimer> posix_timers;                ///< ascending ids
-  int32_t next_posix_timer_id = 0;    ///< from /proc/PID/timers position, if known
-  std::vector<PendingSignal> pending; ///< sent to the process
-  std::vector<Thread> threads;        ///< leader first; empty for a zombie except its name
-  std::string name;                   ///< a zombie's comm (a live task's is its leader's)
-  uint64_t controlling_terminal = 0;  ///< device number, 0: none
+  std::array<IntervalTimer, 3> interval_timers{};  ///< ITIMER_REAL, _VIRTUAL, _PROF
+  std::vector<PosixTimer> posix_timers;            ///< ascending ids
+  int32_t next_posix_timer_id = 0;                 ///< from /proc/PID/timers position, if known
+  std::vector<PendingSignal> pending;              ///< sent to the process
+  std::vector<Thread> threads;                     ///< leader first; empty for a zombie except its name
+  std::string name;                                ///< a zombie's comm (a live task's is its leader's)
+  uint64_t controlling_terminal = 0;               ///< device number, 0: none
   friend bool operator==(const Task&, const Task&) = default;
 };
 

@@ -15,17 +15,17 @@
 
 namespace stasis::plan {
 
-struct In {              ///< pointer to these bytes
+struct In {  ///< pointer to these bytes
   Bytes bytes;
   /// Words inside the bytes that are pointers themselves: at the first offset stands the address of the second.
   std::vector<std::pair<uint32_t, uint32_t>> pointers = {};
   friend bool operator==(const In&, const In&) = default;
 };
-struct Out {             ///< pointer to this many zeroed bytes, readable afterwards
+struct Out {  ///< pointer to this many zeroed bytes, readable afterwards
   uint64_t size = 0;
   friend bool operator==(const Out&, const Out&) = default;
 };
-struct InOut {           ///< both
+struct InOut {  ///< both
   Bytes bytes;
   friend bool operator==(const InOut&, const InOut&) = default;
 };
@@ -51,7 +51,7 @@ struct Expectation {
 
 struct Call {
   /// Pseudo numbers beside real system calls: whole transfers, retried until complete.
-  static constexpr uint32_t read_fully = 0x10000;   ///< args: descriptor, address, length, offset (~0: current)
+  static constexpr uint32_t read_fully = 0x10000;  ///< args: descriptor, address, length, offset (~0: current)
   static constexpr uint32_t write_fully = 0x10001;
   /// args: descriptor, wanted number, O_CLOEXEC or 0. Moves a descriptor to its number unless it has it already.
   static constexpr uint32_t move_fd = 0x10002;
@@ -67,9 +67,12 @@ using Calls = std::vector<Call>;
 template <typename T>
 Argument argument(T&& value) {
   using Plain = std::remove_cvref_t<T>;
-  if constexpr (std::is_enum_v<Plain>) return static_cast<uint64_t>(value);
-  else if constexpr (std::is_integral_v<Plain>) return static_cast<uint64_t>(static_cast<int64_t>(value));
-  else return std::forward<T>(value);
+  if constexpr (std::is_enum_v<Plain>)
+    return static_cast<uint64_t>(value);
+  else if constexpr (std::is_integral_v<Plain>)
+    return static_cast<uint64_t>(static_cast<int64_t>(value));
+  else
+    return std::forward<T>(value);
 }
 template <typename... Args>
 Call call(uint32_t number, Args&&... args) {

@@ -23,12 +23,17 @@ namespace stasis::plan {
 struct Fork {
   static constexpr std::string_view name = "FORK";
   Pid child_pid;
-  std::vector<pid_t> nested_pids;   ///< ids in deeper pid namespaces, outermost first
+  std::vector<pid_t> nested_pids;  ///< ids in deeper pid namespaces, outermost first
   bool new_pid_namespace = false;
   bool share_files = false, share_fs = false, share_handlers = false, share_memory = false;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("child_pid", s.child_pid); v("nested_pids", s.nested_pids); v("new_pid_namespace", s.new_pid_namespace);
-    v("share_files", s.share_files); v("share_fs", s.share_fs); v("share_handlers", s.share_handlers);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("child_pid", s.child_pid);
+    v("nested_pids", s.nested_pids);
+    v("new_pid_namespace", s.new_pid_namespace);
+    v("share_files", s.share_files);
+    v("share_fs", s.share_fs);
+    v("share_handlers", s.share_handlers);
     v("share_memory", s.share_memory);
   }
 };
@@ -36,53 +41,81 @@ struct Fork {
 struct Clone {
   static constexpr std::string_view name = "CLONE";
   Pid child_pid;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("child_pid", s.child_pid); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("child_pid", s.child_pid);
+  }
 };
 struct StartThread {
   static constexpr std::string_view name = "START_THREAD";
   Tid tid;
   std::vector<pid_t> nested_tids;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("tid", s.tid); v("nested_tids", s.nested_tids); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("tid", s.tid);
+    v("nested_tids", s.nested_tids);
+  }
 };
 struct SetChildReaper {
   static constexpr std::string_view name = "SET_CHILD_REAPER";
   bool value = false;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("value", s.value); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("value", s.value);
+  }
 };
 struct SetSid {
   static constexpr std::string_view name = "SET_SID";
-  template <typename S, typename V> static void fields(S&, V&&) {}
+  template <typename S, typename V>
+  static void fields(S&, V&&) {}
 };
 /// setpgid(target, pgid); target is the runner or a child of it.
 struct SetPgid {
   static constexpr std::string_view name = "SET_PGID";
   Pid target;
   Pid pgid;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("target", s.target); v("pgid", s.pgid); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("target", s.target);
+    v("pgid", s.pgid);
+  }
 };
 /// The runner ends with this wait(2) status.
 struct Exit {
   static constexpr std::string_view name = "EXIT";
   int status = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("status", s.status); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("status", s.status);
+  }
 };
 /// The runner reaps a child that has ended or will.
 struct Wait {
   static constexpr std::string_view name = "WAIT";
   Pid child_pid;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("child_pid", s.child_pid); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("child_pid", s.child_pid);
+  }
 };
 /// Waits until the event has been posted `count` times, by whomever.
 struct Await {
   static constexpr std::string_view name = "AWAIT";
   std::string event;
   uint32_t count = 1;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("event", s.event); v("count", s.count); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("event", s.event);
+    v("count", s.count);
+  }
 };
 struct Post {
   static constexpr std::string_view name = "POST";
   std::string event;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("event", s.event); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("event", s.event);
+  }
 };
 
 // ---- descriptors. `description` names the open file description of the Application that the step makes or moves;
@@ -95,34 +128,53 @@ struct Open {
   uint32_t mode = 0;
   int fd = 0;
   ObjectId description;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("path", s.path); v("flags", s.flags); v("mode", s.mode); v("fd", s.fd); v("description", s.description);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("path", s.path);
+    v("flags", s.flags);
+    v("mode", s.mode);
+    v("fd", s.fd);
+    v("description", s.description);
   }
 };
 struct Close {
   static constexpr std::string_view name = "CLOSE";
   int fd = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("fd", s.fd); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+  }
 };
 struct Dup2 {
   static constexpr std::string_view name = "DUP2";
   int old_fd = 0, new_fd = 0;
   bool close_on_exec = false;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("old_fd", s.old_fd); v("new_fd", s.new_fd); v("close_on_exec", s.close_on_exec);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("old_fd", s.old_fd);
+    v("new_fd", s.new_fd);
+    v("close_on_exec", s.close_on_exec);
   }
 };
 struct SetCloseOnExec {
   static constexpr std::string_view name = "SET_CLOSE_ON_EXEC";
   int fd = 0;
   bool value = false;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("fd", s.fd); v("value", s.value); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("value", s.value);
+  }
 };
 struct Lseek {
   static constexpr std::string_view name = "LSEEK";
   int fd = 0;
   uint64_t offset = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("fd", s.fd); v("offset", s.offset); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("offset", s.offset);
+  }
 };
 /// The runner is `to_pid` and takes descriptor `fd` of `from_pid` by pidfd_getfd.
 struct TransferFd {
@@ -130,8 +182,12 @@ struct TransferFd {
   Pid from_pid, to_pid;
   int fd = 0, target_fd = 0;
   bool close_on_exec = false;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("from_pid", s.from_pid); v("to_pid", s.to_pid); v("fd", s.fd); v("target_fd", s.target_fd);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("from_pid", s.from_pid);
+    v("to_pid", s.to_pid);
+    v("fd", s.fd);
+    v("target_fd", s.target_fd);
     v("close_on_exec", s.close_on_exec);
   }
 };
@@ -145,9 +201,15 @@ struct Mmap {
   uint64_t offset = 0;
   bool is_shared = false;
   uint32_t prot = 3, flags = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("addr", s.addr); v("length", s.length); v("fd", s.fd); v("offset", s.offset); v("is_shared", s.is_shared);
-    v("prot", s.prot); v("flags", s.flags);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+    v("fd", s.fd);
+    v("offset", s.offset);
+    v("is_shared", s.is_shared);
+    v("prot", s.prot);
+    v("flags", s.flags);
   }
 };
 struct MmapAnon {
@@ -155,34 +217,50 @@ struct MmapAnon {
   uint64_t addr = 0, length = 0;
   bool is_shared = false;
   uint32_t prot = 3, flags = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("addr", s.addr); v("length", s.length); v("is_shared", s.is_shared); v("prot", s.prot); v("flags", s.flags);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+    v("is_shared", s.is_shared);
+    v("prot", s.prot);
+    v("flags", s.flags);
   }
 };
 struct Mremap {
   static constexpr std::string_view name = "MREMAP";
   uint64_t addr = 0, length = 0, new_addr = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("addr", s.addr); v("length", s.length); v("new_addr", s.new_addr);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+    v("new_addr", s.new_addr);
   }
 };
 struct Munmap {
   static constexpr std::string_view name = "MUNMAP";
   uint64_t addr = 0, length = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) { v("addr", s.addr); v("length", s.length); }
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+  }
 };
 struct Mprotect {
   static constexpr std::string_view name = "MPROTECT";
   uint64_t addr = 0, length = 0;
   uint32_t prot = 0;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("addr", s.addr); v("length", s.length); v("prot", s.prot);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+    v("prot", s.prot);
   }
 };
 /// Unmaps everything but the agent area: the new process is an empty address space from here on.
 struct ClearMemory {
   static constexpr std::string_view name = "CLEAR_MEMORY";
-  template <typename S, typename V> static void fields(S&, V&&) {}
+  template <typename S, typename V>
+  static void fields(S&, V&&) {}
 };
 /// Fills `runs` (address, length pairs, flattened) from consecutive bytes of a file.
 struct LoadPages {
@@ -190,8 +268,11 @@ struct LoadPages {
   int fd = 0;
   uint64_t offset = 0;
   std::vector<uint64_t> runs;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("fd", s.fd); v("offset", s.offset); v("runs", s.runs);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("offset", s.offset);
+    v("runs", s.runs);
   }
 };
 
@@ -206,29 +287,34 @@ struct Created {
 };
 struct Perform {
   static constexpr std::string_view name = "PERFORM";
-  std::string purpose;                ///< "posix timer 3", for people
-  std::string attribute;              ///< "timers.posix": what of the Application this makes true; empty: nothing by itself
-  std::vector<std::string> needs;     ///< "CAP_SYS_ADMIN" …
+  std::string purpose;    ///< "posix timer 3", for people
+  std::string attribute;  ///< "timers.posix": what of the Application this makes true; empty: nothing by itself
+  std::vector<std::string> needs;  ///< "CAP_SYS_ADMIN" …
   std::vector<Created> creates;
   Calls calls;
-  template <typename S, typename V> static void fields(S& s, V&& v) {
-    v("purpose", s.purpose); v("attribute", s.attribute); v("needs", s.needs); v("creates", s.creates); v("calls", s.calls);
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("purpose", s.purpose);
+    v("attribute", s.attribute);
+    v("needs", s.needs);
+    v("creates", s.creates);
+    v("calls", s.calls);
   }
 };
 /// The runner's thread is complete and waits for its final registers.
 struct Ready {
   static constexpr std::string_view name = "READY";
-  template <typename S, typename V> static void fields(S&, V&&) {}
+  template <typename S, typename V>
+  static void fields(S&, V&&) {}
 };
 
-using Action = std::variant<Fork, Clone, StartThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post,
-                            Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd,
-                            Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, LoadPages,
-                            Perform, Ready>;
+using Action = std::variant<Fork, Clone, StartThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post, Open,
+                            Close, Dup2, SetCloseOnExec, Lseek, TransferFd, Mmap, MmapAnon, Mremap, Munmap, Mprotect,
+                            ClearMemory, LoadPages, Perform, Ready>;
 
 struct Command {
-  Pid pid;        ///< the process that runs it; 0: the supervisor
-  Tid tid;        ///< the thread of it that runs it (leader: same number)
+  Pid pid;  ///< the process that runs it; 0: the supervisor
+  Tid tid;  ///< the thread of it that runs it (leader: same number)
   Action action;
 };
 

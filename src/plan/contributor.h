@@ -16,12 +16,12 @@ namespace stasis::plan {
 /// When a contribution runs, in the order in which one process goes through them. Between `settle` and `final`
 /// every process has waited for every other: nobody is touched from outside afterwards.
 enum class Stage {
-  prepare,      ///< supervisor only, before anything exists: ghost files, link remaps
-  process,      ///< leader, once its descriptors and memory are in place: handlers, limits, layout, fs context …
-  thread,       ///< each thread: name, scheduling, stacks, robust list …
-  settle,       ///< supervisor only, when every process is complete but none runs: removes what `prepare` left
-  final,        ///< each thread (leader first), after all processes are complete: timers are armed, pending signals sent
-  privileges,   ///< each thread, last of all: credentials, then seccomp
+  prepare,     ///< supervisor only, before anything exists: ghost files, link remaps
+  process,     ///< leader, once its descriptors and memory are in place: handlers, limits, layout, fs context …
+  thread,      ///< each thread: name, scheduling, stacks, robust list …
+  settle,      ///< supervisor only, when every process is complete but none runs: removes what `prepare` left
+  final,       ///< each thread (leader first), after all processes are complete: timers are armed, pending signals sent
+  privileges,  ///< each thread, last of all: credentials, then seccomp
 };
 
 /// Attribute of a settling command that a failed restore leaves out: what it removes is needed for the next attempt.
@@ -49,7 +49,7 @@ class Sink {
 struct Placement {
   const model::OpenDescription* description = nullptr;
   int fd = -1;
-  int scratch = -1;   ///< this number and the next are free for the maker's own use
+  int scratch = -1;  ///< this number and the next are free for the maker's own use
 };
 
 class Contributor {
@@ -72,8 +72,8 @@ class DescriptionMaker {
   virtual std::string_view kind() const = 0;
   /// Descriptions that must be made in one go by one process share this number (the two ends of a pipe); 0: alone.
   virtual ObjectId made_together(const model::OpenDescription&) const { return {}; }
-  /// Whether `make` may run in several processes and lead to the same object each time (a file that has a path). What is
-  /// not reopenable is made once and passed on.
+  /// Whether `make` may run in several processes and lead to the same object each time (a file that has a path). What
+  /// is not reopenable is made once and passed on.
   virtual bool reopenable() const { return false; }
   /// The kind's own preparation and clean-up by the supervisor (stages prepare and settle).
   virtual void contribute(Stage, const model::Application&, Sink&) const {}
@@ -84,7 +84,7 @@ class DescriptionMaker {
 };
 
 struct Contributors {
-  std::vector<const Contributor*> rooms;          ///< in the order in which they run within a stage
+  std::vector<const Contributor*> rooms;  ///< in the order in which they run within a stage
   std::vector<const DescriptionMaker*> makers;
 };
 

@@ -12,17 +12,17 @@ namespace {
 std::string opened_by(Pid pid) { return fmt::format("opened by {}", pid); }
 std::string taken_from(Pid pid) { return fmt::format("taken from {}", pid); }
 
-struct OwnerEx {   // struct f_owner_ex
+struct OwnerEx {  // struct f_owner_ex
   int type;
   pid_t pid;
 };
 
-/// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones, which
-/// only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm).
+/// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones,
+/// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm).
 Calls owner_calls(int fd, const model::FileOwner& owner) {
   Calls calls;
   if (owner.kind != model::FileOwner::Kind::none) {
-    const int type = owner.kind == model::FileOwner::Kind::thread ? F_OWNER_TID
+    const int type = owner.kind == model::FileOwner::Kind::thread    ? F_OWNER_TID
                      : owner.kind == model::FileOwner::Kind::process ? F_OWNER_PID
                                                                      : F_OWNER_PGRP;
     calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(OwnerEx{type, owner.id})));
@@ -34,7 +34,7 @@ Calls owner_calls(int fd, const model::FileOwner& owner) {
 }  // namespace
 
 DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
-  std::map<ObjectId, size_t> group_of;                      // "made together" object → index in the owner's groups
+  std::map<ObjectId, size_t> group_of;  // "made together" object → index in the owner's groups
   for (const auto& task : out.application.tasks) {
     if (task.state == model::TaskState::zombie || !table_worker_.emplace(task.descriptors, task.pid).second) continue;
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
@@ -63,7 +63,7 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
           if (owner != task.pid) {
             made.owner = owner;
             made.temporary = true;
-            made.fd = -1;                                   // chosen when it is made
+            made.fd = -1;  // chosen when it is made
           }
           break;
         }
@@ -83,7 +83,8 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     auto& made = made_.at(id);
     const auto& description = out_.application.descriptions.at(id);
     if (made.maker == nullptr) {
-      return fail(Error::internal("plan descriptors", fmt::format("nobody makes files of kind {}", description.state.value->kind())));
+      return fail(Error::internal("plan descriptors",
+                                  fmt::format("nobody makes files of kind {}", description.state.value->kind())));
     }
     if (made.temporary) {
       made.fd = out_.temporary_fd();
@@ -121,7 +122,7 @@ Status DescriptorPlan::make(Pid pid) {
 
 void DescriptorPlan::take(Pid pid) {
   std::set<Pid> sources;
-  std::map<ObjectId, int> here;                             // already in our table under this number
+  std::map<ObjectId, int> here;  // already in our table under this number
   auto sink = out_.process(pid);
   for (auto& [id, made] : made_) {
     for (const auto& use : made.uses) {

@@ -29,7 +29,7 @@ class DescriptorPlan {
   };
   struct Made {
     Pid owner;
-    int fd = -1;                     ///< the number the owner makes it at
+    int fd = -1;  ///< the number the owner makes it at
     bool temporary = false;
     const DescriptionMaker* maker = nullptr;
     std::vector<Use> uses;
@@ -39,7 +39,7 @@ class DescriptorPlan {
   void set_state(Pid, const model::OpenDescription&, const Made&);
 
   Emission& out_;
-  std::map<ObjectId, Pid> table_worker_;                    ///< descriptor table → process
+  std::map<ObjectId, Pid> table_worker_;  ///< descriptor table → process
   std::map<ObjectId, Made> made_;
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;  ///< by owner, in order of making
 };

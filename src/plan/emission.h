@@ -19,7 +19,7 @@ class Emission {
   const Contributors& contributors;
   const PlanOptions& options;
   Program program;
-  std::map<std::string, uint32_t> posted;      ///< how often an event is posted so far
+  std::map<std::string, uint32_t> posted;  ///< how often an event is posted so far
 
   Sink process(Pid pid) { return {program, pid, pid.value == 0 ? Tid{0} : leader_of(pid)}; }
   Sink thread(Pid pid, Tid tid) { return {program, pid, tid}; }

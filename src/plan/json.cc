@@ -36,10 +36,14 @@ Json json_of(const Argument& argument) {
 
 Json json_of(const Expectation& expect) {
   switch (expect.kind) {
-    case Expectation::Kind::anything: return "anything";
-    case Expectation::Kind::exactly: return {{"exactly", expect.value}};
-    case Expectation::Kind::success_or: return {{"success_or", expect.value}};
-    case Expectation::Kind::success: break;
+    case Expectation::Kind::anything:
+      return "anything";
+    case Expectation::Kind::exactly:
+      return {{"exactly", expect.value}};
+    case Expectation::Kind::success_or:
+      return {{"success_or", expect.value}};
+    case Expectation::Kind::success:
+      break;
   }
   return "success";
 }
@@ -111,7 +115,8 @@ T integer(const Json& json) {
     mismatch("is negative");
   } else {
     const auto value = json.get<int64_t>();
-    if (json.is_number_unsigned() && json.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
+    if (json.is_number_unsigned() &&
+        json.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
       mismatch("is out of range");
     }
     if (value < std::numeric_limits<T>::min() || value > std::numeric_limits<T>::max()) mismatch("is out of range");
@@ -129,7 +134,8 @@ Bytes bytes_from(const Json& json) {
   };
   if (text.size() % 2 != 0) mismatch("has an odd number of hexadecimal digits");
   Bytes bytes;
-  for (size_t i = 0; i < text.size(); i += 2) bytes.push_back(static_cast<uint8_t>(digit(text[i]) * 16 + digit(text[i + 1])));
+  for (size_t i = 0; i < text.size(); i += 2)
+    bytes.push_back(static_cast<uint8_t>(digit(text[i]) * 16 + digit(text[i + 1])));
   return bytes;
 }
 
@@ -186,7 +192,8 @@ In read_in(const Json& json) {
   std::vector<std::vector<uint32_t>> pairs;
   in_field("pointers", [&] { read(json["pointers"], pairs); });
   for (const auto& pair : pairs) {
-    if (pair.size() != 2 || uint64_t{pair[0]} + 8 > in.bytes.size() || pair[1] >= in.bytes.size()) mismatch("has a pointer outside of its bytes");
+    if (pair.size() != 2 || uint64_t{pair[0]} + 8 > in.bytes.size() || pair[1] >= in.bytes.size())
+      mismatch("has a pointer outside of its bytes");
     in.pointers.emplace_back(pair[0], pair[1]);
   }
   return in;
@@ -198,17 +205,20 @@ void read(const Json& json, Argument& to) {
     return;
   }
   only_fields(json, {"in", "pointers", "out", "inout", "result", "word"});
-  if (json.size() != 1u + json.contains("pointers")) mismatch("is neither a number nor one of in, out, inout, result, word");
-  if (json.contains("in")) to = read_in(json);
-  else if (json.contains("inout")) to = InOut{bytes_from(json["inout"])};
-  else if (json.contains("result")) to = ResultOf{integer<int>(json["result"])};
+  if (json.size() != 1u + json.contains("pointers"))
+    mismatch("is neither a number nor one of in, out, inout, result, word");
+  if (json.contains("in"))
+    to = read_in(json);
+  else if (json.contains("inout"))
+    to = InOut{bytes_from(json["inout"])};
+  else if (json.contains("result"))
+    to = ResultOf{integer<int>(json["result"])};
   else if (json.contains("word")) {
     std::vector<int> word;
     in_field("word", [&] { read(json["word"], word); });
     if (word.size() != 2 || word[1] < 0) mismatch("has a word that is not [call, offset]");
     to = WordOf{word[0], static_cast<uint32_t>(word[1])};
-  }
-  else {
+  } else {
     constexpr uint64_t largest_answer = 16 << 20;
     const auto size = integer<uint64_t>(json["out"]);
     if (size > largest_answer) mismatch("asks for more than 16 MiB of output");
@@ -217,8 +227,10 @@ void read(const Json& json, Argument& to) {
 }
 
 void read(const Json& json, Expectation& to) {
-  if (json == "success") to = {};
-  else if (json == "anything") to = {Expectation::Kind::anything, 0};
+  if (json == "success")
+    to = {};
+  else if (json == "anything")
+    to = {Expectation::Kind::anything, 0};
   else {
     only_fields(json, {"exactly", "success_or"});
     if (json.size() != 1) mismatch("is not an expectation");
@@ -264,8 +276,8 @@ Action read_action(const Json& json) {
     }
     // What has a neutral value may be left out: lists, flags, and ids of the model. The rest is essential.
     using Value = std::remove_cvref_t<decltype(value)>;
-    constexpr bool optional = std::is_same_v<Value, bool> || std::is_same_v<Value, ObjectId> || std::is_same_v<Value, uint32_t> ||
-                              requires { value.empty(); };
+    constexpr bool optional = std::is_same_v<Value, bool> || std::is_same_v<Value, ObjectId> ||
+                              std::is_same_v<Value, uint32_t> || requires { value.empty(); };
     if (!optional || std::is_same_v<Value, std::string>) mismatch(std::string("lacks the field '") + field + "'");
   });
   only_fields(json, known);
@@ -327,8 +339,8 @@ void read_program(const Json& json, Program& program) {
 
 std::string to_json(const Program& program) {
   // One command a line: such a program can be read, searched and compared with line tools.
-  std::string text = fmt::format("{{\"agent_area\": [{}, {}], \"images_fd\": {}, \"commands\": [", program.agent_area.begin,
-                                 program.agent_area.end, program.images_fd);
+  std::string text = fmt::format("{{\"agent_area\": [{}, {}], \"images_fd\": {}, \"commands\": [",
+                                 program.agent_area.begin, program.agent_area.end, program.images_fd);
   for (size_t i = 0; i < program.commands.size(); ++i) {
     text += i == 0 ? "\n" : ",\n";
     text += json_of(program.commands[i]).dump(-1, ' ', false, Json::error_handler_t::replace);

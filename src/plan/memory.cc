@@ -1,12 +1,12 @@
 // How an address space is filled.
 //
-// A mapping that will hold stored pages is made writable first and gets its protection when they are loaded. So does one
-// that was writable once: the kernel counts it as committed memory from then on (VM_ACCOUNT), and keeps it apart from
-// neighbours that never were.
+// A mapping that will hold stored pages is made writable first and gets its protection when they are loaded. So does
+// one that was writable once: the kernel counts it as committed memory from then on (VM_ACCOUNT), and keeps it apart
+// from neighbours that never were.
 //
-// A process whose parent's memory was complete when it was forked keeps the stretches in which pages are shared with the
-// parent; whatever else it inherited goes away. Stretches, not mappings: heap and stack of a child have mostly grown
-// since, and the kernel joins what is mapped beside them.
+// A process whose parent's memory was complete when it was forked keeps the stretches in which pages are shared with
+// the parent; whatever else it inherited goes away. Stretches, not mappings: heap and stack of a child have mostly
+// grown since, and the kernel joins what is mapped beside them.
 #include "plan/memory.h"
 
 #include <fcntl.h>
@@ -23,7 +23,7 @@
 namespace stasis::plan {
 namespace {
 
-constexpr int arch_map_vdso_64 = 0x2003;   // asm/prctl.h
+constexpr int arch_map_vdso_64 = 0x2003;  // asm/prctl.h
 constexpr uint64_t task_size = 0x7ffffffff000;
 
 bool is_private(const model::Mapping& mapping) {
@@ -38,7 +38,8 @@ std::vector<AddressRange> inheritable(const model::Mapping& mapping, const model
   };
   for (const auto& theirs : parent.mappings) {
     if (!theirs.range.overlaps(mapping.range) || !is_private(mapping)) continue;
-    const bool same = theirs.backing == mapping.backing && theirs.file == mapping.file && theirs.map_flags == mapping.map_flags &&
+    const bool same = theirs.backing == mapping.backing && theirs.file == mapping.file &&
+                      theirs.map_flags == mapping.map_flags &&
                       (mapping.backing != model::Backing::private_file ||
                        theirs.offset - theirs.range.begin == mapping.offset - mapping.range.begin);
     const bool copied = !theirs.advice.contains(MADV_DONTFORK) && !theirs.advice.contains(MADV_WIPEONFORK);
@@ -72,7 +73,8 @@ class MappingPlanner {
   void inherit() {
     for (const auto& mapping : plan_.space->mappings) {
       for (const AddressRange& part : inheritable(mapping, *plan_.inherited_from)) {
-        if (std::ranges::any_of(pages_within(pages_, part), &PageLocation::shared_with_parent)) inherited_.push_back(part);
+        if (std::ranges::any_of(pages_within(pages_, part), &PageLocation::shared_with_parent))
+          inherited_.push_back(part);
       }
     }
     inherits_vdso_ = vdso_block(*plan_.space) == vdso_block(*plan_.inherited_from);
@@ -85,7 +87,8 @@ class MappingPlanner {
     kept.push_back(out_.program.agent_area);
     if (inherits_vdso_) {
       for (const auto& mapping : plan_.space->mappings) {
-        if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar) kept.push_back(mapping.range);
+        if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
+          kept.push_back(mapping.range);
       }
     }
     std::ranges::sort(kept);
@@ -131,18 +134,24 @@ class MappingPlanner {
 
   Status map(const model::Mapping& mapping) {
     switch (mapping.backing) {
-      case model::Backing::shared_anonymous: TRY(map_segment(mapping)); break;
+      case model::Backing::shared_anonymous:
+        TRY(map_segment(mapping));
+        break;
       case model::Backing::private_anonymous:
       case model::Backing::private_file:
-      case model::Backing::shared_file: TRY(map_around_inherited(mapping)); break;
+      case model::Backing::shared_file:
+        TRY(map_around_inherited(mapping));
+        break;
       case model::Backing::vdso:
       case model::Backing::vvar:
-      case model::Backing::vsyscall: return {};
+      case model::Backing::vsyscall:
+        return {};
     }
     // These decide which pages the kernel takes to fill it.
     for (const int advice : {MADV_HUGEPAGE, MADV_NOHUGEPAGE}) {
       if (!mapping.advice.contains(advice)) continue;
-      sink().perform("huge page advice", "memory.state", {call(SYS_madvise, mapping.range.begin, mapping.range.size(), advice)});
+      sink().perform("huge page advice", "memory.state",
+                     {call(SYS_madvise, mapping.range.begin, mapping.range.size(), advice)});
     }
     return {};
   }
@@ -156,7 +165,8 @@ class MappingPlanner {
       at = part.end;
     }
     if (at < mapping.range.end) TRY(map_part(mapping, {at, mapping.range.end}));
-    if (!inherited.empty()) sink().add(Mprotect{mapping.range.begin, mapping.range.size(), protection_while_loading(mapping)});
+    if (!inherited.empty())
+      sink().add(Mprotect{mapping.range.begin, mapping.range.size(), protection_while_loading(mapping)});
     return {};
   }
 
@@ -168,14 +178,16 @@ class MappingPlanner {
     }
     const int fd = TRY(file_for(mapping));
     const bool shared = mapping.backing == model::Backing::shared_file;
-    sink().add(Mmap{part.begin, part.size(), fd, mapping.offset + (part.begin - mapping.range.begin), shared, protection, mapping.map_flags});
+    sink().add(Mmap{part.begin, part.size(), fd, mapping.offset + (part.begin - mapping.range.begin), shared,
+                    protection, mapping.map_flags});
     return {};
   }
 
   Status map_segment(const model::Mapping& mapping) {
     const ObjectId id = mapping.shared_memory;
     const auto held = segments_.held_at.find(id);
-    if (held == segments_.held_at.end()) return fail(Error::internal("plan memory", fmt::format("nobody has made segment {} yet", id)));
+    if (held == segments_.held_at.end())
+      return fail(Error::internal("plan memory", fmt::format("nobody has made segment {} yet", id)));
     int fd = held->second;
     if (!segments_.is_owner(id, plan_.pid)) {
       if (!taken_.contains(id)) {
@@ -185,7 +197,8 @@ class MappingPlanner {
       }
       fd = taken_[id];
     }
-    sink().add(Mmap{mapping.range.begin, mapping.range.size(), fd, mapping.offset, true, mapping.protection, mapping.map_flags});
+    sink().add(Mmap{mapping.range.begin, mapping.range.size(), fd, mapping.offset, true, mapping.protection,
+                    mapping.map_flags});
     return {};
   }
 
@@ -207,11 +220,14 @@ class MappingPlanner {
     if (const auto found = files_.find(mapping.file); found != files_.end()) return found->second;
     const auto description = out_.application.descriptions.find(mapping.file);
     if (description == out_.application.descriptions.end()) {
-      return fail(Error::invalid("plan memory", fmt::format("the mapping at {:#x} is of a file that is not in the images", mapping.range.begin)));
+      return fail(Error::invalid(
+          "plan memory",
+          fmt::format("the mapping at {:#x} is of a file that is not in the images", mapping.range.begin)));
     }
     const auto* maker = out_.maker(description->second);
     if (maker == nullptr) {
-      return fail(Error::internal("plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
+      return fail(Error::internal(
+          "plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
     }
     if (const auto open = open_elsewhere(*maker, description->second)) return *open;
     const int fd = out_.temporary_fd();
@@ -233,7 +249,8 @@ class MappingPlanner {
   static std::vector<AddressRange> vdso_block(const model::AddressSpace& space) {
     std::vector<AddressRange> block;
     for (const auto& mapping : space.mappings) {
-      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar) block.push_back(mapping.range);
+      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
+        block.push_back(mapping.range);
     }
     return block;
   }
@@ -257,8 +274,10 @@ class MappingPlanner {
       if (!is_private(mapping)) continue;
       const auto inherited = inherited_in(mapping.range);
       for (const auto& page : pages_within(pages_, mapping.range)) {
-        if (!page.shared_with_parent || inherited.empty()) visit(page);
-        else each_outside(page, inherited, visit);
+        if (!page.shared_with_parent || inherited.empty())
+          visit(page);
+        else
+          each_outside(page, inherited, visit);
       }
     }
   }
@@ -302,7 +321,7 @@ class MappingPlanner {
   SharedSegments& segments_;
   const OpenNumbers& open_;
   const std::vector<PageLocation>& pages_;
-  std::vector<AddressRange> inherited_;       // ascending: parts of mappings that stay as they came from the parent
+  std::vector<AddressRange> inherited_;  // ascending: parts of mappings that stay as they came from the parent
   bool inherits_vdso_ = false;
   std::map<ObjectId, int> files_, taken_;
 };
@@ -327,7 +346,8 @@ SharedSegments::SharedSegments(Emission& out, const std::vector<Pid>& order) {
   std::set<ObjectId> seen;
   for (const Pid pid : order) {
     const auto* task = out.application.find(pid);
-    if (task == nullptr || task->state == model::TaskState::zombie || !seen.insert(task->address_space).second) continue;
+    if (task == nullptr || task->state == model::TaskState::zombie || !seen.insert(task->address_space).second)
+      continue;
     for (const auto& mapping : out.application.address_spaces.at(task->address_space).mappings) {
       if (mapping.backing == model::Backing::shared_anonymous) owners_.emplace(mapping.shared_memory, pid);
     }
@@ -337,19 +357,23 @@ SharedSegments::SharedSegments(Emission& out, const std::vector<Pid>& order) {
 Status plan_mappings(Emission& out, const MemoryPlan& plan, SharedSegments& segments, const OpenNumbers& open) {
   const int first = out.first_temporary();
   TRY(MappingPlanner(out, plan, segments, open).run());
-  // All of its descriptors are closed by now. With a shared table somebody else may be at the same step at the same time.
+  // All of its descriptors are closed by now. With a shared table somebody else may be at the same step at the same
+  // time.
   if (!shares_table(out.application, plan.pid)) out.set_first_temporary(first);
   return {};
 }
 
 uint64_t scratch_space(const model::SharedMemory& segment) { return segment.size + alignment_of(segment); }
 
-/// The owner maps a whole new segment at a free place, opens it again through its map_files link, fills it and unmaps it.
+/// The owner maps a whole new segment at a free place, opens it again through its map_files link, fills it and unmaps
+/// it.
 Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segments) {
   std::set<ObjectId> made;
   for (const auto& mapping : plan.space->mappings) {
     const ObjectId id = mapping.shared_memory;
-    if (mapping.backing != model::Backing::shared_anonymous || !segments.is_owner(id, plan.pid) || !made.insert(id).second) continue;
+    if (mapping.backing != model::Backing::shared_anonymous || !segments.is_owner(id, plan.pid) ||
+        !made.insert(id).second)
+      continue;
     const auto segment = out.application.shared_memories.find(id);
     if (segment == out.application.shared_memories.end()) {
       return fail(Error::invalid("plan memory", fmt::format("shared segment {} is not in the images", id)));
@@ -363,11 +387,13 @@ Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segm
     const bool huge = (segment->second.map_flags & MAP_HUGETLB) != 0;
     const uint32_t flags = segment->second.map_flags | (huge ? 0u : static_cast<uint32_t>(MAP_NORESERVE));
     sink.add(MmapAnon{scratch, size, true, PROT_READ | PROT_WRITE, flags});
-    sink.add(Open{fmt::format("/proc/self/map_files/{:x}-{:x}", scratch, scratch + size), O_RDWR | O_CLOEXEC, 0, fd, ObjectId{}});
+    sink.add(Open{fmt::format("/proc/self/map_files/{:x}-{:x}", scratch, scratch + size), O_RDWR | O_CLOEXEC, 0, fd,
+                  ObjectId{}});
     {
       PageLoader loader(out, plan.pid);
       for (const auto& page : stored_pages(out, id)) {
-        if (page.range.end > size) return fail(Error::invalid("plan memory", fmt::format("segment {} has pages beyond its end", id)));
+        if (page.range.end > size)
+          return fail(Error::invalid("plan memory", fmt::format("segment {} has pages beyond its end", id)));
         loader.load(page, scratch + page.range.begin);
       }
     }

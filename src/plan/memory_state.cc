@@ -15,12 +15,13 @@
 namespace stasis::plan {
 namespace {
 
-constexpr uint32_t mlock_on_fault = 1;     // MLOCK_ONFAULT
-constexpr int guard_install = 102;         // MADV_GUARD_INSTALL, Linux 6.13
+constexpr uint32_t mlock_on_fault = 1;  // MLOCK_ONFAULT
+constexpr int guard_install = 102;      // MADV_GUARD_INSTALL, Linux 6.13
 constexpr uint32_t mseal = 462;
 
-struct MmMap {   // struct prctl_mm_map
-  uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end;
+struct MmMap {  // struct prctl_mm_map
+  uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start,
+      env_end;
   uint64_t auxv;
   uint32_t auxv_size, exe_fd;
 };
@@ -28,18 +29,32 @@ struct MmMap {   // struct prctl_mm_map
 /// Set in one call: PR_SET_MM_AUXV by itself needs CAP_SYS_RESOURCE, which PR_SET_MM_MAP does not (kernel/sys.c).
 Calls layout_calls(const model::MemoryLayout& layout, int exe_fd) {
   const ByteView auxv{reinterpret_cast<const uint8_t*>(layout.auxv.data()), layout.auxv.size() * sizeof(uint64_t)};
-  const MmMap map{layout.start_code, layout.end_code, layout.start_data, layout.end_data, layout.start_brk, layout.brk,
-                  layout.start_stack, layout.arg_start, layout.arg_end, layout.env_start, layout.env_end, 0,
-                  static_cast<uint32_t>(auxv.size()), static_cast<uint32_t>(exe_fd)};
+  const MmMap map{layout.start_code,
+                  layout.end_code,
+                  layout.start_data,
+                  layout.end_data,
+                  layout.start_brk,
+                  layout.brk,
+                  layout.start_stack,
+                  layout.arg_start,
+                  layout.arg_end,
+                  layout.env_start,
+                  layout.env_end,
+                  0,
+                  static_cast<uint32_t>(auxv.size()),
+                  static_cast<uint32_t>(exe_fd)};
   auto argument = auxv.empty() ? struct_in(map) : struct_pointing_to(map, offsetof(MmMap, auxv), auxv);
   return {call(SYS_prctl, PR_SET_MM, PR_SET_MM_MAP, std::move(argument), sizeof map, 0)};
 }
 
 Call lock_call(const model::Mapping& mapping) {
-  auto lock = call(SYS_mlock2, mapping.range.begin, mapping.range.size(), mapping.locked_on_fault ? mlock_on_fault : 0u);
-  // The mapping is locked all the same where pages cannot be filled in (PROT_NONE, guards): ENOMEM says no more than that.
+  auto lock =
+      call(SYS_mlock2, mapping.range.begin, mapping.range.size(), mapping.locked_on_fault ? mlock_on_fault : 0u);
+  // The mapping is locked all the same where pages cannot be filled in (PROT_NONE, guards): ENOMEM says no more than
+  // that.
   const bool fillable = mapping.protection != PROT_NONE && mapping.guards.empty();
-  return fillable || mapping.locked_on_fault ? lock : expecting(std::move(lock), Expectation::Kind::success_or, -ENOMEM);
+  return fillable || mapping.locked_on_fault ? lock
+                                             : expecting(std::move(lock), Expectation::Kind::success_or, -ENOMEM);
 }
 
 /// Calls for one mapping that need its contents in place.
@@ -52,7 +67,8 @@ Calls state_calls(const model::Mapping& mapping) {
   }
   if (!mapping.name.empty()) {
     // A kernel without CONFIG_ANON_VMA_NAME answers EINVAL. Names are for people: no reason to fail.
-    calls.push_back(expecting(call(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, begin, size, text(mapping.name)), Expectation::Kind::success_or, -EINVAL));
+    calls.push_back(expecting(call(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, begin, size, text(mapping.name)),
+                              Expectation::Kind::success_or, -EINVAL));
   }
   if (mapping.locked) calls.push_back(lock_call(mapping));
   return calls;
@@ -66,10 +82,12 @@ void plan_keys(Sink& sink, const model::AddressSpace& space) {
   }
   if (keys.empty()) return;
   Calls calls;
-  for (int key = 1; key <= *keys.rbegin(); ++key) calls.push_back(expecting(call(SYS_pkey_alloc, 0, 0), Expectation::Kind::exactly, key));
+  for (int key = 1; key <= *keys.rbegin(); ++key)
+    calls.push_back(expecting(call(SYS_pkey_alloc, 0, 0), Expectation::Kind::exactly, key));
   for (const auto& mapping : space.mappings) {
     if (mapping.protection_key > 0) {
-      calls.push_back(call(SYS_pkey_mprotect, mapping.range.begin, mapping.range.size(), mapping.protection, mapping.protection_key));
+      calls.push_back(call(SYS_pkey_mprotect, mapping.range.begin, mapping.range.size(), mapping.protection,
+                           mapping.protection_key));
     }
   }
   for (int key = 1; key <= *keys.rbegin(); ++key) {
@@ -82,19 +100,22 @@ Status plan_layout(Emission& out, const MemoryPlan& plan, const OpenNumbers& ope
   auto sink = out.process(plan.pid);
   const auto found = open.find(plan.space->executable);
   if (found != open.end()) {
-    sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, found->second), {"CAP_CHECKPOINT_RESTORE"});
+    sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, found->second),
+                 {"CAP_CHECKPOINT_RESTORE"});
     return {};
   }
   const auto description = out.application.descriptions.find(plan.space->executable);
   if (description == out.application.descriptions.end()) {
-    return fail(Error::invalid("plan memory", fmt::format("the executable of address space {} is not in the images", plan.space->id)));
+    return fail(Error::invalid("plan memory",
+                               fmt::format("the executable of address space {} is not in the images", plan.space->id)));
   }
   const auto* maker = out.maker(description->second);
   if (maker == nullptr) return fail(Error::internal("plan memory", "nobody makes the executable's kind of file"));
   const int exe_fd = out.temporary_fd();
   const auto placement = out.placement(description->second, exe_fd);
   TRY(maker->make(out.application, {&placement, 1}, sink));
-  sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, exe_fd), {"CAP_CHECKPOINT_RESTORE"});
+  sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, exe_fd),
+               {"CAP_CHECKPOINT_RESTORE"});
   sink.add(Close{exe_fd});
   return {};
 }

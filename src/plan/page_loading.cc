@@ -14,7 +14,7 @@
 namespace stasis::plan {
 namespace {
 
-constexpr uint64_t populate_from = 64 * page_size;   ///< smaller runs gain nothing from being populated at once
+constexpr uint64_t populate_from = 64 * page_size;  ///< smaller runs gain nothing from being populated at once
 
 }  // namespace
 
@@ -52,8 +52,10 @@ void PageLoader::load(const PageLocation& location, uint64_t at) {
   }
   if (!runs_.empty() && next_offset_ != location.offset) flush();
   if (runs_.empty()) offset_ = location.offset;
-  if (!runs_.empty() && runs_[runs_.size() - 2] + runs_.back() == at) runs_.back() += location.range.size();
-  else runs_.insert(runs_.end(), {at, location.range.size()});
+  if (!runs_.empty() && runs_[runs_.size() - 2] + runs_.back() == at)
+    runs_.back() += location.range.size();
+  else
+    runs_.insert(runs_.end(), {at, location.range.size()});
   next_offset_ = location.offset + location.range.size();
 }
 
@@ -72,7 +74,9 @@ void PageLoader::finish() {
 void populate(Sink& sink, AddressRange range) {
   if (range.size() < populate_from) return;
   // Failure costs nothing: the pages come one by one then.
-  sink.perform("allocate pages", "", {expecting(call(SYS_madvise, range.begin, range.size(), MADV_POPULATE_WRITE), Expectation::Kind::anything)});
+  sink.perform(
+      "allocate pages", "",
+      {expecting(call(SYS_madvise, range.begin, range.size(), MADV_POPULATE_WRITE), Expectation::Kind::anything)});
 }
 
 }  // namespace stasis::plan

@@ -38,7 +38,8 @@ uint64_t needed_area(const Program& program) {
     }
     if (const auto* load = std::get_if<LoadPages>(&command.action)) bytes += load->runs.size() * 16;
     if (const auto* open = std::get_if<Open>(&command.action)) bytes += open->path.size();
-    const bool creates = std::holds_alternative<Fork>(command.action) || std::holds_alternative<Clone>(command.action) ||
+    const bool creates = std::holds_alternative<Fork>(command.action) ||
+                         std::holds_alternative<Clone>(command.action) ||
                          std::holds_alternative<StartThread>(command.action);
     if (creates) bytes += 16 << 10;
   }
@@ -47,7 +48,8 @@ uint64_t needed_area(const Program& program) {
 
 /// A gap between all mappings of all address spaces (and stasis' own), the highest that is large enough: low addresses
 /// are where programs without position independence and their heaps live.
-Result<AddressRange> choose_agent_area(const model::Application& application, const PlanOptions& options, uint64_t needed) {
+Result<AddressRange> choose_agent_area(const model::Application& application, const PlanOptions& options,
+                                       uint64_t needed) {
   std::vector<AddressRange> used = options.occupied;
   for (const auto& [id, space] : application.address_spaces) {
     for (const auto& mapping : space.mappings) used.push_back(mapping.range);
@@ -65,13 +67,15 @@ Result<AddressRange> choose_agent_area(const model::Application& application, co
     if (range.begin > covered && range.begin - covered >= room) found = range.begin - room + page_size;
     covered = std::max(covered, range.end);
   }
-  if (found == 0) return fail(Error::conflict("plan the restore", "no address range is free in all address spaces for the agent"));
+  if (found == 0)
+    return fail(Error::conflict("plan the restore", "no address range is free in all address spaces for the agent"));
   return AddressRange{found, found + size};
 }
 
 class Planner {
  public:
-  Planner(const model::Application& application, const Contributors& contributors, const PlanOptions& options, AddressRange agent_area)
+  Planner(const model::Application& application, const Contributors& contributors, const PlanOptions& options,
+          AddressRange agent_area)
       : application_(application), out_(application, contributors, options), options_(options) {
     out_.program.agent_area = agent_area;
   }
@@ -119,7 +123,8 @@ class Planner {
     return pages != options_.pages.end() && std::ranges::any_of(pages->second, &PageLocation::shared_with_parent);
   }
 
-  /// A child inherits pages if the one whose copy it is at birth is its parent; that one's memory must be complete first.
+  /// A child inherits pages if the one whose copy it is at birth is its parent; that one's memory must be complete
+  /// first.
   void find_inheritance(const CreationTree& tree) {
     for (const auto& [child, creator] : tree.creator) {
       const auto& node = tree.nodes.at(child);
@@ -140,8 +145,9 @@ class Planner {
       const Pid pid = queue.back();
       queue.pop_back();
       if (memory_first_.contains(pid)) order.push_back(pid);
-      for (const auto* of : {&tree.children, &tree.before_setsid}) {   // pushed last, popped first
-        if (const auto found = of->find(pid); found != of->end()) queue.insert(queue.end(), found->second.rbegin(), found->second.rend());
+      for (const auto* of : {&tree.children, &tree.before_setsid}) {  // pushed last, popped first
+        if (const auto found = of->find(pid); found != of->end())
+          queue.insert(queue.end(), found->second.rbegin(), found->second.rend());
       }
     }
     for (const auto& task : application_.tasks) {
@@ -175,7 +181,8 @@ class Planner {
   MemoryPlan memory_plan(const model::Task& task) const {
     const auto* space = &application_.address_spaces.at(task.address_space);
     const model::AddressSpace* from = nullptr;
-    if (inherits_.contains(task.pid)) from = &application_.address_spaces.at(application_.find(task.parent)->address_space);
+    if (inherits_.contains(task.pid))
+      from = &application_.address_spaces.at(application_.find(task.parent)->address_space);
     return {task.pid, space, from};
   }
 
@@ -186,7 +193,8 @@ class Planner {
     for (const auto& [id, fd] : segments_->held_at) {
       if (segments_->is_owner(id, task.pid)) held_for_others_[task.pid].push_back(fd);
     }
-    TRY(plan_mappings(out_, plan, *segments_, memory_first_.contains(task.pid) ? nothing_open : descriptors_->open_in(task.pid)));
+    TRY(plan_mappings(out_, plan, *segments_,
+                      memory_first_.contains(task.pid) ? nothing_open : descriptors_->open_in(task.pid)));
     mapped_.insert(task.address_space);
     return {};
   }
@@ -239,7 +247,8 @@ class Planner {
       }
       for (const auto& thread : task.threads) {
         auto sink = out_.thread(task.pid, thread.tid);
-        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::thread, application_, task, thread, sink);
+        for (const auto* room : out_.contributors.rooms)
+          room->contribute(Stage::thread, application_, task, thread, sink);
       }
     }
   }
@@ -270,8 +279,10 @@ class Planner {
           if (bereaved.contains(task.pid)) forget_children(task, sink);
           if (descriptors_->works_on_table(task)) sink.add(Close{out_.program.images_fd});
         }
-        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::final, application_, task, thread, sink);
-        for (const auto* room : out_.contributors.rooms) room->contribute(Stage::privileges, application_, task, thread, sink);
+        for (const auto* room : out_.contributors.rooms)
+          room->contribute(Stage::final, application_, task, thread, sink);
+        for (const auto* room : out_.contributors.rooms)
+          room->contribute(Stage::privileges, application_, task, thread, sink);
         sink.add(Ready{});
       }
     }
@@ -287,8 +298,9 @@ class Planner {
     }
     const uint64_t only_sigchld = 1ull << (SIGCHLD - 1);
     const std::array<int64_t, 2> at_once{0, 0};
-    calls.push_back(expecting(call(SYS_rt_sigtimedwait, struct_in(only_sigchld), 0, struct_in(at_once), sizeof only_sigchld),
-                              Expectation::Kind::anything));
+    calls.push_back(
+        expecting(call(SYS_rt_sigtimedwait, struct_in(only_sigchld), 0, struct_in(at_once), sizeof only_sigchld),
+                  Expectation::Kind::anything));
     sink.perform("forget the ends of transient processes", "", std::move(calls));
   }
 
@@ -304,8 +316,10 @@ class Planner {
 
 }  // namespace
 
-Result<Program> make_program(const model::Application& application, const Contributors& contributors, const PlanOptions& options) {
-  // The agent area can be placed once its size is known, and the commands speak of its address: plan, place, plan again.
+Result<Program> make_program(const model::Application& application, const Contributors& contributors,
+                             const PlanOptions& options) {
+  // The agent area can be placed once its size is known, and the commands speak of its address: plan, place, plan
+  // again.
   const auto draft = TRY(Planner(application, contributors, options, {}).run());
   const auto area = TRY(choose_agent_area(application, options, needed_area(draft)));
   return Planner(application, contributors, options, area).run();

@@ -24,17 +24,18 @@ namespace stasis::plan {
 /// Where the bytes of a stretch of pages lie.
 struct PageLocation {
   AddressRange range;
-  bool shared_with_parent = false;      ///< inherited copy-on-write from the parent task when it is forked in time
-  std::string file;                     ///< relative to the image directory: "pages-1.img", "parent/pages-2.img"
-  uint64_t offset = 0;                  ///< of the first page in it
+  bool shared_with_parent = false;  ///< inherited copy-on-write from the parent task when it is forked in time
+  std::string file;                 ///< relative to the image directory: "pages-1.img", "parent/pages-2.img"
+  uint64_t offset = 0;              ///< of the first page in it
 };
 
 struct PlanOptions {
-  std::map<ObjectId, std::vector<PageLocation>> pages;   ///< of address spaces and shared memory segments, ascending
-  std::vector<AddressRange> occupied;   ///< addresses the agent area must avoid besides the images' (stasis' own)
+  std::map<ObjectId, std::vector<PageLocation>> pages;  ///< of address spaces and shared memory segments, ascending
+  std::vector<AddressRange> occupied;  ///< addresses the agent area must avoid besides the images' (stasis' own)
   uint64_t agent_area_size = 1 << 20;
-  pid_t first_transient_pid = 0;        ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
-  int first_free_fd = 0;                ///< lowest number usable for service descriptors (0: above all in use)
+  pid_t first_transient_pid =
+      0;  ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
+  int first_free_fd = 0;  ///< lowest number usable for service descriptors (0: above all in use)
 };
 
 /// Where a description first appears and who takes it from there: chosen by the planner, shown by `stasis plan`.

@@ -12,8 +12,8 @@ namespace stasis::plan {
 
 struct Program {
   std::vector<Command> commands;
-  AddressRange agent_area;      ///< free in every address space; holds the agent while the program runs
-  int images_fd = -1;           ///< the image directory is open under this number in every process until it is READY
+  AddressRange agent_area;  ///< free in every address space; holds the agent while the program runs
+  int images_fd = -1;       ///< the image directory is open under this number in every process until it is READY
 };
 
 /// {"agent_area": [begin, end], "images_fd": N, "commands": [{"command": NAME, "pid": P, …}]}. A bare array of

@@ -15,7 +15,8 @@ std::string shown(const Call& call) {
     if (i != 0) text += ", ";
     const auto& argument = call.arguments[i];
     if (const auto* value = std::get_if<uint64_t>(&argument)) {
-      text += *value < 0x10000 || *value > ~0xffffull ? fmt::format("{}", static_cast<int64_t>(*value)) : fmt::format("{:#x}", *value);
+      text += *value < 0x10000 || *value > ~0xffffull ? fmt::format("{}", static_cast<int64_t>(*value))
+                                                      : fmt::format("{:#x}", *value);
     } else if (const auto* in = std::get_if<In>(&argument)) {
       text += fmt::format("<{} bytes>", in->bytes.size());
     } else if (const auto* out = std::get_if<Out>(&argument)) {
@@ -33,10 +34,14 @@ std::string shown(const Call& call) {
 
 template <typename T>
 std::string shown(const T& value) {
-  if constexpr (std::is_same_v<T, std::string>) return value;
-  else if constexpr (std::is_same_v<T, bool>) return value ? "yes" : "no";
-  else if constexpr (std::is_same_v<T, uint64_t>) return value < 0x10000 ? fmt::format("{}", value) : fmt::format("{:#x}", value);
-  else return fmt::format("{}", value);
+  if constexpr (std::is_same_v<T, std::string>)
+    return value;
+  else if constexpr (std::is_same_v<T, bool>)
+    return value ? "yes" : "no";
+  else if constexpr (std::is_same_v<T, uint64_t>)
+    return value < 0x10000 ? fmt::format("{}", value) : fmt::format("{:#x}", value);
+  else
+    return fmt::format("{}", value);
 }
 template <typename T>
 std::string shown(const std::vector<T>& values) {
@@ -44,8 +49,10 @@ std::string shown(const std::vector<T>& values) {
   constexpr size_t most = 6;
   for (size_t i = 0; i < values.size() && i < most; ++i) {
     if (i != 0) text += ", ";
-    if constexpr (std::is_same_v<T, Created>) text += fmt::format("{}→{}", values[i].fd, values[i].description);
-    else text += shown(values[i]);
+    if constexpr (std::is_same_v<T, Created>)
+      text += fmt::format("{}→{}", values[i].fd, values[i].description);
+    else
+      text += shown(values[i]);
   }
   if (values.size() > most) text += fmt::format(", … {} in all", values.size());
   return text + "]";
@@ -94,24 +101,27 @@ std::string to_text(const Program& program) {
   std::string text;
   for (size_t i = 0; i < program.commands.size(); ++i) {
     const auto& command = program.commands[i];
-    text += fmt::format("{:5}  {:>11}  {:<17}{}\n", i, runner(command), name_of(command.action), details(command.action));
+    text +=
+        fmt::format("{:5}  {:>11}  {:<17}{}\n", i, runner(command), name_of(command.action), details(command.action));
   }
   return text;
 }
 
 std::string to_dot(const Program& program) {
   std::string text = "digraph program {\n  node [shape=box, fontname=\"monospace\"];\n";
-  std::map<std::string, size_t> last;                        // of a runner
-  std::map<std::string, std::vector<size_t>> posts;          // of an event
+  std::map<std::string, size_t> last;                // of a runner
+  std::map<std::string, std::vector<size_t>> posts;  // of an event
   for (size_t i = 0; i < program.commands.size(); ++i) {
     const auto& command = program.commands[i];
     const std::string who = runner(command);
-    text += fmt::format("  c{} [label=\"{}: {}{}\"];\n", i, quoted(who), name_of(command.action), quoted(details(command.action).substr(0, 60)));
+    text += fmt::format("  c{} [label=\"{}: {}{}\"];\n", i, quoted(who), name_of(command.action),
+                        quoted(details(command.action).substr(0, 60)));
     if (last.contains(who)) text += fmt::format("  c{} -> c{};\n", last[who], i);
     last[who] = i;
     if (const auto* fork = std::get_if<Fork>(&command.action)) last[fmt::format("{}", fork->child_pid)] = i;
     if (const auto* clone = std::get_if<Clone>(&command.action)) last[fmt::format("{}", clone->child_pid)] = i;
-    if (const auto* thread = std::get_if<StartThread>(&command.action)) last[fmt::format("{}/{}", command.pid, thread->tid)] = i;
+    if (const auto* thread = std::get_if<StartThread>(&command.action))
+      last[fmt::format("{}/{}", command.pid, thread->tid)] = i;
     if (const auto* post = std::get_if<Post>(&command.action)) posts[post->event].push_back(i);
     if (const auto* await = std::get_if<Await>(&command.action)) {
       for (const size_t from : posts[await->event]) text += fmt::format("  c{} -> c{} [style=dashed];\n", from, i);

@@ -12,7 +12,8 @@ constexpr const char* operation = "plan the process tree";
 
 class TreePlanner {
  public:
-  TreePlanner(const model::Application& application, const TreeLimits& limits) : application_(application), limits_(limits) {}
+  TreePlanner(const model::Application& application, const TreeLimits& limits)
+      : application_(application), limits_(limits) {}
 
   Result<CreationTree> run() {
     TRY(collect());
@@ -21,10 +22,12 @@ class TreePlanner {
     list_sessions();
     if (!search(0)) {
       if (steps_ >= limits_.search_steps) {
-        return fail(Error::unsupported(operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders",
-                                                              steps_, leaders_.size())));
+        return fail(Error::unsupported(
+            operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders", steps_,
+                                   leaders_.size())));
       }
-      return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to these parents and sessions: " + conflict_));
+      return fail(Error::conflict(
+          operation, "no sequence of fork, setsid and exit leads to these parents and sessions: " + conflict_));
     }
     return std::move(tree_);
   }
@@ -37,7 +40,9 @@ class TreePlanner {
     tree_.root_is_namespace_init = application_.root_is_namespace_init;
     for (const auto& task : application_.tasks) {
       const bool zombie = task.state == model::TaskState::zombie;
-      if (!tree_.nodes.emplace(task.pid, Node{task.pid, task.parent, task.group, task.session, zombie, task.exit_status}).second) {
+      if (!tree_.nodes
+               .emplace(task.pid, Node{task.pid, task.parent, task.group, task.session, zombie, task.exit_status})
+               .second) {
         return fail(Error::invalid(operation, fmt::format("pid {} occurs twice", task.pid)));
       }
       for (const auto id : {task.pid.value, task.group.value, task.session.value}) tree_.taken.insert(id);
@@ -58,11 +63,15 @@ class TreePlanner {
     std::set<Pid> sessions;
     for (const auto& [pid, node] : tree_.nodes) sessions.insert(node.session);
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid != tree_.root && !exists(node.parent)) return broken(fmt::format("the parent {} of {} is not in the tree", node.parent, pid));
-      if (pid != tree_.root && tree_.nodes.at(node.parent).zombie) return broken(fmt::format("zombie {} has a child, {}", node.parent, pid));
-      if (node.session == pid && node.group != pid) return broken(fmt::format("session leader {} is not in its own group", pid));
+      if (pid != tree_.root && !exists(node.parent))
+        return broken(fmt::format("the parent {} of {} is not in the tree", node.parent, pid));
+      if (pid != tree_.root && tree_.nodes.at(node.parent).zombie)
+        return broken(fmt::format("zombie {} has a child, {}", node.parent, pid));
+      if (node.session == pid && node.group != pid)
+        return broken(fmt::format("session leader {} is not in its own group", pid));
       const auto [group, first] = session_of_group.emplace(node.group, node.session);
-      if (!first && group->second != node.session) return broken(fmt::format("group {} spans the sessions {} and {}", node.group, group->second, node.session));
+      if (!first && group->second != node.session)
+        return broken(fmt::format("group {} spans the sessions {} and {}", node.group, group->second, node.session));
       if (sessions.contains(node.group) && node.session != node.group && !(inherited(node.session))) {
         return broken(fmt::format("{} is in the group of session {} but in session {}", pid, node.group, node.session));
       }
@@ -82,13 +91,16 @@ class TreePlanner {
   Status check_visible(const Node& node) const {
     const bool outside = node.session.value <= 0 || node.group.value <= 0;
     if (outside && !application_.shell_job) {
-      return fail(Error::conflict(operation, fmt::format("the session or group leader of {} is outside of its pid namespace", node.pid))
-                      .advise("start the namespace's init with setsid, or pass --shell-job"));
+      return fail(
+          Error::conflict(operation,
+                          fmt::format("the session or group leader of {} is outside of its pid namespace", node.pid))
+              .advise("start the namespace's init with setsid, or pass --shell-job"));
     }
     const bool external = inherited(node.session) && !application_.shell_job;
     if (external && node.pid == tree_.root) {
-      return fail(Error::conflict(operation, fmt::format("the root {} does not lead its session {}", node.pid, node.session))
-                      .advise("pass --shell-job, which takes session and terminal from the caller"));
+      return fail(
+          Error::conflict(operation, fmt::format("the root {} does not lead its session {}", node.pid, node.session))
+              .advise("pass --shell-job, which takes session and terminal from the caller"));
     }
     return {};
   }
@@ -104,7 +116,8 @@ class TreePlanner {
     for (const auto& task : application_.tasks) {
       for (const auto& thread : task.threads) {
         const Pid as_pid{thread.tid.value};
-        if (as_pid != task.pid && exists(as_pid)) return broken(fmt::format("thread {} of {} has the id of a process", thread.tid, task.pid));
+        if (as_pid != task.pid && exists(as_pid))
+          return broken(fmt::format("thread {} of {} has the id of a process", thread.tid, task.pid));
       }
     }
     return {};
@@ -134,7 +147,8 @@ class TreePlanner {
   }
   size_t depth(Pid pid) const {
     size_t steps = 0;
-    for (Pid at = pid; at != tree_.root && exists(at) && !tree_.nodes.at(at).transient; at = tree_.nodes.at(at).parent) ++steps;
+    for (Pid at = pid; at != tree_.root && exists(at) && !tree_.nodes.at(at).transient; at = tree_.nodes.at(at).parent)
+      ++steps;
     return steps;
   }
 
@@ -146,7 +160,8 @@ class TreePlanner {
   }
   Pid leader_of_session(Pid session) const { return session == root_session_ ? tree_.root : session; }
 
-  /// Candidates for a leader's birth session, likely ones first: its parent's session, its foreign children's, the others.
+  /// Candidates for a leader's birth session, likely ones first: its parent's session, its foreign children's, the
+  /// others.
   std::vector<Pid> candidates(Pid leader) const {
     std::vector<Pid> list;
     const auto add = [&](Pid session) {
@@ -155,7 +170,8 @@ class TreePlanner {
     const auto& node = tree_.nodes.at(leader);
     if (!node.transient) {
       for (const auto& [pid, other] : tree_.nodes) {
-        if (other.parent == leader && !other.transient && other.session != leader && other.session != pid) add(other.session);
+        if (other.parent == leader && !other.transient && other.session != leader && other.session != pid)
+          add(other.session);
       }
       add(tree_.nodes.at(node.parent).session);
     }
@@ -197,8 +213,8 @@ class TreePlanner {
   // ---- the creation tree for fixed birth sessions
 
   bool construct() {
-    std::map<Pid, std::vector<Pid>> blocks;               // session → those born in it
-    std::map<Pid, std::set<Pid>> before;                  // node → those of its block that must be its creators
+    std::map<Pid, std::vector<Pid>> blocks;  // session → those born in it
+    std::map<Pid, std::set<Pid>> before;     // node → those of its block that must be its creators
     for (const auto& [pid, node] : tree_.nodes) {
       if (pid != tree_.root) blocks[born(pid)].push_back(pid);
     }
@@ -226,15 +242,15 @@ class TreePlanner {
   bool constrain(const Node& node, std::map<Pid, std::set<Pid>>& before) {
     const Pid above = born(node.parent), session = born(node.pid);
     if (!is_session_ancestor(above, session)) {
-      conflict_ = fmt::format("{} was born in session {}, which cannot descend from that of its parent {} ({})", node.pid, session,
-                              node.parent, above);
+      conflict_ = fmt::format("{} was born in session {}, which cannot descend from that of its parent {} ({})",
+                              node.pid, session, node.parent, above);
       return false;
     }
     Pid child = node.pid;
     if (above != session) {
       Pid at = session;
       while (tree_.born_session.at(at) != above) at = tree_.born_session.at(at);
-      child = at;                                        // the leader in the parent's block on the way down
+      child = at;  // the leader in the parent's block on the way down
     }
     if (child != node.parent) before[child].insert(node.parent);
     return true;
@@ -242,11 +258,12 @@ class TreePlanner {
 
   bool order_block(Pid session, const std::vector<Pid>& members, const std::map<Pid, std::set<Pid>>& before) {
     std::vector<Pid> order;
-    std::map<Pid, int> state;                            // 1 visiting, 2 done
+    std::map<Pid, int> state;  // 1 visiting, 2 done
     std::function<bool(Pid)> visit = [&](Pid pid) {
       if (state[pid] == 2) return true;
       if (state[pid] == 1) {
-        conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}", pid, session);
+        conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}", pid,
+                                session);
         return false;
       }
       state[pid] = 1;
@@ -269,7 +286,7 @@ class TreePlanner {
 
   /// Each under the deepest of its predecessors, if those lie on one line.
   bool hang_minimal(Pid top, const std::vector<Pid>& order, const std::map<Pid, std::set<Pid>>& before) {
-    std::map<Pid, std::vector<Pid>> line;                // from the top of the block down to the node, itself included
+    std::map<Pid, std::vector<Pid>> line;  // from the top of the block down to the node, itself included
     for (const Pid pid : order) {
       std::vector<Pid> above;
       if (const auto found = before.find(pid); found != before.end()) {

@@ -1,9 +1,9 @@
 // Process trees: is this tree restorable, and by which steps.
 //
-// The hard part of a tree are sessions: they are inherited at birth and made only by their leader, while reparenting hides who
-// created whom. So a *creation tree* is searched: who forks whom, such that every process is born in the right session and its
-// final parent is among its creators; then a transient relay between creator and child lets the parent adopt the child
-// (kernel/exit.c, find_new_reaper). A tree is restorable if and only if a creation tree exists.
+// The hard part of a tree are sessions: they are inherited at birth and made only by their leader, while reparenting
+// hides who created whom. So a *creation tree* is searched: who forks whom, such that every process is born in the
+// right session and its final parent is among its creators; then a transient relay between creator and child lets the
+// parent adopt the child (kernel/exit.c, find_new_reaper). A tree is restorable if and only if a creation tree exists.
 #pragma once
 
 #include <map>
@@ -21,28 +21,28 @@ struct Node {
   Pid pid, parent, group, session;
   bool zombie = false;
   int exit_status = 0;
-  bool transient = false;            ///< a dead session leader that must be re-created for a while
+  bool transient = false;  ///< a dead session leader that must be re-created for a while
 };
 
 struct CreationTree {
   Pid root;
   bool root_is_namespace_init = false;
-  std::map<Pid, Node> nodes;                       ///< tasks and dead leaders
-  std::map<Pid, Pid> creator;                      ///< of every node but the root
-  std::map<Pid, std::vector<Pid>> before_setsid;   ///< children a leader creates before its setsid
-  std::map<Pid, std::vector<Pid>> children;        ///< children created otherwise, in order
-  std::map<Pid, Pid> born_session;                 ///< of leaders
-  std::set<pid_t> taken;                           ///< ids that no transient process may have
+  std::map<Pid, Node> nodes;                      ///< tasks and dead leaders
+  std::map<Pid, Pid> creator;                     ///< of every node but the root
+  std::map<Pid, std::vector<Pid>> before_setsid;  ///< children a leader creates before its setsid
+  std::map<Pid, std::vector<Pid>> children;       ///< children created otherwise, in order
+  std::map<Pid, Pid> born_session;                ///< of leaders
+  std::set<pid_t> taken;                          ///< ids that no transient process may have
 
   bool is_leader(Pid pid) const { return nodes.at(pid).session == pid; }
 };
 
 struct TreeLimits {
-  size_t search_steps = 100'000;                   ///< bound of the search for born sessions
+  size_t search_steps = 100'000;  ///< bound of the search for born sessions
 };
 
-/// Errors: invalid_input names a broken invariant; conflict says that no history leads to this tree and why; unsupported
-/// that the search was given up.
+/// Errors: invalid_input names a broken invariant; conflict says that no history leads to this tree and why;
+/// unsupported that the search was given up.
 Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {});
 
 }  // namespace stasis::plan

@@ -44,7 +44,8 @@ Fork TreeEmission::fork_of(Pid creator, Pid child) const {
   fork.child_pid = child;
   const auto* a = out_.application.find(creator);
   const auto* b = out_.application.find(child);
-  if (a == nullptr || b == nullptr || b->state == model::TaskState::zombie || a->state == model::TaskState::zombie) return fork;
+  if (a == nullptr || b == nullptr || b->state == model::TaskState::zombie || a->state == model::TaskState::zombie)
+    return fork;
   fork.share_files = a->descriptors == b->descriptors;
   fork.share_fs = a->fs == b->fs;
   fork.share_memory = a->address_space == b->address_space;
@@ -97,9 +98,9 @@ void TreeEmission::groups() {
   std::map<Pid, std::vector<Pid>> members;
   const auto& root = tree_.nodes.at(tree_.root);
   for (const auto& [pid, node] : tree_.nodes) {
-    const bool inherited = node.group == node.session ||
-                           (node.group == root.group && root.group != tree_.root && !tree_.nodes.contains(root.group) &&
-                            root.session != tree_.root);
+    const bool inherited =
+        node.group == node.session || (node.group == root.group && root.group != tree_.root &&
+                                       !tree_.nodes.contains(root.group) && root.session != tree_.root);
     if (!inherited) members[node.group].push_back(pid);
   }
   if (members.empty()) return;
@@ -115,7 +116,7 @@ void TreeEmission::groups() {
     if (tree_.nodes.contains(group_id)) {
       out_.process(group_id).add(SetPgid{group_id, group_id});
       const bool leaves = tree_.nodes.at(group_id).group != group_id;
-      if (leaves) {                        // a holder keeps the group alive until its members have come
+      if (leaves) {  // a holder keeps the group alive until its members have come
         const Pid holder = fresh_pid();
         Fork fork;
         fork.child_pid = holder;
@@ -148,9 +149,10 @@ void TreeEmission::group(Pid group_id, const std::vector<Pid>& members) {
     parent = members.front();
   } else if (tree_.nodes.at(group_id).group != group_id) {
     parent = group_id;
-    for (const auto& command : out_.program.commands) {   // the holder is the leader's last child
+    for (const auto& command : out_.program.commands) {  // the holder is the leader's last child
       const auto* fork = std::get_if<Fork>(&command.action);
-      if (fork != nullptr && command.pid == group_id && !tree_.nodes.contains(fork->child_pid)) helper = fork->child_pid;
+      if (fork != nullptr && command.pid == group_id && !tree_.nodes.contains(fork->child_pid))
+        helper = fork->child_pid;
     }
   } else {
     return;
@@ -176,7 +178,8 @@ void TreeEmission::end_dead_leaders(Pid pid) {
 }
 
 void TreeEmission::finish() {
-  const bool anybody_ends = std::ranges::any_of(tree_.nodes, [](const auto& entry) { return entry.second.transient || entry.second.zombie; });
+  const bool anybody_ends =
+      std::ranges::any_of(tree_.nodes, [](const auto& entry) { return entry.second.transient || entry.second.zombie; });
   if (!anybody_ends) return;
   // Numbers of dead leaders must stay taken, and groups alive, until everybody is where he belongs.
   for (const auto& [pid, node] : tree_.nodes) out_.post(out_.process(pid), "grouped");

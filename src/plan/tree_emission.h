@@ -10,7 +10,8 @@
 namespace stasis::plan {
 
 struct TreeHooks {
-  /// The process has just been created and has created nobody yet. `creator` is the process whose copy it is (0: stasis).
+  /// The process has just been created and has created nobody yet. `creator` is the process whose copy it is (0:
+  /// stasis).
   std::function<Status(Pid pid, Pid creator)> born;
 };
 
@@ -40,7 +41,7 @@ class TreeEmission {
   TreeHooks hooks_;
   std::set<pid_t> taken_;
   pid_t next_pid_ = 0;
-  std::string last_lift_;        ///< event: the lift before is over
+  std::string last_lift_;  ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::set<Pid> bereaved_;
 };

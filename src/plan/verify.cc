@@ -16,7 +16,7 @@ namespace {
 /// How far each runner has been seen: the vector clock of the happens-before check.
 using Clock = std::map<pid_t, size_t>;
 
-struct Stamp {                       ///< when, and by whom, a piece of state was last changed
+struct Stamp {  ///< when, and by whom, a piece of state was last changed
   pid_t tid = 0;
   size_t step = 0;
 };
@@ -36,7 +36,7 @@ struct Area {
   bool shared = false;
 };
 struct Space {
-  std::map<uint64_t, Area> areas;    ///< by begin, disjoint
+  std::map<uint64_t, Area> areas;  ///< by begin, disjoint
 };
 
 struct Process {
@@ -44,7 +44,7 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
-  Stamp identity;                    ///< last change of group or session
+  Stamp identity;  ///< last change of group or session
   Stamp ended;
   std::shared_ptr<Table> table;
   std::shared_ptr<Space> space;
@@ -135,7 +135,7 @@ class Interpreter {
     child.table = share_files ? now_->table : std::make_shared<Table>(*now_->table);
     child.space = share_memory ? now_->space : std::make_shared<Space>(*now_->space);
     child.threads.insert(leader_of(pid));
-    if (now_->pid.value == 0) child.table = std::make_shared<Table>();   // the executor closes what is stasis' own
+    if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
     clocks_[pid.value] = clocks_[tid_.value];
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
@@ -155,21 +155,24 @@ class Interpreter {
   void apply(const SetSid&) {
     require(now_->session != now_->pid, "it leads a session already (EPERM)");
     for (const auto& [pid, other] : processes_) {
-      require(other.reaped || pid.value == 0 || other.group != now_->pid, "the group {} exists: setsid is refused (EPERM)", now_->pid);
+      require(other.reaped || pid.value == 0 || other.group != now_->pid,
+              "the group {} exists: setsid is refused (EPERM)", now_->pid);
     }
     now_->session = now_->group = now_->pid;
     now_->identity = stamp();
   }
   void apply(const SetPgid& set) {
     const auto target = processes_.find(set.target);
-    require(target != processes_.end() && (set.target == now_->pid || target->second.parent == now_->pid), "{} is neither itself nor its child (ESRCH)", set.target);
+    require(target != processes_.end() && (set.target == now_->pid || target->second.parent == now_->pid),
+            "{} is neither itself nor its child (ESRCH)", set.target);
     if (problem_) return;
     auto& changed = target->second;
     require(changed.session != changed.pid, "{} leads a session (EPERM)", set.target);
     require(changed.session == now_->session, "{} is in another session (EPERM)", set.target);
     if (set.pgid != set.target) {
       const auto member = std::ranges::find_if(processes_, [&](const auto& entry) {
-        return !entry.second.reaped && entry.first.value != 0 && entry.second.group == set.pgid && entry.second.session == now_->session && is_before(entry.second.identity);
+        return !entry.second.reaped && entry.first.value != 0 && entry.second.group == set.pgid &&
+               entry.second.session == now_->session && is_before(entry.second.identity);
       });
       require(member != processes_.end(), "no process of its session is certain to be in group {} (EPERM)", set.pgid);
     }
@@ -199,7 +202,8 @@ class Interpreter {
   }
   void apply(const Wait& wait) {
     const auto child = processes_.find(wait.child_pid);
-    require(child != processes_.end() && child->second.parent == now_->pid, "{} is not its child (ECHILD)", wait.child_pid);
+    require(child != processes_.end() && child->second.parent == now_->pid, "{} is not its child (ECHILD)",
+            wait.child_pid);
     require(problem_ || child->second.zombie, "{} does not end before it is waited for: a deadlock", wait.child_pid);
     if (problem_) return;
     child->second.zombie = false, child->second.reaped = true;
@@ -214,7 +218,8 @@ class Interpreter {
     const auto found = posts_.find(await.event);
     const uint32_t count = found == posts_.end() ? 0 : found->second.count;
     // In this order the wait never ends; in any other that the program allows it does not either.
-    require(count >= await.count, "it waits for {} posts of '{}', of which only {} can have come: a deadlock", await.count, await.event, count);
+    require(count >= await.count, "it waits for {} posts of '{}', of which only {} can have come: a deadlock",
+            await.count, await.event, count);
     // Posts beyond the awaited ones may be any: only a wait for all of them orders.
     if (!problem_ && count == await.count) learn(found->second.clock);
   }
@@ -233,7 +238,7 @@ class Interpreter {
   }
   void apply(const Open& open) { put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0); }
   void apply(const Close& close) {
-    if (close.fd == program_.images_fd) return;            // open in every process from its birth
+    if (close.fd == program_.images_fd) return;  // open in every process from its birth
     if (open_slot(close.fd) != nullptr) now_->table->slots.erase(close.fd);
   }
   void apply(const Dup2& dup) {
@@ -251,7 +256,8 @@ class Interpreter {
     if (problem_) return;
     const auto slot = from->second.table->slots.find(transfer.fd);
     require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
-    require(problem_ || is_before(slot->second.changed), "nothing makes sure that {} has opened descriptor {} by then", transfer.from_pid, transfer.fd);
+    require(problem_ || is_before(slot->second.changed), "nothing makes sure that {} has opened descriptor {} by then",
+            transfer.from_pid, transfer.fd);
     if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
   }
 
@@ -272,10 +278,13 @@ class Interpreter {
       if (area.end > end) areas[end] = {area.end, area.prot, area.shared};
     }
   }
-  bool touches_agent(uint64_t begin, uint64_t end) const { return AddressRange{begin, end}.overlaps(program_.agent_area); }
+  bool touches_agent(uint64_t begin, uint64_t end) const {
+    return AddressRange{begin, end}.overlaps(program_.agent_area);
+  }
   void map(uint64_t begin, uint64_t length, uint32_t prot, bool shared) {
     const uint64_t end = begin + length;
-    require(begin % page_size == 0 && length > 0 && end > begin, "the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
+    require(begin % page_size == 0 && length > 0 && end > begin, "the range {:#x}+{:#x} is not one of pages (EINVAL)",
+            begin, length);
     require(!touches_agent(begin, end), "it would map over the agent");
     if (problem_) return;
     const auto& areas = now_->space->areas;
@@ -291,7 +300,8 @@ class Interpreter {
   void apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared); }
   void apply(const Mremap& remap) {
     const auto found = now_->space->areas.find(remap.addr);
-    require(found != now_->space->areas.end() && found->second.end == remap.addr + remap.length, "no mapping {:#x}+{:#x} (EFAULT)", remap.addr, remap.length);
+    require(found != now_->space->areas.end() && found->second.end == remap.addr + remap.length,
+            "no mapping {:#x}+{:#x} (EFAULT)", remap.addr, remap.length);
     if (problem_) return;
     const auto area = found->second;
     now_->space->areas.erase(found);
@@ -306,7 +316,8 @@ class Interpreter {
     uint64_t covered = protect.addr;
     auto at = now_->space->areas.upper_bound(protect.addr);
     if (at != now_->space->areas.begin()) --at;
-    for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at) covered = std::max(covered, at->second.end);
+    for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at)
+      covered = std::max(covered, at->second.end);
     require(covered >= end, "there is a hole at {:#x} (ENOMEM)", covered);
     if (problem_) return;
     const auto first = now_->space->areas.find(protect.addr);
@@ -361,10 +372,14 @@ class Interpreter {
   }
 
   void compare(const model::Task& task, const Process& made) {
-    if (task.pid != wanted_.root) require(made.parent == task.parent, "its parent becomes {} instead of {}", made.parent, task.parent);
-    const bool led_outside = task.session == wanted_.find(wanted_.root)->session && wanted_.find(task.session) == nullptr;
-    if (!led_outside || made.session.value != 0) require(made.session == task.session, "its session becomes {} instead of {}", made.session, task.session);
-    if (!led_outside || made.group.value != 0) require(made.group == task.group, "its group becomes {} instead of {}", made.group, task.group);
+    if (task.pid != wanted_.root)
+      require(made.parent == task.parent, "its parent becomes {} instead of {}", made.parent, task.parent);
+    const bool led_outside =
+        task.session == wanted_.find(wanted_.root)->session && wanted_.find(task.session) == nullptr;
+    if (!led_outside || made.session.value != 0)
+      require(made.session == task.session, "its session becomes {} instead of {}", made.session, task.session);
+    if (!led_outside || made.group.value != 0)
+      require(made.group == task.group, "its group becomes {} instead of {}", made.group, task.group);
     if (task.state == model::TaskState::zombie) {
       require(made.zombie, "it should be a zombie");
       require(made.status == task.exit_status, "it ends with {:#x} instead of {:#x}", made.status, task.exit_status);
@@ -386,7 +401,8 @@ class Interpreter {
       const auto found = made.slots.find(fd);
       require(found != made.slots.end(), "descriptor {} is not opened", fd);
       if (problem_) return;
-      require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd, found->second.description, slot.description);
+      require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd,
+              found->second.description, slot.description);
       require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
     }
     for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
@@ -394,17 +410,23 @@ class Interpreter {
 
   void compare_space(const model::Task& task, const Space& made) {
     for (const auto& mapping : wanted_.address_spaces.at(task.address_space).mappings) {
-      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar || mapping.backing == model::Backing::vsyscall) continue;
+      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar ||
+          mapping.backing == model::Backing::vsyscall)
+        continue;
       const auto found = made.areas.find(mapping.range.begin);
-      require(found != made.areas.end() && found->second.end == mapping.range.end, "{:#x}-{:#x} is not mapped as it should be", mapping.range.begin, mapping.range.end);
+      require(found != made.areas.end() && found->second.end == mapping.range.end,
+              "{:#x}-{:#x} is not mapped as it should be", mapping.range.begin, mapping.range.end);
       if (problem_) return;
-      require(found->second.prot == mapping.protection, "{:#x} has protection {} instead of {}", mapping.range.begin, found->second.prot, mapping.protection);
-      const bool shared = mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
+      require(found->second.prot == mapping.protection, "{:#x} has protection {} instead of {}", mapping.range.begin,
+              found->second.prot, mapping.protection);
+      const bool shared =
+          mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
       require(found->second.shared == shared, "{:#x} is {}shared", mapping.range.begin, shared ? "not " : "");
     }
     const auto& mappings = wanted_.address_spaces.at(task.address_space).mappings;
     const auto ours = static_cast<size_t>(std::ranges::count_if(mappings, [](const model::Mapping& m) {
-      return m.backing != model::Backing::vdso && m.backing != model::Backing::vvar && m.backing != model::Backing::vsyscall;
+      return m.backing != model::Backing::vdso && m.backing != model::Backing::vvar &&
+             m.backing != model::Backing::vsyscall;
     }));
     require(made.areas.size() == ours, "it has {} mappings instead of {}", made.areas.size(), ours);
   }
@@ -434,6 +456,8 @@ std::string Rejection::message(const Program& program) const {
   return fmt::format("command {} ({} by {}): {}", command, name_of(program.commands[command].action), pid, rule);
 }
 
-std::optional<Rejection> verify(const Program& program, const model::Application& wanted) { return Interpreter(program, wanted).run(); }
+std::optional<Rejection> verify(const Program& program, const model::Application& wanted) {
+  return Interpreter(program, wanted).run();
+}
 
 }  // namespace stasis::plan

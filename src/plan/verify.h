@@ -15,9 +15,9 @@
 namespace stasis::plan {
 
 struct Rejection {
-  size_t command = 0;       ///< index, or commands.size() for the final comparison
+  size_t command = 0;  ///< index, or commands.size() for the final comparison
   Pid pid;
-  std::string rule;         ///< the kernel's rule or the difference, in one sentence
+  std::string rule;  ///< the kernel's rule or the difference, in one sentence
   std::string message(const Program& program) const;
 };
 

@@ -25,7 +25,9 @@ struct TreeMemory::Segment {
 
 namespace {
 
-std::string map_files(pid_t host_pid, AddressRange range) { return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end); }
+std::string map_files(pid_t host_pid, AddressRange range) {
+  return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end);
+}
 
 /// smaps without what is ours.
 Result<std::vector<kernel::MapsEntry>> read_mappings(pid_t host_pid, std::span<const AddressRange> ours) {
@@ -52,15 +54,17 @@ model::MemoryLayout layout_of(const kernel::StatInfo& stat) {
 }
 
 std::string subject_of(const model::Task& task, const kernel::MapsEntry& vma) {
-  return fmt::format("task {} '{}', mapping {:x}-{:x} {}", task.pid, task.name, vma.range.begin, vma.range.end, vma.path);
+  return fmt::format("task {} '{}', mapping {:x}-{:x} {}", task.pid, task.name, vma.range.begin, vma.range.end,
+                     vma.path);
 }
 
 /// How a mapped file has to be opened: a private mapping needs to be read only, whatever it was opened for.
 Result<uint32_t> open_flags(pid_t host_pid, const kernel::MapsEntry& vma) {
   if (!vma.shared) return O_RDONLY;
   const std::string path = map_files(host_pid, vma.range);
-  struct stat link {};
-  // The link's own permissions are the access mode of the mapped description (proc_map_files_instantiate, fs/proc/base.c).
+  struct stat link{};
+  // The link's own permissions are the access mode of the mapped description (proc_map_files_instantiate,
+  // fs/proc/base.c).
   if (lstat(path.c_str(), &link) != 0) return fail_errno("lstat", path);
   return (link.st_mode & S_IWUSR) != 0 ? O_RDWR : O_RDONLY;
 }
@@ -70,7 +74,8 @@ Result<uint32_t> open_flags(pid_t host_pid, const kernel::MapsEntry& vma) {
 TreeMemory::TreeMemory() = default;
 TreeMemory::~TreeMemory() = default;
 
-Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, const model::Task& task, std::span<const AddressRange> ours) {
+Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, const model::Task& task,
+                           std::span<const AddressRange> ours) {
   if (!spaces_.emplace(task.address_space, view.host_pid).second) return {};
   auto& space = context.application.address_spaces[task.address_space];
   space.id = task.address_space;
@@ -78,18 +83,22 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
   space.layout.auxv = TRY(kernel::read_auxv(view.host_pid));
   space.executable = TRY(capture_file_at(context, view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
                                          fmt::format("task {} '{}', executable", task.pid, task.name)));
-  std::map<std::string, ObjectId> files;   // neighbouring mappings are mostly of the same few files
+  std::map<std::string, ObjectId> files;  // neighbouring mappings are mostly of the same few files
   for (const kernel::MapsEntry& vma : TRY(read_mappings(view.host_pid, ours))) {
     const Classified found = classify(vma);
     if (found.kind == VmaKind::unsupported) {
-      context.diagnostics.refuse(subject_of(task, vma), found.problem, "The application has to let go of it before it is dumped");
+      context.diagnostics.refuse(subject_of(task, vma), found.problem,
+                                 "The application has to let go of it before it is dumped");
       continue;
     }
     auto mapping = mapping_of(vma, found.kind);
     if (found.kind == VmaKind::file) {
       const uint32_t flags = TRY(open_flags(view.host_pid, vma));
-      ObjectId& file = files[fmt::format("{}:{}:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode, flags, vma.path)];
-      if (file.value == 0) file = TRY(capture_file_at(context, view.host_pid, map_files(view.host_pid, vma.range), flags, subject_of(task, vma)));
+      ObjectId& file =
+          files[fmt::format("{}:{}:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode, flags, vma.path)];
+      if (file.value == 0)
+        file = TRY(
+            capture_file_at(context, view.host_pid, map_files(view.host_pid, vma.range), flags, subject_of(task, vma)));
       mapping.file = file;
     }
     if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
@@ -102,7 +111,8 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
 
 Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid, const kernel::MapsEntry& vma) {
   bool fresh = false;
-  const ObjectId id = context.object(fmt::format("segment:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode), fresh);
+  const ObjectId id =
+      context.object(fmt::format("segment:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode), fresh);
   if (!fresh) return id;
   auto segment = std::make_unique<Segment>();
   segment->name = map_files(host_pid, vma.range);
@@ -111,7 +121,7 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid,
     auto error = Error::system("open shared memory", errno, segment->name);
     return fail(std::move(error).advise("map_files needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"));
   }
-  struct stat status {};
+  struct stat status{};
   if (fstat(segment->fd.get(), &status) != 0) return fail_errno("fstat", segment->name);
   segment->size = static_cast<uint64_t>(status.st_size);
   segment->huge = vma.vm_flags.contains("ht");
@@ -127,7 +137,8 @@ Status TreeMemory::finish(CaptureContext& context) {
   std::map<ObjectId, bool> done;
   for (const model::Task& task : application.tasks) {
     const model::Task* parent = application.find(task.parent);
-    if (parent == nullptr || !spaces_.contains(task.address_space) || !spaces_.contains(parent->address_space)) continue;
+    if (parent == nullptr || !spaces_.contains(task.address_space) || !spaces_.contains(parent->address_space))
+      continue;
     if (parent->address_space == task.address_space || std::exchange(done[task.address_space], true)) continue;
     TRY(mark_shared_pages(spaces_.at(task.address_space), application.address_spaces.at(task.address_space),
                           spaces_.at(parent->address_space), application.address_spaces.at(parent->address_space)));
@@ -137,26 +148,29 @@ Status TreeMemory::finish(CaptureContext& context) {
 
 Result<std::unique_ptr<memory::PageSource>> TreeMemory::address_space(ObjectId id) {
   const auto found = spaces_.find(id);
-  if (found == spaces_.end()) return fail(Error::internal("read memory", fmt::format("address space {} was not captured", id)));
+  if (found == spaces_.end())
+    return fail(Error::internal("read memory", fmt::format("address space {} was not captured", id)));
   return std::make_unique<memory::ProcessPages>(found->second);
 }
 
 Result<std::unique_ptr<memory::PageSource>> TreeMemory::shared_memory(ObjectId id) {
   const auto found = segments_.find(id);
-  if (found == segments_.end()) return fail(Error::internal("read memory", fmt::format("segment {} was not captured", id)));
+  if (found == segments_.end())
+    return fail(Error::internal("read memory", fmt::format("segment {} was not captured", id)));
   return std::make_unique<memory::FilePages>(found->second->fd.get(), found->second->name);
 }
 
 Result<std::vector<model::PageRun>> TreeMemory::shared_memory_runs(const model::SharedMemory& memory) {
   const auto found = segments_.find(memory.id);
-  if (found == segments_.end()) return fail(Error::internal("read memory", fmt::format("segment {} was not captured", memory.id)));
+  if (found == segments_.end())
+    return fail(Error::internal("read memory", fmt::format("segment {} was not captured", memory.id)));
   const Segment& segment = *found->second;
-  if (segment.huge) return ApplicationMemory::shared_memory_runs(memory);   // hugetlbfs does not tell holes from data
+  if (segment.huge) return ApplicationMemory::shared_memory_runs(memory);  // hugetlbfs does not tell holes from data
   std::vector<model::PageRun> runs;
   const auto size = static_cast<off_t>(segment.size);
   for (off_t at = 0; at < size;) {
     const off_t data = lseek(segment.fd.get(), at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;                                  // only a hole is left
+    if (data < 0 && errno == ENXIO) break;  // only a hole is left
     if (data < 0) return fail_errno("find data", segment.name);
     const off_t hole = lseek(segment.fd.get(), data, SEEK_HOLE);
     if (hole < 0) return fail_errno("find data", segment.name);

@@ -38,7 +38,7 @@ class TreeMemory : public ApplicationMemory {
   struct Segment;
   Result<ObjectId> segment_of(CaptureContext&, pid_t host_pid, const kernel::MapsEntry&);
 
-  std::map<ObjectId, pid_t> spaces_;                          ///< a host pid that has it
+  std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
 };
 

@@ -25,14 +25,14 @@ struct CapturePolicy {
   bool link_remap = false;
   uint64_t ghost_limit = 1 << 20;
   std::string file_validation = "buildid";  ///< "buildid" or "filesize"
-  std::vector<std::string> external;     ///< --external values
+  std::vector<std::string> external;        ///< --external values
   bool leave_running = false;
 };
 
 class CaptureContext {
  public:
   CapturePolicy policy;
-  model::Application application;        ///< being assembled
+  model::Application application;  ///< being assembled
   Diagnostics diagnostics;
 
   ObjectId new_id() { return ObjectId{++last_id_}; }
@@ -53,7 +53,7 @@ class CaptureContext {
 /// A stopped process as rooms see it.
 struct ProcessView {
   pid_t host_pid = 0;
-  std::vector<pid_t> host_tids;          ///< leader first, same order as model::Task::threads
+  std::vector<pid_t> host_tids;  ///< leader first, same order as model::Task::threads
   /// /proc/PID/task/TID/status of a thread, read once for all rooms.
   Result<const kernel::StatusInfo*> status(size_t thread) const;
   mutable std::vector<std::optional<kernel::StatusInfo>> statuses;
@@ -63,8 +63,8 @@ struct ProcessView {
 class Inquiry {
  public:
   struct Answer {
-    int64_t result = 0;                  ///< raw: -errno on failure
-    std::vector<Bytes> out;              ///< the Out and InOut arguments, in order
+    int64_t result = 0;      ///< raw: -errno on failure
+    std::vector<Bytes> out;  ///< the Out and InOut arguments, in order
   };
   using Handler = std::function<Status(const Answer&)>;
   /// The call's expectation is checked before the handler runs (default: success).
@@ -83,16 +83,16 @@ class Inquiry {
 /// One descriptor of a stopped task, looked at from outside.
 struct DescriptorProbe {
   pid_t host_pid = 0;
-  int fd = -1;                           ///< -1: not a descriptor (exe, cwd, root, a mapped file)
-  std::string proc_path;                 ///< "/proc/4711/fd/7", "/proc/4711/exe", "/proc/4711/map_files/…": opens the same object
-  std::string link;                      ///< what readlink says: "/etc/passwd", "pipe:[123]", "anon_inode:[eventfd]"
+  int fd = -1;            ///< -1: not a descriptor (exe, cwd, root, a mapped file)
+  std::string proc_path;  ///< "/proc/4711/fd/7", "/proc/4711/exe", "/proc/4711/map_files/…": opens the same object
+  std::string link;       ///< what readlink says: "/etc/passwd", "pipe:[123]", "anon_inode:[eventfd]"
   struct stat stat{};
-  uint64_t filesystem = 0;               ///< statfs f_type
-  uint32_t flags = 0;                    ///< from fdinfo
+  uint64_t filesystem = 0;  ///< statfs f_type
+  uint32_t flags = 0;       ///< from fdinfo
   uint64_t position = 0;
   int64_t mount_id = -1;
-  std::string fdinfo;                    ///< whole text
-  std::string subject;                   ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
+  std::string fdinfo;   ///< whole text
+  std::string subject;  ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
   /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
   Result<int> duplicate() const;
   mutable UniqueFd cached_duplicate;

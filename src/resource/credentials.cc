@@ -1,8 +1,9 @@
 // Credentials of each thread: ids, groups, capability sets, securebits.
 //
-// Order matters at restore (credentials(7), security/commoncap.c): ids change while SECBIT_NO_SETUID_FIXUP keeps the capabilities;
-// inheritable capabilities are raised before the bounding set shrinks, because they cannot exceed it afterwards; ambient ones
-// before the securebits may forbid raising them; securebits before CAP_SETPCAP goes; the permitted and effective sets come last.
+// Order matters at restore (credentials(7), security/commoncap.c): ids change while SECBIT_NO_SETUID_FIXUP keeps the
+// capabilities; inheritable capabilities are raised before the bounding set shrinks, because they cannot exceed it
+// afterwards; ambient ones before the securebits may forbid raising them; securebits before CAP_SETPCAP goes; the
+// permitted and effective sets come last.
 #include "resource/credentials.h"
 
 #include <linux/capability.h>
@@ -47,7 +48,7 @@ plan::Calls identity_calls(const model::Credentials& wanted) {
   calls.push_back(call(SYS_setgroups, wanted.groups.size(), std::move(groups)));
   calls.push_back(call(SYS_prctl, PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP));
   calls.push_back(call(SYS_setresgid, wanted.gid, wanted.egid, wanted.sgid));
-  calls.push_back(expecting(call(SYS_setfsgid, wanted.fsgid), Expected::anything));   // returns the old id, always
+  calls.push_back(expecting(call(SYS_setfsgid, wanted.fsgid), Expected::anything));  // returns the old id, always
   calls.push_back(call(SYS_setresuid, wanted.uid, wanted.euid, wanted.suid));
   calls.push_back(expecting(call(SYS_setfsuid, wanted.fsuid), Expected::anything));
   return calls;
@@ -59,7 +60,8 @@ plan::Calls capability_calls(const model::Credentials& wanted, uint64_t held) {
   calls.push_back(capset(held, held, wanted.inheritable));
   calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
   for (int capability = 0; capability <= last_known_capability; ++capability) {
-    if ((wanted.ambient >> capability) & 1) calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0));
+    if ((wanted.ambient >> capability) & 1)
+      calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0));
   }
   for (int capability = 0; capability <= last_known_capability; ++capability) {
     // Numbers past the kernel's last one are answered with EINVAL: dropped by nature.
@@ -132,7 +134,8 @@ class CredentialsRoom final : public TaskRoom {
       c.uid = in.uid(), c.euid = in.euid(), c.suid = in.suid(), c.fsuid = in.fsuid();
       c.gid = in.gid(), c.egid = in.egid(), c.sgid = in.sgid(), c.fsgid = in.fsgid();
       c.groups.assign(in.groups().begin(), in.groups().end());
-      c.inheritable = load_set(in.cap_inh()), c.permitted = load_set(in.cap_prm()), c.effective = load_set(in.cap_eff());
+      c.inheritable = load_set(in.cap_inh()), c.permitted = load_set(in.cap_prm()),
+      c.effective = load_set(in.cap_eff());
       c.bounding = load_set(in.cap_bnd()), c.ambient = load_set(in.cap_amb());
       c.securebits = in.secbits();
       c.no_new_privs = in.no_new_privs() != 0;

@@ -24,8 +24,8 @@ struct Slot {
 /// Slots can only share a description if all this is equal: kcmp is asked only among those.
 auto identity(const Slot& slot) {
   const auto& p = slot.probe;
-  return std::tuple(p.stat.st_dev, p.stat.st_ino, p.stat.st_mode & S_IFMT, p.stat.st_rdev, p.flags & ~static_cast<uint32_t>(O_CLOEXEC), p.position,
-                    p.mount_id);
+  return std::tuple(p.stat.st_dev, p.stat.st_ino, p.stat.st_mode & S_IFMT, p.stat.st_rdev,
+                    p.flags & ~static_cast<uint32_t>(O_CLOEXEC), p.position, p.mount_id);
 }
 
 std::string subject_of(const model::Task& task, int fd, const std::string& link) {
@@ -48,7 +48,7 @@ Result<DescriptorProbe> probe(const DescriptorHolder& holder, int fd) {
   return made;
 }
 
-struct OwnerEx {   // struct f_owner_ex
+struct OwnerEx {  // struct f_owner_ex
   int type;
   pid_t pid;
 };
@@ -58,15 +58,15 @@ Result<model::FileOwner> owner_of(const CaptureContext& context, const Descripto
   model::FileOwner owner;
   const int fd = TRY(probe.duplicate());
   OwnerEx ex{};
-  if (fcntl(fd, F_GETOWN_EX, &ex) != 0) return owner;   // O_PATH descriptors have none
+  if (fcntl(fd, F_GETOWN_EX, &ex) != 0) return owner;  // O_PATH descriptors have none
   if (ex.pid != 0) {
-    owner.kind = ex.type == F_OWNER_TID ? model::FileOwner::Kind::thread
+    owner.kind = ex.type == F_OWNER_TID   ? model::FileOwner::Kind::thread
                  : ex.type == F_OWNER_PID ? model::FileOwner::Kind::process
                                           : model::FileOwner::Kind::group;
     const auto known = context.host_to_tree.find(ex.pid);
     owner.id = known == context.host_to_tree.end() ? ex.pid : known->second;
     uint32_t ids[2]{};
-    constexpr int get_owner_uids = 17;   // F_GETOWNER_UIDS
+    constexpr int get_owner_uids = 17;  // F_GETOWNER_UIDS
     if (fcntl(fd, get_owner_uids, ids) == 0) owner.uid = ids[0], owner.euid = ids[1];
   }
   const int signal = fcntl(fd, F_GETSIG);
@@ -74,8 +74,8 @@ Result<model::FileOwner> owner_of(const CaptureContext& context, const Descripto
   return owner;
 }
 
-/// Regular files, directories and memory devices never send SIGIO, but an owner may be set all the same; it is worth its calls
-/// only once per description.
+/// Regular files, directories and memory devices never send SIGIO, but an owner may be set all the same; it is worth
+/// its calls only once per description.
 Result<model::OpenDescription> describe(CaptureContext& context, const DescriptorProbe& probe) {
   model::OpenDescription description;
   description.id = context.new_id();
@@ -108,7 +108,7 @@ class DescriptorCapture {
  private:
   Status list(const DescriptorHolder& holder) {
     auto& table = context_.application.descriptor_tables[holder.task->descriptors];
-    if (table.id == holder.task->descriptors) return {};   // shared, listed through another task
+    if (table.id == holder.task->descriptors) return {};  // shared, listed through another task
     table.id = holder.task->descriptors;
     for (const int fd : TRY(kernel::list_descriptors(holder.view->host_pid))) {
       slots_.push_back({&holder, TRY(probe(holder, fd))});
@@ -120,7 +120,7 @@ class DescriptorCapture {
     std::vector<size_t> order(slots_.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::ranges::stable_sort(order, [&](size_t a, size_t b) { return identity(slots_[a]) < identity(slots_[b]); });
-    std::vector<size_t> first_of(slots_.size());            // slot → the first slot of the same description
+    std::vector<size_t> first_of(slots_.size());  // slot → the first slot of the same description
     for (size_t begin = 0; begin < order.size();) {
       size_t end = begin + 1;
       while (end < order.size() && identity(slots_[order[end]]) == identity(slots_[order[begin]])) ++end;
@@ -128,7 +128,7 @@ class DescriptorCapture {
       begin = end;
     }
     std::vector<ObjectId> ids(slots_.size());
-    for (size_t i = 0; i < slots_.size(); ++i) {            // in order of tasks and numbers: ids come out the same each time
+    for (size_t i = 0; i < slots_.size(); ++i) {  // in order of tasks and numbers: ids come out the same each time
       if (first_of[i] == i) {
         auto description = TRY(describe(context_, slots_[i].probe));
         ids[i] = description.id;
@@ -136,7 +136,8 @@ class DescriptorCapture {
       }
       const auto& slot = slots_[i];
       const bool close_on_exec = (slot.probe.flags & O_CLOEXEC) != 0;
-      context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {ids[first_of[i]], close_on_exec};
+      context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
+          ids[first_of[i]], close_on_exec};
       slots_[i].probe.cached_duplicate.reset();
     }
     return {};
@@ -156,7 +157,8 @@ class DescriptorCapture {
     std::ranges::stable_sort(candidates, [&](size_t a, size_t b) { return compare(a, b) < 0; });
     for (size_t i = 0; i < candidates.size();) {
       size_t end = i + 1, lowest = candidates[i];
-      while (end < candidates.size() && compare(candidates[i], candidates[end]) == 0) lowest = std::min(lowest, candidates[end++]);
+      while (end < candidates.size() && compare(candidates[i], candidates[end]) == 0)
+        lowest = std::min(lowest, candidates[end++]);
       for (; i < end; ++i) first_of[candidates[i]] = lowest;
     }
     if (problem) return fail(std::move(*problem).within("find out which descriptors are shared"));
@@ -200,7 +202,8 @@ Status capture_descriptors(CaptureContext& context, std::span<const DescriptorHo
   return DescriptorCapture(context).run(holders);
 }
 
-Result<ObjectId> capture_file_at(CaptureContext& context, pid_t host_pid, const std::string& proc_path, uint32_t flags, const std::string& subject) {
+Result<ObjectId> capture_file_at(CaptureContext& context, pid_t host_pid, const std::string& proc_path, uint32_t flags,
+                                 const std::string& subject) {
   DescriptorProbe made;
   made.host_pid = host_pid;
   made.proc_path = proc_path;
@@ -230,7 +233,8 @@ void encode_owner(const model::FileOwner& owner, fown_entry& out) {
 
 model::FileOwner decode_owner(const fown_entry& in) {
   model::FileOwner owner;
-  owner.uid = in.uid(), owner.euid = in.euid(), owner.signal = static_cast<int>(in.signum()), owner.id = static_cast<pid_t>(in.pid());
+  owner.uid = in.uid(), owner.euid = in.euid(), owner.signal = static_cast<int>(in.signum()),
+  owner.id = static_cast<pid_t>(in.pid());
   if (in.pid() == 0) return owner;
   owner.kind = in.pid_type() == F_OWNER_PGRP  ? model::FileOwner::Kind::group
                : in.pid_type() == F_OWNER_PID ? model::FileOwner::Kind::process

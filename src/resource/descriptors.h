@@ -18,13 +18,14 @@ struct DescriptorHolder {
   model::Task* task = nullptr;
 };
 
-/// Fills application.descriptor_tables, .fs_contexts and .descriptions for all tasks: one call for the whole tree, because
-/// descriptions are shared across it. What no room can save goes to context.diagnostics.
+/// Fills application.descriptor_tables, .fs_contexts and .descriptions for all tasks: one call for the whole tree,
+/// because descriptions are shared across it. What no room can save goes to context.diagnostics.
 Status capture_descriptors(CaptureContext&, std::span<const DescriptorHolder>);
 
-/// The file behind a mapping, an executable or a directory link: `proc_path` opens it ("/proc/7/map_files/…", "/proc/7/exe").
-/// The same file gives the same description; `flags` are what it is opened with at restore.
-Result<ObjectId> capture_file_at(CaptureContext&, pid_t host_pid, const std::string& proc_path, uint32_t flags, const std::string& subject);
+/// The file behind a mapping, an executable or a directory link: `proc_path` opens it ("/proc/7/map_files/…",
+/// "/proc/7/exe"). The same file gives the same description; `flags` are what it is opened with at restore.
+Result<ObjectId> capture_file_at(CaptureContext&, pid_t host_pid, const std::string& proc_path, uint32_t flags,
+                                 const std::string& subject);
 
 /// fown_entry ↔ model
 void encode_owner(const model::FileOwner&, fown_entry&);

@@ -1,7 +1,7 @@
 // Working directory, root directory and umask of an fs context (fs_struct), which tasks may share.
 //
-// They are captured with the descriptors (descriptors.cc). At restore they change last of all, when every process has opened what
-// it opens by path: a changed root would lead paths elsewhere, also for others who share the context.
+// They are captured with the descriptors (descriptors.cc). At restore they change last of all, when every process has
+// opened what it opens by path: a changed root would lead paths elsewhere, also for others who share the context.
 #include "resource/fs_context.h"
 
 #include <fmt/format.h>
@@ -18,9 +18,11 @@ class FsContextRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "fs context"; }
 
-  Status encode(const model::Application& application, const model::Task& task, image::TaskRecords& records) const override {
+  Status encode(const model::Application& application, const model::Task& task,
+                image::TaskRecords& records) const override {
     const auto& fs = application.fs_contexts.at(task.fs);
-    records.fs.set_cwd_id(fs.working_directory.value), records.fs.set_root_id(fs.root_directory.value), records.fs.set_umask(fs.umask);
+    records.fs.set_cwd_id(fs.working_directory.value), records.fs.set_root_id(fs.root_directory.value),
+        records.fs.set_umask(fs.umask);
     return {};
   }
 
@@ -29,19 +31,22 @@ class FsContextRoom final : public TaskRoom {
     if (fs.id == task.fs) return {};
     fs.id = task.fs;
     fs.working_directory = ObjectId{records.fs.cwd_id()}, fs.root_directory = ObjectId{records.fs.root_id()};
-    if (records.fs.umask() > 0777) return fail(Error::invalid("decode fs context", "field umask is out of range", fmt::format("fs-{}.img", task.pid)));
+    if (records.fs.umask() > 0777)
+      return fail(
+          Error::invalid("decode fs context", "field umask is out of range", fmt::format("fs-{}.img", task.pid)));
     fs.umask = records.fs.umask();
     for (const auto id : {fs.working_directory, fs.root_directory}) {
       const auto found = application.descriptions.find(id);
       if (found == application.descriptions.end() || path_of(found->second).empty()) {
-        return fail(Error::invalid("decode fs context", fmt::format("file {} is not a directory of files.img", id), fmt::format("fs-{}.img", task.pid)));
+        return fail(Error::invalid("decode fs context", fmt::format("file {} is not a directory of files.img", id),
+                                   fmt::format("fs-{}.img", task.pid)));
       }
     }
     return {};
   }
 
-  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task, const model::Thread& thread,
-                  plan::Sink& sink) const override {
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  const model::Thread& thread, plan::Sink& sink) const override {
     if (thread.tid != leader_of(task.pid) || !is_first_sharer(application, task)) return;
     const auto& fs = application.fs_contexts.at(task.fs);
     const auto path = [&](ObjectId id) { return path_of(application.descriptions.at(id)); };

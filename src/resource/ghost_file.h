@@ -1,4 +1,5 @@
-// Content of unlinked files: captured through a descriptor, kept in ghost-file-<id>.img, made again for the time of a restore.
+// Content of unlinked files: captured through a descriptor, kept in ghost-file-<id>.img, made again for the time of a
+// restore.
 #pragma once
 
 #include "resource/regular_file.h"

@@ -1,5 +1,5 @@
-// Resource limits of a process. Read from /proc/PID/limits and set by the task itself: prlimit on a task with other ids needs
-// CAP_SYS_RESOURCE, which even root may lack. A hard limit can be lowered but not raised without it.
+// Resource limits of a process. Read from /proc/PID/limits and set by the task itself: prlimit on a task with other ids
+// needs CAP_SYS_RESOURCE, which even root may lack. A hard limit can be lowered but not raised without it.
 #include "resource/limits.h"
 
 #include <sys/resource.h>
@@ -14,8 +14,9 @@ namespace {
 using plan::call;
 
 constexpr size_t limit_count = 16;
-constexpr const char* limit_names[limit_count] = {"CPU",     "FSIZE", "DATA",  "STACK",      "CORE",     "RSS",  "NPROC",  "NOFILE",
-                                                  "MEMLOCK", "AS",    "LOCKS", "SIGPENDING", "MSGQUEUE", "NICE", "RTPRIO", "RTTIME"};
+constexpr const char* limit_names[limit_count] = {"CPU",      "FSIZE",  "DATA",    "STACK", "CORE",  "RSS",
+                                                  "NPROC",    "NOFILE", "MEMLOCK", "AS",    "LOCKS", "SIGPENDING",
+                                                  "MSGQUEUE", "NICE",   "RTPRIO",  "RTTIME"};
 
 class LimitsRoom final : public TaskRoom {
  public:
@@ -39,13 +40,15 @@ class LimitsRoom final : public TaskRoom {
   Status decode(const image::TaskRecords& records, model::Application&, model::Task& task) const override {
     const auto& in = records.cores.at(0).tc().rlimits();
     if (in.rlimits_size() != static_cast<int>(limit_count)) {
-      return fail(Error::invalid("decode limits", fmt::format("{} limits instead of {}", in.rlimits_size(), limit_count),
+      return fail(Error::invalid("decode limits",
+                                 fmt::format("{} limits instead of {}", in.rlimits_size(), limit_count),
                                  fmt::format("core-{}.img", task.pid)));
     }
     for (size_t i = 0; i < limit_count; ++i) {
       const auto& entry = in.rlimits(static_cast<int>(i));
       if (entry.cur() > entry.max()) {
-        return fail(Error::invalid("decode limits", fmt::format("RLIMIT_{} exceeds its hard limit", limit_names[i]), fmt::format("core-{}.img", task.pid)));
+        return fail(Error::invalid("decode limits", fmt::format("RLIMIT_{} exceeds its hard limit", limit_names[i]),
+                                   fmt::format("core-{}.img", task.pid)));
       }
       task.limits[i] = {entry.cur(), entry.max()};
     }
@@ -57,9 +60,10 @@ class LimitsRoom final : public TaskRoom {
       rlimit ours{};
       if (getrlimit(static_cast<__rlimit_resource>(i), &ours) != 0 || task.limits[i].hard <= ours.rlim_max) continue;
       if (task.state == model::TaskState::zombie || can_raise()) continue;
-      diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
-                         fmt::format("its hard RLIMIT_{} of {} is above ours, {}", limit_names[i], task.limits[i].hard, ours.rlim_max),
-                         "run stasis with CAP_SYS_RESOURCE or from a process with a higher limit");
+      diagnostics.refuse(
+          fmt::format("task {} '{}'", task.pid, task.name),
+          fmt::format("its hard RLIMIT_{} of {} is above ours, {}", limit_names[i], task.limits[i].hard, ours.rlim_max),
+          "run stasis with CAP_SYS_RESOURCE or from a process with a higher limit");
     }
   }
 

@@ -1,7 +1,7 @@
 // Files of memfd_create(2).
 //
-// The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions that refer
-// to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
+// The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions
+// that refer to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
 #include "resource/memfd.h"
 
 #include <fcntl.h>
@@ -25,8 +25,8 @@ using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
 constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)";
-constexpr uint32_t pages_id_of_memfds = 0x40000000;   ///< the codec counts pages files from 1
-constexpr size_t longest_name = 249;                  ///< NAME_MAX less the prefix (memfd_create(2))
+constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages files from 1
+constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
 constexpr uint64_t largest_send = 1ull << 30;
 
 /// The file.
@@ -34,15 +34,18 @@ struct MemfdInode final : model::KindValue {
   std::string name;
   uint32_t uid = 0, gid = 0, mode = 0, seals = 0;
   uint64_t size = 0;
-  std::shared_ptr<UniqueFd> file;                       ///< capture: open for reading
-  std::vector<memory::StoredRun> stored;                ///< restore: where its pages lie
+  std::shared_ptr<UniqueFd> file;         ///< capture: open for reading
+  std::vector<memory::StoredRun> stored;  ///< restore: where its pages lie
 
   std::string_view kind() const override { return "memfd inode"; }
   bool equals(const model::KindValue& other) const override {
     const auto* inode = dynamic_cast<const MemfdInode*>(&other);
-    return inode != nullptr && name == inode->name && uid == inode->uid && gid == inode->gid && mode == inode->mode && seals == inode->seals && size == inode->size;
+    return inode != nullptr && name == inode->name && uid == inode->uid && gid == inode->gid && mode == inode->mode &&
+           seals == inode->seals && size == inode->size;
   }
-  std::string describe() const override { return fmt::format("memfd '{}' of {} bytes, seals {:#x}", name, size, seals); }
+  std::string describe() const override {
+    return fmt::format("memfd '{}' of {} bytes, seals {:#x}", name, size, seals);
+  }
 };
 
 struct MemfdFile final : model::KindValue {
@@ -73,10 +76,14 @@ std::vector<model::PageRun> data_runs(int fd, uint64_t size) {
 class MemfdRoom final : public FileRoom {
  public:
   std::string_view kind() const override { return "memfd"; }
-  ObjectId made_together(const model::OpenDescription& description) const override { return description.state.as<MemfdFile>()->inode; }
+  ObjectId made_together(const model::OpenDescription& description) const override {
+    return description.state.as<MemfdFile>()->inode;
+  }
   bool seekable() const override { return true; }
 
-  bool recognises(const DescriptorProbe& probe) const override { return S_ISREG(probe.stat.st_mode) && probe.link.starts_with(prefix); }
+  bool recognises(const DescriptorProbe& probe) const override {
+    return S_ISREG(probe.stat.st_mode) && probe.link.starts_with(prefix);
+  }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto made = std::make_shared<MemfdFile>();
@@ -86,7 +93,8 @@ class MemfdRoom final : public FileRoom {
     return model::KindState{std::move(made)};
   }
 
-  Status encode(const model::Application& application, const model::OpenDescription& description, image::FileRecords& records) const override {
+  Status encode(const model::Application& application, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
     const auto& file = *description.state.as<MemfdFile>();
     image::FileRecord record;
     record.set_type(MEMFD), record.set_id(description.id.value);
@@ -98,17 +106,22 @@ class MemfdRoom final : public FileRoom {
     return is_first(application, description) ? encode_inode(application, file.inode, records) : Status{};
   }
 
-  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override { return record.type() == MEMFD; }
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
+    return record.type() == MEMFD;
+  }
 
-  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record, model::Application& application) const override {
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application& application) const override {
     const std::string subject = fmt::format("files.img, file {}", record.id());
-    if (!record.has_memfd()) return fail(Error::invalid("decode memfd", "the entry of type MEMFD has no memfd field", subject));
+    if (!record.has_memfd())
+      return fail(Error::invalid("decode memfd", "the entry of type MEMFD has no memfd field", subject));
     const auto& memfd = record.memfd();
     auto made = std::make_shared<MemfdFile>();
     made->inode = ObjectId{memfd.inode_id()};
     auto& object = application.objects[made->inode];
     if (!object.value) object = {TRY(decode_inode(records, memfd.inode_id(), subject))};
-    if (object.as<MemfdInode>() == nullptr) return fail(Error::invalid("decode memfd", fmt::format("object {} is no memfd", made->inode), subject));
+    if (object.as<MemfdInode>() == nullptr)
+      return fail(Error::invalid("decode memfd", fmt::format("object {} is no memfd", made->inode), subject));
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = memfd.flags(), description.position = memfd.pos();
     description.owner = decode_owner(memfd.fown());
@@ -116,8 +129,10 @@ class MemfdRoom final : public FileRoom {
     return description;
   }
 
-  Status make(const model::Application& application, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
-    const auto& inode = *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
+  Status make(const model::Application& application, std::span<const plan::Placement> placements,
+              plan::Sink& sink) const override {
+    const auto& inode =
+        *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
     const int file = placements.front().scratch, pages = file + 1;
     plan::Perform perform{inode.describe(), "", {}, {}, {}};
     auto& calls = perform.calls;
@@ -153,7 +168,8 @@ class MemfdRoom final : public FileRoom {
     if (!inode->file->valid()) return fail_errno("open", probe.subject);
     struct statfs filesystem{};
     if (fstatfs(inode->file->get(), &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC) {
-      context.diagnostics.refuse(probe.subject, "it is a memfd of huge pages", "memfds made with MFD_HUGETLB cannot be saved by this version");
+      context.diagnostics.refuse(probe.subject, "it is a memfd of huge pages",
+                                 "memfds made with MFD_HUGETLB cannot be saved by this version");
     }
     const int seals = fcntl(inode->file->get(), F_GET_SEALS);
     inode->seals = seals < 0 ? 0 : static_cast<uint32_t>(seals);
@@ -177,19 +193,23 @@ class MemfdRoom final : public FileRoom {
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
     const auto runs = data_runs(inode.file->get(), inode.size);
     memory::FilePages source(inode.file->get(), inode.describe());
-    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", id), pages_id_of_memfds + id.value, runs, source));
+    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", id), pages_id_of_memfds + id.value, runs,
+                            source));
     return {};
   }
 
-  static Result<std::shared_ptr<MemfdInode>> decode_inode(const image::FileRecords& records, uint32_t id, const std::string& subject) {
+  static Result<std::shared_ptr<MemfdInode>> decode_inode(const image::FileRecords& records, uint32_t id,
+                                                          const std::string& subject) {
     for (const auto& entry : TRY(records.all<memfd_inode_entry>("memfd"))) {
       if (entry.inode_id() != id) continue;
       auto inode = std::make_shared<MemfdInode>();
       inode->name = entry.name();
-      if (inode->name.size() > longest_name || inode->name.find('\0') != std::string::npos || entry.size() > INT64_MAX) {
+      if (inode->name.size() > longest_name || inode->name.find('\0') != std::string::npos ||
+          entry.size() > INT64_MAX) {
         return fail(Error::invalid("decode memfd", "its name or size is out of range", subject));
       }
-      if (entry.has_hugetlb_flag() && entry.hugetlb_flag() != 0) return fail(Error::unsupported("decode memfd", "it is of huge pages", subject));
+      if (entry.has_hugetlb_flag() && entry.hugetlb_flag() != 0)
+        return fail(Error::unsupported("decode memfd", "it is of huge pages", subject));
       inode->uid = entry.uid(), inode->gid = entry.gid(), inode->size = entry.size(), inode->seals = entry.seals();
       inode->mode = entry.has_mode() ? entry.mode() : (S_IFREG | 0777);
       inode->stored = TRY(memory::read_pagemap(records.directory(), fmt::format("shmem-{}", entry.shmid())));
@@ -208,7 +228,8 @@ class MemfdRoom final : public FileRoom {
     calls.push_back(call(SYS_lseek, file, run.range.begin, SEEK_SET));
     while (left > 0) {
       const uint64_t part = std::min(left, largest_send);
-      calls.push_back(expecting(call(SYS_sendfile, file, pages, plan::InOut{bytes_of(offset)}, part), Expected::exactly, static_cast<int64_t>(part)));
+      calls.push_back(expecting(call(SYS_sendfile, file, pages, plan::InOut{bytes_of(offset)}, part), Expected::exactly,
+                                static_cast<int64_t>(part)));
       left -= part;
       offset += part;
     }

@@ -24,7 +24,8 @@ using Expected = plan::Expectation::Kind;
 /// The VMA that is there only because of us tells whether new mappings are locked on fault.
 Status look_at_our_own_mapping(pid_t host_pid, model::AddressSpace& space) {
   for (const auto& vma : TRY(kernel::read_smaps(host_pid))) {
-    const bool known = std::ranges::any_of(space.mappings, [&](const model::Mapping& mapping) { return mapping.range.overlaps(vma.range); });
+    const bool known = std::ranges::any_of(
+        space.mappings, [&](const model::Mapping& mapping) { return mapping.range.overlaps(vma.range); });
     if (known || !vma.vm_flags.contains("lo")) continue;
     space.lock_future = true;
     space.lock_future_on_fault = vma.vm_flags.contains("lf");
@@ -39,13 +40,15 @@ void ask_about_locking(model::AddressSpace& space, pid_t host_pid, Inquiry& inqu
               [](const Inquiry::Answer&) -> Status { return {}; });
   inquiry.ask(expecting(call(SYS_mincore, ResultOf{-1}, page_size, plan::Out{1}), Expected::anything),
               [&space](const Inquiry::Answer& answer) -> Status {
-                if (answer.result == 0 && !answer.out.empty() && !answer.out[0].empty()) space.lock_future = (answer.out[0][0] & 1) != 0;
+                if (answer.result == 0 && !answer.out.empty() && !answer.out[0].empty())
+                  space.lock_future = (answer.out[0][0] & 1) != 0;
                 return {};
               });
-  inquiry.ask(expecting(call(SYS_munmap, ResultOf{-2}, page_size), Expected::anything), [&space, host_pid](const Inquiry::Answer&) -> Status {
-    const bool on_fault = std::ranges::any_of(space.mappings, &model::Mapping::locked_on_fault);
-    return on_fault && !space.lock_future ? look_at_our_own_mapping(host_pid, space) : Status{};
-  });
+  inquiry.ask(expecting(call(SYS_munmap, ResultOf{-2}, page_size), Expected::anything),
+              [&space, host_pid](const Inquiry::Answer&) -> Status {
+                const bool on_fault = std::ranges::any_of(space.mappings, &model::Mapping::locked_on_fault);
+                return on_fault && !space.lock_future ? look_at_our_own_mapping(host_pid, space) : Status{};
+              });
 }
 
 class MemoryRoom final : public TaskRoom {
@@ -66,20 +69,23 @@ class MemoryRoom final : public TaskRoom {
     return {};
   }
 
-  Status encode(const model::Application& application, const model::Task& task, image::TaskRecords& records) const override {
+  Status encode(const model::Application& application, const model::Task& task,
+                image::TaskRecords& records) const override {
     const auto space = application.address_spaces.find(task.address_space);
-    if (space == application.address_spaces.end()) return fail(Error::internal("save memory", "the address space is missing"));
+    if (space == application.address_spaces.end())
+      return fail(Error::internal("save memory", "the address space is missing"));
     return encode_memory(application, space->second, records.mm);
   }
 
   Status decode(const image::TaskRecords& records, model::Application& application, model::Task& task) const override {
     auto& space = application.address_spaces[task.address_space];
-    if (space.id == task.address_space && !space.mappings.empty()) return {};   // read through another task
+    if (space.id == task.address_space && !space.mappings.empty()) return {};  // read through another task
     space.id = task.address_space;
     return decode_memory(records.mm, fmt::format("mm-{}.img", task.pid), application, space);
   }
 
-  void validate(const model::Application& application, const model::Task& task, Diagnostics& diagnostics) const override;
+  void validate(const model::Application& application, const model::Task& task,
+                Diagnostics& diagnostics) const override;
 };
 
 /// Where the parts of the vDSO block lie, relative to its beginning.
@@ -96,7 +102,8 @@ std::vector<AddressRange> vdso_shape(const std::vector<AddressRange>& parts) {
 void validate_vdso(const model::AddressSpace& space, const std::string& subject, Diagnostics& diagnostics) {
   std::vector<AddressRange> theirs, ours;
   for (const auto& mapping : space.mappings) {
-    if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar) theirs.push_back(mapping.range);
+    if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
+      theirs.push_back(mapping.range);
   }
   if (theirs.empty()) return;
   const auto own = kernel::read_maps(getpid());
@@ -105,21 +112,25 @@ void validate_vdso(const model::AddressSpace& space, const std::string& subject,
     if (vma.path == "[vdso]" || vma.path.starts_with("[vvar")) ours.push_back(vma.range);
   }
   if (vdso_shape(theirs) == vdso_shape(ours)) return;
-  diagnostics.refuse(subject, "its vDSO is laid out differently from this kernel's", "Restore it on a kernel with the same vDSO");
+  diagnostics.refuse(subject, "its vDSO is laid out differently from this kernel's",
+                     "Restore it on a kernel with the same vDSO");
 }
 
 /// Protection keys need the processor's help.
 void validate_keys(const model::AddressSpace& space, const std::string& subject, Diagnostics& diagnostics) {
-  if (std::ranges::none_of(space.mappings, [](const model::Mapping& mapping) { return mapping.protection_key > 0; })) return;
+  if (std::ranges::none_of(space.mappings, [](const model::Mapping& mapping) { return mapping.protection_key > 0; }))
+    return;
   const int key = pkey_alloc(0, 0);
   if (key >= 0) {
     pkey_free(key);
     return;
   }
-  diagnostics.refuse(subject, "it uses protection keys, which this processor or kernel does not have", "Restore it on a machine with protection keys");
+  diagnostics.refuse(subject, "it uses protection keys, which this processor or kernel does not have",
+                     "Restore it on a machine with protection keys");
 }
 
-void MemoryRoom::validate(const model::Application& application, const model::Task& task, Diagnostics& diagnostics) const {
+void MemoryRoom::validate(const model::Application& application, const model::Task& task,
+                          Diagnostics& diagnostics) const {
   const auto space = application.address_spaces.find(task.address_space);
   if (space == application.address_spaces.end()) return;
   const auto subject = fmt::format("task {} '{}'", task.pid, task.name);

@@ -6,7 +6,7 @@
 #include <string_view>
 
 #ifndef MAP_DROPPABLE
-#define MAP_DROPPABLE 0x08   // Linux 6.11
+#define MAP_DROPPABLE 0x08  // Linux 6.11
 #endif
 
 namespace stasis::resource {
@@ -15,8 +15,8 @@ namespace {
 using namespace std::string_view_literals;
 
 struct AdviceFlag {
-  std::string_view flag;         // in VmFlags (Documentation/filesystems/proc.rst)
-  int advice;                    // madvise(2)
+  std::string_view flag;  // in VmFlags (Documentation/filesystems/proc.rst)
+  int advice;             // madvise(2)
 };
 constexpr AdviceFlag advice_flags[] = {
     {"sr", MADV_SEQUENTIAL}, {"rr", MADV_RANDOM},   {"dc", MADV_DONTFORK},   {"dd", MADV_DONTDUMP},
@@ -54,47 +54,61 @@ Classified classify_name(const kernel::MapsEntry& vma) {
   const std::string_view path = vma.path;
   if (path.starts_with('[')) return classify_special(vma);
   const bool unlinked = path.ends_with(" (deleted)");
-  const bool hidden_device = vma.device_major == 0;      // tmpfs, hugetlbfs and other file systems without a disk
+  const bool hidden_device = vma.device_major == 0;  // tmpfs, hugetlbfs and other file systems without a disk
   // The inode number of such a segment is its id, which may be 0.
   if (hidden_device && unlinked && path.starts_with("/SYSV")) return refuse("System V shared memory is not supported");
-  if (vma.inode == 0) return path.empty() ? Classified{VmaKind::anonymous, {}} : refuse("a special mapping of the kernel that stasis does not know");
-  if (hidden_device && path.starts_with("/[aio]")) return refuse("the ring of an asynchronous I/O context is not supported");
-  if (path.starts_with("anon_inode:") || path.starts_with("socket:")) return refuse("memory shared with a kernel object (a ring) cannot be saved");
+  if (vma.inode == 0)
+    return path.empty() ? Classified{VmaKind::anonymous, {}}
+                        : refuse("a special mapping of the kernel that stasis does not know");
+  if (hidden_device && path.starts_with("/[aio]"))
+    return refuse("the ring of an asynchronous I/O context is not supported");
+  if (path.starts_with("anon_inode:") || path.starts_with("socket:"))
+    return refuse("memory shared with a kernel object (a ring) cannot be saved");
   const bool huge = vma.vm_flags.contains("ht");
-  if (huge && path == "/anon_hugepage (deleted)") return {vma.shared ? VmaKind::shared_segment : VmaKind::anonymous, {}};
+  if (huge && path == "/anon_hugepage (deleted)")
+    return {vma.shared ? VmaKind::shared_segment : VmaKind::anonymous, {}};
   if (vma.shared && hidden_device && path == "/dev/zero (deleted)") return {VmaKind::shared_segment, {}};
   return {VmaKind::file, {}};
 }
 
 model::Backing backing_of(VmaKind kind, bool shared) {
   switch (kind) {
-    case VmaKind::anonymous: return model::Backing::private_anonymous;
-    case VmaKind::file: return shared ? model::Backing::shared_file : model::Backing::private_file;
-    case VmaKind::shared_segment: return model::Backing::shared_anonymous;
-    case VmaKind::vdso: return model::Backing::vdso;
-    case VmaKind::vvar: return model::Backing::vvar;
+    case VmaKind::anonymous:
+      return model::Backing::private_anonymous;
+    case VmaKind::file:
+      return shared ? model::Backing::shared_file : model::Backing::private_file;
+    case VmaKind::shared_segment:
+      return model::Backing::shared_anonymous;
+    case VmaKind::vdso:
+      return model::Backing::vdso;
+    case VmaKind::vvar:
+      return model::Backing::vvar;
     case VmaKind::vsyscall:
-    case VmaKind::unsupported: break;
+    case VmaKind::unsupported:
+      break;
   }
   return model::Backing::vsyscall;
 }
 
 std::string given_name(std::string_view path) {
   for (const auto prefix : {"[anon:"sv, "[anon_shmem:"sv}) {
-    if (path.starts_with(prefix) && path.ends_with(']')) return std::string(path.substr(prefix.size(), path.size() - prefix.size() - 1));
+    if (path.starts_with(prefix) && path.ends_with(']'))
+      return std::string(path.substr(prefix.size(), path.size() - prefix.size() - 1));
   }
   return {};
 }
 
 bool has_offset(model::Backing backing) {
-  return backing == model::Backing::private_file || backing == model::Backing::shared_file || backing == model::Backing::shared_anonymous;
+  return backing == model::Backing::private_file || backing == model::Backing::shared_file ||
+         backing == model::Backing::shared_anonymous;
 }
 
 }  // namespace
 
 Classified classify(const kernel::MapsEntry& vma) {
   Classified found = classify_name(vma);
-  if (found.kind != VmaKind::anonymous && found.kind != VmaKind::file && found.kind != VmaKind::shared_segment) return found;
+  if (found.kind != VmaKind::anonymous && found.kind != VmaKind::file && found.kind != VmaKind::shared_segment)
+    return found;
   for (const auto& [flag, problem] : refused_flags) {
     if (vma.vm_flags.contains(std::string(flag))) return refuse(std::string(problem));
   }
@@ -137,7 +151,8 @@ std::vector<model::Mapping> coalesce(std::vector<model::Mapping> mappings) {
       model::Mapping alike = next;
       alike.range = before.range;
       alike.guards = before.guards;
-      const bool special = next.backing == model::Backing::vdso || next.backing == model::Backing::vvar || next.backing == model::Backing::vsyscall;
+      const bool special = next.backing == model::Backing::vdso || next.backing == model::Backing::vvar ||
+                           next.backing == model::Backing::vsyscall;
       const bool follows = !has_offset(next.backing) || next.offset == before.offset + before.range.size();
       alike.offset = before.offset;
       if (!special && follows && alike == before) {

@@ -12,8 +12,8 @@ namespace stasis::resource {
 /// What stands behind a VMA, from the name that smaps gives it.
 enum class VmaKind {
   anonymous,
-  file,                ///< something with a name in a file system, or that had one
-  shared_segment,      ///< MAP_SHARED | MAP_ANONYMOUS: an unnamed file in the kernel's own tmpfs or hugetlbfs
+  file,            ///< something with a name in a file system, or that had one
+  shared_segment,  ///< MAP_SHARED | MAP_ANONYMOUS: an unnamed file in the kernel's own tmpfs or hugetlbfs
   vdso,
   vvar,
   vsyscall,
@@ -22,7 +22,7 @@ enum class VmaKind {
 
 struct Classified {
   VmaKind kind = VmaKind::unsupported;
-  std::string problem;           ///< unsupported: what it is, and why it cannot be saved
+  std::string problem;  ///< unsupported: what it is, and why it cannot be saved
 };
 Classified classify(const kernel::MapsEntry&);
 

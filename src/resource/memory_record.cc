@@ -39,29 +39,38 @@ constexpr uint32_t guard = 1 << 16;
 constexpr uint32_t uprobes = 1 << 17;
 
 /// Kept as they are in vma_entry.flags; type, MAP_ANONYMOUS and MAP_LOCKED follow from elsewhere.
-constexpr uint32_t kept_flags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | MAP_DROPPABLE | (static_cast<uint32_t>(MAP_HUGE_MASK) << MAP_HUGE_SHIFT);
+constexpr uint32_t kept_flags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | MAP_DROPPABLE |
+                                (static_cast<uint32_t>(MAP_HUGE_MASK) << MAP_HUGE_SHIFT);
 constexpr uint32_t segment_flags = MAP_HUGETLB | (static_cast<uint32_t>(MAP_HUGE_MASK) << MAP_HUGE_SHIFT);
 /// madvise(2) values that are states of a mapping rather than deeds.
-constexpr int lasting_advice[] = {MADV_RANDOM,    MADV_SEQUENTIAL, MADV_DONTFORK, MADV_MERGEABLE,
-                                  MADV_HUGEPAGE,  MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
+constexpr int lasting_advice[] = {MADV_RANDOM,   MADV_SEQUENTIAL, MADV_DONTFORK, MADV_MERGEABLE,
+                                  MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
 /// The end of user space with five-level page tables; the vsyscall page lies above.
 constexpr uint64_t address_limit = uint64_t{1} << 56;
-constexpr size_t auxv_limit = 512;   // words; the kernel's own limit is far below
-constexpr size_t name_limit = 79;    // ANON_VMA_NAME_MAX_LEN - 1
+constexpr size_t auxv_limit = 512;  // words; the kernel's own limit is far below
+constexpr size_t name_limit = 79;   // ANON_VMA_NAME_MAX_LEN - 1
 
 uint32_t status_of(const model::Application& application, const model::Mapping& mapping) {
   switch (mapping.backing) {
-    case Backing::private_anonymous: return regular | anonymous_private | (mapping.is_heap ? heap : 0u);
-    case Backing::shared_anonymous: return regular | anonymous_shared;
-    case Backing::vdso: return regular | vdso | anonymous_private;
-    case Backing::vvar: return regular | vvar | anonymous_private;
-    case Backing::vsyscall: return vsyscall | anonymous_private;
+    case Backing::private_anonymous:
+      return regular | anonymous_private | (mapping.is_heap ? heap : 0u);
+    case Backing::shared_anonymous:
+      return regular | anonymous_shared;
+    case Backing::vdso:
+      return regular | vdso | anonymous_private;
+    case Backing::vvar:
+      return regular | vvar | anonymous_private;
+    case Backing::vsyscall:
+      return vsyscall | anonymous_private;
     case Backing::private_file:
-    case Backing::shared_file: break;
+    case Backing::shared_file:
+      break;
   }
   const auto file = application.descriptions.find(mapping.file);
-  const bool in_memory = file != application.descriptions.end() && file->second.state.value && file->second.state.value->kind() == "memfd";
-  return regular | (mapping.backing == Backing::shared_file ? file_shared : file_private) | (in_memory ? memfd : 0u) | (mapping.is_heap ? heap : 0u);
+  const bool in_memory =
+      file != application.descriptions.end() && file->second.state.value && file->second.state.value->kind() == "memfd";
+  return regular | (mapping.backing == Backing::shared_file ? file_shared : file_private) | (in_memory ? memfd : 0u) |
+         (mapping.is_heap ? heap : 0u);
 }
 
 bool is_file(Backing backing) { return backing == Backing::private_file || backing == Backing::shared_file; }
@@ -83,7 +92,8 @@ void encode_mapping(const model::Application& application, const model::Mapping&
   entry.set_pgoff(mapping.offset);
   entry.set_shmid(is_file(mapping.backing) ? mapping.file.value : mapping.shared_memory.value);
   entry.set_prot(mapping.protection);
-  uint32_t flags = mapping.map_flags | (mapping.locked ? MAP_LOCKED : 0) | (is_file(mapping.backing) ? 0 : MAP_ANONYMOUS);
+  uint32_t flags =
+      mapping.map_flags | (mapping.locked ? MAP_LOCKED : 0) | (is_file(mapping.backing) ? 0 : MAP_ANONYMOUS);
   if ((mapping.map_flags & MAP_DROPPABLE) == 0) flags |= is_shared(mapping.backing) ? MAP_SHARED : MAP_PRIVATE;
   entry.set_flags(flags);
   entry.set_status(status_of(application, mapping));
@@ -109,7 +119,8 @@ class MappingDecoder {
     if (range.begin % page_size != 0 || range.end % page_size != 0 || range.empty()) {
       return reject("end", fmt::format("{:#x}-{:#x} is no range of pages", range.begin, range.end));
     }
-    if (range.end > address_limit && (entry_.status() & vsyscall) == 0) return reject("end", fmt::format("{:#x} is beyond user space", range.end));
+    if (range.end > address_limit && (entry_.status() & vsyscall) == 0)
+      return reject("end", fmt::format("{:#x} is beyond user space", range.end));
     return range;
   }
 
@@ -117,9 +128,11 @@ class MappingDecoder {
     model::Mapping mapping;
     mapping.range = TRY(range());
     mapping.backing = TRY(backing());
-    if (entry_.prot() > (PROT_READ | PROT_WRITE | PROT_EXEC)) return reject("prot", fmt::format("{:#x} is no protection", entry_.prot()));
+    if (entry_.prot() > (PROT_READ | PROT_WRITE | PROT_EXEC))
+      return reject("prot", fmt::format("{:#x} is no protection", entry_.prot()));
     mapping.protection = entry_.prot();
-    const bool special = mapping.backing == Backing::vdso || mapping.backing == Backing::vvar || mapping.backing == Backing::vsyscall;
+    const bool special =
+        mapping.backing == Backing::vdso || mapping.backing == Backing::vvar || mapping.backing == Backing::vsyscall;
     if (special) return mapping;
     TRY(place(mapping));
     TRY(attributes(mapping));
@@ -129,17 +142,23 @@ class MappingDecoder {
  private:
   Result<Backing> backing() const {
     const uint32_t status = entry_.status();
-    constexpr std::pair<uint32_t, const char*> unsupported[] = {{system_v, "System V shared memory"}, {socket, "a packet socket's ring"},
+    constexpr std::pair<uint32_t, const char*> unsupported[] = {{system_v, "System V shared memory"},
+                                                                {socket, "a packet socket's ring"},
                                                                 {aio_ring, "the ring of an asynchronous I/O context"},
-                                                                {shadow_stack, "a shadow stack"}, {uprobes, "moved instructions of a uprobe"}};
+                                                                {shadow_stack, "a shadow stack"},
+                                                                {uprobes, "moved instructions of a uprobe"}};
     for (const auto& [bit, what] : unsupported) {
-      if ((status & bit) != 0) return fail(Error::unsupported("read mapping", fmt::format("it is {}, which cannot be restored", what), where_));
+      if ((status & bit) != 0)
+        return fail(
+            Error::unsupported("read mapping", fmt::format("it is {}, which cannot be restored", what), where_));
     }
     if ((status & vsyscall) != 0) return Backing::vsyscall;
     if ((status & vdso) != 0) return Backing::vdso;
     if ((status & vvar) != 0) return Backing::vvar;
-    constexpr std::pair<uint32_t, Backing> kinds[] = {{file_private, Backing::private_file}, {file_shared, Backing::shared_file},
-                                                      {anonymous_shared, Backing::shared_anonymous}, {anonymous_private, Backing::private_anonymous}};
+    constexpr std::pair<uint32_t, Backing> kinds[] = {{file_private, Backing::private_file},
+                                                      {file_shared, Backing::shared_file},
+                                                      {anonymous_shared, Backing::shared_anonymous},
+                                                      {anonymous_private, Backing::private_anonymous}};
     std::optional<Backing> found;
     for (const auto& [bit, kind] : kinds) {
       if ((status & bit) == 0) continue;
@@ -156,7 +175,8 @@ class MappingDecoder {
       return reject("pgoff", fmt::format("{:#x} is no offset for {} bytes", entry_.pgoff(), mapping.range.size()));
     }
     if (mapping.backing == Backing::private_anonymous) return {};
-    if (entry_.shmid() == 0 || entry_.shmid() > UINT32_MAX) return reject("shmid", fmt::format("{:#x} is no id", entry_.shmid()));
+    if (entry_.shmid() == 0 || entry_.shmid() > UINT32_MAX)
+      return reject("shmid", fmt::format("{:#x} is no id", entry_.shmid()));
     mapping.offset = entry_.pgoff();
     const ObjectId id{static_cast<uint32_t>(entry_.shmid())};
     (is_file(mapping.backing) ? mapping.file : mapping.shared_memory) = id;
@@ -165,7 +185,7 @@ class MappingDecoder {
 
   Status attributes(model::Mapping& mapping) const {
     mapping.map_flags = entry_.flags() & kept_flags;
-    if (is_file(mapping.backing)) mapping.map_flags &= ~segment_flags;   // follows from the file
+    if (is_file(mapping.backing)) mapping.map_flags &= ~segment_flags;  // follows from the file
     if ((mapping.map_flags & MAP_HUGETLB) == 0) mapping.map_flags &= ~segment_flags;
     mapping.is_heap = (entry_.status() & heap) != 0;
     mapping.is_stack = (entry_.status() & stack) != 0;
@@ -177,13 +197,16 @@ class MappingDecoder {
       mapping.advice.insert(value);
       advice &= ~(uint64_t{1} << value);
     }
-    if (advice != 0) return reject("madv", fmt::format("{:#x} names advice that is no state of a mapping", entry_.madv()));
-    if (entry_.protection_key() > 15) return reject("protection_key", fmt::format("there is no key {}", entry_.protection_key()));
+    if (advice != 0)
+      return reject("madv", fmt::format("{:#x} names advice that is no state of a mapping", entry_.madv()));
+    if (entry_.protection_key() > 15)
+      return reject("protection_key", fmt::format("there is no key {}", entry_.protection_key()));
     mapping.protection_key = static_cast<int>(entry_.protection_key());
     mapping.accounted = entry_.accounted() || (!is_shared(mapping.backing) && (mapping.protection & PROT_WRITE) != 0 &&
                                                (mapping.map_flags & (MAP_NORESERVE | MAP_HUGETLB)) == 0);
     mapping.sealed = entry_.sealed();
-    if (entry_.name().size() > name_limit || entry_.name().find('\0') != std::string::npos) return reject("name", "it is no name of a mapping");
+    if (entry_.name().size() > name_limit || entry_.name().find('\0') != std::string::npos)
+      return reject("name", "it is no name of a mapping");
     mapping.name = entry_.name();
     return {};
   }
@@ -202,11 +225,14 @@ class SpaceDecoder {
     space_.executable = ObjectId{mm_.exe_file_id()};
     space_.lock_future = mm_.lock_future();
     space_.lock_future_on_fault = mm_.lock_future_on_fault();
-    if (mm_.aios_size() != 0) return fail(Error::unsupported("read memory", "asynchronous I/O contexts cannot be restored", file_ + ", field aios"));
+    if (mm_.aios_size() != 0)
+      return fail(
+          Error::unsupported("read memory", "asynchronous I/O contexts cannot be restored", file_ + ", field aios"));
     for (int i = 0; i < mm_.vmas_size(); ++i) TRY(entry(mm_.vmas(i), fmt::format("{}, field vmas[{}]", file_, i)));
     // CRIU keeps no [stack] mark: it is where the process started.
     for (auto& mapping : space_.mappings) {
-      if (mapping.backing == Backing::private_anonymous && mapping.range.contains(space_.layout.start_stack)) mapping.is_stack = true;
+      if (mapping.backing == Backing::private_anonymous && mapping.range.contains(space_.layout.start_stack))
+        mapping.is_stack = true;
     }
     return {};
   }
@@ -214,10 +240,12 @@ class SpaceDecoder {
  private:
   Status layout() {
     auto& to = space_.layout;
-    to = {mm_.mm_start_code(), mm_.mm_end_code(), mm_.mm_start_data(), mm_.mm_end_data(), mm_.mm_start_brk(), mm_.mm_brk(),
-          mm_.mm_start_stack(), mm_.mm_arg_start(), mm_.mm_arg_end(), mm_.mm_env_start(), mm_.mm_env_end(), {}};
+    to = {mm_.mm_start_code(), mm_.mm_end_code(),  mm_.mm_start_data(),  mm_.mm_end_data(),
+          mm_.mm_start_brk(),  mm_.mm_brk(),       mm_.mm_start_stack(), mm_.mm_arg_start(),
+          mm_.mm_arg_end(),    mm_.mm_env_start(), mm_.mm_env_end(),     {}};
     if (to.brk < to.start_brk) return reject("mm_brk", fmt::format("the heap ends at {:#x} before it begins", to.brk));
-    if (to.arg_end < to.arg_start || to.env_end < to.env_start) return reject("mm_arg_end", "arguments or environment end before they begin");
+    if (to.arg_end < to.arg_start || to.env_end < to.env_start)
+      return reject("mm_arg_end", "arguments or environment end before they begin");
     if (static_cast<size_t>(mm_.mm_saved_auxv_size()) > auxv_limit || mm_.mm_saved_auxv_size() % 2 != 0) {
       return reject("mm_saved_auxv", fmt::format("{} words are no auxiliary vector", mm_.mm_saved_auxv_size()));
     }
@@ -247,11 +275,14 @@ class SpaceDecoder {
 
   Status add_guard(const MappingDecoder& decoder) {
     AddressRange range = TRY(decoder.range());
-    auto mapping = std::ranges::upper_bound(space_.mappings, range.begin, {}, [](const model::Mapping& m) { return m.range.end; });
+    auto mapping =
+        std::ranges::upper_bound(space_.mappings, range.begin, {}, [](const model::Mapping& m) { return m.range.end; });
     for (; !range.empty(); ++mapping) {
-      if (mapping == space_.mappings.end() || mapping->range.begin > range.begin) return decoder.reject("start", "guard pages where nothing is mapped");
+      if (mapping == space_.mappings.end() || mapping->range.begin > range.begin)
+        return decoder.reject("start", "guard pages where nothing is mapped");
       const AddressRange part{range.begin, std::min(range.end, mapping->range.end)};
-      if (!mapping->guards.empty() && mapping->guards.back().end > part.begin) return decoder.reject("start", "guard pages overlap or are out of order");
+      if (!mapping->guards.empty() && mapping->guards.back().end > part.begin)
+        return decoder.reject("start", "guard pages overlap or are out of order");
       mapping->guards.push_back(part);
       range.begin = part.end;
     }
@@ -265,10 +296,12 @@ class SpaceDecoder {
       return decoder.reject("segment_size", fmt::format("{} is no size of a segment", entry.segment_size()));
     }
     const uint32_t flags = mapping.map_flags & segment_flags;
-    if (segment.id.value != 0 && segment.map_flags != flags) return decoder.reject("flags", "it differs in page size from other mappings of its segment");
+    if (segment.id.value != 0 && segment.map_flags != flags)
+      return decoder.reject("flags", "it differs in page size from other mappings of its segment");
     const uint64_t reach = mapping.offset + mapping.range.size();
     segment = {mapping.shared_memory, std::max({segment.size, entry.segment_size(), reach}), flags};
-    if (segment.size > address_limit) return decoder.reject("pgoff", fmt::format("a segment of {} bytes is impossible", segment.size));
+    if (segment.size > address_limit)
+      return decoder.reject("pgoff", fmt::format("a segment of {} bytes is impossible", segment.size));
     return {};
   }
 
@@ -315,7 +348,8 @@ Status encode_memory(const model::Application& application, const model::Address
   return {};
 }
 
-Status decode_memory(const mm_entry& mm, const std::string& file, model::Application& application, model::AddressSpace& space) {
+Status decode_memory(const mm_entry& mm, const std::string& file, model::Application& application,
+                     model::AddressSpace& space) {
   return SpaceDecoder(mm, file, application, space).run();
 }
 

@@ -31,23 +31,24 @@ bool is_private(const model::Mapping& mapping) {
 
 /// One walk over the page tables of the whole address space: empty reservations have none and cost nothing.
 Result<std::vector<kernel::PageScan>> scan(int pagemap, AddressRange where) {
-  constexpr uint64_t own = page_is_file | page_is_zero_frame;   // inverted: neither a file's page nor the page of zeros
+  constexpr uint64_t own = page_is_file | page_is_zero_frame;  // inverted: neither a file's page nor the page of zeros
   auto found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, page_is_guard);
-  // Kernels that know no guards refuse to speak of them; before 6.7 the page of zeros cannot be told apart either, which
-  // costs time but no correctness: zeros are dropped when they are stored.
+  // Kernels that know no guards refuse to speak of them; before 6.7 the page of zeros cannot be told apart either,
+  // which costs time but no correctness: zeros are dropped when they are stored.
   if (!found && found.error().errno_value() == EINVAL) {
     found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, 0);
   }
   if (!found && found.error().code() == ErrorCode::unsupported) {
-    found = kernel::scan_pages(pagemap, where, page_is_file, page_is_present | page_is_swapped, page_is_file, page_is_guard);
+    found = kernel::scan_pages(pagemap, where, page_is_file, page_is_present | page_is_swapped, page_is_file,
+                               page_is_guard);
   }
   return found;
 }
 
 void append(std::vector<model::PageRun>& runs, model::PageRun next) {
   if (next.range.empty()) return;
-  if (!runs.empty() && runs.back().range.end == next.range.begin && runs.back().shared_with_parent == next.shared_with_parent &&
-      runs.back().keep_zeros == next.keep_zeros) {
+  if (!runs.empty() && runs.back().range.end == next.range.begin &&
+      runs.back().shared_with_parent == next.shared_with_parent && runs.back().keep_zeros == next.keep_zeros) {
     runs.back().range.end = next.range.end;
   } else {
     runs.push_back(next);
@@ -56,7 +57,7 @@ void append(std::vector<model::PageRun>& runs, model::PageRun next) {
 
 /// Splits a run by whether the frames are the same.
 Status compare_frames(int child, int parent, const model::PageRun& run, std::vector<model::PageRun>& into) {
-  constexpr uint64_t batch = uint64_t{32} << 20;                          // 64 KiB of words
+  constexpr uint64_t batch = uint64_t{32} << 20;  // 64 KiB of words
   constexpr uint64_t present = uint64_t{1} << 63, frame = (uint64_t{1} << 55) - 1;
   for (uint64_t at = run.range.begin; at < run.range.end; at += batch) {
     const AddressRange part{at, std::min(at + batch, run.range.end)};
@@ -83,7 +84,9 @@ std::vector<AddressRange> common_ranges(const model::AddressSpace& child, const 
       const bool alike = one->backing == mapping.backing && one->file == mapping.file &&
                          (mapping.backing != model::Backing::private_file ||
                           mapping.offset - mapping.range.begin == one->offset - one->range.begin);
-      if (alike) common.push_back({std::max(mapping.range.begin, one->range.begin), std::min(mapping.range.end, one->range.end)});
+      if (alike)
+        common.push_back(
+            {std::max(mapping.range.begin, one->range.begin), std::min(mapping.range.end, one->range.end)});
     }
   }
   return common;
@@ -117,15 +120,19 @@ Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<m
     if (!is_private(mapping)) continue;
     while (next != found.end() && next->range.end <= mapping.range.begin) ++next;
     for (auto one = next; one != found.end() && one->range.begin < mapping.range.end; ++one) {
-      const AddressRange part{std::max(one->range.begin, mapping.range.begin), std::min(one->range.end, mapping.range.end)};
-      if ((one->categories & page_is_guard) != 0) mapping.guards.push_back(part);
-      else append(runs, {part, false, mapping.backing == model::Backing::private_file});
+      const AddressRange part{std::max(one->range.begin, mapping.range.begin),
+                              std::min(one->range.end, mapping.range.end)};
+      if ((one->categories & page_is_guard) != 0)
+        mapping.guards.push_back(part);
+      else
+        append(runs, {part, false, mapping.backing == model::Backing::private_file});
     }
   }
   return runs;
 }
 
-Status mark_shared_pages(pid_t child_pid, model::AddressSpace& child, pid_t parent_pid, const model::AddressSpace& parent) {
+Status mark_shared_pages(pid_t child_pid, model::AddressSpace& child, pid_t parent_pid,
+                         const model::AddressSpace& parent) {
   const auto common = common_ranges(child, parent);
   if (common.empty()) return {};
   const auto ours = TRY(open_pagemap(child_pid));

@@ -1,8 +1,8 @@
 // Pipes and FIFOs.
 //
-// The content is read without consuming it: tee(2) copies it from a read end into a pipe of ours. Packets (O_DIRECT) keep their
-// boundaries. At restore one process makes the pipe, fills it, and opens every description through /proc/self/fd, which gives
-// each its own flags (fs/pipe.c, fifo_open); the ends made first are closed then.
+// The content is read without consuming it: tee(2) copies it from a read end into a pipe of ours. Packets (O_DIRECT)
+// keep their boundaries. At restore one process makes the pipe, fills it, and opens every description through
+// /proc/self/fd, which gives each its own flags (fs/pipe.c, fifo_open); the ends made first are closed then.
 #include "resource/pipe.h"
 
 #include <fcntl.h>
@@ -26,14 +26,14 @@ using plan::call;
 using plan::ResultOf;
 using plan::WordOf;
 
-constexpr uint32_t large_file = 0100000;        ///< the kernel's O_LARGEFILE; glibc's is 0
-constexpr uint64_t largest_pipe = 1ull << 31;   ///< what F_SETPIPE_SZ can express
+constexpr uint32_t large_file = 0100000;       ///< the kernel's O_LARGEFILE; glibc's is 0
+constexpr uint64_t largest_pipe = 1ull << 31;  ///< what F_SETPIPE_SZ can express
 
 /// The buffer behind the ends.
 struct PipeBuffer final : model::KindValue {
-  uint32_t size = 0;                   ///< F_GETPIPE_SZ
+  uint32_t size = 0;  ///< F_GETPIPE_SZ
   Bytes content;
-  std::vector<uint32_t> packets;       ///< lengths, if the pipe is in packet mode; they add up to the content
+  std::vector<uint32_t> packets;  ///< lengths, if the pipe is in packet mode; they add up to the content
 
   std::string_view kind() const override { return "pipe buffer"; }
   bool equals(const model::KindValue& other) const override {
@@ -84,7 +84,9 @@ Status read_content(int read_end, PipeBuffer& buffer, const std::string& subject
 /// Shared by pipes and FIFOs, which differ in how they are found and opened.
 class PipeRoomBase : public FileRoom {
  public:
-  ObjectId made_together(const model::OpenDescription& description) const override { return description.state.as<PipeEnd>()->buffer; }
+  ObjectId made_together(const model::OpenDescription& description) const override {
+    return description.state.as<PipeEnd>()->buffer;
+  }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto end = std::make_shared<PipeEnd>();
@@ -100,10 +102,12 @@ class PipeRoomBase : public FileRoom {
 
  protected:
   /// The buffer's image records: [pipe_data_entry, content].
-  static Status encode_buffer(const model::Application& application, ObjectId id, std::string_view image, image::FileRecords& records) {
+  static Status encode_buffer(const model::Application& application, ObjectId id, std::string_view image,
+                              image::FileRecords& records) {
     const auto& buffer = *application.objects.at(id).as<PipeBuffer>();
     pipe_data_entry entry;
-    entry.set_pipe_id(id.value), entry.set_bytes(static_cast<uint32_t>(buffer.content.size())), entry.set_size(buffer.size);
+    entry.set_pipe_id(id.value), entry.set_bytes(static_cast<uint32_t>(buffer.content.size())),
+        entry.set_size(buffer.size);
     if (!buffer.packets.empty()) {
       for (const uint32_t length : buffer.packets) entry.add_packets(length);
     }
@@ -113,7 +117,8 @@ class PipeRoomBase : public FileRoom {
   }
 
   /// Reads all buffers of an image, once per decode: the first description that needs one loads them.
-  static Status decode_buffers(const image::FileRecords& records, std::string_view image, model::Application& application) {
+  static Status decode_buffers(const image::FileRecords& records, std::string_view image,
+                               model::Application& application) {
     const auto name = image::file_name(image);
     if (!records.directory().has(name)) return {};
     auto reader = TRY(records.directory().read(name));
@@ -124,8 +129,10 @@ class PipeRoomBase : public FileRoom {
       buffer->content = TRY(reader.raw(entry.bytes()));
       buffer->packets.assign(entry.packets().begin(), entry.packets().end());
       const uint64_t sum = std::accumulate(buffer->packets.begin(), buffer->packets.end(), uint64_t{0});
-      if (buffer->size > largest_pipe || buffer->content.size() > buffer->size || (!buffer->packets.empty() && sum != buffer->content.size())) {
-        return fail(Error::invalid("decode pipe", fmt::format("pipe {} holds more than it can", entry.pipe_id()), reader.where()));
+      if (buffer->size > largest_pipe || buffer->content.size() > buffer->size ||
+          (!buffer->packets.empty() && sum != buffer->content.size())) {
+        return fail(Error::invalid("decode pipe", fmt::format("pipe {} holds more than it can", entry.pipe_id()),
+                                   reader.where()));
       }
       object = {std::move(buffer)};
     }
@@ -136,7 +143,7 @@ class PipeRoomBase : public FileRoom {
     auto end = std::make_shared<PipeEnd>();
     end->buffer = buffer, end->path = std::move(path);
     auto& object = application.objects[buffer];
-    if (!object.value) {                                   // nothing was in it, and nothing was written of it
+    if (!object.value) {  // nothing was in it, and nothing was written of it
       auto empty = std::make_shared<PipeBuffer>();
       empty->size = 65536;
       object = {std::move(empty)};
@@ -164,7 +171,8 @@ class PipeRoomBase : public FileRoom {
   }
 
   /// Opens every placement through one of the ends, then closes these.
-  static void open_placements(std::span<const plan::Placement> placements, int read_end, int write_end, plan::Perform& perform) {
+  static void open_placements(std::span<const plan::Placement> placements, int read_end, int write_end,
+                              plan::Perform& perform) {
     for (const auto& placement : placements) {
       const uint32_t flags = placement.description->flags;
       const int through = reads(flags) ? read_end : write_end;
@@ -173,12 +181,14 @@ class PipeRoomBase : public FileRoom {
         perform.calls.push_back(call(SYS_dup3, through, placement.fd, 0));
       } else {
         const uint32_t opened = (reopen_flags(flags) & ~static_cast<uint32_t>(O_DIRECT)) | O_NONBLOCK;
-        perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", through)), opened, 0));
+        perform.calls.push_back(
+            call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", through)), opened, 0));
         perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
       }
       // Opened without waiting; now as it was. open(2) refuses O_DIRECT for pipes, fcntl takes it (fs/fcntl.c, setfl).
       if ((flags & O_NONBLOCK) == 0 || (flags & (O_ASYNC | O_DIRECT | large_file)) != large_file) {
-        perform.calls.push_back(call(SYS_fcntl, placement.fd, F_SETFL, flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT)));
+        perform.calls.push_back(
+            call(SYS_fcntl, placement.fd, F_SETFL, flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT)));
       }
       perform.creates.push_back({placement.fd, placement.description->id});
     }
@@ -203,9 +213,12 @@ class PipeRoom final : public PipeRoomBase {
  public:
   std::string_view kind() const override { return "pipe"; }
 
-  bool recognises(const DescriptorProbe& probe) const override { return S_ISFIFO(probe.stat.st_mode) && probe.link.starts_with("pipe:["); }
+  bool recognises(const DescriptorProbe& probe) const override {
+    return S_ISFIFO(probe.stat.st_mode) && probe.link.starts_with("pipe:[");
+  }
 
-  Status encode(const model::Application& application, const model::OpenDescription& description, image::FileRecords& records) const override {
+  Status encode(const model::Application& application, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
     const auto& end = *description.state.as<PipeEnd>();
     image::FileRecord record;
     record.set_type(PIPE), record.set_id(description.id.value);
@@ -213,33 +226,43 @@ class PipeRoom final : public PipeRoomBase {
     pipe.set_id(description.id.value), pipe.set_pipe_id(end.buffer.value), pipe.set_flags(description.flags);
     encode_owner(description.owner, *pipe.mutable_fown());
     records.files.push_back(std::move(record));
-    return is_first(application, description) ? encode_buffer(application, end.buffer, "pipes-data", records) : Status{};
+    return is_first(application, description) ? encode_buffer(application, end.buffer, "pipes-data", records)
+                                              : Status{};
   }
 
-  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override { return record.type() == PIPE; }
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
+    return record.type() == PIPE;
+  }
 
-  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record, model::Application& application) const override {
-    if (!record.has_pipe()) return fail(Error::invalid("decode pipe", "the entry of type PIPE has no pipe field", fmt::format("files.img, file {}", record.id())));
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application& application) const override {
+    if (!record.has_pipe())
+      return fail(Error::invalid("decode pipe", "the entry of type PIPE has no pipe field",
+                                 fmt::format("files.img, file {}", record.id())));
     const auto& pipe = record.pipe();
     const ObjectId buffer{pipe.pipe_id()};
     if (!application.objects.contains(buffer)) TRY(decode_buffers(records, "pipes-data", application));
     model::OpenDescription description;
-    description.id = ObjectId{record.id()}, description.flags = pipe.flags(), description.owner = decode_owner(pipe.fown());
+    description.id = ObjectId{record.id()}, description.flags = pipe.flags(),
+    description.owner = decode_owner(pipe.fown());
     description.state = {decode_end(application, buffer, {})};
     if (application.objects.at(buffer).as<PipeBuffer>() == nullptr) {
-      return fail(Error::invalid("decode pipe", fmt::format("object {} is no pipe", buffer), fmt::format("files.img, file {}", record.id())));
+      return fail(Error::invalid("decode pipe", fmt::format("object {} is no pipe", buffer),
+                                 fmt::format("files.img, file {}", record.id())));
     }
     return description;
   }
 
-  Status make(const model::Application& application, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+  Status make(const model::Application& application, std::span<const plan::Placement> placements,
+              plan::Sink& sink) const override {
     const auto& end = *placements.front().description->state.as<PipeEnd>();
     const int read_end = placements.front().scratch, write_end = read_end + 1;
     plan::Perform perform{fmt::format("pipe {}", end.buffer), "", {}, {}, {}};
     perform.calls.push_back(call(SYS_pipe2, plan::Out{8}, 0));
     perform.calls.push_back(call(plan::Call::move_fd, WordOf{-1, 0}, read_end, O_CLOEXEC));
     perform.calls.push_back(call(plan::Call::move_fd, WordOf{-2, 4}, write_end, O_CLOEXEC));
-    for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end)) perform.calls.push_back(std::move(one));
+    for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))
+      perform.calls.push_back(std::move(one));
     open_placements(placements, read_end, write_end, perform);
     sink.add(std::move(perform));
     return {};
@@ -247,7 +270,7 @@ class PipeRoom final : public PipeRoomBase {
 
   /// An end whose other end nobody in the tree holds: fine if nobody at all does, else it leads outside.
   Status finish_capture(CaptureContext& context) const override {
-    std::map<ObjectId, std::pair<bool, bool>> held;        // buffer → somebody reads, somebody writes
+    std::map<ObjectId, std::pair<bool, bool>> held;  // buffer → somebody reads, somebody writes
     for (const auto& [id, description] : context.application.descriptions) {
       const auto* end = description.state.as<PipeEnd>();
       if (end == nullptr || !end->path.empty()) continue;
@@ -257,8 +280,11 @@ class PipeRoom final : public PipeRoomBase {
     for (const auto& [buffer, sides] : held) {
       if (sides.first && sides.second) continue;
       if (const auto outside = outside_holder(context, buffer, sides.first)) {
-        context.diagnostics.refuse(*outside, fmt::format("the {} end of this pipe is held by a process outside of the tree", sides.first ? "write" : "read"),
-                                   "dump that process as well, or start the tree with its standard streams redirected to files");
+        context.diagnostics.refuse(
+            *outside,
+            fmt::format("the {} end of this pipe is held by a process outside of the tree",
+                        sides.first ? "write" : "read"),
+            "dump that process as well, or start the tree with its standard streams redirected to files");
       }
     }
     return {};
@@ -282,7 +308,8 @@ class PipeRoom final : public PipeRoomBase {
       for (const auto& [fd, slot] : table->second.slots) {
         const auto* end = context.application.descriptions.at(slot.description).state.as<PipeEnd>();
         if (end == nullptr || end->buffer != buffer) continue;
-        const auto host = std::ranges::find(context.host_to_tree, task.pid.value, [](const auto& entry) { return entry.second; });
+        const auto host =
+            std::ranges::find(context.host_to_tree, task.pid.value, [](const auto& entry) { return entry.second; });
         DescriptorProbe probe;
         probe.host_pid = host == context.host_to_tree.end() ? task.pid.value : host->first;
         probe.fd = fd;
@@ -308,17 +335,20 @@ class FifoRoom final : public PipeRoomBase {
   }
 
   /// As CRIU has it: a regular file entry for the path, and a fifo entry with the same id.
-  Status encode(const model::Application& application, const model::OpenDescription& description, image::FileRecords& records) const override {
+  Status encode(const model::Application& application, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
     const auto& end = *description.state.as<PipeEnd>();
     image::FileRecord record;
     record.set_type(FIFO), record.set_id(description.id.value);
     auto& fifo = *record.mutable_fifo();
-    fifo.set_id(description.id.value), fifo.set_pipe_id(end.buffer.value), fifo.set_regf_id(description.id.value | path_id);
+    fifo.set_id(description.id.value), fifo.set_pipe_id(end.buffer.value),
+        fifo.set_regf_id(description.id.value | path_id);
     records.files.push_back(record);
     image::FileRecord path;
     path.set_type(REG), path.set_id(description.id.value | path_id);
     auto& reg = *path.mutable_reg();
-    reg.set_id(path.id()), reg.set_flags(description.flags), reg.set_pos(0), reg.set_name(end.path), reg.set_mode(S_IFIFO);
+    reg.set_id(path.id()), reg.set_flags(description.flags), reg.set_pos(0), reg.set_name(end.path),
+        reg.set_mode(S_IFIFO);
     encode_owner(description.owner, *reg.mutable_fown());
     records.files.push_back(std::move(path));
     for (const auto& [id, other] : application.descriptions) {
@@ -329,31 +359,40 @@ class FifoRoom final : public PipeRoomBase {
     return {};
   }
 
-  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override { return record.type() == FIFO; }
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
+    return record.type() == FIFO;
+  }
 
-  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record, model::Application& application) const override {
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application& application) const override {
     const std::string subject = fmt::format("files.img, file {}", record.id());
     const uint32_t wanted = record.fifo().has_regf_id() ? record.fifo().regf_id() : record.id();
-    const auto path = std::ranges::find_if(records.files, [&](const auto& other) { return other.has_reg() && other.reg().id() == wanted; });
+    const auto path = std::ranges::find_if(
+        records.files, [&](const auto& other) { return other.has_reg() && other.reg().id() == wanted; });
     if (!record.has_fifo() || path == records.files.end() || !path->reg().name().starts_with('/')) {
       return fail(Error::invalid("decode FIFO", "its path is not in files.img", subject));
     }
     const ObjectId buffer{record.fifo().pipe_id()};
     if (!application.objects.contains(buffer)) TRY(decode_buffers(records, "fifo-data", application));
     model::OpenDescription description;
-    description.id = ObjectId{record.id()}, description.flags = path->reg().flags(), description.owner = decode_owner(path->reg().fown());
+    description.id = ObjectId{record.id()}, description.flags = path->reg().flags(),
+    description.owner = decode_owner(path->reg().fown());
     description.state = {decode_end(application, buffer, path->reg().name())};
-    if (application.objects.at(buffer).as<PipeBuffer>() == nullptr) return fail(Error::invalid("decode FIFO", fmt::format("object {} is no pipe", buffer), subject));
+    if (application.objects.at(buffer).as<PipeBuffer>() == nullptr)
+      return fail(Error::invalid("decode FIFO", fmt::format("object {} is no pipe", buffer), subject));
     return description;
   }
 
-  void validate(const model::Application&, const model::OpenDescription& description, Diagnostics& diagnostics) const override {
+  void validate(const model::Application&, const model::OpenDescription& description,
+                Diagnostics& diagnostics) const override {
     const auto& end = *description.state.as<PipeEnd>();
     struct stat now{};
-    if (stat(end.path.c_str(), &now) != 0 || !S_ISFIFO(now.st_mode)) diagnostics.refuse("FIFO " + end.path, "it does not exist", "make it with mkfifo");
+    if (stat(end.path.c_str(), &now) != 0 || !S_ISFIFO(now.st_mode))
+      diagnostics.refuse("FIFO " + end.path, "it does not exist", "make it with mkfifo");
   }
 
-  Status make(const model::Application& application, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+  Status make(const model::Application& application, std::span<const plan::Placement> placements,
+              plan::Sink& sink) const override {
     const auto& end = *placements.front().description->state.as<PipeEnd>();
     const int read_end = placements.front().scratch, write_end = read_end + 1;
     plan::Perform perform{"fifo " + end.path, "", {}, {}, {}};
@@ -361,7 +400,8 @@ class FifoRoom final : public PipeRoomBase {
     perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(end.path), O_RDWR | O_NONBLOCK | O_CLOEXEC, 0));
     perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, read_end, O_CLOEXEC));
     perform.calls.push_back(call(SYS_dup3, read_end, write_end, O_CLOEXEC));
-    for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end)) perform.calls.push_back(std::move(one));
+    for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))
+      perform.calls.push_back(std::move(one));
     open_placements(placements, read_end, write_end, perform);
     sink.add(std::move(perform));
     return {};

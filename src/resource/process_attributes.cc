@@ -1,7 +1,8 @@
-// Single values that prctl, personality and procfs know: names, personality, dumpable, THP, KSM, subreaper, OOM score, death signal.
+// Single values that prctl, personality and procfs know: names, personality, dumpable, THP, KSM, subreaper, OOM score,
+// death signal.
 //
-// commit_creds resets both dumpable and the parent death signal when ids change (kernel/cred.c): both are set by every thread
-// after its credentials.
+// commit_creds resets both dumpable and the parent death signal when ids change (kernel/cred.c): both are set by every
+// thread after its credentials.
 #include "resource/process_attributes.h"
 
 #include <fcntl.h>
@@ -20,7 +21,7 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
-constexpr int set_memory_merge = 67, get_memory_merge = 68;   // PR_SET_MEMORY_MERGE, Linux 6.4
+constexpr int set_memory_merge = 67, get_memory_merge = 68;  // PR_SET_MEMORY_MERGE, Linux 6.4
 
 template <typename T>
 T number_in(std::string_view text, int base = 10) {
@@ -47,10 +48,11 @@ class ProcessAttributesRoom final : public TaskRoom {
   }
 
   Status ask(CaptureContext& context, model::Task& task, Inquiry& inquiry) const override {
-    inquiry.ask(call(SYS_prctl, PR_GET_CHILD_SUBREAPER, plan::Out{sizeof(int)}), [&task](const Inquiry::Answer& answer) -> Status {
-      task.child_subreaper = int_of(answer) != 0;
-      return {};
-    });
+    inquiry.ask(call(SYS_prctl, PR_GET_CHILD_SUBREAPER, plan::Out{sizeof(int)}),
+                [&task](const Inquiry::Answer& answer) -> Status {
+                  task.child_subreaper = int_of(answer) != 0;
+                  return {};
+                });
     auto& space = context.application.address_spaces[task.address_space];
     inquiry.ask(call(SYS_prctl, PR_GET_DUMPABLE), [&space](const Inquiry::Answer& answer) -> Status {
       space.dumpable = static_cast<int>(answer.result);
@@ -69,14 +71,16 @@ class ProcessAttributesRoom final : public TaskRoom {
   }
 
   Status ask(CaptureContext&, model::Task&, model::Thread& thread, Inquiry& inquiry) const override {
-    inquiry.ask(call(SYS_prctl, PR_GET_PDEATHSIG, plan::Out{sizeof(int)}), [&thread](const Inquiry::Answer& answer) -> Status {
-      thread.parent_death_signal = int_of(answer);
-      return {};
-    });
+    inquiry.ask(call(SYS_prctl, PR_GET_PDEATHSIG, plan::Out{sizeof(int)}),
+                [&thread](const Inquiry::Answer& answer) -> Status {
+                  thread.parent_death_signal = int_of(answer);
+                  return {};
+                });
     return {};
   }
 
-  Status encode(const model::Application& application, const model::Task& task, image::TaskRecords& records) const override {
+  Status encode(const model::Application& application, const model::Task& task,
+                image::TaskRecords& records) const override {
     auto& leader = *records.cores.at(0).mutable_tc();
     leader.set_personality(task.personality);
     leader.set_oom_score_adj(task.oom_score_adj);
@@ -104,7 +108,8 @@ class ProcessAttributesRoom final : public TaskRoom {
       auto& thread = task.threads[i];
       thread.name = core.has_comm() ? core.comm() : leader.comm();
       if (thread.name.size() > 15 || thread.name.find('\0') != std::string::npos || core.pdeath_sig() > 64) {
-        return fail(Error::invalid("decode attributes", "a name is too long or a death signal does not exist", fmt::format("core-{}.img", thread.tid)));
+        return fail(Error::invalid("decode attributes", "a name is too long or a death signal does not exist",
+                                   fmt::format("core-{}.img", thread.tid)));
       }
       thread.parent_death_signal = static_cast<int>(core.pdeath_sig());
     }
@@ -123,12 +128,14 @@ class ProcessAttributesRoom final : public TaskRoom {
     constexpr uint64_t sys_resource = 24;
     const auto status = kernel::read_status(getpid());
     if (status && ((status->cap_effective >> sys_resource) & 1) != 0) return;
-    diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
-                       fmt::format("its oom_score_adj of {} is below ours, {}", task.oom_score_adj, number_in<int32_t>(*ours)),
-                       "run stasis with CAP_SYS_RESOURCE");
+    diagnostics.refuse(
+        fmt::format("task {} '{}'", task.pid, task.name),
+        fmt::format("its oom_score_adj of {} is below ours, {}", task.oom_score_adj, number_in<int32_t>(*ours)),
+        "run stasis with CAP_SYS_RESOURCE");
   }
 
-  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task, plan::Sink& sink) const override {
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  plan::Sink& sink) const override {
     if (stage != plan::Stage::process) return;
     plan::Calls calls{call(SYS_personality, task.personality)};
     const auto& space = application.address_spaces.at(task.address_space);
@@ -141,12 +148,13 @@ class ProcessAttributesRoom final : public TaskRoom {
                   call(SYS_write, ResultOf{-1}, plan::text(score), score.size()), call(SYS_close, ResultOf{-2})});
   }
 
-  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task, const model::Thread& thread,
-                  plan::Sink& sink) const override {
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  const model::Thread& thread, plan::Sink& sink) const override {
     if (stage == plan::Stage::thread) {
       sink.perform("name", "threads.name", {call(SYS_prctl, PR_SET_NAME, plan::text(thread.name))});
     }
-    if (stage == plan::Stage::final && thread.tid == leader_of(task.pid) && task.child_subreaper) sink.add(plan::SetChildReaper{true});
+    if (stage == plan::Stage::final && thread.tid == leader_of(task.pid) && task.child_subreaper)
+      sink.add(plan::SetChildReaper{true});
     if (stage != plan::Stage::privileges) return;
     plan::Calls calls;
     const int dumpable = application.address_spaces.at(task.address_space).dumpable;

@@ -24,15 +24,26 @@ namespace stasis::resource {
 std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(), &memory_room(), &scheduling_room(), &signals_room(),      &thread_pointers_room(),    &timers_room(),
-      &limits_room(),    &fs_context_room(), &early_seccomp_room(), &credentials_room(), &process_attributes_room(), &seccomp_room(),
+      &registers_room(),
+      &memory_room(),
+      &scheduling_room(),
+      &signals_room(),
+      &thread_pointers_room(),
+      &timers_room(),
+      &limits_room(),
+      &fs_context_room(),
+      &early_seccomp_room(),
+      &credentials_room(),
+      &process_attributes_room(),
+      &seccomp_room(),
   };
   return rooms;
 }
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &memfd_room(), &unsupported_room()};
+  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &memfd_room(),
+                                                     &unsupported_room()};
   return rooms;
 }
 

@@ -1,8 +1,9 @@
 // Files that have a path: regular files, directories, and character devices that keep no state (null, zero, random …).
 //
-// Where the path still leads to the file, the path is all that is needed. A file whose last link is gone is a *ghost*: its content
-// goes into the images. One that lives on under another name gets a temporary link (--link-remap). At restore both stand under the
-// original name while processes open them, so that /proc shows what it showed before, and are unlinked again when all is open.
+// Where the path still leads to the file, the path is all that is needed. A file whose last link is gone is a *ghost*:
+// its content goes into the images. One that lives on under another name gets a temporary link (--link-remap). At
+// restore both stand under the original name while processes open them, so that /proc shows what it showed before, and
+// are unlinked again when all is open.
 #include "resource/regular_file.h"
 
 #include <elf.h>
@@ -25,20 +26,21 @@ namespace {
 
 using plan::call;
 
-constexpr uint32_t tmpfile_bit = 020000000;   ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
+constexpr uint32_t tmpfile_bit = 020000000;  ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
 constexpr std::string_view deleted = " (deleted)";
-constexpr unsigned memory_devices = 1;   ///< Documentation/admin-guide/devices.txt
+constexpr unsigned memory_devices = 1;  ///< Documentation/admin-guide/devices.txt
 
 bool is_stateless_device(const struct stat& about) {
   if (!S_ISCHR(about.st_mode) || major(about.st_rdev) != memory_devices) return false;
   switch (minor(about.st_rdev)) {
-    case 3:    // null
-    case 5:    // zero
-    case 7:    // full
-    case 8:    // random
-    case 9:    // urandom
+    case 3:  // null
+    case 5:  // zero
+    case 7:  // full
+    case 8:  // random
+    case 9:  // urandom
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -56,10 +58,14 @@ std::vector<uint32_t> read_build_id(const std::string& path) {
   if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 || header.e_ident[EI_CLASS] != ELFCLASS64) return {};
   for (unsigned i = 0; i < std::min<unsigned>(header.e_phnum, 64); ++i) {
     Elf64_Phdr segment{};
-    if (pread(file.get(), &segment, sizeof segment, static_cast<off_t>(header.e_phoff + i * sizeof segment)) != sizeof segment) return {};
+    if (pread(file.get(), &segment, sizeof segment, static_cast<off_t>(header.e_phoff + i * sizeof segment)) !=
+        sizeof segment)
+      return {};
     if (segment.p_type != PT_NOTE || segment.p_filesz > 65536) continue;
     Bytes notes(segment.p_filesz);
-    if (pread(file.get(), notes.data(), notes.size(), static_cast<off_t>(segment.p_offset)) != static_cast<ssize_t>(notes.size())) return {};
+    if (pread(file.get(), notes.data(), notes.size(), static_cast<off_t>(segment.p_offset)) !=
+        static_cast<ssize_t>(notes.size()))
+      return {};
     for (uint64_t at = 0; at + sizeof(Elf64_Nhdr) <= notes.size();) {
       Elf64_Nhdr note{};
       std::memcpy(&note, notes.data() + at, sizeof note);
@@ -86,7 +92,9 @@ class RegularFileRoom final : public FileRoom {
 
   bool recognises(const DescriptorProbe& probe) const override {
     if (!probe.link.starts_with('/')) return false;
-    if (probe.link.starts_with("/memfd:") || probe.link.starts_with("/dev/zero (deleted)") || probe.link.starts_with("/SYSV")) return false;
+    if (probe.link.starts_with("/memfd:") || probe.link.starts_with("/dev/zero (deleted)") ||
+        probe.link.starts_with("/SYSV"))
+      return false;
     return S_ISREG(probe.stat.st_mode) || S_ISDIR(probe.stat.st_mode) || is_stateless_device(probe.stat) ||
            ((probe.flags & O_PATH) != 0 && !S_ISSOCK(probe.stat.st_mode));
   }
@@ -99,7 +107,8 @@ class RegularFileRoom final : public FileRoom {
     const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && same_file(at_path, probe.stat);
     file->path = leads_here ? probe.link : without_deleted(probe.link);
     if (leads_here) {
-      if (S_ISREG(file->mode) && context.policy.file_validation == "buildid") file->build_id = read_build_id(probe.proc_path);
+      if (S_ISREG(file->mode) && context.policy.file_validation == "buildid")
+        file->build_id = read_build_id(probe.proc_path);
     } else if (probe.stat.st_nlink == 0) {
       TRY(capture_unlinked(context, probe, *file));
     } else {
@@ -110,7 +119,8 @@ class RegularFileRoom final : public FileRoom {
 
   // ---- images
 
-  Status encode(const model::Application& application, const model::OpenDescription& description, image::FileRecords& records) const override {
+  Status encode(const model::Application& application, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
     const auto& file = *description.state.as<RegularFile>();
     image::FileRecord record;
     record.set_type(REG);
@@ -127,12 +137,16 @@ class RegularFileRoom final : public FileRoom {
     return {};
   }
 
-  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override { return record.type() == REG; }
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
+    return record.type() == REG;
+  }
 
-  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record, model::Application& application) const override {
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application& application) const override {
     const auto& reg = record.reg();
     const std::string subject = fmt::format("files.img, file {}", record.id());
-    if (!record.has_reg()) return fail(Error::invalid("decode file", "the entry of type REG has no reg field", subject));
+    if (!record.has_reg())
+      return fail(Error::invalid("decode file", "the entry of type REG has no reg field", subject));
     if (!reg.name().starts_with('/') || reg.name().find('\0') != std::string::npos || reg.name().size() >= 4096) {
       return fail(Error::invalid("decode file", "field reg.name is not an absolute path", subject));
     }
@@ -153,24 +167,32 @@ class RegularFileRoom final : public FileRoom {
 
   // ---- before a restore
 
-  void validate(const model::Application&, const model::OpenDescription& description, Diagnostics& diagnostics) const override {
+  void validate(const model::Application&, const model::OpenDescription& description,
+                Diagnostics& diagnostics) const override {
     const auto& file = *description.state.as<RegularFile>();
-    const auto refuse = [&](std::string problem, std::string advice) { diagnostics.refuse("file " + file.path, std::move(problem), std::move(advice)); };
+    const auto refuse = [&](std::string problem, std::string advice) {
+      diagnostics.refuse("file " + file.path, std::move(problem), std::move(advice));
+    };
     if (file.ghost.value != 0) {
       const auto directory = std::filesystem::path(file.path).parent_path();
-      if (access(directory.c_str(), F_OK) != 0) refuse("its directory does not exist, and the unlinked file must be made in it for a moment", "create " + directory.string());
+      if (access(directory.c_str(), F_OK) != 0)
+        refuse("its directory does not exist, and the unlinked file must be made in it for a moment",
+               "create " + directory.string());
       return;
     }
     const auto& path = file.link_remap.empty() ? file.path : file.link_remap;
     struct stat now{};
     if (lstat(path.c_str(), &now) != 0) {
-      refuse(fmt::format("it cannot be found: {}", std::strerror(errno)), "put the file back, or restore where it exists");
+      refuse(fmt::format("it cannot be found: {}", std::strerror(errno)),
+             "put the file back, or restore where it exists");
       return;
     }
-    if (file.mode != 0 && (now.st_mode & S_IFMT) != (file.mode & S_IFMT)) refuse("it is of another type than at the dump", "put the file back");
+    if (file.mode != 0 && (now.st_mode & S_IFMT) != (file.mode & S_IFMT))
+      refuse("it is of another type than at the dump", "put the file back");
     if (!S_ISREG(now.st_mode)) return;
     if (file.size != 0 && static_cast<uint64_t>(now.st_size) != file.size) {
-      refuse(fmt::format("it has changed since the dump: its size is {}, it was {}", now.st_size, file.size), "put back the file as it was at the dump");
+      refuse(fmt::format("it has changed since the dump: its size is {}, it was {}", now.st_size, file.size),
+             "put back the file as it was at the dump");
     } else if (!file.build_id.empty() && read_build_id(path) != file.build_id) {
       refuse("it has changed since the dump: it has another build id", "put back the program as it was at the dump");
     }
@@ -192,9 +214,11 @@ class RegularFileRoom final : public FileRoom {
         sink.perform("link " + file->open_path, "", {call(SYS_linkat, AT_FDCWD, link, AT_FDCWD, name, 0)});
       }
       if (stage == plan::Stage::settle) {
-        if (file->open_path != file->link_remap) sink.perform("unlink " + file->open_path, "", {call(SYS_unlinkat, AT_FDCWD, name, 0)});
+        if (file->open_path != file->link_remap)
+          sink.perform("unlink " + file->open_path, "", {call(SYS_unlinkat, AT_FDCWD, name, 0)});
         // Only a restore that succeeds has used the link up.
-        sink.perform("unlink " + file->link_remap, std::string(plan::only_on_success), {call(SYS_unlinkat, AT_FDCWD, link, 0)});
+        sink.perform("unlink " + file->link_remap, std::string(plan::only_on_success),
+                     {call(SYS_unlinkat, AT_FDCWD, link, 0)});
       }
     }
   }
@@ -211,7 +235,9 @@ class RegularFileRoom final : public FileRoom {
       sink.add(plan::Open{path_of(description), flags, 0, placement.fd, description.id});
       // open(2) ignores O_ASYNC: it works by fcntl only.
       if ((description.flags & O_ASYNC) != 0) {
-        sink.perform("status flags", "", {call(SYS_fcntl, placement.fd, F_SETFL, description.flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME))});
+        sink.perform("status flags", "",
+                     {call(SYS_fcntl, placement.fd, F_SETFL,
+                           description.flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME))});
       }
     }
     return {};
@@ -220,12 +246,15 @@ class RegularFileRoom final : public FileRoom {
  private:
   Status capture_unlinked(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) const {
     if (!S_ISREG(file.mode) && !S_ISDIR(file.mode)) {
-      context.diagnostics.refuse(probe.subject, "it is unlinked, and neither a regular file nor a directory", "nothing can be done: its content cannot be saved");
+      context.diagnostics.refuse(probe.subject, "it is unlinked, and neither a regular file nor a directory",
+                                 "nothing can be done: its content cannot be saved");
       return {};
     }
     const uint64_t stored = S_ISREG(file.mode) ? static_cast<uint64_t>(probe.stat.st_blocks) * 512 : 0;
     if (stored > context.policy.ghost_limit) {
-      context.diagnostics.refuse(probe.subject, fmt::format("it is unlinked and holds {} bytes, more than --ghost-limit allows ({})", stored, context.policy.ghost_limit),
+      context.diagnostics.refuse(probe.subject,
+                                 fmt::format("it is unlinked and holds {} bytes, more than --ghost-limit allows ({})",
+                                             stored, context.policy.ghost_limit),
                                  fmt::format("pass --ghost-limit {}M", (stored >> 20) + 1));
       return {};
     }
@@ -242,11 +271,14 @@ class RegularFileRoom final : public FileRoom {
   /// The file has a name somewhere, but not this one: it gets one beside it.
   Status remap(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) const {
     if (!probe.link.ends_with(deleted)) {
-      context.diagnostics.refuse(probe.subject, "its path leads to another file: something is mounted over it, or it was replaced", "files hidden by mounts cannot be restored");
+      context.diagnostics.refuse(probe.subject,
+                                 "its path leads to another file: something is mounted over it, or it was replaced",
+                                 "files hidden by mounts cannot be restored");
       return {};
     }
     if (!context.policy.link_remap) {
-      context.diagnostics.refuse(probe.subject, "its name is gone, but it lives on under another one", "pass --link-remap, which gives it a temporary name");
+      context.diagnostics.refuse(probe.subject, "its name is gone, but it lives on under another one",
+                                 "pass --link-remap, which gives it a temporary name");
       return {};
     }
     bool fresh = false;
@@ -260,7 +292,8 @@ class RegularFileRoom final : public FileRoom {
     return {};
   }
 
-  static Status encode_unlinked(const model::Application& application, const model::OpenDescription& description, const RegularFile& file, image::FileRecords& records) {
+  static Status encode_unlinked(const model::Application& application, const model::OpenDescription& description,
+                                const RegularFile& file, image::FileRecords& records) {
     remap_file_path_entry entry;
     entry.set_orig_id(description.id.value), entry.set_remap_id(file.ghost.value), entry.set_remap_type(GHOST);
     TRY(TRY(records.side("remap-fpath"))->append(entry));
@@ -276,7 +309,8 @@ class RegularFileRoom final : public FileRoom {
   }
 
   /// CRIU wants the remap to be another regular file entry.
-  static Status encode_remap(const model::OpenDescription& description, const RegularFile& file, image::FileRecords& records) {
+  static Status encode_remap(const model::OpenDescription& description, const RegularFile& file,
+                             image::FileRecords& records) {
     remap_file_path_entry entry;
     const uint32_t remap_id = description.id.value | 0x40000000;
     entry.set_orig_id(description.id.value), entry.set_remap_id(remap_id), entry.set_remap_type(LINKED);
@@ -290,17 +324,20 @@ class RegularFileRoom final : public FileRoom {
     return {};
   }
 
-  static Status decode_unlinked(const image::FileRecords& records, const remap_file_path_entry& remap, RegularFile& file, model::Application& application) {
+  static Status decode_unlinked(const image::FileRecords& records, const remap_file_path_entry& remap,
+                                RegularFile& file, model::Application& application) {
     const std::string subject = fmt::format("remap-fpath.img, file {}", remap.orig_id());
     if (remap.remap_type() == LINKED) {
       for (const auto& other : records.files) {
         if (other.id() == remap.remap_id() && other.has_reg()) file.link_remap = other.reg().name();
       }
-      if (!file.link_remap.starts_with('/')) return fail(Error::invalid("decode file", "the link it is remapped to is not in files.img", subject));
+      if (!file.link_remap.starts_with('/'))
+        return fail(Error::invalid("decode file", "the link it is remapped to is not in files.img", subject));
       file.open_path = free_name(file.path) ? file.path : file.link_remap;
       return {};
     }
-    if (remap.remap_type() != GHOST) return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
+    if (remap.remap_type() != GHOST)
+      return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
     file.ghost = ObjectId{remap.remap_id()};
     auto& object = application.objects[file.ghost];
     if (!object.value) {
@@ -309,7 +346,8 @@ class RegularFileRoom final : public FileRoom {
       object = {std::move(ghost)};
     }
     const auto* ghost = object.as<GhostFile>();
-    if (ghost == nullptr) return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", remap.remap_id()), subject));
+    if (ghost == nullptr)
+      return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", remap.remap_id()), subject));
     file.open_path = ghost->path;
     return {};
   }
@@ -324,8 +362,9 @@ class RegularFileRoom final : public FileRoom {
 
 bool RegularFile::equals(const model::KindValue& other) const {
   const auto* file = dynamic_cast<const RegularFile*>(&other);
-  return file != nullptr && path == file->path && mode == file->mode && size == file->size && build_id == file->build_id &&
-         (ghost.value != 0) == (file->ghost.value != 0) && link_remap.empty() == file->link_remap.empty();
+  return file != nullptr && path == file->path && mode == file->mode && size == file->size &&
+         build_id == file->build_id && (ghost.value != 0) == (file->ghost.value != 0) &&
+         link_remap.empty() == file->link_remap.empty();
 }
 
 std::string RegularFile::describe() const {

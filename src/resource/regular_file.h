@@ -11,13 +11,13 @@ namespace stasis::resource {
 
 /// What is known of such a file, on both ends.
 struct RegularFile final : model::KindValue {
-  std::string path;                      ///< absolute, as stasis sees it, without " (deleted)"
-  uint32_t mode = 0;                     ///< type and permissions
+  std::string path;   ///< absolute, as stasis sees it, without " (deleted)"
+  uint32_t mode = 0;  ///< type and permissions
   uint64_t size = 0;
-  std::vector<uint32_t> build_id;        ///< of an ELF file, as words; empty: none
-  ObjectId ghost;                        ///< unlinked: the GhostFile that has its content
-  std::string link_remap;                ///< unlinked, but linked elsewhere: the temporary link
-  std::string open_path;                 ///< where it is opened at restore (a ghost's or remap's place); not compared
+  std::vector<uint32_t> build_id;  ///< of an ELF file, as words; empty: none
+  ObjectId ghost;                  ///< unlinked: the GhostFile that has its content
+  std::string link_remap;          ///< unlinked, but linked elsewhere: the temporary link
+  std::string open_path;           ///< where it is opened at restore (a ghost's or remap's place); not compared
 
   std::string_view kind() const override { return "regular"; }
   bool equals(const model::KindValue& other) const override;
@@ -34,8 +34,8 @@ struct GhostFile final : model::KindValue {
   uint32_t uid = 0, gid = 0, mode = 0;
   uint64_t size = 0;
   uint64_t accessed_ns = 0, modified_ns = 0;
-  std::vector<Chunk> chunks;             ///< ascending; holes between them
-  std::string path;                      ///< where it is made; not compared
+  std::vector<Chunk> chunks;  ///< ascending; holes between them
+  std::string path;           ///< where it is made; not compared
 
   std::string_view kind() const override { return "ghost"; }
   bool equals(const model::KindValue& other) const override;

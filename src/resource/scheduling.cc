@@ -26,7 +26,7 @@ static_assert(sizeof(Attributes) == 48);
 
 constexpr uint32_t policy_deadline = 6;
 constexpr int io_priority_of_process = 1;
-constexpr size_t most_cpus = 8192;   // NR_CPUS of the largest configurations
+constexpr size_t most_cpus = 8192;  // NR_CPUS of the largest configurations
 
 Result<std::vector<uint32_t>> read_affinity(pid_t tid) {
   std::array<uint8_t, most_cpus / 8> mask{};
@@ -70,7 +70,8 @@ class SchedulingRoom final : public TaskRoom {
       core.set_timer_slack_ns(s.timer_slack_ns), core.set_io_priority(static_cast<uint32_t>(s.io_priority));
       for (const uint32_t cpu : s.cpus) core.add_cpus(cpu);
       core.set_sched_flags(s.flags);
-      if (s.policy == policy_deadline) core.set_sched_runtime(s.runtime), core.set_sched_deadline(s.deadline), core.set_sched_period(s.period);
+      if (s.policy == policy_deadline)
+        core.set_sched_runtime(s.runtime), core.set_sched_deadline(s.deadline), core.set_sched_period(s.period);
     }
     return {};
   }
@@ -84,12 +85,14 @@ class SchedulingRoom final : public TaskRoom {
       s.io_priority = static_cast<int>(core.io_priority());
       for (const uint32_t cpu : core.cpus()) {
         if (cpu >= most_cpus || (!s.cpus.empty() && cpu <= s.cpus.back())) {
-          return fail(Error::invalid("decode scheduling", fmt::format("CPU {} of the affinity is out of range or order", cpu),
+          return fail(Error::invalid("decode scheduling",
+                                     fmt::format("CPU {} of the affinity is out of range or order", cpu),
                                      fmt::format("core-{}.img", task.threads[i].tid)));
         }
         s.cpus.push_back(cpu);
       }
-      s.flags = core.sched_flags(), s.runtime = core.sched_runtime(), s.deadline = core.sched_deadline(), s.period = core.sched_period();
+      s.flags = core.sched_flags(), s.runtime = core.sched_runtime(), s.deadline = core.sched_deadline(),
+      s.period = core.sched_period();
     }
     return {};
   }
@@ -100,8 +103,9 @@ class SchedulingRoom final : public TaskRoom {
     for (const auto& thread : task.threads) {
       for (const uint32_t cpu : thread.scheduling.cpus) {
         if (cpu < sysconf(_SC_NPROCESSORS_CONF)) continue;
-        diagnostics.warn(fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
-                         fmt::format("its affinity names CPU {}, which this machine does not have: it is left out", cpu));
+        diagnostics.warn(
+            fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
+            fmt::format("its affinity names CPU {}, which this machine does not have: it is left out", cpu));
         break;
       }
     }
@@ -115,7 +119,8 @@ class SchedulingRoom final : public TaskRoom {
     plan::Calls calls;
     if (!s.cpus.empty()) {
       plan::In mask{Bytes(s.cpus.back() / 64 * 8 + 8)};
-      for (const uint32_t cpu : s.cpus) mask.bytes[cpu / 8] = static_cast<uint8_t>(mask.bytes[cpu / 8] | (1 << (cpu % 8)));
+      for (const uint32_t cpu : s.cpus)
+        mask.bytes[cpu / 8] = static_cast<uint8_t>(mask.bytes[cpu / 8] | (1 << (cpu % 8)));
       const uint64_t size = mask.bytes.size();
       calls.push_back(call(SYS_sched_setaffinity, 0, size, std::move(mask)));
     }

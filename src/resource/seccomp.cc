@@ -4,8 +4,8 @@
 // (kernel/seccomp.c, get_nth_filter).
 // In the images a chain is a linked list in seccomp.img: threads that share a beginning share its records.
 //
-// Installing a filter needs CAP_SYS_ADMIN or no_new_privs (seccomp(2)). A thread that ends with neither must have installed
-// its filters before it gave up the capability: so do we, before its credentials change.
+// Installing a filter needs CAP_SYS_ADMIN or no_new_privs (seccomp(2)). A thread that ends with neither must have
+// installed its filters before it gave up the capability: so do we, before its credentials change.
 #include "resource/seccomp.h"
 
 #include <linux/capability.h>
@@ -24,7 +24,7 @@ namespace {
 
 using plan::call;
 
-constexpr size_t most_filters = 32768 / 4;      ///< MAX_INSNS_PER_PATH bounds the chain
+constexpr size_t most_filters = 32768 / 4;  ///< MAX_INSNS_PER_PATH bounds the chain
 constexpr size_t most_instructions = BPF_MAXINSNS;
 
 bool may_install_at_the_end(const model::Credentials& credentials) {
@@ -88,7 +88,8 @@ class SeccompRoom final : public TaskRoom {
       auto& seccomp = task.threads[i].seccomp;
       seccomp.mode = static_cast<model::Seccomp::Mode>(core.seccomp_mode());
       if (seccomp.mode != model::Seccomp::Mode::filter) continue;
-      seccomp.filters = TRY(load_chain(records, core.seccomp_filter(), fmt::format("core-{}.img", task.threads[i].tid)));
+      seccomp.filters =
+          TRY(load_chain(records, core.seccomp_filter(), fmt::format("core-{}.img", task.threads[i].tid)));
     }
     return {};
   }
@@ -98,7 +99,8 @@ class SeccompRoom final : public TaskRoom {
     if (stage != plan::Stage::privileges || thread.seccomp.mode == model::Seccomp::Mode::disabled) return;
     const bool strict = thread.seccomp.mode == model::Seccomp::Mode::strict;
     if (before_credentials_ == (strict || may_install_at_the_end(thread.credentials))) return;
-    sink.perform("seccomp", "seccomp", installing(thread.seccomp), strict ? std::vector<std::string>{} : std::vector<std::string>{"CAP_SYS_ADMIN"});
+    sink.perform("seccomp", "seccomp", installing(thread.seccomp),
+                 strict ? std::vector<std::string>{} : std::vector<std::string>{"CAP_SYS_ADMIN"});
   }
 
  private:
@@ -120,8 +122,10 @@ class SeccompRoom final : public TaskRoom {
       std::optional<uint32_t> found;
       for (int i = 0; i < records.seccomp_filters_size() && !found; ++i) {
         const auto& record = records.seccomp_filters(i);
-        const bool same_previous = record.has_prev() == previous.has_value() && (!previous || record.prev() == *previous);
-        if (same_previous && record.filter() == program && record.flags() == filter.flags) found = static_cast<uint32_t>(i);
+        const bool same_previous =
+            record.has_prev() == previous.has_value() && (!previous || record.prev() == *previous);
+        if (same_previous && record.filter() == program && record.flags() == filter.flags)
+          found = static_cast<uint32_t>(i);
       }
       if (!found) {
         found = static_cast<uint32_t>(records.seccomp_filters_size());
@@ -135,17 +139,21 @@ class SeccompRoom final : public TaskRoom {
     return previous.value_or(0);
   }
 
-  static Result<std::vector<model::SeccompFilter>> load_chain(const image::TaskRecords& records, uint32_t index, const std::string& subject) {
+  static Result<std::vector<model::SeccompFilter>> load_chain(const image::TaskRecords& records, uint32_t index,
+                                                              const std::string& subject) {
     std::vector<model::SeccompFilter> chain;
     if (records.seccomp == nullptr) return fail(Error::invalid("decode seccomp", "seccomp.img is missing", subject));
     for (std::optional<uint32_t> at = index; at;) {
       if (*at >= static_cast<uint32_t>(records.seccomp->seccomp_filters_size())) {
-        return fail(Error::invalid("decode seccomp", fmt::format("filter {} does not exist in seccomp.img", *at), subject));
+        return fail(
+            Error::invalid("decode seccomp", fmt::format("filter {} does not exist in seccomp.img", *at), subject));
       }
       const auto& record = records.seccomp->seccomp_filters(static_cast<int>(*at));
       const size_t size = record.filter().size();
       if (size == 0 || size % sizeof(sock_filter) != 0 || size / sizeof(sock_filter) > most_instructions) {
-        return fail(Error::invalid("decode seccomp", fmt::format("filter {} in seccomp.img has {} bytes, which is no program", *at, size), subject));
+        return fail(Error::invalid("decode seccomp",
+                                   fmt::format("filter {} in seccomp.img has {} bytes, which is no program", *at, size),
+                                   subject));
       }
       if (chain.size() >= static_cast<size_t>(records.seccomp->seccomp_filters_size())) {
         return fail(Error::invalid("decode seccomp", "the filters in seccomp.img form a cycle", subject));

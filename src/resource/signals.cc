@@ -1,8 +1,8 @@
 // Signals: handlers of a process, mask and alternate stack of each thread, and what is pending for either.
 //
-// Pending signals come back through rt_sigqueueinfo and rt_tgsigqueueinfo, which keep the whole siginfo. The kernel allows any
-// si_code only for a signal to oneself (kernel/signal.c, do_rt_sigqueueinfo), so each thread queues its own. Everything is blocked
-// while a process is built; final masks are set by the last step of the restore.
+// Pending signals come back through rt_sigqueueinfo and rt_tgsigqueueinfo, which keep the whole siginfo. The kernel
+// allows any si_code only for a signal to oneself (kernel/signal.c, do_rt_sigqueueinfo), so each thread queues its own.
+// Everything is blocked while a process is built; final masks are set by the last step of the restore.
 #include "resource/signals.h"
 
 #include <signal.h>
@@ -18,7 +18,7 @@ namespace {
 using plan::call;
 
 constexpr size_t siginfo_size = 128;
-constexpr int most_pending = 1 << 20;   ///< bound for hostile images; RLIMIT_SIGPENDING is far below
+constexpr int most_pending = 1 << 20;  ///< bound for hostile images; RLIMIT_SIGPENDING is far below
 
 bool has_action(int signal) { return signal != SIGKILL && signal != SIGSTOP; }
 
@@ -39,15 +39,18 @@ void save_queue(const std::vector<model::PendingSignal>& queue, signal_queue_ent
 
 Result<std::vector<model::PendingSignal>> load_queue(const signal_queue_entry& in, const std::string& subject) {
   std::vector<model::PendingSignal> queue;
-  if (in.signals_size() > most_pending) return fail(Error::invalid("decode signals", "too many pending signals", subject));
+  if (in.signals_size() > most_pending)
+    return fail(Error::invalid("decode signals", "too many pending signals", subject));
   for (const auto& entry : in.signals()) {
     const auto& bytes = entry.siginfo();
     if (bytes.size() != siginfo_size) {
-      return fail(Error::invalid("decode signals", fmt::format("a siginfo has {} bytes instead of {}", bytes.size(), siginfo_size), subject));
+      return fail(Error::invalid(
+          "decode signals", fmt::format("a siginfo has {} bytes instead of {}", bytes.size(), siginfo_size), subject));
     }
     queue.emplace_back(bytes.begin(), bytes.end());
     const int number = signal_of(queue.back());
-    if (number < 1 || number > 64) return fail(Error::invalid("decode signals", fmt::format("pending signal {} does not exist", number), subject));
+    if (number < 1 || number > 64)
+      return fail(Error::invalid("decode signals", fmt::format("pending signal {} does not exist", number), subject));
   }
   return queue;
 }
@@ -63,14 +66,15 @@ class SignalsRoom final : public TaskRoom {
       // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
       thread.blocked_signals = TRY(kernel::ptrace_get_sigmask(view.host_tids[i]));
       if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
-      if (i == 0 && status.shared_pending != 0) task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
+      if (i == 0 && status.shared_pending != 0)
+        task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
     }
     return {};
   }
 
   Status ask(CaptureContext& context, model::Task& task, Inquiry& inquiry) const override {
     auto& handlers = context.application.signal_handlers[task.handlers];
-    if (handlers.id == task.handlers) return {};   // shared, and asked of another task already
+    if (handlers.id == task.handlers) return {};  // shared, and asked of another task already
     handlers.id = task.handlers;
     for (int signal = 1; signal <= 64; ++signal) {
       if (!has_action(signal)) continue;
@@ -87,23 +91,27 @@ class SignalsRoom final : public TaskRoom {
   }
 
   Status ask(CaptureContext&, model::Task&, model::Thread& thread, Inquiry& inquiry) const override {
-    inquiry.ask(call(SYS_sigaltstack, 0, plan::Out{sizeof(stack_t)}), [&thread](const Inquiry::Answer& answer) -> Status {
-      stack_t stack{};
-      std::memcpy(&stack, answer.out.at(0).data(), sizeof stack);
-      thread.alternate_stack = {reinterpret_cast<uint64_t>(stack.ss_sp), stack.ss_size, static_cast<uint32_t>(stack.ss_flags) & ~SS_ONSTACK};
-      return {};
-    });
+    inquiry.ask(call(SYS_sigaltstack, 0, plan::Out{sizeof(stack_t)}),
+                [&thread](const Inquiry::Answer& answer) -> Status {
+                  stack_t stack{};
+                  std::memcpy(&stack, answer.out.at(0).data(), sizeof stack);
+                  thread.alternate_stack = {reinterpret_cast<uint64_t>(stack.ss_sp), stack.ss_size,
+                                            static_cast<uint32_t>(stack.ss_flags) & ~SS_ONSTACK};
+                  return {};
+                });
     return {};
   }
 
-  Status encode(const model::Application& application, const model::Task& task, image::TaskRecords& records) const override {
+  Status encode(const model::Application& application, const model::Task& task,
+                image::TaskRecords& records) const override {
     auto& leader = *records.cores.at(0).mutable_tc();
     const auto& handlers = application.signal_handlers.at(task.handlers);
     for (int signal = 1; signal <= 64; ++signal) {
       if (!has_action(signal)) continue;
       const auto& action = handlers.actions[static_cast<size_t>(signal - 1)];
       auto& out = *leader.add_sigactions();
-      out.set_sigaction(action.handler), out.set_flags(action.flags), out.set_restorer(action.restorer), out.set_mask(action.mask);
+      out.set_sigaction(action.handler), out.set_flags(action.flags), out.set_restorer(action.restorer),
+          out.set_mask(action.mask);
       out.set_compat_sigaction(false);
     }
     save_queue(task.pending, *leader.mutable_signals_s());
@@ -125,7 +133,8 @@ class SignalsRoom final : public TaskRoom {
     const auto& leader = records.cores.at(0).tc();
     auto& handlers = application.signal_handlers[task.handlers];
     handlers.id = task.handlers;
-    if (leader.sigactions_size() > 62) return fail(Error::invalid("decode signals", "more than 62 signal actions", subject));
+    if (leader.sigactions_size() > 62)
+      return fail(Error::invalid("decode signals", "more than 62 signal actions", subject));
     int next = 0;
     for (int signal = 1; signal <= 64 && next < leader.sigactions_size(); ++signal) {
       if (!has_action(signal)) continue;
@@ -143,7 +152,8 @@ class SignalsRoom final : public TaskRoom {
     return {};
   }
 
-  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task, plan::Sink& sink) const override {
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  plan::Sink& sink) const override {
     if (stage != plan::Stage::process) return;
     // Everything has its default action at birth (the executor sees to it): only the others are set.
     plan::Calls calls;
@@ -173,7 +183,8 @@ class SignalsRoom final : public TaskRoom {
       calls.push_back(call(SYS_rt_tgsigqueueinfo, task.pid.value, thread.tid.value, signal_of(info), plan::In{info}));
     }
     if (thread.tid == leader_of(task.pid)) {
-      for (const auto& info : task.pending) calls.push_back(call(SYS_rt_sigqueueinfo, task.pid.value, signal_of(info), plan::In{info}));
+      for (const auto& info : task.pending)
+        calls.push_back(call(SYS_rt_sigqueueinfo, task.pid.value, signal_of(info), plan::In{info}));
     }
     if (!calls.empty()) sink.perform("pending signals", "signals.pending", std::move(calls));
   }

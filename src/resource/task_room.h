@@ -15,7 +15,8 @@ namespace stasis::resource {
 /// plan::Contributor. Every part has a default: a room overrides what it needs.
 class TaskRoom : public plan::Contributor {
  public:
-  /// Reads from outside what can be read from outside (procfs, ptrace, sched_getattr …). `task` has its ids and threads.
+  /// Reads from outside what can be read from outside (procfs, ptrace, sched_getattr …). `task` has its ids and
+  /// threads.
   virtual Status capture(CaptureContext&, const ProcessView&, model::Task&) const { return {}; }
   /// Adds questions for the leader (process-wide state). References into the task stay valid until answered.
   virtual Status ask(CaptureContext&, model::Task&, Inquiry&) const { return {}; }

@@ -14,7 +14,7 @@ namespace {
 
 using plan::call;
 
-constexpr int get_tid_address = 40;   // PR_GET_TID_ADDRESS (CONFIG_CHECKPOINT_RESTORE)
+constexpr int get_tid_address = 40;  // PR_GET_TID_ADDRESS (CONFIG_CHECKPOINT_RESTORE)
 
 class ThreadPointersRoom final : public TaskRoom {
  public:
@@ -33,10 +33,11 @@ class ThreadPointersRoom final : public TaskRoom {
   }
 
   Status ask(CaptureContext&, model::Task&, model::Thread& thread, Inquiry& inquiry) const override {
-    inquiry.ask(call(SYS_prctl, get_tid_address, plan::Out{sizeof(uint64_t)}), [&thread](const Inquiry::Answer& answer) -> Status {
-      std::memcpy(&thread.clear_child_tid, answer.out.at(0).data(), sizeof thread.clear_child_tid);
-      return {};
-    });
+    inquiry.ask(call(SYS_prctl, get_tid_address, plan::Out{sizeof(uint64_t)}),
+                [&thread](const Inquiry::Answer& answer) -> Status {
+                  std::memcpy(&thread.clear_child_tid, answer.out.at(0).data(), sizeof thread.clear_child_tid);
+                  return {};
+                });
     return {};
   }
 
@@ -49,7 +50,8 @@ class ThreadPointersRoom final : public TaskRoom {
       core.set_futex_rla_len(static_cast<uint32_t>(thread.robust_list_length));
       if (thread.rseq.address == 0) continue;
       auto& rseq = *core.mutable_rseq_entry();
-      rseq.set_rseq_abi_pointer(thread.rseq.address), rseq.set_rseq_abi_size(thread.rseq.size), rseq.set_signature(thread.rseq.signature);
+      rseq.set_rseq_abi_pointer(thread.rseq.address), rseq.set_rseq_abi_size(thread.rseq.size),
+          rseq.set_signature(thread.rseq.signature);
     }
     return {};
   }
@@ -71,8 +73,10 @@ class ThreadPointersRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
                   plan::Sink& sink) const override {
     if (stage == plan::Stage::thread) {
-      plan::Calls calls{plan::expecting(call(SYS_set_tid_address, thread.clear_child_tid), plan::Expectation::Kind::anything)};
-      if (thread.robust_list != 0) calls.push_back(call(SYS_set_robust_list, thread.robust_list, thread.robust_list_length));
+      plan::Calls calls{
+          plan::expecting(call(SYS_set_tid_address, thread.clear_child_tid), plan::Expectation::Kind::anything)};
+      if (thread.robust_list != 0)
+        calls.push_back(call(SYS_set_robust_list, thread.robust_list, thread.robust_list_length));
       sink.perform("futex addresses", "threads.pointers", std::move(calls));
     }
     // The kernel writes to the area from the moment it is registered: its memory is in place by then.

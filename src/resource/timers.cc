@@ -1,8 +1,9 @@
 // Interval timers and POSIX timers of a process.
 //
-// A POSIX timer's id is given by the kernel. Since Linux 6.15 PR_TIMER_CREATE_RESTORE_IDS lets timer_create take the id it is told;
-// before, ids are handed out in ascending order, so timers are created and deleted until the wanted one comes up
-// (kernel/time/posix-timers.c). Overruns that were not yet fetched cannot be put back: timer_getoverrun starts at 0 again.
+// A POSIX timer's id is given by the kernel. Since Linux 6.15 PR_TIMER_CREATE_RESTORE_IDS lets timer_create take the id
+// it is told; before, ids are handed out in ascending order, so timers are created and deleted until the wanted one
+// comes up (kernel/time/posix-timers.c). Overruns that were not yet fetched cannot be put back: timer_getoverrun starts
+// at 0 again.
 #include "resource/timers.h"
 
 #include <signal.h>
@@ -23,7 +24,7 @@ using plan::call;
 using plan::expecting;
 using Expected = plan::Expectation::Kind;
 
-constexpr int restore_ids = 77, restore_ids_off = 0, restore_ids_on = 1, restore_ids_get = 2;   // linux/prctl.h
+constexpr int restore_ids = 77, restore_ids_off = 0, restore_ids_on = 1, restore_ids_get = 2;  // linux/prctl.h
 constexpr uint64_t nanoseconds = 1'000'000'000, microseconds = 1'000'000;
 constexpr int most_timers = 1 << 20, most_created_in_vain = 1 << 16;
 
@@ -32,8 +33,12 @@ bool kernel_takes_ids() {
   return takes;
 }
 
-timespec to_timespec(uint64_t ns) { return {static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)}; }
-timeval to_timeval(uint64_t us) { return {static_cast<time_t>(us / microseconds), static_cast<suseconds_t>(us % microseconds)}; }
+timespec to_timespec(uint64_t ns) {
+  return {static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)};
+}
+timeval to_timeval(uint64_t us) {
+  return {static_cast<time_t>(us / microseconds), static_cast<suseconds_t>(us % microseconds)};
+}
 
 /// struct sigevent as the kernel has it.
 struct Event {
@@ -80,22 +85,28 @@ class TimersRoom final : public TaskRoom {
   Status ask(CaptureContext&, model::Task& task, Inquiry& inquiry) const override {
     for (int which = 0; which < 3; ++which) {
       auto& timer = task.interval_timers[static_cast<size_t>(which)];
-      inquiry.ask(call(SYS_getitimer, which, plan::Out{sizeof(itimerval)}), [&timer](const Inquiry::Answer& answer) -> Status {
-        itimerval now{};
-        std::memcpy(&now, answer.out.at(0).data(), sizeof now);
-        timer.interval_us = static_cast<uint64_t>(now.it_interval.tv_sec) * microseconds + static_cast<uint64_t>(now.it_interval.tv_usec);
-        timer.remaining_us = static_cast<uint64_t>(now.it_value.tv_sec) * microseconds + static_cast<uint64_t>(now.it_value.tv_usec);
-        return {};
-      });
+      inquiry.ask(
+          call(SYS_getitimer, which, plan::Out{sizeof(itimerval)}), [&timer](const Inquiry::Answer& answer) -> Status {
+            itimerval now{};
+            std::memcpy(&now, answer.out.at(0).data(), sizeof now);
+            timer.interval_us = static_cast<uint64_t>(now.it_interval.tv_sec) * microseconds +
+                                static_cast<uint64_t>(now.it_interval.tv_usec);
+            timer.remaining_us =
+                static_cast<uint64_t>(now.it_value.tv_sec) * microseconds + static_cast<uint64_t>(now.it_value.tv_usec);
+            return {};
+          });
     }
     for (auto& timer : task.posix_timers) {
-      inquiry.ask(call(SYS_timer_gettime, timer.id, plan::Out{sizeof(itimerspec)}), [&timer](const Inquiry::Answer& answer) -> Status {
-        itimerspec now{};
-        std::memcpy(&now, answer.out.at(0).data(), sizeof now);
-        timer.interval_ns = static_cast<uint64_t>(now.it_interval.tv_sec) * nanoseconds + static_cast<uint64_t>(now.it_interval.tv_nsec);
-        timer.remaining_ns = static_cast<uint64_t>(now.it_value.tv_sec) * nanoseconds + static_cast<uint64_t>(now.it_value.tv_nsec);
-        return {};
-      });
+      inquiry.ask(call(SYS_timer_gettime, timer.id, plan::Out{sizeof(itimerspec)}),
+                  [&timer](const Inquiry::Answer& answer) -> Status {
+                    itimerspec now{};
+                    std::memcpy(&now, answer.out.at(0).data(), sizeof now);
+                    timer.interval_ns = static_cast<uint64_t>(now.it_interval.tv_sec) * nanoseconds +
+                                        static_cast<uint64_t>(now.it_interval.tv_nsec);
+                    timer.remaining_ns = static_cast<uint64_t>(now.it_value.tv_sec) * nanoseconds +
+                                         static_cast<uint64_t>(now.it_value.tv_nsec);
+                    return {};
+                  });
       inquiry.ask(call(SYS_timer_getoverrun, timer.id), [&timer](const Inquiry::Answer& answer) -> Status {
         timer.overrun = static_cast<int32_t>(answer.result);
         return {};
@@ -115,7 +126,8 @@ class TimersRoom final : public TaskRoom {
     for (const auto& timer : task.posix_timers) {
       auto& entry = *out.add_posix();
       entry.set_it_id(static_cast<uint32_t>(timer.id)), entry.set_clock_id(static_cast<uint32_t>(timer.clock));
-      entry.set_si_signo(static_cast<uint32_t>(timer.signal)), entry.set_it_sigev_notify(static_cast<uint32_t>(timer.notification));
+      entry.set_si_signo(static_cast<uint32_t>(timer.signal)),
+          entry.set_it_sigev_notify(static_cast<uint32_t>(timer.notification));
       entry.set_sival_ptr(timer.value), entry.set_overrun(static_cast<uint32_t>(timer.overrun));
       entry.set_isec(timer.interval_ns / nanoseconds), entry.set_insec(timer.interval_ns % nanoseconds);
       entry.set_vsec(timer.remaining_ns / nanoseconds), entry.set_vnsec(timer.remaining_ns % nanoseconds);
@@ -136,9 +148,12 @@ class TimersRoom final : public TaskRoom {
     if (in.posix_size() > most_timers) return fail(Error::invalid("decode timers", "too many POSIX timers", subject));
     for (const auto& entry : in.posix()) {
       model::PosixTimer timer;
-      if (entry.it_id() > INT32_MAX) return fail(Error::invalid("decode timers", fmt::format("timer id {} is out of range", entry.it_id()), subject));
+      if (entry.it_id() > INT32_MAX)
+        return fail(
+            Error::invalid("decode timers", fmt::format("timer id {} is out of range", entry.it_id()), subject));
       timer.id = static_cast<int32_t>(entry.it_id()), timer.clock = static_cast<int32_t>(entry.clock_id());
-      timer.signal = static_cast<int32_t>(entry.si_signo()), timer.notification = static_cast<int32_t>(entry.it_sigev_notify());
+      timer.signal = static_cast<int32_t>(entry.si_signo()),
+      timer.notification = static_cast<int32_t>(entry.it_sigev_notify());
       timer.value = entry.sival_ptr(), timer.overrun = static_cast<int32_t>(entry.overrun());
       timer.interval_ns = TRY(total(entry.isec(), entry.insec(), nanoseconds, subject));
       timer.remaining_ns = TRY(total(entry.vsec(), entry.vnsec(), nanoseconds, subject));
@@ -147,27 +162,30 @@ class TimersRoom final : public TaskRoom {
     }
     std::ranges::sort(task.posix_timers, {}, &model::PosixTimer::id);
     const auto twice = std::ranges::adjacent_find(task.posix_timers, {}, &model::PosixTimer::id);
-    if (twice != task.posix_timers.end()) return fail(Error::invalid("decode timers", fmt::format("timer id {} occurs twice", twice->id), subject));
+    if (twice != task.posix_timers.end())
+      return fail(Error::invalid("decode timers", fmt::format("timer id {} occurs twice", twice->id), subject));
     return {};
   }
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
     if (kernel_takes_ids() || task.posix_timers.empty() || task.posix_timers.back().id < most_created_in_vain) return;
     diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
-                       fmt::format("POSIX timer {} would take {} attempts on this kernel", task.posix_timers.back().id, task.posix_timers.back().id),
+                       fmt::format("POSIX timer {} would take {} attempts on this kernel", task.posix_timers.back().id,
+                                   task.posix_timers.back().id),
                        "restore on Linux 6.15 or later (PR_TIMER_CREATE_RESTORE_IDS)");
   }
 
   void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::final || thread.tid != leader_of(task.pid)) return;
-    if (auto calls = creating(task.posix_timers); !calls.empty()) sink.perform("POSIX timers", "timers.posix", std::move(calls));
+    if (auto calls = creating(task.posix_timers); !calls.empty())
+      sink.perform("POSIX timers", "timers.posix", std::move(calls));
     plan::Calls intervals;
     for (int which = 0; which < 3; ++which) {
       const auto& timer = task.interval_timers[static_cast<size_t>(which)];
       if (timer == model::IntervalTimer{}) continue;
-      // A real timer that has fired is started again when its signal is taken (kernel/signal.c, dequeue_signal): until then
-      // nothing remains of it, but its interval does.
+      // A real timer that has fired is started again when its signal is taken (kernel/signal.c, dequeue_signal): until
+      // then nothing remains of it, but its interval does.
       const uint64_t remaining = timer.remaining_us != 0 ? timer.remaining_us : timer.interval_us;
       const itimerval when{to_timeval(timer.interval_us), to_timeval(remaining)};
       intervals.push_back(call(SYS_setitimer, which, plan::struct_in(when), 0));
@@ -177,8 +195,9 @@ class TimersRoom final : public TaskRoom {
 
  private:
   static Result<uint64_t> total(uint64_t seconds, uint64_t rest, uint64_t unit, const std::string& subject) {
-    constexpr uint64_t longest = 1ull << 33;   // 272 years
-    if (seconds > longest || rest >= unit) return fail(Error::invalid("decode timers", "a time is out of range", subject));
+    constexpr uint64_t longest = 1ull << 33;  // 272 years
+    if (seconds > longest || rest >= unit)
+      return fail(Error::invalid("decode timers", "a time is out of range", subject));
     return seconds * unit + rest;
   }
 

@@ -30,19 +30,24 @@ class UnsupportedRoom final : public FileRoom {
   bool recognises(const DescriptorProbe&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
-    context.diagnostics.refuse(probe.subject, fmt::format("{} cannot be saved by this version", name_of(probe)), "close it before the dump");
+    context.diagnostics.refuse(probe.subject, fmt::format("{} cannot be saved by this version", name_of(probe)),
+                               "close it before the dump");
     auto state = std::make_shared<Unsupported>();
     state->link = probe.link;
     return model::KindState{std::move(state)};
   }
 
-  Status encode(const model::Application&, const model::OpenDescription& description, image::FileRecords&) const override {
-    return fail(Error::unsupported("save a descriptor", "it was refused at capture", description.state.value->describe()));
+  Status encode(const model::Application&, const model::OpenDescription& description,
+                image::FileRecords&) const override {
+    return fail(
+        Error::unsupported("save a descriptor", "it was refused at capture", description.state.value->describe()));
   }
   bool decodes(const image::FileRecords&, const image::FileRecord&) const override { return true; }
-  Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord& record, model::Application&) const override {
-    return fail(Error::unsupported("decode a file", fmt::format("type {} cannot be restored by this version", fd_types_Name(record.type())),
-                                   fmt::format("files.img, file {}", record.id())));
+  Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord& record,
+                                        model::Application&) const override {
+    return fail(Error::unsupported(
+        "decode a file", fmt::format("type {} cannot be restored by this version", fd_types_Name(record.type())),
+        fmt::format("files.img, file {}", record.id())));
   }
   Status make(const model::Application&, std::span<const plan::Placement>, plan::Sink&) const override {
     return fail(Error::internal("plan a descriptor", "its kind is not supported"));

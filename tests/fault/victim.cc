@@ -1,5 +1,6 @@
-// A tree that computes something checkable all the time: threads and a child hash in lockstep with themselves and notice any
-// register, page, lock or signal mask that is not as they left it. Ends when told, and says whether all was well.
+// A tree that computes something checkable all the time: threads and a child hash in lockstep with themselves and
+// notice any register, page, lock or signal mask that is not as they left it. Ends when told, and says whether all was
+// well.
 #include <pthread.h>
 
 #include "../system/programs/probe.h"
@@ -46,7 +47,8 @@ void work(int who) {
   for (uint64_t round = 0; !probe::go_has_come(); ++round) {
     compute(who, table, round);
     const timespec pause = {0, 200'000};
-    if (nanosleep(&pause, nullptr) != 0) probe::failed("worker %d: nanosleep was interrupted: %s", who, strerror(errno));
+    if (nanosleep(&pause, nullptr) != 0)
+      probe::failed("worker %d: nanosleep was interrupted: %s", who, strerror(errno));
   }
   free(table);
 }
@@ -72,7 +74,8 @@ int main(int argc, char** argv) {
     _exit(0);
   }
   pthread_t workers[threads];
-  for (long i = 0; i < threads; ++i) CHECK(pthread_create(&workers[i], nullptr, thread, reinterpret_cast<void*>(i)) == 0);
+  for (long i = 0; i < threads; ++i)
+    CHECK(pthread_create(&workers[i], nullptr, thread, reinterpret_cast<void*>(i)) == 0);
   probe::await(&started, threads);
   probe::ready();
   for (auto& worker : workers) CHECK(pthread_join(worker, nullptr) == 0);

@@ -19,10 +19,12 @@ std::vector<model::PageRun> runs_from(const std::vector<std::pair<uint8_t, uint8
   return runs;
 }
 
-RC_GTEST_PROP(PageStoreProperty, what_is_written_is_read, (const std::vector<std::pair<uint8_t, uint8_t>>& shape, uint8_t period, bool keep)) {
+RC_GTEST_PROP(PageStoreProperty, what_is_written_is_read,
+              (const std::vector<std::pair<uint8_t, uint8_t>>& shape, uint8_t period, bool keep)) {
   const Scratch scratch;
   const auto directory = scratch.directory();
-  FakePages source([&](uint64_t page) { return period == 0 || page % period == 0 ? 0 : static_cast<uint8_t>(page | 1); });
+  FakePages source(
+      [&](uint64_t page) { return period == 0 || page % period == 0 ? 0 : static_cast<uint8_t>(page | 1); });
   const auto runs = runs_from(shape, keep);
   const auto stats = write_pages(directory, "7", 1, runs, source);
   RC_ASSERT(stats.has_value());

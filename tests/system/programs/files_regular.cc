@@ -8,14 +8,15 @@ int main(int argc, char** argv) {
   const int file = open(path, O_CREAT | O_RDWR, 0640);
   CHECK(file >= 0 && write(file, "0123456789", 10) == 10);
   CHECK(lseek(file, 4, SEEK_SET) == 4);
-  const int twin = dup(file);                            // same description
-  const int other = open(path, O_RDONLY | O_CLOEXEC);    // another one
+  const int twin = dup(file);                          // same description
+  const int other = open(path, O_RDONLY | O_CLOEXEC);  // another one
   CHECK(lseek(other, 7, SEEK_SET) == 7);
   const int append = open(path, O_WRONLY | O_APPEND | O_NONBLOCK);
   const int far = fcntl(file, F_DUPFD_CLOEXEC, 900);
   const int directory = open(probe::directory, O_RDONLY | O_DIRECTORY);
   const int by_path = open(path, O_PATH);
-  const int null = open("/dev/null", O_RDWR), zero = open("/dev/zero", O_RDONLY), random = open("/dev/urandom", O_RDONLY);
+  const int null = open("/dev/null", O_RDWR), zero = open("/dev/zero", O_RDONLY),
+            random = open("/dev/urandom", O_RDONLY);
   CHECK(directory >= 0 && null >= 0 && zero >= 0 && random >= 0 && by_path >= 0);
   CHECK(fcntl(append, F_SETOWN, getpid()) == 0 && fcntl(append, F_SETSIG, SIGUSR2) == 0);
 
@@ -25,7 +26,7 @@ int main(int argc, char** argv) {
     while (lseek(file, 0, SEEK_CUR) != 6) usleep(1000);  // the parent reads through the shared description
     _exit(0);
   }
-  usleep(20'000);                                        // the child has come out of fork
+  usleep(20'000);  // the child has come out of fork
   probe::ready();
   probe::wait_for_go();
 

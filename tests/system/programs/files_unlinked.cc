@@ -9,7 +9,7 @@ int main(int argc, char** argv) {
   const int second = open(path, O_RDONLY);
   CHECK(first >= 0 && second >= 0);
   CHECK(write(first, "ghost content", 13) == 13);
-  CHECK(pwrite(first, "far", 3, 100'000) == 3);         // a hole before it
+  CHECK(pwrite(first, "far", 3, 100'000) == 3);  // a hole before it
   CHECK(fchown(first, 12, 34) == 0 && fchmod(first, 0612) == 0);
   CHECK(unlink(path) == 0);
 
@@ -29,7 +29,7 @@ int main(int argc, char** argv) {
   CHECK_EQUAL(a.st_mode & 07777, 0612);
   CHECK_EQUAL(a.st_uid, 12);
   CHECK_EQUAL(a.st_gid, 34);
-  CHECK(a.st_blocks * 512 < 90'000);                    // the hole is still one
+  CHECK(a.st_blocks * 512 < 90'000);  // the hole is still one
   CHECK_EQUAL(lseek(first, 0, SEEK_CUR), 13);
   char bytes[13];
   CHECK(read(second, bytes, 13) == 13 && memcmp(bytes, "ghost content", 13) == 0);

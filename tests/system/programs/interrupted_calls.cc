@@ -69,9 +69,12 @@ void* run(void* argument) {
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   CHECK(pipe(pipe_ends) == 0 && pipe(idle_pipe) == 0);
-  Sleeper sleepers[] = {{"read", in_read, 'r', {}, 0, -2, 0},           {"futex", in_futex, 0, {}, 0, -2, 0},
-                        {"futex with timeout", in_long_futex, 0, {}, 0, -2, 0}, {"nanosleep", in_nanosleep, 0, {}, 0, -2, 0},
-                        {"absolute sleep", in_absolute_sleep, 0, {}, 0, -2, 0}, {"poll", in_poll, 0, {}, 0, -2, 0},
+  Sleeper sleepers[] = {{"read", in_read, 'r', {}, 0, -2, 0},
+                        {"futex", in_futex, 0, {}, 0, -2, 0},
+                        {"futex with timeout", in_long_futex, 0, {}, 0, -2, 0},
+                        {"nanosleep", in_nanosleep, 0, {}, 0, -2, 0},
+                        {"absolute sleep", in_absolute_sleep, 0, {}, 0, -2, 0},
+                        {"poll", in_poll, 0, {}, 0, -2, 0},
                         {"select", in_select, 0, {}, 0, -2, 0}};
   for (auto& sleeper : sleepers) CHECK(pthread_create(&sleeper.thread, nullptr, run, &sleeper) == 0);
   probe::await(&started, static_cast<int>(std::size(sleepers)));
@@ -83,10 +86,12 @@ int main(int argc, char** argv) {
   syscall(SYS_futex, &futex_word, FUTEX_WAKE_PRIVATE, 100, nullptr, nullptr, 0);
   for (auto& sleeper : sleepers) {
     CHECK(pthread_join(sleeper.thread, nullptr) == 0);
-    // A futex whose word changed while nobody waited answers EAGAIN when the call is made again: that is no interruption.
+    // A futex whose word changed while nobody waited answers EAGAIN when the call is made again: that is no
+    // interruption.
     const bool changed = sleeper.result == -1 && sleeper.error == EAGAIN;
     if (sleeper.result != sleeper.wanted && !changed)
-      probe::failed("%s returned %ld (errno %d: %s)", sleeper.name, sleeper.result, sleeper.error, strerror(sleeper.error));
+      probe::failed("%s returned %ld (errno %d: %s)", sleeper.name, sleeper.result, sleeper.error,
+                    strerror(sleeper.error));
   }
   return probe::passed();
 }

@@ -12,7 +12,8 @@ unsigned char pattern(size_t i) { return static_cast<unsigned char>(i * 131 + (i
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   constexpr size_t size = 4 << 20;
-  auto* area = static_cast<unsigned char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* area =
+      static_cast<unsigned char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   CHECK(area != MAP_FAILED);
   // Every third page stays untouched, one page is zero on purpose, the last is dropped again.
   for (size_t at = 0; at < size; ++at) {
@@ -21,11 +22,13 @@ int main(int argc, char** argv) {
   memset(area + 3 * page, 0, page);
   CHECK(madvise(area + size - page, page, MADV_DONTNEED) == 0);
 
-  auto* shared = static_cast<unsigned char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* shared =
+      static_cast<unsigned char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   CHECK(shared != MAP_FAILED);
   for (size_t at = 0; at < size; at += 7) shared[at] = pattern(at);
 
-  auto* read_only = static_cast<unsigned char*>(mmap(nullptr, 8 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* read_only =
+      static_cast<unsigned char*>(mmap(nullptr, 8 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   memset(read_only, 0x5a, 8 * page);
   CHECK(mprotect(read_only, 4 * page, PROT_READ) == 0);
   CHECK(mprotect(read_only + 4 * page, 4 * page, PROT_NONE) == 0);
@@ -41,7 +44,7 @@ int main(int argc, char** argv) {
     __atomic_store_n(shared + 2, 78, __ATOMIC_RELEASE);
     _exit(0);
   }
-  usleep(20'000);                                        // the child has come out of fork
+  usleep(20'000);  // the child has come out of fork
   probe::ready();
   probe::wait_for_go();
 

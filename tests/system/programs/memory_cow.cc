@@ -25,12 +25,13 @@ struct Board {
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   auto* board = probe::shared_memory<Board>();
-  auto* area = static_cast<unsigned char*>(mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* area = static_cast<unsigned char*>(
+      mmap(nullptr, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   CHECK(area != MAP_FAILED);
   for (size_t i = 0; i < pages; ++i) area[i * page] = static_cast<unsigned char>(i + 1);
   const pid_t child = fork();
   if (child == 0) {
-    for (size_t i = 0; i < 16; ++i) area[i * page] = 200;        // the child's own from here on
+    for (size_t i = 0; i < 16; ++i) area[i * page] = 200;  // the child's own from here on
     probe::wait_for_go();
     for (size_t i = 0; i < pages; ++i) {
       CHECK_EQUAL(area[i * page], i < 16 ? 200 : static_cast<unsigned char>(i + 1));

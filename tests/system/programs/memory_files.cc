@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   char* unlinked_private = map(unlinked, MAP_PRIVATE);
   char* unlinked_shared = map(unlinked, MAP_SHARED);
   char* memfd_shared = map(memory_file, MAP_SHARED);
-  close(unlinked);                       // held by its mappings alone
+  close(unlinked);  // held by its mappings alone
   named_private[4096] = 'P';
   unlinked_private[2 * 4096] = 'Q';
   unlinked_shared[3 * 4096] = 'R';
@@ -52,7 +52,7 @@ int main(int argc, char** argv) {
   CHECK_EQUAL(named_private[4096], 'P');
   CHECK_EQUAL(named_shared[2 * 4096], 'c');
   CHECK_EQUAL(unlinked_private[2 * 4096], 'Q');
-  CHECK_EQUAL(unlinked_private[3 * 4096], 'R');   // never written here: the file's own page
+  CHECK_EQUAL(unlinked_private[3 * 4096], 'R');  // never written here: the file's own page
   CHECK_EQUAL(unlinked_shared[3 * 4096], 'R');
   CHECK_EQUAL(unlinked_shared[2 * 4096], 'c');
   CHECK_EQUAL(memfd_shared[5 * 4096], 'M');

@@ -76,7 +76,7 @@ int main(int argc, char** argv) {
   probe::wait_for_go();
 
   timespec after;
-  CHECK(clock_gettime(CLOCK_MONOTONIC, &after) == 0);       // through the vDSO
+  CHECK(clock_gettime(CLOCK_MONOTONIC, &after) == 0);  // through the vDSO
   CHECK(after.tv_sec > before.tv_sec || (after.tv_sec == before.tv_sec && after.tv_nsec > before.tv_nsec));
   CHECK(time(nullptr) > 1'600'000'000);
   CHECK(has_flag(locked, " lo") && !has_flag(locked + 3 * page, " lo"));
@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
   for (auto* area : advised) CHECK_EQUAL(area[1], 'a');
   CHECK(has_flag(growing, " gd"));
   CHECK_EQUAL(growing[15 * page], 'g');
-  CHECK_EQUAL(deep(200), 200);                              // 1.6 MB: the main stack grows as before
+  CHECK_EQUAL(deep(200), 200);  // 1.6 MB: the main stack grows as before
   if (can_name) {
     FILE* maps = fopen("/proc/self/maps", "r");
     char line[4096];
@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
     smaps(keyed, "ProtectionKey:", value, sizeof value);
     CHECK_EQUAL(atoi(value), key);
     CHECK_EQUAL(keyed[0], 'k');
-    CHECK(pkey_alloc(0, 0) != key);                         // still taken
+    CHECK(pkey_alloc(0, 0) != key);  // still taken
   }
   return probe::passed();
 }

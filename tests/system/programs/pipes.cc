@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
   }
   CHECK(write(packets[1], "first", 5) == 5 && write(packets[1], "second!", 7) == 7);
   CHECK(write(orphan[1], "left behind", 11) == 11);
-  close(orphan[1]);                                   // no writer any more, data still in it
+  close(orphan[1]);  // no writer any more, data still in it
 
   char path[4096];
   snprintf(path, sizeof path, "%s/fifo", probe::directory);
@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
     CHECK_EQUAL(block[999], static_cast<char>(i));
   }
   CHECK(read(plain[0], block, sizeof block) == 3);
-  CHECK(read(plain[0], block, sizeof block) == 0);    // the child was the last writer
+  CHECK(read(plain[0], block, sizeof block) == 0);  // the child was the last writer
   CHECK(fcntl(packets[0], F_GETFL) & O_NONBLOCK);
   CHECK(read(packets[0], block, sizeof block) == 5);
   CHECK(read(packets[0], block, sizeof block) == 7);

@@ -52,17 +52,18 @@ inline void write_result(const char* text) {
   _exit(1);
 }
 
-#define CHECK(condition)                                                                                  \
-  do {                                                                                                    \
-    if (!(condition)) probe::failed("%s:%d: %s (errno %d: %s)", __FILE__, __LINE__, #condition, errno, strerror(errno)); \
+#define CHECK(condition)                                                                                 \
+  do {                                                                                                   \
+    if (!(condition))                                                                                    \
+      probe::failed("%s:%d: %s (errno %d: %s)", __FILE__, __LINE__, #condition, errno, strerror(errno)); \
   } while (0)
 
-#define CHECK_EQUAL(actual, expected)                                                                     \
-  do {                                                                                                    \
-    const long long probe_actual = (long long)(actual), probe_expected = (long long)(expected);           \
-    if (probe_actual != probe_expected)                                                                   \
-      probe::failed("%s:%d: %s is %lld (%#llx), expected %lld (%#llx)", __FILE__, __LINE__, #actual,      \
-                    probe_actual, probe_actual, probe_expected, probe_expected);                          \
+#define CHECK_EQUAL(actual, expected)                                                                              \
+  do {                                                                                                             \
+    const long long probe_actual = (long long)(actual), probe_expected = (long long)(expected);                    \
+    if (probe_actual != probe_expected)                                                                            \
+      probe::failed("%s:%d: %s is %lld (%#llx), expected %lld (%#llx)", __FILE__, __LINE__, #actual, probe_actual, \
+                    probe_actual, probe_expected, probe_expected);                                                 \
   } while (0)
 
 inline void begin(int argc, char** argv) {

@@ -1,4 +1,5 @@
-// General, SSE, AVX and (where the CPU has it) AVX-512 registers survive in a thread that computes without system calls.
+// General, SSE, AVX and (where the CPU has it) AVX-512 registers survive in a thread that computes without system
+// calls.
 #include <immintrin.h>
 #include <pthread.h>
 
@@ -21,8 +22,8 @@ __attribute__((target("avx512f"), noinline)) bool spin_avx512() {
       "1: pause\n\tcmpl $0, %[stop]\n\tje 1b\n\t"
       "vmovdqa64 %%zmm0, %[o0]\n\tvmovdqa64 %%zmm7, %[o1]\n\tvmovdqa64 %%zmm15, %[o2]\n\tvmovdqa64 %%zmm16, %[o3]\n\t"
       "vmovdqa64 %%zmm31, %[o4]\n\tkmovw %%k3, %%eax\n\tmov %%rax, %[o5]\n\t"
-      : [o0] "=m"(out[0]), [o1] "=m"(out[1]), [o2] "=m"(out[2]), [o3] "=m"(out[3]), [o4] "=m"(out[4]), [o5] "=m"(out[5][0]),
-        [spinning] "=m"(spinning)
+      : [o0] "=m"(out[0]), [o1] "=m"(out[1]), [o2] "=m"(out[2]), [o3] "=m"(out[3]), [o4] "=m"(out[4]),
+        [o5] "=m"(out[5][0]), [spinning] "=m"(spinning)
       : [in] "m"(in), [stop] "m"(stop_now)
       : "rax", "memory", "cc", "xmm0", "xmm7", "xmm15", "xmm16", "xmm31");
   bool good = (out[5][0] & 0xffff) == 0x5a5a;
@@ -51,7 +52,9 @@ __attribute__((noinline)) bool spin_sse() {
          general[2] == 0x3333 && general[3] == 0x4444;
 }
 
-void* run(void* wide) { return reinterpret_cast<void*>(static_cast<long>(wide != nullptr ? spin_avx512() : spin_sse())); }
+void* run(void* wide) {
+  return reinterpret_cast<void*>(static_cast<long>(wide != nullptr ? spin_avx512() : spin_sse()));
+}
 
 }  // namespace
 

@@ -18,7 +18,7 @@ struct Attributes {
 Attributes attributes() {
   Attributes now = {};
   CHECK(syscall(SYS_sched_getattr, 0, &now, sizeof now, 0) == 0);
-  now.runtime = 0;     // the slice of ordinary tasks is the kernel's business
+  now.runtime = 0;  // the slice of ordinary tasks is the kernel's business
   return now;
 }
 

@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
     if (write(from_child[1], "s", 1) != 1) syscall(SYS_exit, 2);
     if (read(to_child[0], &byte, 1) != 1 || byte != 'g') syscall(SYS_exit, 3);
     if (write(from_child[1], "d", 1) != 1) syscall(SYS_exit, 4);
-    syscall(SYS_getppid);                       // strict mode kills for this
+    syscall(SYS_getppid);  // strict mode kills for this
     syscall(SYS_exit, 5);
   }
   char byte = 0;

@@ -43,7 +43,7 @@ void* thread(void*) {
   probe::wait_for_go();
   sigset_t now, pending;
   pthread_sigmask(SIG_SETMASK, nullptr, &now);
-  CHECK(sigismember(&now, SIGUSR2) && sigismember(&now, SIGUSR1) && !sigismember(&now, SIGHUP));   // USR1 by inheritance
+  CHECK(sigismember(&now, SIGUSR2) && sigismember(&now, SIGUSR1) && !sigismember(&now, SIGHUP));  // USR1 by inheritance
   sigpending(&pending);
   CHECK(sigismember(&pending, SIGUSR2));
   CHECK_EQUAL(thread_seen, 0);
@@ -95,7 +95,7 @@ int main(int argc, char** argv) {
   const auto base = reinterpret_cast<uintptr_t>(alternate);
   CHECK(stack_in_handler > base && stack_in_handler < base + sizeof alternate);
   struct sigaction action;
-  CHECK(sigaction(SIGUSR1, nullptr, &action) == 0 && action.sa_handler == SIG_DFL);   // SA_RESETHAND
+  CHECK(sigaction(SIGUSR1, nullptr, &action) == 0 && action.sa_handler == SIG_DFL);  // SA_RESETHAND
   CHECK(sigaction(SIGHUP, nullptr, &action) == 0 && action.sa_handler == SIG_IGN);
   CHECK(sigaction(SIGRTMIN + 1, nullptr, &action) == 0);
   CHECK(action.sa_flags & SA_RESTART && sigismember(&action.sa_mask, SIGWINCH));

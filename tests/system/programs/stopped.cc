@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
   const long before = board->count;
   usleep(100'000);
   CHECK_EQUAL(board->count, before);
-  if (getpid() != 1) CHECK(state_of(child) == 'T');     // the driver's /proc does not know the namespace's pids
+  if (getpid() != 1) CHECK(state_of(child) == 'T');  // the driver's /proc does not know the namespace's pids
   CHECK(kill(child, SIGCONT) == 0);
   for (int i = 0; i < 500 && board->count < before + 5; ++i) usleep(10'000);
   CHECK(board->count >= before + 5);

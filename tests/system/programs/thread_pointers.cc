@@ -13,7 +13,7 @@ void* owner(void*) {
   CHECK(pthread_mutex_lock(&robust) == 0);
   __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
   probe::wait_for_go();
-  return nullptr;          // ends without unlocking: the kernel walks the robust list
+  return nullptr;  // ends without unlocking: the kernel walks the robust list
 }
 
 }  // namespace

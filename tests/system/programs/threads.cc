@@ -31,7 +31,8 @@ void* run(void* argument) {
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   pthread_t threads[thread_count];
-  for (long i = 0; i < thread_count; ++i) CHECK(pthread_create(&threads[i], nullptr, run, reinterpret_cast<void*>(i)) == 0);
+  for (long i = 0; i < thread_count; ++i)
+    CHECK(pthread_create(&threads[i], nullptr, run, reinterpret_cast<void*>(i)) == 0);
   probe::await(&started, thread_count);
   const pid_t pid = getpid();
   probe::ready();

@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
 
   int ids[5];
   for (int i = 0; i < 5; ++i) ids[i] = create(CLOCK_MONOTONIC, SIGEV_NONE, 0, i);
-  CHECK(syscall(SYS_timer_delete, ids[1]) == 0 && syscall(SYS_timer_delete, ids[3]) == 0);   // holes in the ids
+  CHECK(syscall(SYS_timer_delete, ids[1]) == 0 && syscall(SYS_timer_delete, ids[3]) == 0);  // holes in the ids
   arm(ids[2], 100'000, 7'000);
   const int ticking = create(CLOCK_REALTIME, SIGEV_THREAD_ID, SIGRTMIN + 3, 42);
   arm(ticking, 0, 0);

@@ -34,8 +34,10 @@ Folders included_folders(const std::filesystem::path& file) {
   std::ifstream text(file);
   for (std::string line; std::getline(text, line);) {
     std::smatch match;
-    if (std::regex_search(line, match, quoted)) found.insert(match[1]);
-    else if (std::regex_search(line, record)) found.insert("image");
+    if (std::regex_search(line, match, quoted))
+      found.insert(match[1]);
+    else if (std::regex_search(line, record))
+      found.insert("image");
   }
   return found;
 }

@@ -8,7 +8,8 @@ namespace stasis {
 namespace {
 
 Result<int> half(int number) {
-  if (number % 2 != 0) return fail(Error::invalid("halve", "it is odd", std::to_string(number)).advise("pass an even number"));
+  if (number % 2 != 0)
+    return fail(Error::invalid("halve", "it is odd", std::to_string(number)).advise("pass an even number"));
   return number / 2;
 }
 

@@ -17,10 +17,10 @@ namespace {
 
 using testing::HasSubstr;
 
-#define ASSERT_OK(expression)                                 \
-  do {                                                        \
-    const auto& outcome = (expression);                       \
-    ASSERT_TRUE(outcome) << outcome.error().message();        \
+#define ASSERT_OK(expression)                          \
+  do {                                                 \
+    const auto& outcome = (expression);                \
+    ASSERT_TRUE(outcome) << outcome.error().message(); \
   } while (false)
 
 // ---- what is seen
@@ -220,13 +220,27 @@ uint32_t futex_word = 0;
 
 INSTANTIATE_TEST_SUITE_P(
     Calls, TimedCalls,
-    testing::Values(
-        TimedCase{"nanosleep", SYS_nanosleep, [] { return syscall(SYS_nanosleep, &tenths_3, nullptr); }, 0},
-        TimedCase{"clock_nanosleep", SYS_clock_nanosleep, [] { return syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &tenths_3, nullptr); }, 0},
-        TimedCase{"poll", SYS_poll, [] { return syscall(SYS_poll, nullptr, 0, 300); }, 0},
-        TimedCase{"ppoll", SYS_ppoll, [] { timespec time = tenths_3; sigset_t set; sigemptyset(&set); return syscall(SYS_ppoll, nullptr, 0, &time, &set, 8); }, 0},
-        TimedCase{"pselect6", SYS_pselect6, [] { timespec time = tenths_3; return syscall(SYS_pselect6, 0, nullptr, nullptr, nullptr, &time, nullptr); }, 0},
-        TimedCase{"futex", SYS_futex, [] { return syscall(SYS_futex, &futex_word, FUTEX_WAIT, 0, &tenths_3, nullptr, 0); }, -1, ETIMEDOUT}),
+    testing::Values(TimedCase{"nanosleep", SYS_nanosleep, [] { return syscall(SYS_nanosleep, &tenths_3, nullptr); }, 0},
+                    TimedCase{"clock_nanosleep", SYS_clock_nanosleep,
+                              [] { return syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &tenths_3, nullptr); }, 0},
+                    TimedCase{"poll", SYS_poll, [] { return syscall(SYS_poll, nullptr, 0, 300); }, 0},
+                    TimedCase{"ppoll", SYS_ppoll,
+                              [] {
+                                timespec time = tenths_3;
+                                sigset_t set;
+                                sigemptyset(&set);
+                                return syscall(SYS_ppoll, nullptr, 0, &time, &set, 8);
+                              },
+                              0},
+                    TimedCase{"pselect6", SYS_pselect6,
+                              [] {
+                                timespec time = tenths_3;
+                                return syscall(SYS_pselect6, 0, nullptr, nullptr, nullptr, &time, nullptr);
+                              },
+                              0},
+                    TimedCase{"futex", SYS_futex,
+                              [] { return syscall(SYS_futex, &futex_word, FUTEX_WAIT, 0, &tenths_3, nullptr, 0); }, -1,
+                              ETIMEDOUT}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Interrupted, ReadWaitsOnAndGetsItsData) {
@@ -298,7 +312,9 @@ TEST(Interrupted, ImagesEndACallWhoseSignalWaits) {
   words[rip] = 0x1002;
   words[orig_rax] = SYS_pause;
   words[rax] = static_cast<uint64_t>(-514);
-  const auto word = [](const Bytes& bytes, int index) { return reinterpret_cast<const uint64_t*>(bytes.data())[index]; };
+  const auto word = [](const Bytes& bytes, int index) {
+    return reinterpret_cast<const uint64_t*>(bytes.data())[index];
+  };
   const Bytes again = plain_registers(general, Resumption::image, false);
   EXPECT_EQ(word(again, rip), 0x1000u);
   EXPECT_EQ(word(again, rax), static_cast<uint64_t>(SYS_pause));
@@ -313,9 +329,7 @@ TEST(Interrupted, ImagesEndACallWhoseSignalWaits) {
   EXPECT_EQ(word(plain_registers(general, Resumption::image, false), rax), static_cast<uint64_t>(-516));
 }
 
-TEST(TaskCode, FitsItsSpace) {
-  EXPECT_LE(make_stub(Bytes(27 * 8), 0, {0x1000, 0x2000}).code.size(), stub_space);
-}
+TEST(TaskCode, FitsItsSpace) { EXPECT_LE(make_stub(Bytes(27 * 8), 0, {0x1000, 0x2000}).code.size(), stub_space); }
 
 // ---- states
 
@@ -504,7 +518,8 @@ TEST(Refusals, TracedTaskIsNamedAndTheRestGoesOn) {
     auto captive = Captive::take(specimen.pid());
     ASSERT_OK(captive);
     ASSERT_TRUE((*captive)->context.diagnostics.refused());
-    EXPECT_THAT((*captive)->context.diagnostics.all().front().text(), HasSubstr("is traced by task " + std::to_string(tracer.pid())));
+    EXPECT_THAT((*captive)->context.diagnostics.all().front().text(),
+                HasSubstr("is traced by task " + std::to_string(tracer.pid())));
   }
   const uint64_t before = *counter;
   EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));

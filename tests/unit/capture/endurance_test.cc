@@ -172,7 +172,8 @@ TEST(EnduranceStopped, TheCapturerDiesAndTheTaskStaysStopped) {
   ASSERT_TRUE(progresses(*work, 2));
   kill(specimen.pid(), SIGSTOP);
   ASSERT_TRUE(eventually([&] { return specimen.state() == 'T'; }));
-  for (const char* point : {"seized", "stub-mask", "mapping-entered", "mapped", "agent-mask", "agent-running", "unmapping", "unmapped"}) {
+  for (const char* point :
+       {"seized", "stub-mask", "mapping-entered", "mapped", "agent-mask", "agent-running", "unmapping", "unmapped"}) {
     die_capturing(specimen.pid(), point, 1);
     ASSERT_TRUE(eventually([&] { return specimen.state() == 'T'; })) << point << " " << specimen.state();
   }

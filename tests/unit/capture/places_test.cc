@@ -28,7 +28,8 @@ TEST(Places, GapKeepsAwayFromTheStack) {
 
 TEST(Places, GapAboveTheStackMayBeMissing) {
   constexpr uint64_t top = (uint64_t{1} << 47) - page_size;
-  const std::vector<Occupied> occupied = {at(0x400000, 0x500000), at(0x7f0000000000, 0x7f0000100000), at(top - mib, top, true)};
+  const std::vector<Occupied> occupied = {at(0x400000, 0x500000), at(0x7f0000000000, 0x7f0000100000),
+                                          at(top - mib, top, true)};
   const auto gap = find_gap(occupied, mib);
   ASSERT_TRUE(gap);
   EXPECT_TRUE(is_free(occupied, *gap));

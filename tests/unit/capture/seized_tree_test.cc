@@ -77,7 +77,9 @@ TEST(SeizedTree, DestroyedWithoutReleaseItLetsGo) {
     return 0;
   });
   ASSERT_TRUE(eventually([&] { return *counter > 1000; }));
-  { ASSERT_TRUE(capture_tree(specimen.pid())); }
+  {
+    ASSERT_TRUE(capture_tree(specimen.pid()));
+  }
   const uint64_t before = *counter;
   EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));
 }
@@ -93,11 +95,11 @@ TEST(SeizedTree, PointsArePassedInOrder) {
   auto tree = capture_tree(specimen.pid(), [&](std::string_view point) { points.emplace_back(point); });
   ASSERT_TRUE(tree) << tree.error().message();
   ASSERT_TRUE((*tree)->release(AfterDump::let_run));
-  EXPECT_THAT(points, testing::ElementsAre("seizing", "task-seized", "seized", "walked", "looked", "infecting", "stub-written",
-                                           "stub-registers", "stub-mask", "mapping-entered", "mapped", "uploaded",
-                                           "agent-registers", "agent-mask", "agent-running", "agent-done", "threads-back",
-                                           "unmap-registers", "unmap-mask", "unmapping", "unmapped", "registers-back",
-                                           "disinfected", "captured", "releasing", "released"));
+  EXPECT_THAT(points, testing::ElementsAre("seizing", "task-seized", "seized", "walked", "looked", "infecting",
+                                           "stub-written", "stub-registers", "stub-mask", "mapping-entered", "mapped",
+                                           "uploaded", "agent-registers", "agent-mask", "agent-running", "agent-done",
+                                           "threads-back", "unmap-registers", "unmap-mask", "unmapping", "unmapped",
+                                           "registers-back", "disinfected", "captured", "releasing", "released"));
 }
 
 TEST(SeizedTree, WhatCannotBeSavedIsSaidAndNothingIsTouched) {

@@ -33,7 +33,8 @@ using namespace std::chrono_literals;
 template <typename T>
 class Shared {
  public:
-  Shared() : value_(static_cast<T*>(mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
+  Shared()
+      : value_(static_cast<T*>(mmap(nullptr, sizeof(T), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
     new (value_) T{};
   }
   ~Shared() { munmap(value_, sizeof(T)); }
@@ -137,7 +138,8 @@ struct Captive {
   std::vector<LiveProcess> processes;
   WhoRoom who;
 
-  static Result<std::unique_ptr<Captive>> take(pid_t root, const AtPoint& at_point = [](std::string_view) {}, bool ask = true) {
+  static Result<std::unique_ptr<Captive>> take(
+      pid_t root, const AtPoint& at_point = [](std::string_view) {}, bool ask = true) {
     auto captive = std::make_unique<Captive>();
     const auto deadline = Clock::now() + 10s;
     captive->context.policy.shell_job = true;

@@ -129,7 +129,9 @@ TEST(ProcLive, FdInfoAndLinks) {
 
 TEST(ProcLive, TheDeadAreGone) {
   pid_t pid = 0;
-  { pid = Child().pid(); }
+  {
+    pid = Child().pid();
+  }
   EXPECT_EQ(read_stat(pid).error().code(), ErrorCode::gone);
   EXPECT_EQ(list_threads(pid).error().code(), ErrorCode::gone);
   EXPECT_EQ(list_children(pid).error().code(), ErrorCode::gone);
@@ -164,7 +166,8 @@ TEST(ProcessLive, KcmpOrdersObjects) {
 }
 
 TEST(ProcessLive, MemoryThroughProtections) {
-  auto* page = static_cast<uint8_t*>(mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* page =
+      static_cast<uint8_t*>(mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   std::memset(page, 'a', page_size);
   Child child([&] { mprotect(page, page_size, PROT_NONE); });
   const RemoteAddress address{reinterpret_cast<uint64_t>(page)};
@@ -206,7 +209,8 @@ TEST(ProcessLive, ScanFindsTouchedPages) {
   for (const size_t index : {2, 3, 9}) area[index * page_size] = 1;
   UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   const uint64_t base = reinterpret_cast<uint64_t>(area);
-  const auto scans = scan_pages(pagemap.get(), {base, base + pages * page_size}, page_is_present, 0, 0, page_is_present);
+  const auto scans =
+      scan_pages(pagemap.get(), {base, base + pages * page_size}, page_is_present, 0, 0, page_is_present);
   ASSERT_TRUE(scans) << scans.error().message();
   ASSERT_EQ(scans->size(), 2u);
   EXPECT_EQ((*scans)[0].range, (AddressRange{base + 2 * page_size, base + 4 * page_size}));
@@ -252,8 +256,8 @@ TEST(PtraceLive, SeccompFilters) {
   Child child([] {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     for (unsigned value : {1u, 2u}) {
-      sock_filter instructions[3] = {{BPF_LD | BPF_IMM, 0, 0, value}, {BPF_LD | BPF_IMM, 0, 0, 0},
-                                     {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
+      sock_filter instructions[3] = {
+          {BPF_LD | BPF_IMM, 0, 0, value}, {BPF_LD | BPF_IMM, 0, 0, 0}, {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}};
       sock_fprog program{static_cast<unsigned short>(value + 1), instructions + 2 - value};
       syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, value == 2 ? SECCOMP_FILTER_FLAG_LOG : 0, &program);
     }

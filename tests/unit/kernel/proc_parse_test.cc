@@ -44,7 +44,8 @@ constexpr const char* status_text =
     "Name:\ta\\nb\\\\\nUmask:\t0027\nState:\tt (tracing stop)\nTgid:\t4711\nNgid:\t0\nPid:\t4712\nPPid:\t1\n"
     "TracerPid:\t99\nUid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t7\nFDSize:\t64\nGroups:\t10 20 30 \nNStgid:\t4711\t1\n"
     "NSpid:\t4712\t2\nNSpgid:\t4711\t1\nNSsid:\t4711\t1\nKthread:\t0\nVmPeak:\t    100 kB\nTHP_enabled:\t0\n"
-    "untag_mask:\t0xffffffffffffffff\nThreads:\t2\nSigQ:\t0/1000\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n"
+    "untag_mask:\t0xffffffffffffffff\nThreads:\t2\nSigQ:\t0/"
+    "1000\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n"
     "SigBlk:\t0000000000000004\nSigIgn:\t0000000000001000\nSigCgt:\tffffffff7ffbfeff\nCapInh:\t0000000000000000\n"
     "CapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000001\n"
     "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
@@ -110,8 +111,10 @@ TEST(ParseMaps, Lines) {
 TEST(ParseMaps, SmapsAttributes) {
   const auto maps = parse_maps(
       "7f0000000000-7f0000200000 rw-p 00000000 00:00 0                          [anon:my heap]\n"
-      "Size:               2048 kB\nKernelPageSize:     2048 kB\nMMUPageSize:        2048 kB\nRss:                  12 kB\n"
-      "Anonymous:             8 kB\nSwap:                  4 kB\nSwapPss:               0 kB\nLocked:                0 kB\n"
+      "Size:               2048 kB\nKernelPageSize:     2048 kB\nMMUPageSize:        2048 kB\nRss:                  12 "
+      "kB\n"
+      "Anonymous:             8 kB\nSwap:                  4 kB\nSwapPss:               0 kB\nLocked:                0 "
+      "kB\n"
       "THPeligible:           0\nProtectionKey:         3\nVmFlags: rd wr mr mw me ac sd \n");
   ASSERT_TRUE(maps) << maps.error().message();
   ASSERT_EQ(maps->size(), 1u);
@@ -136,7 +139,8 @@ TEST(ParseMaps, RefusesNonsense) {
 }
 
 TEST(ParseFdInfo, CommonFieldsOnly) {
-  const auto info = parse_fdinfo("pos:\t4096\nflags:\t02100002\nmnt_id:\t27\nino:\t99\neventfd-count:                5\npos:\tx\n");
+  const auto info =
+      parse_fdinfo("pos:\t4096\nflags:\t02100002\nmnt_id:\t27\nino:\t99\neventfd-count:                5\npos:\tx\n");
   ASSERT_TRUE(info) << info.error().message();
   EXPECT_EQ(info->position, 4096u);
   EXPECT_EQ(info->flags, 02100002u);
@@ -150,10 +154,11 @@ TEST(ParseFdInfo, CommonFieldsOnly) {
 TEST(ParseLimits, AllSixteen) {
   std::string text = "Limit                     Soft Limit           Hard Limit           Units     \n";
   for (const char* name : {"Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size",
-                           "Max resident set", "Max processes", "Max open files", "Max locked memory", "Max address space",
-                           "Max file locks", "Max pending signals", "Max msgqueue size", "Max nice priority",
-                           "Max realtime priority", "Max realtime timeout"}) {
-    text += name + std::string(name == std::string("Max open files") ? "  1024   4096   files\n" : "  unlimited  unlimited  x\n");
+                           "Max resident set", "Max processes", "Max open files", "Max locked memory",
+                           "Max address space", "Max file locks", "Max pending signals", "Max msgqueue size",
+                           "Max nice priority", "Max realtime priority", "Max realtime timeout"}) {
+    text += name + std::string(name == std::string("Max open files") ? "  1024   4096   files\n"
+                                                                     : "  unlimited  unlimited  x\n");
   }
   const auto limits = parse_limits(text);
   ASSERT_TRUE(limits) << limits.error().message();

@@ -28,7 +28,8 @@ TEST(PageStore, round_trip_drops_zero_pages) {
 
   auto stored = ImagePages::open(directory, "7");
   ASSERT_TRUE(stored) << stored.error().message();
-  for (const auto& found : (*stored)->runs()) EXPECT_EQ(found.shared_with_parent, found.range.begin >= 1000 * page_size);
+  for (const auto& found : (*stored)->runs())
+    EXPECT_EQ(found.shared_with_parent, found.range.begin >= 1000 * page_size);
   Bytes page(page_size), expected(page_size);
   for (const auto& one : runs) {
     for (uint64_t at = one.range.begin; at < one.range.end; at += page_size) {
@@ -144,7 +145,8 @@ class Child {
 
 TEST(ProcessPages, reads_what_the_task_may_not_read_itself) {
   constexpr size_t pages = 9;
-  auto* memory = static_cast<uint8_t*>(mmap(nullptr, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* memory = static_cast<uint8_t*>(
+      mmap(nullptr, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   Child child([&] {
     for (size_t i = 0; i < pages; ++i) std::memset(memory + i * page_size, static_cast<int>(i + 1), page_size);
@@ -157,7 +159,9 @@ TEST(ProcessPages, reads_what_the_task_may_not_read_itself) {
   ASSERT_TRUE(source.read(base, all));
   for (size_t i = 0; i < pages; ++i) EXPECT_EQ(all[i * page_size + 17], i + 1);
 
-  const std::vector<AddressRange> ranges{{base, base + page_size}, {base + 3 * page_size, base + 4 * page_size}, {base + 8 * page_size, base + 9 * page_size}};
+  const std::vector<AddressRange> ranges{{base, base + page_size},
+                                         {base + 3 * page_size, base + 4 * page_size},
+                                         {base + 8 * page_size, base + 9 * page_size}};
   Bytes some(3 * page_size);
   ASSERT_TRUE(source.read_ranges(ranges, some));
   EXPECT_EQ(some[0], 1);
@@ -179,7 +183,8 @@ TEST(ProcessPages, says_when_the_task_is_gone) {
 
 TEST(ProcessPages, more_ranges_than_one_call_takes) {
   constexpr size_t pages = 6000;
-  auto* memory = static_cast<uint8_t*>(mmap(nullptr, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* memory = static_cast<uint8_t*>(
+      mmap(nullptr, pages * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(memory, MAP_FAILED);
   for (size_t i = 0; i < pages; ++i) std::memcpy(memory + i * page_size, &i, sizeof i);
   ProcessPages source(getpid());

@@ -49,7 +49,9 @@ TEST_F(Pagemaps, rejects_odd_addresses_and_empty_runs) {
   EXPECT_THAT(rejection({{0x1000, 0}}), HasSubstr("impossible"));
   EXPECT_THAT(rejection({{0x1000, 1, present | in_parent}}), HasSubstr("both"));
 }
-TEST_F(Pagemaps, names_file_and_record) { EXPECT_THAT(rejection({{0x1000, 1}, {0x1234, 1}}), HasSubstr("pagemap-7.img, record 2")); }
+TEST_F(Pagemaps, names_file_and_record) {
+  EXPECT_THAT(rejection({{0x1000, 1}, {0x1234, 1}}), HasSubstr("pagemap-7.img, record 2"));
+}
 
 TEST_F(Pagemaps, rejects_a_missing_page_file) {
   write_pagemap(directory, "7", 9, {{0x1000, 1}});

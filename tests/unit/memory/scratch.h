@@ -46,7 +46,7 @@ class FakePages : public PageSource {
   }
   void fill(uint64_t address, std::span<uint8_t> page) const {
     std::ranges::fill(page, uint8_t{0});
-    page.back() = value_(address / page_size);   // at the end: the worst case for a search for zeros
+    page.back() = value_(address / page_size);  // at the end: the worst case for a search for zeros
   }
 
  private:
@@ -60,7 +60,8 @@ struct RawEntry {
 };
 
 /// A pagemap as somebody hostile would write it.
-inline void write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id, const std::vector<RawEntry>& entries) {
+inline void write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
+                          const std::vector<RawEntry>& entries) {
   auto writer = directory.create("pagemap-" + suffix + ".img");
   ASSERT_TRUE(writer);
   pagemap_head head;

@@ -52,7 +52,8 @@ class MemoryPlans : public testing::Test {
   }
 
   model::AddressSpace& space(uint32_t id = 7) { return application.address_spaces.at(ObjectId{id}); }
-  Mapping& map(uint32_t id, uint64_t begin, uint64_t end, uint32_t protection = read_write, Backing backing = Backing::private_anonymous) {
+  Mapping& map(uint32_t id, uint64_t begin, uint64_t end, uint32_t protection = read_write,
+               Backing backing = Backing::private_anonymous) {
     Mapping mapping;
     mapping.range = {begin, end};
     mapping.protection = protection;
@@ -61,7 +62,8 @@ class MemoryPlans : public testing::Test {
     if (backing == Backing::private_file || backing == Backing::shared_file) mapping.file = ObjectId{1};
     return space(id).mappings.emplace_back(mapping);
   }
-  void store(uint32_t id, uint64_t begin, uint64_t end, uint64_t offset, bool shared = false, const std::string& file = "pages-1.img") {
+  void store(uint32_t id, uint64_t begin, uint64_t end, uint64_t offset, bool shared = false,
+             const std::string& file = "pages-1.img") {
     options.pages[ObjectId{id}].push_back({{begin, end}, shared, file, offset});
   }
 
@@ -100,27 +102,40 @@ class MemoryPlans : public testing::Test {
     return text;
   }
   struct Show {
-    std::string operator()(const MmapAnon& m) const { return fmt::format("anon {:x}-{:x} {}{} flags {:x}", m.addr, m.addr + m.length, m.is_shared ? "shared " : "", m.prot, m.flags); }
-    std::string operator()(const Mmap& m) const { return fmt::format("file {:x}-{:x} {}{} fd {} at {:x}", m.addr, m.addr + m.length, m.is_shared ? "shared " : "", m.prot, m.fd, m.offset); }
+    std::string operator()(const MmapAnon& m) const {
+      return fmt::format("anon {:x}-{:x} {}{} flags {:x}", m.addr, m.addr + m.length, m.is_shared ? "shared " : "",
+                         m.prot, m.flags);
+    }
+    std::string operator()(const Mmap& m) const {
+      return fmt::format("file {:x}-{:x} {}{} fd {} at {:x}", m.addr, m.addr + m.length, m.is_shared ? "shared " : "",
+                         m.prot, m.fd, m.offset);
+    }
     std::string operator()(const Munmap& m) const { return fmt::format("unmap {:x}-{:x}", m.addr, m.addr + m.length); }
-    std::string operator()(const Mprotect& m) const { return fmt::format("protect {:x}-{:x} {}", m.addr, m.addr + m.length, m.prot); }
+    std::string operator()(const Mprotect& m) const {
+      return fmt::format("protect {:x}-{:x} {}", m.addr, m.addr + m.length, m.prot);
+    }
     std::string operator()(const LoadPages& l) const {
       std::string text = fmt::format("load {} at {:x}:", l.fd, l.offset);
-      for (size_t i = 0; i < l.runs.size(); i += 2) text += fmt::format(" {:x}-{:x}", l.runs[i], l.runs[i] + l.runs[i + 1]);
+      for (size_t i = 0; i < l.runs.size(); i += 2)
+        text += fmt::format(" {:x}-{:x}", l.runs[i], l.runs[i] + l.runs[i + 1]);
       return text;
     }
     std::string operator()(const Open& o) const { return fmt::format("open {} as {}", o.path, o.fd); }
     std::string operator()(const Close& c) const { return fmt::format("close {}", c.fd); }
     std::string operator()(const Await& a) const { return fmt::format("await {}", a.event); }
     std::string operator()(const Post& p) const { return fmt::format("post {}", p.event); }
-    std::string operator()(const TransferFd& t) const { return fmt::format("take {} of {} as {}", t.fd, t.from_pid, t.target_fd); }
+    std::string operator()(const TransferFd& t) const {
+      return fmt::format("take {} of {} as {}", t.fd, t.from_pid, t.target_fd);
+    }
     std::string operator()(const Perform& p) const {
       std::string text = "perform";
       for (const auto& call : p.calls) text += ": " + show(call);
       return text;
     }
     template <typename T>
-    std::string operator()(const T&) const { return std::string(T::name); }
+    std::string operator()(const T&) const {
+      return std::string(T::name);
+    }
   };
   static std::vector<std::string> lines(const Program& program) {
     std::vector<std::string> all;
@@ -143,11 +158,12 @@ TEST_F(MemoryPlans, pages_come_in_as_few_reads_as_the_file_allows) {
   map(7, 0x400000, 0x402000);
   map(7, 0x402000, 0x404000, PROT_READ);
   map(7, 0x500000, 0x501000);
-  store(7, 0x401000, 0x403000, 0x1000);        // across two mappings
-  store(7, 0x500000, 0x501000, 0x3000);        // next in the file
-  EXPECT_EQ(planned(), (Lines{"anon 400000-402000 3 flags 0", "anon 402000-404000 3 flags 0", "anon 500000-501000 3 flags 0",
-                              "perform: openat 64 80000 0: move_fd 65 80000", "load 101 at 1000: 401000-403000 500000-501000", "close 101",
-                              "protect 402000-404000 1"}));
+  store(7, 0x401000, 0x403000, 0x1000);  // across two mappings
+  store(7, 0x500000, 0x501000, 0x3000);  // next in the file
+  EXPECT_EQ(planned(),
+            (Lines{"anon 400000-402000 3 flags 0", "anon 402000-404000 3 flags 0", "anon 500000-501000 3 flags 0",
+                   "perform: openat 64 80000 0: move_fd 65 80000", "load 101 at 1000: 401000-403000 500000-501000",
+                   "close 101", "protect 402000-404000 1"}));
 }
 
 TEST_F(MemoryPlans, a_gap_or_another_file_begins_a_new_read) {
@@ -156,8 +172,8 @@ TEST_F(MemoryPlans, a_gap_or_another_file_begins_a_new_read) {
   store(7, 0x402000, 0x403000, 0x5000);
   store(7, 0x404000, 0x405000, 0x6000, false, "parent/pages-1.img");
   const auto lines = planned();
-  EXPECT_THAT(lines, testing::IsSupersetOf({"load 101 at 0: 400000-401000", "load 101 at 5000: 402000-403000", "load 102 at 6000: 404000-405000",
-                                            "close 101", "close 102"}));
+  EXPECT_THAT(lines, testing::IsSupersetOf({"load 101 at 0: 400000-401000", "load 101 at 5000: 402000-403000",
+                                            "load 102 at 6000: 404000-405000", "close 101", "close 102"}));
 }
 
 TEST_F(MemoryPlans, once_writable_memory_is_mapped_writable) {
@@ -172,8 +188,9 @@ TEST_F(MemoryPlans, files_are_opened_once_and_closed) {
   store(7, 0x400000, 0x401000, 0);
   const auto lines = planned();
   EXPECT_THAT(Lines(lines.begin(), lines.begin() + 5),
-              testing::ElementsAre("open /fake as 101", "file 400000-401000 3 fd 101 at 0", "file 401000-402000 3 fd 101 at 1000",
-                                   "file 402000-404000 shared 3 fd 101 at 8000", "close 101"));
+              testing::ElementsAre("open /fake as 101", "file 400000-401000 3 fd 101 at 0",
+                                   "file 401000-402000 3 fd 101 at 1000", "file 402000-404000 shared 3 fd 101 at 8000",
+                                   "close 101"));
   EXPECT_EQ(lines.back(), "protect 400000-401000 1");
 }
 
@@ -200,14 +217,14 @@ TEST_F(MemoryPlans, the_vdso_block_goes_to_its_lowest_address) {
 TEST_F(MemoryPlans, a_child_keeps_what_it_shares_with_its_parent) {
   map(7, 0x400000, 0x410000);
   map(7, 0x500000, 0x510000);
-  map(8, 0x400000, 0x420000);                 // has grown
+  map(8, 0x400000, 0x420000);  // has grown
   store(8, 0x400000, 0x404000, 0, true);
-  store(8, 0x406000, 0x407000, 0x4000);       // its own
+  store(8, 0x406000, 0x407000, 0x4000);  // its own
   store(8, 0x410000, 0x411000, 0x5000);
-  EXPECT_EQ(planned(8, true),
-            (Lines{"unmap 0-400000", "unmap 410000-10000000", "unmap 10100000-7ffffffff000", "perform: madvise 404000 c000 4",
-                   "anon 410000-420000 3 flags 0", "protect 400000-420000 3", "perform: openat 64 80000 0: move_fd 65 80000",
-                   "load 101 at 4000: 406000-407000 410000-411000", "close 101"}));
+  EXPECT_EQ(planned(8, true), (Lines{"unmap 0-400000", "unmap 410000-10000000", "unmap 10100000-7ffffffff000",
+                                     "perform: madvise 404000 c000 4", "anon 410000-420000 3 flags 0",
+                                     "protect 400000-420000 3", "perform: openat 64 80000 0: move_fd 65 80000",
+                                     "load 101 at 4000: 406000-407000 410000-411000", "close 101"}));
 }
 
 TEST_F(MemoryPlans, nothing_is_inherited_from_mappings_that_fork_leaves_out) {
@@ -215,7 +232,8 @@ TEST_F(MemoryPlans, nothing_is_inherited_from_mappings_that_fork_leaves_out) {
   map(8, 0x400000, 0x410000);
   store(8, 0x400000, 0x404000, 0, true);
   const auto lines = planned(8, true);
-  EXPECT_THAT(lines, testing::IsSupersetOf({"unmap 0-10000000", "anon 400000-410000 3 flags 0", "load 101 at 0: 400000-404000"}));
+  EXPECT_THAT(lines, testing::IsSupersetOf(
+                         {"unmap 0-10000000", "anon 400000-410000 3 flags 0", "load 101 at 0: 400000-404000"}));
 }
 
 TEST_F(MemoryPlans, what_the_image_calls_shared_but_is_not_inherited_is_loaded) {
@@ -236,12 +254,14 @@ TEST_F(MemoryPlans, files_of_other_parts_are_not_inherited) {
 
 TEST_F(MemoryPlans, segments_are_made_by_the_first_that_maps_them) {
   application.shared_memories[ObjectId{5}] = {ObjectId{5}, 0x4000, 0};
-  for (const uint32_t id : {7u, 8u}) map(id, 0x400000, 0x402000, read_write, Backing::shared_anonymous).shared_memory = ObjectId{5};
+  for (const uint32_t id : {7u, 8u})
+    map(id, 0x400000, 0x402000, read_write, Backing::shared_anonymous).shared_memory = ObjectId{5};
   space(8).mappings[0].offset = 0x2000;
   store(5, 0x1000, 0x2000, 0);
-  EXPECT_EQ(planned(7), (Lines{"anon 10100000-10104000 shared 3 flags 4000", "open /proc/self/map_files/10100000-10104000 as 101",
-                               "perform: openat 64 80000 0: move_fd 66 80000", "load 102 at 0: 10101000-10102000", "close 102",
-                               "unmap 10100000-10104000", "post segment 5", "file 400000-402000 shared 3 fd 101 at 0"}));
+  EXPECT_EQ(planned(7),
+            (Lines{"anon 10100000-10104000 shared 3 flags 4000", "open /proc/self/map_files/10100000-10104000 as 101",
+                   "perform: openat 64 80000 0: move_fd 66 80000", "load 102 at 0: 10101000-10102000", "close 102",
+                   "unmap 10100000-10104000", "post segment 5", "file 400000-402000 shared 3 fd 101 at 0"}));
 }
 
 TEST_F(MemoryPlans, huge_segments_are_made_at_aligned_addresses) {
@@ -277,7 +297,8 @@ TEST_F(MemoryPlans, state_comes_in_the_kernels_order) {
   EXPECT_THAT(lines[3], HasSubstr("perform: prctl"));
   EXPECT_EQ(lines[4], "close 101");
   EXPECT_EQ(lines[5], "perform: mlockall 2");
-  EXPECT_EQ(lines[6], "perform: " + (call_number("mseal") == 462 ? std::string("mseal") : std::string("syscall 462")) + " 400000 8000 0");
+  EXPECT_EQ(lines[6], "perform: " + (call_number("mseal") == 462 ? std::string("mseal") : std::string("syscall 462")) +
+                          " 400000 8000 0");
 }
 
 TEST(PagesWithin, cuts_to_the_range) {

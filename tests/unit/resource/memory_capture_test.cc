@@ -86,7 +86,8 @@ class MemoryCapture : public testing::Test {
   static std::vector<AddressRange> stored(const model::AddressSpace& space, AddressRange where) {
     std::vector<AddressRange> found;
     for (const auto& run : space.pages) {
-      if (run.range.overlaps(where)) found.push_back({std::max(run.range.begin, where.begin), std::min(run.range.end, where.end)});
+      if (run.range.overlaps(where))
+        found.push_back({std::max(run.range.begin, where.begin), std::min(run.range.end, where.end)});
     }
     return found;
   }
@@ -116,7 +117,7 @@ TEST_F(MemoryCapture, anonymous_memory_and_its_pages) {
     at(9)[0] = 8;
     mprotect(at(9), page_size, PROT_NONE);
     map(32, 4, PROT_READ, anonymous);
-    map(64, uint64_t{1} << 28, PROT_NONE, anonymous | MAP_NORESERVE);   // a terabyte
+    map(64, uint64_t{1} << 28, PROT_NONE, anonymous | MAP_NORESERVE);  // a terabyte
   });
   const auto& space = capture(pid);
   EXPECT_EQ(stored(space, pages(0, 16)), (Ranges{pages(1, 3), pages(9, 10)}));
@@ -155,7 +156,8 @@ TEST_F(MemoryCapture, layout_and_special_mappings) {
 
 TEST_F(MemoryCapture, advice_locks_and_seals) {
   const pid_t pid = child([] {
-    const int advice[] = {MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP, MADV_SEQUENTIAL, MADV_RANDOM, MADV_HUGEPAGE, MADV_NOHUGEPAGE};
+    const int advice[] = {MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP,  MADV_SEQUENTIAL,
+                          MADV_RANDOM,   MADV_HUGEPAGE,   MADV_NOHUGEPAGE};
     for (int i = 0; i < 7; ++i) {
       map(static_cast<uint64_t>(i) * 4, 2, read_write, anonymous);
       if (madvise(at(static_cast<uint64_t>(i) * 4), 2 * page_size, advice[i]) != 0) _exit(2);
@@ -171,7 +173,8 @@ TEST_F(MemoryCapture, advice_locks_and_seals) {
     madvise(at(54), 2 * page_size, guard_install);
   });
   const auto& space = capture(pid);
-  const int advice[] = {MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP, MADV_SEQUENTIAL, MADV_RANDOM, MADV_HUGEPAGE, MADV_NOHUGEPAGE};
+  const int advice[] = {MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP,  MADV_SEQUENTIAL,
+                        MADV_RANDOM,   MADV_HUGEPAGE,   MADV_NOHUGEPAGE};
   for (uint64_t i = 0; i < 7; ++i) EXPECT_EQ(mapping(space, pages(i * 4, i * 4 + 2)).advice, std::set<int>{advice[i]});
   EXPECT_TRUE(mapping(space, pages(40, 42)).locked);
   EXPECT_FALSE(mapping(space, pages(40, 42)).locked_on_fault);
@@ -189,7 +192,7 @@ TEST_F(MemoryCapture, files_private_shared_and_unlinked) {
   const int only_read = open(path, O_RDONLY);
   const pid_t pid = child([&] {
     map(0, 4, read_write, MAP_PRIVATE, fd);
-    at(1)[0] = 0;                                  // a page of its own, though all zeros
+    at(1)[0] = 0;  // a page of its own, though all zeros
     [[maybe_unused]] volatile uint8_t seen = at(2)[0];
     map(8, 4, read_write, MAP_SHARED, fd, 4 * page_size);
     at(8)[0] = 1;
@@ -212,7 +215,8 @@ TEST_F(MemoryCapture, files_private_shared_and_unlinked) {
   EXPECT_EQ(shared.offset, 4 * page_size);
   EXPECT_TRUE(stored(space, shared.range).empty());
   EXPECT_EQ(context.application.descriptions.at(shared.file).flags & O_ACCMODE, uint32_t{O_RDWR});
-  EXPECT_EQ(context.application.descriptions.at(mapping(space, pages(16, 18)).file).flags & O_ACCMODE, uint32_t{O_RDONLY});
+  EXPECT_EQ(context.application.descriptions.at(mapping(space, pages(16, 18)).file).flags & O_ACCMODE,
+            uint32_t{O_RDONLY});
   EXPECT_NE(shared.file.value, 0u);
   EXPECT_FALSE(context.diagnostics.refused());
 }
@@ -304,7 +308,7 @@ TEST_F(MemoryCapture, neighbours_that_differ_in_nothing_are_one) {
     at(0)[0] = 1;
     map(4, 2, read_write, anonymous);
     at(4)[0] = 1;
-    map(2, 2, read_write, anonymous);   // may join only one of its neighbours: they have anon_vmas of their own
+    map(2, 2, read_write, anonymous);  // may join only one of its neighbours: they have anon_vmas of their own
     at(2)[0] = 1;
   });
   EXPECT_EQ(mapping(capture(pid), pages(0, 6)).protection, uint32_t{read_write});
@@ -342,7 +346,7 @@ TEST_F(MemoryCapture, survives_the_record) {
   back.id = space.id;
   const auto status = decode_memory(record, "mm-7.img", other, back);
   ASSERT_TRUE(status) << status.error().message();
-  back.pages = space.pages;   // these are in the pagemap
+  back.pages = space.pages;  // these are in the pagemap
   EXPECT_EQ(back.layout.auxv, space.layout.auxv);
   EXPECT_EQ(back.layout, space.layout);
   ASSERT_EQ(back.mappings.size(), space.mappings.size());

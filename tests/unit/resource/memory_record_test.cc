@@ -16,11 +16,14 @@ class MemoryRecord : public testing::Test {
   MemoryRecord() {
     for (const int number : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}) {
       const auto* field = record.GetDescriptor()->FindFieldByNumber(number);
-      if (number == 12) record.set_exe_file_id(3);
-      else record.GetReflection()->SetUInt64(&record, field, 0x400000);
+      if (number == 12)
+        record.set_exe_file_id(3);
+      else
+        record.GetReflection()->SetUInt64(&record, field, 0x400000);
     }
   }
-  vma_entry& add(uint64_t start, uint64_t end, uint32_t status, uint32_t flags = MAP_PRIVATE | MAP_ANONYMOUS, uint64_t shmid = 0) {
+  vma_entry& add(uint64_t start, uint64_t end, uint32_t status, uint32_t flags = MAP_PRIVATE | MAP_ANONYMOUS,
+                 uint64_t shmid = 0) {
     auto& entry = *record.add_vmas();
     entry.set_start(start);
     entry.set_end(end);
@@ -57,8 +60,9 @@ TEST_F(MemoryRecord, reads_what_criu_writes) {
   ASSERT_EQ(decode(), "accepted");
   std::vector<Backing> kinds;
   for (const auto& mapping : space.mappings) kinds.push_back(mapping.backing);
-  EXPECT_EQ(kinds, (std::vector<Backing>{Backing::private_file, Backing::private_anonymous, Backing::shared_file, Backing::shared_anonymous,
-                                         Backing::vvar, Backing::vdso, Backing::private_anonymous, Backing::vsyscall}));
+  EXPECT_EQ(kinds, (std::vector<Backing>{Backing::private_file, Backing::private_anonymous, Backing::shared_file,
+                                         Backing::shared_anonymous, Backing::vvar, Backing::vdso,
+                                         Backing::private_anonymous, Backing::vsyscall}));
   EXPECT_EQ(space.mappings[0].file, ObjectId{5});
   EXPECT_TRUE(space.mappings[1].is_heap);
   EXPECT_TRUE(space.mappings[6].is_stack);
@@ -99,8 +103,10 @@ TEST_F(MemoryRecord, rejects_nonsense_in_mappings) {
   EXPECT_THAT(rejection([](vma_entry& e) { e.set_madv(uint64_t{1} << MADV_DONTNEED); }), HasSubstr("madv"));
   EXPECT_THAT(rejection([](vma_entry& e) { e.set_protection_key(16); }), HasSubstr("no key"));
   EXPECT_THAT(rejection([](vma_entry& e) { e.set_name(std::string(80, 'x')); }), HasSubstr("name"));
-  EXPECT_THAT(rejection([](vma_entry& e) { e.set_status(0x101), e.set_segment_size(~uint64_t{0xfff}); }), HasSubstr("segment_size"));
-  EXPECT_THAT(rejection([](vma_entry& e) { e.set_status(0x101), e.set_pgoff(uint64_t{1} << 60); }), HasSubstr("impossible"));
+  EXPECT_THAT(rejection([](vma_entry& e) { e.set_status(0x101), e.set_segment_size(~uint64_t{0xfff}); }),
+              HasSubstr("segment_size"));
+  EXPECT_THAT(rejection([](vma_entry& e) { e.set_status(0x101), e.set_pgoff(uint64_t{1} << 60); }),
+              HasSubstr("impossible"));
 }
 
 TEST_F(MemoryRecord, guards_lie_in_mappings) {

@@ -20,7 +20,7 @@ namespace {
 
 using Registers = user_regs_struct;
 
-constexpr uint64_t user_code_segment = 0x33;   // __USER_CS; 0x23 is 32-bit code
+constexpr uint64_t user_code_segment = 0x33;  // __USER_CS; 0x23 is 32-bit code
 constexpr uint64_t syscall_size = 2;
 constexpr int64_t restart_sys = -512, restart_no_interrupt = -513, restart_no_handler = -514, restart_block = -516;
 constexpr uint64_t no_call = ~uint64_t{0};
@@ -73,13 +73,13 @@ class Code {
 
 constexpr std::initializer_list<uint8_t> system_call = {0x0f, 0x05};
 
-/// What a call of a C function would keep: flags, stack pointer and the callee-saved registers. Flags come first, while the
-/// stack pointer is free to point at them; nothing after it changes them. From here on the stack is the task's own, so
-/// that a handler finds room there.
+/// What a call of a C function would keep: flags, stack pointer and the callee-saved registers. Flags come first, while
+/// the stack pointer is free to point at them; nothing after it changes them. From here on the stack is the task's own,
+/// so that a handler finds room there.
 void emit_kept_registers(Code& code, const Registers& registers) {
-  code.with_constant({0x48, 0x8d, 0x25}, registers.eflags);   // lea flags(%rip), %rsp
-  code.bytes({0x9d});                                         // popfq
-  code.with_constant({0x48, 0x8b, 0x25}, registers.rsp);      // mov …(%rip), %rsp
+  code.with_constant({0x48, 0x8d, 0x25}, registers.eflags);  // lea flags(%rip), %rsp
+  code.bytes({0x9d});                                        // popfq
+  code.with_constant({0x48, 0x8b, 0x25}, registers.rsp);     // mov …(%rip), %rsp
   code.with_constant({0x48, 0x8b, 0x2d}, registers.rbp);
   code.with_constant({0x48, 0x8b, 0x1d}, registers.rbx);
   code.with_constant({0x4c, 0x8b, 0x25}, registers.r12);
@@ -90,11 +90,11 @@ void emit_kept_registers(Code& code, const Registers& registers) {
 
 /// rt_sigprocmask(SIG_SETMASK, &mask, NULL, 8). No instruction here touches the flags.
 void emit_signal_mask(Code& code, uint64_t mask) {
-  code.with_immediate({0xb8}, SYS_rt_sigprocmask);            // mov $…, %eax
-  code.with_immediate({0xbf}, SIG_SETMASK);                   // mov $…, %edi
-  code.with_constant({0x48, 0x8d, 0x35}, mask);               // lea mask(%rip), %rsi
-  code.with_immediate({0xba}, 0);                             // mov $0, %edx
-  code.with_immediate({0x41, 0xba}, sizeof(uint64_t));        // mov $8, %r10d
+  code.with_immediate({0xb8}, SYS_rt_sigprocmask);      // mov $…, %eax
+  code.with_immediate({0xbf}, SIG_SETMASK);             // mov $…, %edi
+  code.with_constant({0x48, 0x8d, 0x35}, mask);         // lea mask(%rip), %rsi
+  code.with_immediate({0xba}, 0);                       // mov $0, %edx
+  code.with_immediate({0x41, 0xba}, sizeof(uint64_t));  // mov $8, %r10d
   code.bytes(system_call);
 }
 
@@ -109,7 +109,7 @@ void emit_call_registers(Code& code, const Registers& registers) {
   code.with_constant({0x4c, 0x8b, 0x0d}, registers.r9);
   code.with_constant({0x4c, 0x8b, 0x15}, registers.r10);
   code.with_constant({0x4c, 0x8b, 0x1d}, registers.r11);
-  code.with_constant({0xff, 0x25}, registers.rip);            // jmp *…(%rip)
+  code.with_constant({0xff, 0x25}, registers.rip);  // jmp *…(%rip)
 }
 
 }  // namespace
@@ -122,7 +122,8 @@ Bytes plain_registers(ByteView general, Resumption resumption, bool handler_wait
   Registers registers = load(general);
   if (registers.orig_rax != no_call) {
     const auto code = static_cast<int64_t>(registers.rax);
-    const bool restarts = code == restart_sys || code == restart_no_interrupt || code == restart_no_handler || code == restart_block;
+    const bool restarts =
+        code == restart_sys || code == restart_no_interrupt || code == restart_no_handler || code == restart_block;
     if (restarts && handler_waits && (code == restart_no_handler || code == restart_block)) {
       registers.rax = static_cast<uint64_t>(-int64_t{EINTR});
     } else if (restarts) {
@@ -198,7 +199,7 @@ uint64_t program_counter(ByteView general) { return load(general).rip; }
 
 bool is_leaving(ByteView general) {
   const Registers registers = load(general);
-  const auto entering = static_cast<int64_t>(registers.rax) == -int64_t{ENOSYS};   // how the kernel marks the entry
+  const auto entering = static_cast<int64_t>(registers.rax) == -int64_t{ENOSYS};  // how the kernel marks the entry
   return entering && (registers.orig_rax == SYS_rt_sigprocmask || registers.orig_rax == SYS_munmap);
 }
 
@@ -208,15 +209,15 @@ Stub make_stub(ByteView plain, uint64_t signal_mask, AddressRange area) {
   Code code;
   code.bytes(system_call);
   // Was it the mmap, and did it succeed? rax == area.begin, found without touching the flags.
-  code.with_constant({0x48, 0x8b, 0x0d}, uint64_t{0} - area.begin);   // mov -area(%rip), %rcx
-  code.bytes({0x48, 0x8d, 0x0c, 0x01});                               // lea (%rcx,%rax), %rcx
-  code.bytes({0xe3, 0x02});                                           // jrcxz unmap
-  code.bytes({0xeb, 0x00});                                           // jmp mask
+  code.with_constant({0x48, 0x8b, 0x0d}, uint64_t{0} - area.begin);  // mov -area(%rip), %rcx
+  code.bytes({0x48, 0x8d, 0x0c, 0x01});                              // lea (%rcx,%rax), %rcx
+  code.bytes({0xe3, 0x02});                                          // jrcxz unmap
+  code.bytes({0xeb, 0x00});                                          // jmp mask
   const size_t jump_distance = code.size() - 1;
   stub.unmap_entry = code.size();
   code.with_immediate({0xb8}, SYS_munmap);
-  code.with_constant({0x48, 0x8b, 0x3d}, area.begin);                 // mov …(%rip), %rdi
-  code.with_constant({0x48, 0x8b, 0x35}, area.size());                // mov …(%rip), %rsi
+  code.with_constant({0x48, 0x8b, 0x3d}, area.begin);   // mov …(%rip), %rdi
+  code.with_constant({0x48, 0x8b, 0x35}, area.size());  // mov …(%rip), %rsi
   code.bytes(system_call);
   code.land(jump_distance);
   emit_signal_mask(code, signal_mask);

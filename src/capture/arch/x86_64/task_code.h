@@ -5,9 +5,9 @@
 // Interrupted system calls. A thread that ptrace stops inside a system call shows the call's number in orig_rax and an
 // internal code in rax (include/linux/errno.h: ERESTARTSYS 512, ERESTARTNOINTR 513, ERESTARTNOHAND 514,
 // ERESTART_RESTARTBLOCK 516). When it goes on from a stop, arch_do_signal_or_restart() (arch/x86/kernel/signal.c) looks
-// at both and re-issues the call, or runs a handler and returns EINTR. So as long as we live, a thread gets back exactly
-// the registers it had, and the kernel decides as if nothing had happened. Registers that must work without that
-// (in code that reloads them, in an image) are "plain": the decision is taken here and orig_rax is -1.
+// at both and re-issues the call, or runs a handler and returns EINTR. So as long as we live, a thread gets back
+// exactly the registers it had, and the kernel decides as if nothing had happened. Registers that must work without
+// that (in code that reloads them, in an image) are "plain": the decision is taken here and orig_rax is -1.
 //
 // Restartable sequences. A thread inside an rseq critical section that is made to run elsewhere has left it: the kernel
 // sees the foreign rip, forgets the section and does not abort it any more. So it is aborted here, as the kernel would
@@ -25,18 +25,19 @@ namespace stasis::capture {
 
 /// What a task's own calls looked like when it was stopped.
 enum class Resumption {
-  live,    ///< the thread still has its restart block: timed calls go on with what remains
-  image,   ///< it will be another thread: timed calls begin anew
+  live,   ///< the thread still has its restart block: timed calls go on with what remains
+  image,  ///< it will be another thread: timed calls begin anew
 };
 
 /// A thread of 64-bit code, which is the only kind we know.
 bool is_native(ByteView general);
 
-/// Registers that continue the thread without the kernel's help. `handler_waits`: an unblocked signal with a handler was
-/// pending when the thread was stopped, so that calls which such a signal ends must end.
+/// Registers that continue the thread without the kernel's help. `handler_waits`: an unblocked signal with a handler
+/// was pending when the thread was stopped, so that calls which such a signal ends must end.
 Bytes plain_registers(ByteView general, Resumption, bool handler_waits);
 
-/// The address that the thread must go on from if it was stopped inside a restartable sequence; nothing to do otherwise.
+/// The address that the thread must go on from if it was stopped inside a restartable sequence; nothing to do
+/// otherwise.
 Status leave_restartable_sequence(pid_t tid, Bytes& general);
 
 /// Registers for a system call by the instruction at `rip`.
@@ -50,16 +51,17 @@ uint64_t program_counter(ByteView general);
 /// At the entry of a system call: whether it is the first one after an agent's last word (of its leave code).
 bool is_leaving(ByteView general);
 
-/// The bootstrap stub. From `call_entry` it makes the one system call that the registers say; if that was the mmap of the
-/// agent area it unmaps it again (`unmap_entry`); then it puts back signal mask and registers and jumps to where the
-/// thread was. The tracer takes the thread away right after the call: what follows runs when there is no tracer any more.
+/// The bootstrap stub. From `call_entry` it makes the one system call that the registers say; if that was the mmap of
+/// the agent area it unmaps it again (`unmap_entry`); then it puts back signal mask and registers and jumps to where
+/// the thread was. The tracer takes the thread away right after the call: what follows runs when there is no tracer any
+/// more.
 struct Stub {
   Bytes code;
-  uint64_t call_entry = 0, unmap_entry = 0;   ///< offsets
+  uint64_t call_entry = 0, unmap_entry = 0;  ///< offsets
 };
 /// `plain` registers as above. The stub leaves alone what neither it nor a system call changes.
 Stub make_stub(ByteView plain, uint64_t signal_mask, AddressRange area);
-inline constexpr uint64_t stub_space = 256;   ///< no stub is larger
+inline constexpr uint64_t stub_space = 256;  ///< no stub is larger
 
 /// The end of an agent slot without a tracer: everything back, and on. Position-independent.
 Bytes make_leave_code(ByteView plain, uint64_t signal_mask);

@@ -1,11 +1,12 @@
 // Registers of a thread: the general set and the extended state.
 //
-// The kernel gives the extended state (NT_X86_XSTATE) in the standard, uncompacted XSAVE format: a 512-byte legacy area, a
-// 64-byte header whose first word (xstate_bv) names the components that are not in their initial state, then the components
-// at offsets that differ from CPU to CPU and are told by CPUID leaf 0xd (Intel SDM vol. 1, 13.4.3). Images hold components by
-// name, so that a checkpoint can move between CPUs that lay them out differently.
+// The kernel gives the extended state (NT_X86_XSTATE) in the standard, uncompacted XSAVE format: a 512-byte legacy
+// area, a 64-byte header whose first word (xstate_bv) names the components that are not in their initial state, then
+// the components at offsets that differ from CPU to CPU and are told by CPUID leaf 0xd (Intel SDM vol. 1, 13.4.3).
+// Images hold components by name, so that a checkpoint can move between CPUs that lay them out differently.
 //
-// Capture itself fills the registers: they belong to the way a task was stopped. This room only reads and writes records.
+// Capture itself fills the registers: they belong to the way a task was stopped. This room only reads and writes
+// records.
 #include <cpuid.h>
 #include <sys/user.h>
 
@@ -23,10 +24,11 @@ constexpr size_t st_at = 32, xmm_at = 160;
 
 struct Component {
   unsigned bit;
-  size_t offset = 0, size = 0;   ///< size 0: this CPU has none
+  size_t offset = 0, size = 0;  ///< size 0: this CPU has none
 };
 
-/// Components 0 to 9. CPUID traps in a virtual machine: asking once per thread would cost more than the rest of the dump.
+/// Components 0 to 9. CPUID traps in a virtual machine: asking once per thread would cost more than the rest of the
+/// dump.
 const Component& component(unsigned bit) {
   static const std::array<Component, 10> known = [] {
     std::array<Component, 10> components{};
@@ -69,8 +71,10 @@ void load_words(const Field& field, Bytes& state, size_t offset, size_t bytes) {
 template <typename Xsave, typename Visit>
 void each_component(Xsave& xsave, Visit visit) {
   visit(component(2), [&]() -> auto& { return xsave.ymmh_space(); }, [](auto& x) { return x.mutable_ymmh_space(); });
-  visit(component(3), [&]() -> auto& { return xsave.bndreg_state(); }, [](auto& x) { return x.mutable_bndreg_state(); });
-  visit(component(4), [&]() -> auto& { return xsave.bndcsr_state(); }, [](auto& x) { return x.mutable_bndcsr_state(); });
+  visit(
+      component(3), [&]() -> auto& { return xsave.bndreg_state(); }, [](auto& x) { return x.mutable_bndreg_state(); });
+  visit(
+      component(4), [&]() -> auto& { return xsave.bndcsr_state(); }, [](auto& x) { return x.mutable_bndcsr_state(); });
   visit(component(5), [&]() -> auto& { return xsave.opmask_reg(); }, [](auto& x) { return x.mutable_opmask_reg(); });
   visit(component(6), [&]() -> auto& { return xsave.zmm_upper(); }, [](auto& x) { return x.mutable_zmm_upper(); });
   visit(component(7), [&]() -> auto& { return xsave.hi16_zmm(); }, [](auto& x) { return x.mutable_hi16_zmm(); });
@@ -116,7 +120,8 @@ void save_extended(const Bytes& state, user_x86_fpregs_entry& out) {
   auto& xsave = *out.mutable_xsave();
   xsave.set_xstate_bv(read_at<uint64_t>(state, legacy_size));
   each_component(xsave, [&](const Component& part, auto, auto field) {
-    if (part.size != 0 && part.offset + part.size <= state.size()) save_words(state, part.offset, part.size, field(xsave));
+    if (part.size != 0 && part.offset + part.size <= state.size())
+      save_words(state, part.offset, part.size, field(xsave));
   });
   // CRIU expects the entry wherever it expects xsave; shadow stacks are refused at capture, so it is always empty.
   xsave.mutable_cet()->set_cet(0);
@@ -145,7 +150,7 @@ Result<Bytes> load_extended(const user_x86_fpregs_entry& from, const std::string
   write_at<uint32_t>(state, 28, from.mxcsr_mask());
   load_words(from.st_space(), state, st_at, 128);
   load_words(from.xmm_space(), state, xmm_at, 256);
-  uint64_t present = from.has_xsave() ? from.xsave().xstate_bv() : 3;   // x87 and SSE
+  uint64_t present = from.has_xsave() ? from.xsave().xstate_bv() : 3;  // x87 and SSE
   uint64_t possible = 3;
   if (from.has_xsave()) {
     each_component(from.xsave(), [&](const Component& part, auto field, auto) {
@@ -155,8 +160,9 @@ Result<Bytes> load_extended(const user_x86_fpregs_entry& from, const std::string
     });
   }
   if ((present & ~possible) != 0) {
-    return fail(Error::conflict("decode registers", fmt::format("the thread uses CPU state components {:#x} that this machine lacks",
-                                                                present & ~possible),
+    return fail(Error::conflict("decode registers",
+                                fmt::format("the thread uses CPU state components {:#x} that this machine lacks",
+                                            present & ~possible),
                                 subject)
                     .advise("restore on a machine with the same CPU features"));
   }
