@@ -184,10 +184,12 @@ Status Tracee::put_back() {
   if (!alive()) return fail(Error::gone("put the task back", subject(tid_)));
   if (!saved_) return {};
   if (state_ == State::running && (registers_changed_ || mask_changed_)) TRY(stop_again());
-  if (registers_changed_) TRY(kernel::ptrace_set_regset(tid_, NT_PRSTATUS, general_));
-  registers_changed_ = false;
+  // The mask first: if we are killed in between, the registers still lead through code that restores both. With its own
+  // registers and our mask the task would go on deaf.
   if (mask_changed_) TRY(kernel::ptrace_set_sigmask(tid_, signal_mask_));
   mask_changed_ = false;
+  if (registers_changed_) TRY(kernel::ptrace_set_regset(tid_, NT_PRSTATUS, general_));
+  registers_changed_ = false;
   return {};
 }
 

@@ -28,10 +28,11 @@ int main(int argc, char** argv) {
   const pid_t middle = fork();
   if (middle == 0) {
     setsid();
+    const pid_t self = getpid();
     for (int i = 0; i < 2; ++i) {
       if (fork() == 0) {
         if (i == 1) setpgid(0, 0);
-        while (getppid() == middle) usleep(1000);
+        while (getppid() == self) usleep(1000);
         board->pids[i] = getpid();
         check_steady();
       }
