@@ -1,0 +1,73 @@
+#include "base/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+namespace stasis {
+namespace {
+
+constexpr unsigned most_threads = 8;
+
+class Loop {
+ public:
+  /// `batch` steps are taken at a time: neighbours often share cache lines.
+  Loop(size_t count, const std::function<Status(size_t)>& step, size_t batch)
+      : count_(count), batch_(batch), step_(step) {}
+
+  void work() {
+    while (!failed_.load(std::memory_order_relaxed)) {
+      const size_t begin = next_.fetch_add(batch_, std::memory_order_relaxed);
+      if (begin >= count_) return;
+      for (size_t index = begin; index < std::min(begin + batch_, count_); ++index) {
+        if (auto status = step_(index); !status) return note(index, std::move(status).error());
+      }
+    }
+  }
+  Status outcome() {
+    if (!failed_) return {};
+    return fail(std::move(*error_));
+  }
+
+ private:
+  void note(size_t index, Error error) {
+    const std::lock_guard lock(mutex_);
+    if (!failed_ || index < failed_index_) {
+      error_ = std::move(error);
+      failed_index_ = index;
+    }
+    failed_ = true;
+  }
+
+  size_t count_, batch_;
+  const std::function<Status(size_t)>& step_;
+  std::atomic<size_t> next_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  size_t failed_index_ = 0;
+  std::optional<Error> error_;
+};
+
+}  // namespace
+
+unsigned processor_count() {
+  static const unsigned count = std::max(1u, std::thread::hardware_concurrency());
+  return count;
+}
+
+Status parallel_for(size_t count, const std::function<Status(size_t)>& step, size_t worth_a_thread) {
+  Loop loop(count, step, std::clamp<size_t>(count / 64, 1, 8));
+  std::vector<std::jthread> helpers;
+  if (count >= worth_a_thread) {
+    const size_t wanted = std::min<size_t>({processor_count(), most_threads, count});
+    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back([&loop] { loop.work(); });
+  }
+  loop.work();
+  helpers.clear();  // joins
+  return loop.outcome();
+}
+
+}  // namespace stasis
