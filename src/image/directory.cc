@@ -15,14 +15,19 @@ namespace {
 constexpr const char* inventory_file = "inventory.img";
 constexpr const char* inventory_draft = "inventory.img.tmp";
 
-Result<UniqueFd> open_at(int directory, const std::string& name, int flags, std::string_view operation) {
+struct OpenFile {
+  UniqueFd fd;
+  uint64_t size = 0;
+};
+
+Result<OpenFile> open_at(int directory, const std::string& name, int flags, std::string_view operation) {
   // O_NONBLOCK: a FIFO in place of an image must not hang us; it has no effect on regular files.
   UniqueFd fd(openat(directory, name.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0600));
   if (!fd.valid()) return fail_errno(std::string(operation), name);
   struct stat status{};
   if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
   if (!S_ISREG(status.st_mode)) return fail(Error::invalid(std::string(operation), "not a regular file", name));
-  return fd;
+  return OpenFile{std::move(fd), static_cast<uint64_t>(status.st_size)};
 }
 
 Bytes magics_of(const FileKind& kind) {
@@ -35,8 +40,8 @@ Bytes magics_of(const FileKind& kind) {
 }
 
 Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind) {
-  auto fd = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
-  Writer writer(std::move(fd), name);
+  auto file = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
+  Writer writer(std::move(file.fd), name);
   TRY(writer.append_raw(magics_of(kind)));
   return writer;
 }
@@ -46,30 +51,26 @@ Status remove(int directory, const char* name) {
   return {};
 }
 
-/// Checks the magics and says where the records begin.
-Result<uint64_t> check_magics(int fd, const std::string& name, const FileKind& kind, uint64_t size) {
+/// Reads the magics at the beginning of the file.
+Status check_magics(Reader& reader, const FileKind& kind) {
   const Bytes expected = magics_of(kind);
-  if (expected.empty()) return 0;
-  Bytes found(expected.size());
-  if (size < expected.size()) return fail(Error::invalid("read image", "shorter than its magic number", name));
-  if (pread(fd, found.data(), found.size(), 0) != static_cast<ssize_t>(found.size()))
-    return fail_errno("read image", name);
-  if (found != expected) {
-    const auto word = [&](size_t at) {
-      uint32_t value = 0;
-      std::memcpy(&value, found.data() + at, sizeof value);
-      return value;
-    };
-    return fail(Error::invalid(
-        "read image",
-        found.size() == 4
-            ? fmt::format("magic number {:#010x}, expected {} ({:#010x})", word(0), kind.magic_name, kind.magic)
-            : fmt::format("magic numbers {:#010x} {:#010x}, expected those of {} "
-                          "({:#010x} {:#010x})",
-                          word(0), word(4), kind.magic_name, kind.service ? service_magic : common_magic, kind.magic),
-        name));
-  }
-  return expected.size();
+  if (expected.empty()) return {};
+  if (reader.remaining() < expected.size())
+    return fail(Error::invalid("read image", "shorter than its magic number", reader.name()));
+  const Bytes found = TRY(reader.raw(expected.size()));
+  if (found == expected) return {};
+  const auto word = [&](size_t at) {
+    uint32_t value = 0;
+    std::memcpy(&value, found.data() + at, sizeof value);
+    return value;
+  };
+  return fail(Error::invalid(
+      "read image",
+      found.size() == 4
+          ? fmt::format("magic number {:#010x}, expected {} ({:#010x})", word(0), kind.magic_name, kind.magic)
+          : fmt::format("magic numbers {:#010x} {:#010x}, expected those of {} ({:#010x} {:#010x})", word(0), word(4),
+                        kind.magic_name, kind.service ? service_magic : common_magic, kind.magic),
+      reader.name()));
 }
 
 }  // namespace
@@ -101,26 +102,21 @@ Result<Reader> Directory::read(std::string_view file) const {
   std::string name(file);
   const auto parsed = parse_name(file);
   if (!parsed) return fail(Error::invalid("read image", "not a name of an image file", std::move(name)));
-  auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
-  struct stat status{};
-  if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
-  const auto size = static_cast<uint64_t>(status.st_size);
-  const uint64_t start = TRY(check_magics(fd.get(), name, *parsed->kind, size));
-  return Reader(std::move(fd), std::move(name), size, start);
+  auto opened = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
+  Reader reader(std::move(opened.fd), std::move(name), opened.size, 0);
+  TRY(check_magics(reader, *parsed->kind));
+  return reader;
 }
 
 Result<std::pair<const FileKind*, Reader>> Directory::identify(std::string_view file) const {
   if (const auto parsed = parse_name(file)) return std::pair(parsed->kind, TRY(read(file)));
   std::string name(file);
-  auto fd = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
-  struct stat status{};
-  if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
+  auto [fd, size] = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
   uint32_t words[2] = {};
   if (pread(fd.get(), words, sizeof words, 0) < 0) return fail_errno("read image", name);
   const bool prefixed = words[0] == common_magic || words[0] == service_magic;
   const FileKind* kind = find_kind(words[prefixed ? 1 : 0]);
   const uint64_t start = prefixed ? sizeof words : sizeof words[0];
-  const auto size = static_cast<uint64_t>(status.st_size);
   if (!kind || size < start) return fail(Error::invalid("read image", "neither its name nor its magic is known", name));
   return std::pair(kind, Reader(std::move(fd), std::move(name), size, start));
 }
