@@ -9,12 +9,60 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <unordered_map>
+#include <unordered_set>
 
 namespace stasis::plan {
 namespace {
 
-/// How far each runner has been seen: the vector clock of the happens-before check.
-using Clock = std::map<pid_t, size_t>;
+/// How far each runner has been seen: a vector clock, once made never changed, shared by all who have learned it.
+using Snapshot = std::unordered_map<pid_t, size_t>;
+using Merged = std::unordered_set<std::shared_ptr<const Snapshot>>;
+
+/// What one runner knows of the others. At a barrier everybody learns of everybody, so knowledge is held as shared
+/// snapshots; one that contains what the runner knew when it had its own last word in it replaces all older ones.
+class Knowledge {
+ public:
+  bool reaches(pid_t tid, size_t step) const {
+    return std::ranges::any_of(held_, [&](const Held& held) {
+      const auto known = held.snapshot->find(tid);
+      return known != held.snapshot->end() && known->second >= step;
+    });
+  }
+  /// `self` and `now` are the learner and its step.
+  void learn(std::shared_ptr<const Snapshot> snapshot, pid_t self, size_t now) {
+    if (const auto mine = snapshot->find(self); mine != snapshot->end())
+      std::erase_if(held_, [&](const Held& held) { return held.since <= mine->second; });
+    held_.push_back({std::move(snapshot), now});
+  }
+  /// The same knowledge in somebody new, whose steps begin now.
+  Knowledge inherited(size_t now) const {
+    Knowledge copy = *this;
+    for (auto& held : copy.held_) held.since = now;
+    return copy;
+  }
+  void merge_into(Snapshot& sum, Merged& merged) const {
+    for (const auto& held : held_) {
+      if (!merged.insert(held.snapshot).second) continue;
+      for (const auto& [tid, step] : *held.snapshot) {
+        auto& known = sum[tid];
+        known = std::max(known, step);
+      }
+    }
+  }
+
+ private:
+  struct Held {
+    std::shared_ptr<const Snapshot> snapshot;
+    size_t since = 0;  ///< the runner's own step when it learned it
+  };
+  std::vector<Held> held_;
+};
+
+struct Runner {
+  size_t steps = 0;
+  Knowledge knowledge;
+};
 
 struct Stamp {  ///< when, and by whom, a piece of state was last changed
   pid_t tid = 0;
@@ -96,32 +144,57 @@ class Interpreter {
     require(now_->threads.contains(tid_), "the thread {} does not exist (ESRCH)", tid_);
     require(!now_->ready.contains(tid_), "the thread is READY: it runs nothing any more");
     if (problem_) return;
-    ++clocks_[tid_.value][tid_.value];
+    runner_ = &runners_[tid_.value];
+    ++runner_->steps;
     std::visit([this](const auto& action) { apply(action); }, command.action);
   }
 
-  Stamp stamp() { return {tid_.value, clocks_[tid_.value][tid_.value]}; }
+  Stamp stamp() const { return {tid_.value, runner_->steps}; }
   /// Whether what happened at `then` is certain to have happened before now, whatever the scheduler does.
   bool is_before(const Stamp& then) {
-    if (then.tid == 0 && then.step == 0) return true;
-    const auto& clock = clocks_[tid_.value];
-    const auto known = clock.find(then.tid);
-    return known != clock.end() && known->second >= then.step;
+    if (then.tid == tid_.value || (then.tid == 0 && then.step == 0)) return true;
+    return runner_->knowledge.reaches(then.tid, then.step);
   }
-  void learn(const Clock& other) {
-    auto& clock = clocks_[tid_.value];
-    for (const auto& [tid, step] : other) clock[tid] = std::max(clock[tid], step);
+  void learn(std::shared_ptr<const Snapshot> snapshot) {
+    runner_->knowledge.learn(std::move(snapshot), tid_.value, runner_->steps);
+  }
+  /// Everything that the runner has done and knows, as others may learn it.
+  std::shared_ptr<const Snapshot> snapshot_of(pid_t tid) {
+    auto sum = std::make_shared<Snapshot>();
+    Merged merged;
+    runners_[tid].knowledge.merge_into(*sum, merged);
+    (*sum)[tid] = runners_[tid].steps;
+    return sum;
+  }
+  /// A new runner knows what its creator knows.
+  void begin_runner(pid_t tid) {
+    const auto creator = std::make_shared<Snapshot>();
+    (*creator)[tid_.value] = runner_->steps;
+    const Knowledge known = runner_->knowledge;
+    auto& made = runners_[tid];  // a number that was used before goes on counting: old stamps must not look new
+    made.knowledge = known.inherited(made.steps);
+    made.knowledge.learn(creator, tid, made.steps);
+    runner_ = &runners_.at(tid_.value);  // they may have moved
   }
 
   // ---- the process tree
 
   bool number_is_free(pid_t number) const {
-    for (const auto& [pid, process] : processes_) {
-      if (process.reaped || pid.value == 0) continue;
-      if (pid.value == number || process.group.value == number || process.session.value == number) return false;
-      if (process.threads.contains(Tid{number})) return false;
+    const auto uses = numbers_.find(number);
+    return uses == numbers_.end() || uses->second == 0;
+  }
+  /// Every number that a process occupies, entered (1) or struck out (-1).
+  void occupy(const Process& process, int change) {
+    numbers_[process.pid.value] += change;
+    numbers_[process.session.value] += change;
+    occupy_group(process.group, change);
+    for (const Tid tid : process.threads) {
+      if (tid != leader_of(process.pid)) numbers_[tid.value] += change;
     }
-    return true;
+  }
+  void occupy_group(Pid group, int change) {
+    numbers_[group.value] += change;
+    group_members_[group] += change;
   }
 
   void create(Pid pid, Pid parent, bool share_files, bool share_memory) {
@@ -136,7 +209,8 @@ class Interpreter {
     child.space = share_memory ? now_->space : std::make_shared<Space>(*now_->space);
     child.threads.insert(leader_of(pid));
     if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
-    clocks_[pid.value] = clocks_[tid_.value];
+    begin_runner(pid.value);
+    occupy(child, 1);
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
   }
@@ -149,16 +223,18 @@ class Interpreter {
     require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
     if (problem_) return;
     now_->threads.insert(thread.tid);
-    clocks_[thread.tid.value] = clocks_[tid_.value];
+    numbers_[thread.tid.value] += 1;
+    begin_runner(thread.tid.value);
   }
   void apply(const SetChildReaper& set) { now_->subreaper = set.value; }
   void apply(const SetSid&) {
     require(now_->session != now_->pid, "it leads a session already (EPERM)");
-    for (const auto& [pid, other] : processes_) {
-      require(other.reaped || pid.value == 0 || other.group != now_->pid,
-              "the group {} exists: setsid is refused (EPERM)", now_->pid);
-    }
+    const auto members = group_members_.find(now_->pid);
+    require(members == group_members_.end() || members->second == 0, "the group {} exists: setsid is refused (EPERM)",
+            now_->pid);
+    occupy(*now_, -1);
     now_->session = now_->group = now_->pid;
+    occupy(*now_, 1);
     now_->identity = stamp();
   }
   void apply(const SetPgid& set) {
@@ -176,7 +252,9 @@ class Interpreter {
       });
       require(member != processes_.end(), "no process of its session is certain to be in group {} (EPERM)", set.pgid);
     }
+    occupy_group(changed.group, -1);
     changed.group = set.pgid;
+    occupy_group(changed.group, 1);
     changed.identity = stamp();
   }
 
@@ -198,7 +276,7 @@ class Interpreter {
     now_->alive = false, now_->zombie = true, now_->status = exit.status;
     now_->table = std::make_shared<Table>();
     now_->ended = stamp();
-    end_clocks_[now_->pid] = clocks_[tid_.value];
+    ends_[now_->pid] = snapshot_of(tid_.value);
   }
   void apply(const Wait& wait) {
     const auto child = processes_.find(wait.child_pid);
@@ -207,12 +285,16 @@ class Interpreter {
     require(problem_ || child->second.zombie, "{} does not end before it is waited for: a deadlock", wait.child_pid);
     if (problem_) return;
     child->second.zombie = false, child->second.reaped = true;
-    learn(end_clocks_[wait.child_pid]);
+    occupy(child->second, -1);
+    learn(ends_.at(wait.child_pid));
   }
   void apply(const Post& post) {
-    ++posts_[post.event].count;
-    auto& clock = posts_[post.event].clock;
-    for (const auto& [tid, step] : clocks_[tid_.value]) clock[tid] = std::max(clock[tid], step);
+    auto& event = posts_[post.event];
+    ++event.count;
+    event.all.reset();
+    runner_->knowledge.merge_into(event.sum, event.merged);
+    auto& known = event.sum[tid_.value];
+    known = std::max(known, runner_->steps);
   }
   void apply(const Await& await) {
     const auto found = posts_.find(await.event);
@@ -221,7 +303,10 @@ class Interpreter {
     require(count >= await.count, "it waits for {} posts of '{}', of which only {} can have come: a deadlock",
             await.count, await.event, count);
     // Posts beyond the awaited ones may be any: only a wait for all of them orders.
-    if (!problem_ && count == await.count) learn(found->second.clock);
+    if (problem_ || count != await.count || count == 0) return;
+    auto& event = found->second;
+    if (!event.all) event.all = std::make_shared<Snapshot>(event.sum);
+    learn(event.all);
   }
 
   // ---- descriptors
@@ -433,7 +518,9 @@ class Interpreter {
 
   struct Event {
     uint32_t count = 0;
-    Clock clock;
+    Snapshot sum;  ///< what all who have posted it know
+    Merged merged;
+    std::shared_ptr<const Snapshot> all;  ///< the same, shared, as long as nobody else posts
   };
 
   const Program& program_;
@@ -443,9 +530,12 @@ class Interpreter {
   Tid tid_;
   Pid culprit_;
   std::map<Pid, Process> processes_;
-  std::map<pid_t, Clock> clocks_;
-  std::map<Pid, Clock> end_clocks_;
-  std::map<std::string, Event> posts_;
+  Runner* runner_ = nullptr;
+  std::unordered_map<pid_t, Runner> runners_;
+  std::map<Pid, std::shared_ptr<const Snapshot>> ends_;
+  std::unordered_map<std::string, Event> posts_;
+  std::unordered_map<Pid, int> group_members_;
+  std::unordered_map<pid_t, int> numbers_;  ///< how often an id is in use as a pid, tid, group or session
   std::optional<std::string> problem_;
 };
 
