@@ -20,7 +20,8 @@ enum class Operation : uint16_t {
                 ///< short file = failure
   write_fully,  ///< likewise with pwrite/write
   wait,   ///< args[0]: counter index, args[1]: value: sleep until counter >= value; ends early if another slot failed
-  post,   ///< args[0]: counter index, args[1]: amount to add; wakes all waiters
+  post,   ///< args[0]: counter index, args[1]: amount to add, args[2]: wakes all waiters if the counter is at least
+          ///< this: the lowest value that anybody waits for. Waking at every post of a barrier would cost n²
   spawn,  ///< clone3 whose child runs another slot. args[0]: offset of struct clone_args in the data, args[1]: slot of
           ///< the child
   exit,   ///< args[0]: 0: exit_group(args[1]), 1: kill(getpid(), args[1]) with default action, 2: exit (one thread)

@@ -76,7 +76,7 @@ class Interpreter {
       case Operation::wait:
         return wait(at<uint32_t>(header_.counters)[a[0]], static_cast<uint32_t>(a[1]));
       case Operation::post:
-        return post(at<uint32_t>(header_.counters)[a[0]], static_cast<uint32_t>(a[1]));
+        return post(at<uint32_t>(header_.counters)[a[0]], static_cast<uint32_t>(a[1]), static_cast<uint32_t>(a[2]));
       case Operation::spawn:
         return spawn_slot(at<uint8_t>(instruction.args[0]), clone_args_size, area_, instruction.args[1]);
       case Operation::exit:
@@ -136,9 +136,8 @@ class Interpreter {
     }
   }
 
-  static int64_t post(uint32_t& counter, uint32_t amount) {
-    __atomic_add_fetch(&counter, amount, __ATOMIC_ACQ_REL);
-    wake(counter);
+  static int64_t post(uint32_t& counter, uint32_t amount, uint32_t wake_from) {
+    if (__atomic_add_fetch(&counter, amount, __ATOMIC_ACQ_REL) >= wake_from) wake(counter);
     return 0;
   }
 
@@ -193,7 +192,8 @@ class Interpreter {
   [[noreturn]] void park() {
     if (!failed_) {
       store(slot_.state, slot_done);
-      post(at<uint32_t>(header_.counters)[ready_counter], 1);
+      // Nobody sleeps on this one: stasis looks at it from time to time.
+      __atomic_add_fetch(&at<uint32_t>(header_.counters)[ready_counter], 1, __ATOMIC_ACQ_REL);
     }
     for (;;) sleep_on(slot_.state, load(slot_.state));
   }

@@ -114,11 +114,12 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
   return size() - 1;
 }
 
-void SlotProgram::control(Operation operation, uint64_t a, uint64_t b, uint32_t origin) {
+void SlotProgram::control(Operation operation, uint64_t a, uint64_t b, uint32_t origin, uint64_t c) {
   Instruction made{};
   made.operation = operation;
   made.args[0] = a;
   made.args[1] = b;
+  made.args[2] = c;
   made.origin = origin;
   made.expect = Expect::success;
   made.result_slot = size();

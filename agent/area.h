@@ -32,7 +32,7 @@ struct OutArgument {
 /// data is numbered from the slot's own data.
 class SlotProgram {
  public:
-  explicit SlotProgram(EndMode end_mode, uint64_t stack_size = 8192) : end_mode_(end_mode), stack_size_(stack_size) {}
+  explicit SlotProgram(EndMode end_mode, uint64_t stack_size = 2048) : end_mode_(end_mode), stack_size_(stack_size) {}
 
   /// Appends a call; `origin` is reported when it fails. Returns its index in this program.
   uint32_t call(const plan::Call& call, uint32_t origin);
@@ -41,7 +41,9 @@ class SlotProgram {
     for (const auto& one : calls) call(one, origin);
   }
   void wait(uint32_t counter, uint32_t value, uint32_t origin) { control(Operation::wait, counter, value, origin); }
-  void post(uint32_t counter, uint32_t amount, uint32_t origin) { control(Operation::post, counter, amount, origin); }
+  void post(uint32_t counter, uint32_t amount, uint32_t wake_from, uint32_t origin) {
+    control(Operation::post, counter, amount, origin, wake_from);
+  }
   void exit(uint64_t how, uint64_t value, uint32_t origin) { control(Operation::exit, how, value, origin); }
   /// clone3 with these arguments (struct clone_args; stack is filled in), running `child` afterwards. `set_tid`: ids
   /// from the innermost pid namespace outwards.
@@ -64,7 +66,7 @@ class SlotProgram {
     uint64_t clone_args;  ///< offset in data_
     uint64_t set_tid;     ///< offset in data_, ~0: none
   };
-  void control(Operation operation, uint64_t a, uint64_t b, uint32_t origin);
+  void control(Operation operation, uint64_t a, uint64_t b, uint32_t origin, uint64_t c = 0);
   uint64_t add_data(ByteView bytes);
 
   EndMode end_mode_;

@@ -28,6 +28,15 @@
 namespace stasis::execute {
 namespace {
 
+/// New memory is zero already: pages without contents (stacks) are left alone.
+void copy_used_pages(ByteView from, uint8_t* to) {
+  for (uint64_t page = 0; page < from.size(); page += page_size) {
+    const auto part = from.subspan(page, page_size);
+    const bool empty = part[0] == 0 && std::memcmp(part.data(), part.data() + 1, page_size - 1) == 0;
+    if (!empty) std::memcpy(to + page, part.data(), page_size);
+  }
+}
+
 /// The agent area mapped in stasis at the address it has in every process being built.
 class SharedArea {
  public:
@@ -43,7 +52,7 @@ class SharedArea {
     void* mapped = mmap(reinterpret_cast<void*>(where.begin), where.size(), PROT_READ | PROT_WRITE | PROT_EXEC,
                         MAP_SHARED | MAP_FIXED_NOREPLACE, memory.get(), 0);
     if (mapped == MAP_FAILED) return fail_errno("mmap", fmt::format("the agent area at {:#x}", where.begin));
-    std::ranges::copy(area.bytes, static_cast<uint8_t*>(mapped));
+    copy_used_pages(area.bytes, static_cast<uint8_t*>(mapped));
     return SharedArea(static_cast<uint8_t*>(mapped), where.size());
   }
   SharedArea(SharedArea&& other) noexcept : base_(std::exchange(other.base_, nullptr)), size_(other.size_) {}

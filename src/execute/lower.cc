@@ -60,7 +60,7 @@ class Lowering {
     return {command.pid, command.pid.value != 0 && command.tid.value == 0 ? leader_of(command.pid) : command.tid};
   }
 
-  /// Spawns refer to slots of children before any command of theirs has been seen.
+  /// Spawns refer to slots of children before any command of theirs has been seen, and posts to what is awaited.
   void create_slots() {
     for (const auto& command : program_.commands) {
       if (const auto* fork = std::get_if<plan::Fork>(&command.action))
@@ -69,6 +69,10 @@ class Lowering {
         add_slot({clone->child_pid, leader_of(clone->child_pid)});
       }
       if (const auto* thread = std::get_if<plan::StartThread>(&command.action)) add_slot({command.pid, thread->tid});
+      if (const auto* await = std::get_if<plan::Await>(&command.action)) {
+        const auto known = lowest_awaited_.try_emplace(await->event, await->count).first;
+        known->second = std::min(known->second, await->count);
+      }
     }
   }
   void add_slot(Runner runner) {
@@ -182,7 +186,9 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::Post& post) {
-    now().post(counter(post.event), 1, static_cast<uint32_t>(origin_));
+    const auto awaited = lowest_awaited_.find(post.event);
+    const uint32_t wake_from = awaited == lowest_awaited_.end() ? ~0u : awaited->second;
+    now().post(counter(post.event), 1, wake_from, static_cast<uint32_t>(origin_));
     return {};
   }
 
@@ -317,7 +323,7 @@ class Lowering {
   const model::Application& application_;
   const LowerOptions& options_;
   Lowered result_;
-  std::map<std::string, uint32_t> counters_;
+  std::map<std::string, uint32_t> counters_, lowest_awaited_;
   uint32_t slot_ = 0;
   size_t origin_ = 0;
 };

@@ -19,7 +19,6 @@ struct LiveThread {
   const model::Thread* thread = nullptr;
   pid_t host_tid = 0;
   pid_t host_pid = 0;
-  Bytes general;  ///< as seized
 };
 
 /// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
@@ -68,7 +67,7 @@ class Resumption {
       if (task.state == model::TaskState::zombie) continue;
       const pid_t host_pid = TRY(host(task.pid.value));
       for (const auto& thread : task.threads) {
-        threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid, {}});
+        threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid});
       }
     }
     return {};
@@ -85,7 +84,6 @@ class Resumption {
     }
     for (auto& live : threads_) {
       TRY_IN(name_of(live), wait_for_stop(live));
-      live.general = TRY_IN(name_of(live), kernel::ptrace_get_regset(live.host_tid, NT_PRSTATUS));
     }
     return {};
   }
@@ -102,7 +100,6 @@ class Resumption {
     }
     TRY(kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE,
                                   TRY(final_extended(live.thread->registers, machine_state_size_))));
-    TRY(kernel::ptrace_set_sigmask(live.host_tid, live.thread->blocked_signals));
     return kernel::ptrace_set_regset(live.host_tid, NT_PRSTATUS, TRY(final_general(live.thread->registers)));
   }
 
@@ -114,9 +111,9 @@ class Resumption {
       if (spaces.insert(live.task->address_space).second) runners.push_back(&live);
     }
     for (const auto* live : runners) {
-      TRY_IN(name_of(*live),
-             kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
-                                       registers_for_unmapping(live->general, area_, syscall_instruction_)));
+      const Bytes now = TRY_IN(name_of(*live), kernel::ptrace_get_regset(live->host_tid, NT_PRSTATUS));
+      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
+                                                       registers_for_unmapping(now, area_, syscall_instruction_)));
     }
     for (int stop = 0; stop < 2; ++stop) {  // at the call's entry and at its end
       for (const auto* live : runners) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
@@ -131,7 +128,7 @@ class Resumption {
     return {};
   }
 
-  /// Signals that are pending for the task may show first: they are put back when the thread is let go.
+  /// No signal comes in between: all are blocked until the thread is let go.
   static Status wait_for_syscall_stop(const LiveThread& live) {
     for (;;) {
       const auto waited = TRY(kernel::wait_for(live.host_tid));
@@ -146,7 +143,11 @@ class Resumption {
       const bool leader = live.host_tid == live.host_pid;
       if (leader && (leave_stopped || live.task->state == model::TaskState::stopped)) kill(live.host_pid, SIGSTOP);
     }
-    for (const auto& live : threads_) TRY_IN(name_of(live), kernel::ptrace_detach(live.host_tid));
+    for (const auto& live : threads_) {
+      // From here on its pending signals are delivered.
+      TRY_IN(name_of(live), kernel::ptrace_set_sigmask(live.host_tid, live.thread->blocked_signals));
+      TRY_IN(name_of(live), kernel::ptrace_detach(live.host_tid));
+    }
     return {};
   }
 

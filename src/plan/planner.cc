@@ -46,6 +46,15 @@ uint64_t needed_area(const Program& program) {
   return (bytes + page_size - 1) / page_size * page_size;
 }
 
+/// More than most programs need, from the numbers of what has to be made.
+uint64_t guessed_area(const model::Application& application) {
+  uint64_t threads = 0, things = application.descriptions.size();
+  for (const auto& task : application.tasks) threads += 1 + task.threads.size();
+  for (const auto& [id, table] : application.descriptor_tables) things += table.slots.size();
+  for (const auto& [id, space] : application.address_spaces) things += space.mappings.size() + space.pages.size();
+  return (1 << 20) + threads * (32 << 10) + (things + 1) / 2 * page_size;
+}
+
 /// A gap between all mappings of all address spaces (and stasis' own), the highest that is large enough: low addresses
 /// are where programs without position independence and their heaps live.
 Result<AddressRange> choose_agent_area(const model::Application& application, const PlanOptions& options,
@@ -318,10 +327,13 @@ class Planner {
 
 Result<Program> make_program(const model::Application& application, const Contributors& contributors,
                              const PlanOptions& options) {
-  // The agent area can be placed once its size is known, and the commands speak of its address: plan, place, plan
-  // again.
-  const auto draft = TRY(Planner(application, contributors, options, {}).run());
-  const auto area = TRY(choose_agent_area(application, options, needed_area(draft)));
+  // The commands speak of the agent area's address, which is chosen before its size is known. Addresses cost nothing:
+  // the guess is generous, and only a program that does not fit after all is planned again.
+  auto area = TRY(choose_agent_area(application, options, guessed_area(application)));
+  auto program = TRY(Planner(application, contributors, options, area).run());
+  const uint64_t needed = needed_area(program);
+  if (needed <= area.size()) return program;
+  area = TRY(choose_agent_area(application, options, needed));
   return Planner(application, contributors, options, area).run();
 }
 
