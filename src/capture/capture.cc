@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "capture/freezer.h"
 #include "capture/interview.h"
 #include "capture/release.h"
@@ -81,6 +82,10 @@ class LiveTree final : public SeizedTree {
     for (auto& process : processes_) {
       if (!process.frozen.zombie) holders.push_back({&process.view, context_.application.find(process.pid)});
     }
+    TRY_IN("read /proc", parallel_for(holders.size(), [&](size_t index) -> Status {
+             TRY(holders[index].view->facts());
+             return {};
+           }));
     TRY_IN("capture open files", resource::capture_descriptors(context_, holders));
     for (const auto& [view, task] : holders) {
       TRY_IN(fmt::format("capture the memory of task {}", view->host_pid), memory_.capture(context_, *view, *task));

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -59,8 +60,6 @@ Result<std::vector<FrozenProcess>> Freezer::freeze(pid_t root) {
   at_point_("seizing");
   processes_.push_back({.host_pid = root});
   known_pids_.insert(root);
-  // A look may find tasks only while something ran during it. So the tree is whole when a look that began with
-  // everything stopped finds nothing new.
   while (TRY(look())) TRY(settle_all());
   forget_the_dead();
   if (processes_.empty() || processes_.front().host_pid != root || processes_.front().zombie) {
@@ -70,15 +69,28 @@ Result<std::vector<FrozenProcess>> Freezer::freeze(pid_t root) {
   return std::move(processes_);
 }
 
-/// One walk over the tree as it is known, which grows on the way. true: something was found.
+/// One walk over the tree as it is known, which grows on the way. true: something was found, or must be looked for
+/// again.
 Result<bool> Freezer::look() {
+  if (std::exchange(somebody_died_, false)) {
+    for (auto& process : processes_) process.whole = false;
+  }
   bool found = false;
   for (size_t index = 0; index < processes_.size(); ++index) {
-    if (processes_[index].zombie) continue;
-    found |= TRY(adopt_threads(index));
-    found |= TRY(adopt_children(index));
+    if (!processes_[index].zombie && !processes_[index].whole) found |= TRY(complete(index));
   }
-  return found;
+  return found || somebody_died_;
+}
+
+/// Seizes the threads of a process, or, when it has no more than those that are stopped, takes up its children.
+Result<bool> Freezer::complete(size_t index) {
+  const bool stands_still =
+      !processes_[index].threads.empty() && std::ranges::all_of(processes_[index].threads, &Tracee::stopped);
+  if (TRY(adopt_threads(index))) return true;
+  if (processes_[index].zombie) return false;
+  const bool found = TRY(adopt_children(index));
+  processes_[index].whole = stands_still || processes_[index].refused;
+  return found || !processes_[index].whole;
 }
 
 Result<bool> Freezer::adopt_threads(size_t index) {
@@ -106,7 +118,9 @@ Result<bool> Freezer::adopt_threads(size_t index) {
 }
 
 Result<bool> Freezer::adopt_children(size_t index) {
-  const auto children = kernel::list_children(processes_[index].host_pid);
+  std::vector<pid_t> tids;
+  for (const auto& thread : processes_[index].threads) tids.push_back(thread.tid());
+  const auto children = kernel::list_children(processes_[index].host_pid, tids);
   if (!children && children.error().code() == ErrorCode::gone) return false;
   if (!children) return fail(children.error());
   bool found = false;
@@ -134,7 +148,10 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
   } else if (is_dead(status->state) && tid == pid) {
     const auto stat = kernel::read_stat(pid);
     process.zombie = !stat || stat->num_threads <= 1;
-    if (process.zombie) return {};
+    if (process.zombie) {
+      somebody_died_ = true;
+      return {};
+    }
     return refuse_headless(process);
   } else if (is_dead(status->state)) {
     return {};
@@ -183,6 +200,7 @@ Status Freezer::settle_slow(size_t index, Tracee& slow) {
     if (settled) return {};
   }
   if (TRY(slow.settle(waiting_, deadline_))) return {};
+  processes_[index].refused = true;
   const auto where = kernel::read_proc(processes_[index].host_pid, fmt::format("task/{}/wchan", slow.tid()));
   diagnostics_.refuse(
       subject(slow.pid()),
@@ -200,6 +218,7 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
     const auto same = kernel::kcmp(parent.tid(), process.host_pid, kernel::KcmpType::vm);
     if (!stat || stat->ppid != parent.pid() || !same || *same != std::strong_ordering::equal) continue;
     for (auto& thread : process.threads) running.push_back(&thread);
+    process.whole = false;
   }
   if (running.empty()) return {};
   while (Clock::now() < deadline_) {
@@ -214,6 +233,7 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
     if (!thread->alive()) continue;
     (void)thread->interrupt();
     if (!TRY(thread->settle(waiting_, deadline_))) {
+      for (auto& process : processes_) process.refused = process.refused || process.host_pid == thread->pid();
       diagnostics_.refuse(subject(thread->pid()), "does not stop", "Try again later");
     }
   }
@@ -223,11 +243,12 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
 /// Threads that have ended go; a process without threads has become a zombie or is gone altogether.
 void Freezer::forget_the_dead() {
   for (auto& process : processes_) {
-    std::erase_if(process.threads, [](const Tracee& thread) { return !thread.alive(); });
+    if (std::erase_if(process.threads, [](const Tracee& thread) { return !thread.alive(); }) > 0) somebody_died_ = true;
     if (process.zombie || process.refused || !process.threads.empty()) continue;
     const auto stat = kernel::read_stat(process.host_pid);
     process.zombie = stat && is_dead(stat->state);
     if (!process.zombie) process.host_pid = 0;
+    somebody_died_ = true;
   }
   std::erase_if(processes_, [](const FrozenProcess& process) { return process.host_pid == 0; });
 }

@@ -1,4 +1,8 @@
-// Stopping a whole tree: PTRACE_SEIZE and PTRACE_INTERRUPT over its tasks until two looks agree.
+// Stopping a whole tree: PTRACE_SEIZE and PTRACE_INTERRUPT over its tasks until nothing of it runs unseen.
+//
+// A process is *whole* when all its threads were stopped before its threads and children were listed: it cannot have
+// got more since. Only the death of another process can still give it children (they pass to a subreaper), so when
+// anybody has died meanwhile all are listed once more.
 #pragma once
 
 #include <functional>
@@ -17,6 +21,7 @@ struct FrozenProcess {
   pid_t host_pid = 0;
   bool zombie = false;          ///< nothing is left to stop: threads is empty
   bool refused = false;         ///< not (wholly) ours; the diagnostics say why
+  bool whole = false;           ///< see above
   std::vector<Tracee> threads;  ///< leader first
   /// The signal of the group-stop it was found in; 0: it ran.
   int stop_signal() const;
@@ -36,6 +41,7 @@ class Freezer {
  private:
   Status check_root(pid_t root) const;
   Result<bool> look();
+  Result<bool> complete(size_t index);
   Result<bool> adopt_threads(size_t index);
   Result<bool> adopt_children(size_t index);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
@@ -51,6 +57,7 @@ class Freezer {
   Waiting waiting_;
   std::vector<FrozenProcess> processes_;
   std::unordered_set<pid_t> known_pids_, known_tids_;
+  bool somebody_died_ = false;  ///< since all were last listed
 };
 
 }  // namespace stasis::capture

@@ -97,7 +97,7 @@ Status Infection::upload() {
     uint64_t end = page;
     while (end < bytes.size() && !is_empty(end)) end += page_size;
     if (end > page)
-      TRY(kernel::write_memory(pid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
+      TRY(kernel::write_own_memory(pid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
     page = end + page_size;
   }
   return {};

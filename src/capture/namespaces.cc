@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "base/unique_fd.h"
 #include "capture/walk.h"
 
@@ -47,13 +48,20 @@ Status check_namespaces(const std::vector<LiveProcess>& processes, resource::Cap
   const NamespaceLinks roots(fmt::format("{}", processes.front().view.host_pid));
   for (const auto& kind : shared_with_us) expected.emplace_back(kind, ours.id(kind.file));
   for (const auto& kind : shared_with_root) expected.emplace_back(kind, roots.id(kind.file));
-  for (const auto& process : processes) {
-    if (process.frozen.zombie) continue;
-    const NamespaceLinks links(fmt::format("{}", process.view.host_pid));
+  std::vector<std::vector<const char*>> foreign(processes.size());  // names of kinds
+  TRY(parallel_for(processes.size(), [&](size_t index) -> Status {
+    if (processes[index].frozen.zombie) return {};
+    const NamespaceLinks links(fmt::format("{}", processes[index].view.host_pid));
     for (const auto& [kind, id] : expected) {
-      if (links.id(kind.file) == id) continue;
-      context.diagnostics.refuse(subject_of(process), fmt::format("lives in another {} namespace", kind.name),
-                                 fmt::format("Run stasis inside it: nsenter --target {} --all", process.view.host_pid));
+      if (links.id(kind.file) != id) foreign[index].push_back(kind.name);
+    }
+    return {};
+  }));
+  for (size_t index = 0; index < processes.size(); ++index) {
+    for (const char* kind : foreign[index]) {
+      context.diagnostics.refuse(
+          subject_of(processes[index]), fmt::format("lives in another {} namespace", kind),
+          fmt::format("Run stasis inside it: nsenter --target {} --all", processes[index].view.host_pid));
     }
   }
   return {};

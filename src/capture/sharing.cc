@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "capture/walk.h"
 #include "kernel/process.h"
 
@@ -12,31 +13,41 @@ namespace {
 
 using kernel::KcmpType;
 
+/// For each process the first one that has the same object. `candidates` are indexes of processes.
 class Kind {
  public:
-  explicit Kind(KcmpType type) : type_(type) {}
+  Kind(const std::vector<LiveProcess>& processes, KcmpType type)
+      : processes_(processes), type_(type), first_of_(processes.size()) {}
 
-  /// The id of the object that this task has.
-  Result<ObjectId> identify(pid_t host_pid, resource::CaptureContext& context) {
-    size_t low = 0, high = seen_.size();
-    while (low < high) {
-      const size_t middle = (low + high) / 2;
-      const auto order = TRY(kernel::kcmp(host_pid, seen_[middle].host_pid, type_));
-      if (order == std::strong_ordering::equal) return seen_[middle].id;
-      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
-    }
-    const ObjectId id = context.new_id();
-    seen_.insert(seen_.begin() + static_cast<ptrdiff_t>(low), {host_pid, id});
-    return id;
+  Status sort(const std::vector<size_t>& candidates) {
+    known_.clear();
+    for (const size_t index : candidates) TRY(place(index));
+    return {};
   }
+  size_t first_of(size_t index) const { return first_of_[index]; }
 
  private:
-  struct Seen {
-    pid_t host_pid;
-    ObjectId id;
-  };
+  Status place(size_t index) {
+    size_t low = 0, high = known_.size();
+    while (low < high) {
+      const size_t middle = (low + high) / 2;
+      const auto order =
+          TRY(kernel::kcmp(processes_[index].view.host_pid, processes_[known_[middle]].view.host_pid, type_));
+      if (order == std::strong_ordering::equal) {
+        first_of_[index] = known_[middle];
+        return {};
+      }
+      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
+    }
+    first_of_[index] = index;
+    known_.insert(known_.begin() + static_cast<ptrdiff_t>(low), index);
+    return {};
+  }
+
+  const std::vector<LiveProcess>& processes_;
   KcmpType type_;
-  std::vector<Seen> seen_;
+  std::vector<size_t> first_of_;
+  std::vector<size_t> known_;  ///< those that are the first of their kind, in the kernel's order
 };
 
 /// unshare(2) in one thread of many. Address space and handlers are common by the rules of clone(2).
@@ -57,19 +68,31 @@ Status check_threads(const LiveProcess& process, resource::CaptureContext& conte
 }  // namespace
 
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
-  Kind files(KcmpType::files), fs(KcmpType::fs), memory(KcmpType::vm);
-  std::map<ObjectId, Kind> handlers_in;
-  for (const auto& process : processes) {
-    if (process.frozen.zombie) continue;
-    auto* task = context.application.find(process.pid);
-    const pid_t host_pid = process.view.host_pid;
-    task->address_space = TRY(memory.identify(host_pid, context));
-    task->descriptors = TRY(files.identify(host_pid, context));
-    task->fs = TRY(fs.identify(host_pid, context));
-    // Handlers can be shared only where memory is (clone(2), CLONE_SIGHAND), and execve leaves both.
-    auto& handlers = handlers_in.try_emplace(task->address_space, KcmpType::sighand).first->second;
-    task->handlers = TRY(handlers.identify(host_pid, context));
-    TRY(check_threads(process, context));
+  std::vector<size_t> live;
+  for (size_t index = 0; index < processes.size(); ++index) {
+    if (!processes[index].frozen.zombie) live.push_back(index);
+  }
+  Kind files(processes, KcmpType::files), fs(processes, KcmpType::fs), memory(processes, KcmpType::vm),
+      handlers(processes, KcmpType::sighand);
+  Kind* const kinds[] = {&files, &fs, &memory};
+  TRY(parallel_for(
+      std::size(kinds), [&](size_t kind) { return kinds[kind]->sort(live); }, live.size() >= 32 ? 2 : ~size_t{0}));
+  // Handlers can be shared only where memory is (clone(2), CLONE_SIGHAND), and execve leaves both.
+  std::map<size_t, std::vector<size_t>> by_memory;
+  for (const size_t index : live) by_memory[memory.first_of(index)].push_back(index);
+  for (const auto& [first, users] : by_memory) TRY(handlers.sort(users));
+
+  for (const size_t index : live) {
+    auto* task = context.application.find(processes[index].pid);
+    const auto share = [&](const Kind& kind, ObjectId model::Task::* id) {
+      const size_t first = kind.first_of(index);
+      task->*id = first == index ? context.new_id() : context.application.find(processes[first].pid)->*id;
+    };
+    share(memory, &model::Task::address_space);
+    share(files, &model::Task::descriptors);
+    share(fs, &model::Task::fs);
+    share(handlers, &model::Task::handlers);
+    TRY(check_threads(processes[index], context));
   }
   return {};
 }

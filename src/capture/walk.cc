@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "kernel/proc.h"
 
@@ -19,7 +20,8 @@ class Walk {
       : frozen_(std::move(frozen)), context_(context) {}
 
   Result<std::vector<LiveProcess>> run() {
-    for (auto& process : frozen_) TRY(read(process));
+    read_proc();
+    for (size_t index = 0; index < frozen_.size(); ++index) TRY(take(frozen_[index], looks_[index]));
     if (processes_.empty()) return fail(Error::gone("look at the tree", "its root"));
     TRY(find_namespace());
     auto& application = context_.application;
@@ -35,21 +37,49 @@ class Walk {
   }
 
  private:
-  /// What the kernel says of the process and its threads. A process whose parent has ended while we were freezing
+  /// What the kernel says of a process and its threads.
+  struct Look {
+    Result<kernel::StatInfo> stat = kernel::StatInfo{};
+    std::vector<pid_t> tids;
+    std::vector<Result<kernel::StatusInfo>> statuses;
+  };
+
+  /// All of it is read before any of it is judged: reading is most of the work, and can be done on all processors.
+  void read_proc() {
+    std::vector<std::pair<size_t, size_t>> threads;  // index of the process, of the thread in it
+    looks_.resize(frozen_.size());
+    for (size_t index = 0; index < frozen_.size(); ++index) {
+      auto& look = looks_[index];
+      if (frozen_[index].zombie) look.tids.push_back(frozen_[index].host_pid);
+      for (const auto& thread : frozen_[index].threads) look.tids.push_back(thread.tid());
+      look.statuses.resize(look.tids.size());
+      for (size_t i = 0; i < look.tids.size(); ++i) threads.emplace_back(index, i);
+    }
+    (void)parallel_for(frozen_.size(), [&](size_t index) -> Status {
+      looks_[index].stat = kernel::read_stat(frozen_[index].host_pid);
+      return {};
+    });
+    (void)parallel_for(threads.size(), [&](size_t at) -> Status {
+      const auto [index, thread] = threads[at];
+      auto& look = looks_[index];
+      look.statuses[thread] = kernel::read_thread_status(frozen_[index].host_pid, look.tids[thread]);
+      return {};
+    });
+  }
+
+  /// A process whose parent has ended while we were freezing
   /// belongs to somebody else now (it has become a daemon): it is let go.
-  Status read(FrozenProcess& frozen) {
+  Status take(FrozenProcess& frozen, Look& look) {
     LiveProcess live;
     live.view.host_pid = frozen.host_pid;
-    auto stat = kernel::read_stat(frozen.host_pid);
     // A zombie that was reaped before its parent was stopped.
-    if (!stat && stat.error().code() == ErrorCode::gone && frozen.zombie) return {};
-    live.stat = TRY(std::move(stat));
+    if (!look.stat && look.stat.error().code() == ErrorCode::gone && frozen.zombie) return {};
+    live.stat = TRY(std::move(look.stat));
     if (!processes_.empty() && !host_pids_.contains(live.stat.ppid)) return {};
-    if (frozen.zombie) live.view.host_tids.push_back(frozen.host_pid);
-    for (const auto& thread : frozen.threads) live.view.host_tids.push_back(thread.tid());
+    live.view.host_tids = std::move(look.tids);
     // Refused by the freezer, and said so.
     if (live.view.host_tids.empty()) return {};
-    for (size_t index = 0; index < live.view.host_tids.size(); ++index) TRY(live.view.status(index));
+    for (auto& status : look.statuses) live.view.statuses.emplace_back(TRY(std::move(status)));
     host_pids_.insert(frozen.host_pid);
     live.frozen = std::move(frozen);
     processes_.push_back(std::move(live));
@@ -153,6 +183,7 @@ class Walk {
   }
 
   std::vector<FrozenProcess> frozen_;
+  std::vector<Look> looks_;
   resource::CaptureContext& context_;
   std::vector<LiveProcess> processes_;
   std::set<pid_t> host_pids_;

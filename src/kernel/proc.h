@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,8 +23,12 @@ Result<std::string> read_proc(pid_t pid, std::string_view name);
 Result<std::string> read_file(const std::string& path);
 /// Target of a link of any length.
 Result<std::string> read_link(const std::string& path);
-Result<std::vector<pid_t>> list_threads(pid_t pid);    ///< /proc/PID/task, leader first
-Result<std::vector<pid_t>> list_children(pid_t pid);   ///< of all its threads: /proc/PID/task/*/children
+/// The same for links named from an open directory such as /proc/PID/fd.
+Result<std::string> read_link_at(int directory, const std::string& name);
+Result<std::vector<pid_t>> list_threads(pid_t pid);   ///< /proc/PID/task, leader first
+Result<std::vector<pid_t>> list_children(pid_t pid);  ///< of all its threads: /proc/PID/task/*/children
+/// The same where the threads are known.
+Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids);
 Result<std::vector<int>> list_descriptors(pid_t pid);  ///< ascending
 
 /// /proc/PID/stat

@@ -90,12 +90,14 @@ Result<std::string> read_proc(pid_t pid, std::string_view name) {
 
 Result<std::string> read_file(const std::string& path) { return read_path(path, 0); }
 
-Result<std::string> read_link(const std::string& path) {
+Result<std::string> read_link(const std::string& path) { return read_link_at(AT_FDCWD, path); }
+
+Result<std::string> read_link_at(int directory, const std::string& path) {
   std::string target;
   for (size_t capacity = 256;; capacity *= 2) {
     ssize_t got = 0;
     target.resize_and_overwrite(capacity, [&](char* data, size_t size) {
-      got = readlink(path.c_str(), data, size);
+      got = readlinkat(directory, path.c_str(), data, size);
       return got > 0 ? static_cast<size_t>(got) : 0;
     });
     if (got < 0) return fail_errno("readlink", path);
@@ -110,9 +112,11 @@ Result<std::vector<pid_t>> list_threads(pid_t pid) {
   return threads;
 }
 
-Result<std::vector<pid_t>> list_children(pid_t pid) {
+Result<std::vector<pid_t>> list_children(pid_t pid) { return list_children(pid, TRY(list_threads(pid))); }
+
+Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids) {
   std::vector<pid_t> children;
-  for (const pid_t tid : TRY(list_threads(pid))) {
+  for (const pid_t tid : tids) {
     const auto text = read_path(fmt::format("/proc/{}/task/{}/children", pid, tid), pid);
     // A thread may end between the two looks; its children then belong to another thread and are seen next time.
     if (!text && (text.error().code() == ErrorCode::gone || text.error().errno_value() == ENOENT)) {

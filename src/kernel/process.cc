@@ -110,6 +110,13 @@ Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into) {
   return {};
 }
 
+Status write_own_memory(pid_t pid, RemoteAddress to, ByteView bytes) {
+  const iovec local{const_cast<uint8_t*>(bytes.data()), bytes.size()};
+  const iovec remote{reinterpret_cast<void*>(to.value), bytes.size()};
+  if (process_vm_writev(pid, &local, 1, &remote, 1, 0) == static_cast<ssize_t>(bytes.size())) return {};
+  return write_memory(pid, to, bytes);
+}
+
 Status write_memory(pid_t pid, RemoteAddress to, ByteView bytes) {
   const auto memory = TRY(open_memory(pid, O_WRONLY));
   size_t done = 0;

@@ -24,6 +24,8 @@ Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a =
 /// process_vm_readv / writev, complete or an error. `write` goes through /proc/PID/mem: protections do not matter.
 Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into);
 Status write_memory(pid_t pid, RemoteAddress to, ByteView bytes);
+/// The same for memory that the task may write itself: one call instead of three.
+Status write_own_memory(pid_t pid, RemoteAddress to, ByteView bytes);
 
 /// PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst), falling back to reading /proc/PID/pagemap.
 /// PAGE_IS_*: include/uapi/linux/fs.h.

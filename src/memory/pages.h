@@ -68,6 +68,9 @@ struct PageStoreStats {
   uint64_t zero_pages_skipped = 0;
 };
 
+/// Runs of this size together are copied by two threads: less is copied before the second has started.
+inline constexpr uint64_t parallel_copy_from = 32ull << 20;
+
 /// Writes pagemap-`suffix`.img and pages-`pages_id`.img. Zero pages are dropped; `runs` ascend.
 /// `suffix` is "7" for task 7, "shmem-3" for a segment.
 Result<PageStoreStats> write_pages(const image::Directory&, const std::string& suffix, uint32_t pages_id,

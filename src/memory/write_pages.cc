@@ -15,6 +15,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "image/names.h"
 #include "memory/page_scan.h"
 #include "memory/pages.h"
@@ -23,9 +24,8 @@
 namespace stasis::memory {
 namespace {
 
-constexpr size_t chunk_size = 1 << 20;
-constexpr uint64_t parallel_from = 32ull << 20;  ///< less is copied before a second thread has started
-constexpr uint32_t present = 1 << 2;             ///< pagemap_entry.flags
+constexpr uint64_t chunk_size = 1 << 20;
+constexpr uint32_t present = 1 << 2;  ///< pagemap_entry.flags
 
 struct Entry {
   AddressRange range;
@@ -51,8 +51,8 @@ struct Chunk {
 
 class Copy {
  public:
-  Copy(int fd, std::string name, std::span<const model::PageRun> runs, PageSource& source)
-      : fd_(fd), name_(std::move(name)), runs_(runs), source_(source) {}
+  Copy(int fd, std::string name, std::span<const model::PageRun> runs, uint64_t total, PageSource& source)
+      : fd_(fd), name_(std::move(name)), runs_(runs), buffer_size_(std::min(chunk_size, total)), source_(source) {}
 
   Status run(unsigned workers) {
     std::vector<std::thread> helpers;
@@ -88,10 +88,10 @@ class Copy {
   }
 
   void work() {
-    Bytes buffer(chunk_size);
+    const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(buffer_size_);  // zeroing would touch all of it
     Chunk chunk;
     while (take(chunk)) {
-      if (auto status = copy(chunk, buffer); !status) {
+      if (auto status = copy(chunk, {buffer.get(), buffer_size_}); !status) {
         const std::lock_guard lock(mutex_);
         if (!error_) error_ = std::move(status).error();
         turn_changed_.notify_all();
@@ -171,6 +171,7 @@ class Copy {
   int fd_;
   std::string name_;
   std::span<const model::PageRun> runs_;
+  uint64_t buffer_size_;
   PageSource& source_;
 
   std::mutex mutex_;
@@ -228,9 +229,8 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
 
   uint64_t total = 0;
   for (const model::PageRun& run : runs) total += run.range.size();
-  Copy copy(fd.get(), name, runs, source);
-  const unsigned processors = std::max(1u, std::thread::hardware_concurrency());
-  TRY(copy.run(total < parallel_from ? 1 : std::min(2u, processors)));
+  Copy copy(fd.get(), name, runs, total, source);
+  TRY(copy.run(total < parallel_copy_from ? 1 : std::min(2u, processor_count())));
   // close(2) is where a network file system reports that the data never arrived.
   if (::close(fd.release()) < 0) return fail_errno("close image", name);
   TRY(write_pagemap(directory, suffix, pages_id, copy.entries()));

@@ -5,9 +5,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <set>
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "resource/descriptors.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
@@ -24,19 +26,6 @@ struct TreeMemory::Segment {
 };
 
 namespace {
-
-std::string map_files(pid_t host_pid, AddressRange range) {
-  return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end);
-}
-
-/// smaps without what is ours.
-Result<std::vector<kernel::MapsEntry>> read_mappings(pid_t host_pid, std::span<const AddressRange> ours) {
-  auto entries = TRY(kernel::read_smaps(host_pid));
-  std::erase_if(entries, [&](const kernel::MapsEntry& vma) {
-    return std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); });
-  });
-  return entries;
-}
 
 model::MemoryLayout layout_of(const kernel::StatInfo& stat) {
   model::MemoryLayout layout;
@@ -61,7 +50,7 @@ std::string subject_of(const model::Task& task, const kernel::MapsEntry& vma) {
 /// How a mapped file has to be opened: a private mapping needs to be read only, whatever it was opened for.
 Result<uint32_t> open_flags(pid_t host_pid, const kernel::MapsEntry& vma) {
   if (!vma.shared) return O_RDONLY;
-  const std::string path = map_files(host_pid, vma.range);
+  const std::string path = map_files_path(host_pid, vma.range);
   struct stat link{};
   // The link's own permissions are the access mode of the mapped description (proc_map_files_instantiate,
   // fs/proc/base.c).
@@ -79,12 +68,16 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
   if (!spaces_.emplace(task.address_space, view.host_pid).second) return {};
   auto& space = context.application.address_spaces[task.address_space];
   space.id = task.address_space;
-  space.layout = layout_of(TRY(kernel::read_stat(view.host_pid)));
-  space.layout.auxv = TRY(kernel::read_auxv(view.host_pid));
-  space.executable = TRY(capture_file_at(context, view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
-                                         fmt::format("task {} '{}', executable", task.pid, task.name)));
+  const auto* facts = TRY(view.facts());
+  space.layout = layout_of(facts->stat);
+  space.layout.auxv = facts->auxv;
+  space.executable = TRY(capture_file_at(context,
+                                         {view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
+                                          fmt::format("task {} '{}', executable", task.pid, task.name)},
+                                         facts->executable));
   std::map<std::string, ObjectId> files;  // neighbouring mappings are mostly of the same few files
-  for (const kernel::MapsEntry& vma : TRY(read_mappings(view.host_pid, ours))) {
+  for (const kernel::MapsEntry& vma : facts->mappings) {
+    if (std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); })) continue;
     const Classified found = classify(vma);
     if (found.kind == VmaKind::unsupported) {
       context.diagnostics.refuse(subject_of(task, vma), found.problem,
@@ -96,9 +89,12 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       const uint32_t flags = TRY(open_flags(view.host_pid, vma));
       ObjectId& file =
           files[fmt::format("{}:{}:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode, flags, vma.path)];
-      if (file.value == 0)
-        file = TRY(
-            capture_file_at(context, view.host_pid, map_files(view.host_pid, vma.range), flags, subject_of(task, vma)));
+      if (file.value == 0) {
+        const auto path = map_files_path(view.host_pid, vma.range);
+        const auto known = facts->mapped_files.find(vma.range.begin);
+        file = TRY(capture_file_at(context, {view.host_pid, path, flags, subject_of(task, vma)},
+                                   known != facts->mapped_files.end() ? known->second : TRY(read_file_link(path))));
+      }
       mapping.file = file;
     }
     if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
@@ -115,7 +111,7 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid,
       context.object(fmt::format("segment:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode), fresh);
   if (!fresh) return id;
   auto segment = std::make_unique<Segment>();
-  segment->name = map_files(host_pid, vma.range);
+  segment->name = map_files_path(host_pid, vma.range);
   segment->fd = UniqueFd(open(segment->name.c_str(), O_RDONLY | O_CLOEXEC));
   if (!segment->fd.valid()) {
     auto error = Error::system("open shared memory", errno, segment->name);
@@ -134,16 +130,21 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid,
 
 Status TreeMemory::finish(CaptureContext& context) {
   auto& application = context.application;
-  std::map<ObjectId, bool> done;
+  std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
+  std::set<ObjectId> done;
   for (const model::Task& task : application.tasks) {
     const model::Task* parent = application.find(task.parent);
     if (parent == nullptr || !spaces_.contains(task.address_space) || !spaces_.contains(parent->address_space))
       continue;
-    if (parent->address_space == task.address_space || std::exchange(done[task.address_space], true)) continue;
-    TRY(mark_shared_pages(spaces_.at(task.address_space), application.address_spaces.at(task.address_space),
-                          spaces_.at(parent->address_space), application.address_spaces.at(parent->address_space)));
+    if (parent->address_space != task.address_space && done.insert(task.address_space).second)
+      pairs.emplace_back(task.address_space, parent->address_space);
   }
-  return {};
+  // Only the child's pages are changed, and of the parent only the mappings are read.
+  return parallel_for(pairs.size(), [&](size_t index) {
+    const auto [child, parent] = pairs[index];
+    return mark_shared_pages(spaces_.at(child), application.address_spaces.at(child), spaces_.at(parent),
+                             application.address_spaces.at(parent));
+  });
 }
 
 Result<std::unique_ptr<memory::PageSource>> TreeMemory::address_space(ObjectId id) {

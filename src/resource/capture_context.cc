@@ -1,7 +1,10 @@
 #include "resource/capture_context.h"
 
 #include <algorithm>
+#include <charconv>
 #include <ranges>
+#include <set>
+#include <tuple>
 
 namespace stasis::resource {
 
@@ -12,9 +15,77 @@ ObjectId CaptureContext::object(const std::string& key, bool& fresh) {
   return objects_[key] = new_id();
 }
 
+pid_t CaptureContext::host_pid(Pid pid) const {
+  const auto found = std::ranges::find(host_to_tree, pid.value, [](const auto& entry) { return entry.second; });
+  return found == host_to_tree.end() ? pid.value : found->first;
+}
+
 void CaptureContext::roll_back() {
   for (const auto& undo : std::views::reverse(rollback_)) undo();
   rollback_.clear();
+}
+
+const struct stat* CaptureContext::at_path(const std::string& path) {
+  const auto [known, fresh] = paths_.try_emplace(path);
+  if (fresh) {
+    struct stat found{};
+    if (lstat(path.c_str(), &found) == 0) known->second = found;
+  }
+  return known->second ? &*known->second : nullptr;
+}
+
+std::string map_files_path(pid_t host_pid, AddressRange range) {
+  return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end);
+}
+
+Result<FileLink> read_file_link(const std::string& proc_path) {
+  FileLink link;
+  link.target = TRY(kernel::read_link(proc_path));
+  if (stat(proc_path.c_str(), &link.stat) != 0) return fail_errno("stat", proc_path);
+  return link;
+}
+
+namespace {
+
+template <typename T>
+Result<T> read_number(pid_t pid, std::string_view file, int base) {
+  const auto text = TRY(kernel::read_proc(pid, file));
+  T value{};
+  if (std::from_chars(text.data(), text.data() + text.size(), value, base).ec != std::errc())
+    return fail(Error::invalid(fmt::format("parse {}", file), "not a number", fmt::format("task {}", pid)));
+  return value;
+}
+
+Result<std::map<uint64_t, FileLink>> read_mapped_files(pid_t pid, const std::vector<kernel::MapsEntry>& mappings) {
+  std::map<uint64_t, FileLink> files;
+  std::set<std::tuple<uint32_t, uint32_t, uint64_t, bool, std::string_view>> seen;
+  for (const auto& vma : mappings) {
+    if (vma.inode == 0 || vma.path.starts_with('[')) continue;
+    if (!seen.emplace(vma.device_major, vma.device_minor, vma.inode, vma.shared, vma.path).second) continue;
+    // What cannot be followed is refused by name later, or is of a kind that needs no following.
+    if (auto link = read_file_link(map_files_path(pid, vma.range))) files.emplace(vma.range.begin, std::move(*link));
+  }
+  return files;
+}
+
+}  // namespace
+
+Result<const ProcessFacts*> ProcessView::facts() const {
+  if (known_facts) return known_facts.get();
+  auto facts = std::make_shared<ProcessFacts>();
+  facts->stat = TRY(kernel::read_stat(host_pid));
+  facts->auxv = TRY(kernel::read_auxv(host_pid));
+  facts->mappings = TRY(kernel::read_smaps(host_pid));
+  facts->limits = TRY(kernel::read_limits(host_pid));
+  facts->timers = TRY(kernel::read_timers(host_pid));
+  facts->personality = TRY(read_number<uint32_t>(host_pid, "personality", 16));
+  facts->oom_score_adj = TRY(read_number<int32_t>(host_pid, "oom_score_adj", 10));
+  facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", host_pid)));
+  facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", host_pid)));
+  facts->root_directory = TRY(read_file_link(fmt::format("/proc/{}/root", host_pid)));
+  facts->mapped_files = TRY(read_mapped_files(host_pid, facts->mappings));
+  known_facts = std::move(facts);
+  return known_facts.get();
 }
 
 Result<const kernel::StatusInfo*> ProcessView::status(size_t thread) const {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/diagnostics.h"
@@ -43,20 +44,54 @@ class CaptureContext {
   void roll_back();
   /// The host's pid for a pid of the tree and back (they differ under a pid namespace). 0: not of the tree.
   std::map<pid_t, pid_t> host_to_tree;
+  /// The host's pid of a task.
+  pid_t host_pid(Pid pid) const;
+
+  /// Build ids by device and inode: programs and libraries are mapped by many processes.
+  std::map<std::pair<dev_t, ino_t>, std::vector<uint32_t>> build_ids;
+  /// lstat of paths, remembered: nothing of the tree can change them, and a thousand descriptors may have the same.
+  /// Null: there is nothing.
+  const struct stat* at_path(const std::string& path);
 
  private:
   uint32_t last_id_ = 0;
   std::map<std::string, ObjectId> objects_;
+  std::unordered_map<std::string, std::optional<struct stat>> paths_;
   std::vector<std::function<void()>> rollback_;
+};
+
+/// A link of /proc that stands for an open or mapped file: what it says and what it leads to.
+struct FileLink {
+  std::string target;
+  struct stat stat{};
+};
+Result<FileLink> read_file_link(const std::string& proc_path);
+/// "/proc/4711/map_files/7f00-7f10"
+std::string map_files_path(pid_t host_pid, AddressRange range);
+
+/// What /proc says of a stopped process as a whole.
+struct ProcessFacts {
+  kernel::StatInfo stat;
+  std::vector<uint64_t> auxv;
+  std::vector<kernel::MapsEntry> mappings;  ///< from smaps
+  std::vector<kernel::LimitInfo> limits;
+  std::vector<kernel::ProcTimer> timers;
+  uint32_t personality = 0;
+  int32_t oom_score_adj = 0;
+  FileLink executable, working_directory, root_directory;
+  std::map<uint64_t, FileLink> mapped_files;  ///< by the beginning of the first mapping of each file
 };
 
 /// A stopped process as rooms see it.
 struct ProcessView {
   pid_t host_pid = 0;
   std::vector<pid_t> host_tids;  ///< leader first, same order as model::Task::threads
-  /// /proc/PID/task/TID/status of a thread, read once for all rooms.
+  /// Read on first use, once for all rooms. Capture reads those of all processes beforehand, on all processors.
+  Result<const ProcessFacts*> facts() const;
+  /// /proc/PID/task/TID/status of a thread, likewise.
   Result<const kernel::StatusInfo*> status(size_t thread) const;
   mutable std::vector<std::optional<kernel::StatusInfo>> statuses;
+  mutable std::shared_ptr<const ProcessFacts> known_facts;
 };
 
 /// Questions only the task can answer: system calls that the agent makes inside it, answered later in one go.
@@ -87,11 +122,9 @@ struct DescriptorProbe {
   std::string proc_path;  ///< "/proc/4711/fd/7", "/proc/4711/exe", "/proc/4711/map_files/…": opens the same object
   std::string link;       ///< what readlink says: "/etc/passwd", "pipe:[123]", "anon_inode:[eventfd]"
   struct stat stat{};
-  uint64_t filesystem = 0;  ///< statfs f_type
-  uint32_t flags = 0;       ///< from fdinfo
+  uint32_t flags = 0;  ///< F_GETFL: access mode and status
   uint64_t position = 0;
   int64_t mount_id = -1;
-  std::string fdinfo;   ///< whole text
   std::string subject;  ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
   /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
   Result<int> duplicate() const;

@@ -1,8 +1,10 @@
 #include "resource/codec.h"
 
+#include <algorithm>
 #include <mutex>
 #include <set>
 
+#include "base/parallel.h"
 #include "image/names.h"
 #include "resource/inventory.h"
 #include "resource/pstree.h"
@@ -14,8 +16,8 @@ namespace {
 
 using image::file_name;
 
-template <typename Record>
-Status write_single(const image::Directory& directory, const std::string& name, const Record& record) {
+Status write_single(const image::Directory& directory, const std::string& name,
+                    const google::protobuf::Message& record) {
   auto writer = TRY(directory.create(name));
   TRY(writer.append(record));
   return writer.finish();
@@ -67,8 +69,7 @@ class Encoder {
     TRY(encode_pstree(application_, directory_));
     TRY(descriptions());
     TRY(descriptor_tables());
-    for (const model::Task& task : application_.tasks)
-      TRY_IN(fmt::format("save task {}", task.pid), task.state == model::TaskState::zombie ? zombie(task) : live(task));
+    TRY(tasks());
     TRY(write_single(directory_, file_name("seccomp"), seccomp_));
     TRY(files_.finish());
     TRY(pages());
@@ -125,8 +126,29 @@ class Encoder {
     return core;
   }
 
-  Status zombie(const model::Task& task) {
-    return write_single(directory_, file_name("core-{}", task.pid.value), leader_core(task, task.name));
+  /// Records are made one task after the other, because rooms share some (seccomp chains), and written all at once:
+  /// creating thousands of small files is most of the work.
+  Status tasks() {
+    for (const model::Task& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie)
+        keep(file_name("core-{}", task.pid.value), leader_core(task, task.name));
+      else
+        TRY_IN(fmt::format("save task {}", task.pid), live(task));
+    }
+    TRY(parallel_for(images_.size(), [&](size_t index) {
+      return write_single(directory_, images_[index].name, *images_[index].record);
+    }));
+    images_.clear();
+    return {};
+  }
+
+  struct Image {
+    std::string name;
+    std::unique_ptr<google::protobuf::Message> record;
+  };
+  template <typename Record>
+  void keep(std::string name, Record&& record) {
+    images_.push_back({std::move(name), std::make_unique<std::remove_cvref_t<Record>>(std::forward<Record>(record))});
   }
 
   Status live(const model::Task& task) {
@@ -145,7 +167,8 @@ class Encoder {
     }
     for (const TaskRoom* room : task_rooms())
       TRY_IN(fmt::format("save {}", room->name()), room->encode(application_, task, records));
-    return write(task, records);
+    keep_all(task, std::move(records));
+    return {};
   }
 
   void set_ids(const model::Task& task, task_kobj_ids_entry& ids) {
@@ -156,19 +179,19 @@ class Encoder {
     set_namespaces(application_, ids);
   }
 
-  Status write(const model::Task& task, const image::TaskRecords& records) {
+  void keep_all(const model::Task& task, image::TaskRecords records) {
     for (size_t i = 0; i < records.cores.size(); ++i)
-      TRY(write_single(directory_, file_name("core-{}", task.threads[i].tid.value), records.cores[i]));
-    TRY(write_single(directory_, file_name("ids-{}", task.pid.value), records.ids));
-    TRY(write_single(directory_, file_name("fs-{}", task.pid.value), records.fs));
-    if (!spaces_.insert(task.address_space).second) return {};
-    return write_single(directory_, file_name("mm-{}", task.pid.value), records.mm);
+      keep(file_name("core-{}", task.threads[i].tid.value), std::move(records.cores[i]));
+    keep(file_name("ids-{}", task.pid.value), std::move(records.ids));
+    keep(file_name("fs-{}", task.pid.value), std::move(records.fs));
+    if (spaces_.insert(task.address_space).second) keep(file_name("mm-{}", task.pid.value), std::move(records.mm));
   }
 
   struct Segment {
     std::string suffix;
     std::vector<model::PageRun> runs;
     std::unique_ptr<memory::PageSource> source;
+    uint32_t pages_id = 0;
   };
 
   Result<std::vector<Segment>> segments() {
@@ -182,22 +205,33 @@ class Encoder {
     for (const auto& [id, segment] : application_.shared_memories)
       all.push_back(
           {fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)), TRY(memory_.shared_memory(id))});
+    for (uint32_t index = 0; index < all.size(); ++index) all[index].pages_id = index + 1;
     return all;
   }
 
+  /// Many small memories are saved side by side; a large one is itself copied by several threads.
   Status pages() {
     auto all = TRY(segments());
     uint64_t total = 0;
     for (const Segment& segment : all) total += bytes(segment.runs);
     Meter meter(progress_, total);
-    uint32_t pages_id = 0;
-    for (Segment& segment : all) {
+    std::mutex mutex;
+    const auto save = [&](Segment& segment) -> Status {
       MeteredPages source(*segment.source, meter);
-      const auto written = TRY_IN("save memory " + segment.suffix,
-                                  memory::write_pages(directory_, segment.suffix, ++pages_id, segment.runs, source));
+      const auto written =
+          TRY_IN("save memory " + segment.suffix,
+                 memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source));
+      segment.source.reset();
+      const std::lock_guard lock(mutex);
       stats_.pages_written += written.pages_written;
       stats_.zero_pages_skipped += written.zero_pages_skipped;
-    }
+      return {};
+    };
+    const auto large =
+        std::ranges::partition(all, [](const Segment& s) { return bytes(s.runs) < memory::parallel_copy_from; });
+    const size_t small = all.size() - large.size();
+    TRY(parallel_for(small, [&](size_t index) { return save(all[index]); }));
+    for (Segment& segment : large) TRY(save(segment));
     stats_.pages_scanned = total / page_size;
     return {};
   }
@@ -214,6 +248,7 @@ class Encoder {
   const std::function<void(uint64_t, uint64_t)>& progress_;
   image::FileRecords files_;
   seccomp_entry seccomp_;
+  std::vector<Image> images_;           // made, not yet written
   std::map<uint32_t, fd_types> types_;  // of every description saved
   std::set<ObjectId> spaces_;           // saved
   EncodeStats stats_;

@@ -2,12 +2,16 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/statfs.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <tuple>
 
+#include "base/parallel.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "resource/registry.h"
@@ -18,7 +22,24 @@ namespace {
 /// One slot of one table, before it is known which description it is.
 struct Slot {
   const DescriptorHolder* holder = nullptr;
+  size_t process = 0;  ///< index of its Reach
   DescriptorProbe probe;
+  model::FileOwner owner;
+};
+
+/// Ways into one process, opened once for all of its descriptors: walking /proc/PID anew for each costs more than the
+/// reading itself.
+struct Reach {
+  UniqueFd pidfd, links;
+
+  static Result<Reach> open(pid_t host_pid) {
+    Reach reach;
+    reach.pidfd = TRY(kernel::pidfd_open(host_pid));
+    const auto path = fmt::format("/proc/{}/fd", host_pid);
+    reach.links = UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!reach.links.valid()) return fail_errno("open", path);
+    return reach;
+  }
 };
 
 /// Slots can only share a description if all this is equal: kcmp is asked only among those.
@@ -32,31 +53,14 @@ std::string subject_of(const model::Task& task, int fd, const std::string& link)
   return fmt::format("task {} '{}', descriptor {} → {}", task.pid, task.name, fd, link);
 }
 
-Result<DescriptorProbe> probe(const DescriptorHolder& holder, int fd) {
-  DescriptorProbe made;
-  made.host_pid = holder.view->host_pid;
-  made.fd = fd;
-  made.proc_path = fmt::format("/proc/{}/fd/{}", made.host_pid, fd);
-  made.link = TRY(kernel::read_link(made.proc_path));
-  made.subject = subject_of(*holder.task, fd, made.link);
-  if (stat(made.proc_path.c_str(), &made.stat) != 0) return fail_errno("stat", made.subject);
-  auto info = TRY(kernel::read_fdinfo(made.host_pid, fd));
-  made.flags = info.flags;
-  made.position = info.position;
-  made.mount_id = info.mount_id;
-  made.fdinfo = std::move(info.text);
-  return made;
-}
-
 struct OwnerEx {  // struct f_owner_ex
   int type;
   pid_t pid;
 };
 
-/// Who gets SIGIO. Asked only where somebody could have set it: through a duplicate, which costs a few calls.
-Result<model::FileOwner> owner_of(const CaptureContext& context, const DescriptorProbe& probe) {
+/// Who gets SIGIO: only a descriptor of the same description can be asked.
+model::FileOwner owner_of(const CaptureContext& context, int fd) {
   model::FileOwner owner;
-  const int fd = TRY(probe.duplicate());
   OwnerEx ex{};
   if (fcntl(fd, F_GETOWN_EX, &ex) != 0) return owner;  // O_PATH descriptors have none
   if (ex.pid != 0) {
@@ -74,8 +78,60 @@ Result<model::FileOwner> owner_of(const CaptureContext& context, const Descripto
   return owner;
 }
 
-/// Regular files, directories and memory devices never send SIGIO, but an owner may be set all the same; it is worth
-/// its calls only once per description.
+struct stat stat_of(const struct statx& about) {
+  struct stat found{};
+  found.st_dev = makedev(about.stx_dev_major, about.stx_dev_minor);
+  found.st_ino = about.stx_ino;
+  found.st_mode = about.stx_mode;
+  found.st_nlink = about.stx_nlink;
+  found.st_uid = about.stx_uid, found.st_gid = about.stx_gid;
+  found.st_rdev = makedev(about.stx_rdev_major, about.stx_rdev_minor);
+  found.st_size = static_cast<off_t>(about.stx_size);
+  found.st_blocks = static_cast<blkcnt_t>(about.stx_blocks);
+  found.st_atim = {about.stx_atime.tv_sec, about.stx_atime.tv_nsec};
+  found.st_mtim = {about.stx_mtime.tv_sec, about.stx_mtime.tv_nsec};
+  return found;
+}
+
+/// Looks at one descriptor; called for many at the same time. All is read from a duplicate, which shares the
+/// description: /proc/PID/fdinfo would say the same at three times the price. Only close-on-exec belongs to the
+/// descriptor itself: the task is asked for it (DescriptorsRoom).
+Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
+  auto& made = slot.probe;
+  made.host_pid = slot.holder->view->host_pid;
+  made.proc_path = fmt::format("/proc/{}/fd/{}", made.host_pid, made.fd);
+  made.cached_duplicate = TRY(kernel::pidfd_getfd(reach.pidfd.get(), made.fd));
+  const int fd = made.cached_duplicate.get();
+  struct statx about{};
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &about) != 0)
+    return fail_errno("statx", made.proc_path);
+  made.stat = stat_of(about);
+  made.mount_id = (about.stx_mask & STATX_MNT_ID) != 0 ? static_cast<int64_t>(about.stx_mnt_id) : -1;
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return fail_errno("F_GETFL", made.proc_path);
+  made.flags = static_cast<uint32_t>(flags);
+  // Devices are not asked: that of /dev/null and its like goes back to its beginning at every lseek
+  // (drivers/char/mem.c).
+  const bool has_position = (S_ISREG(made.stat.st_mode) || S_ISDIR(made.stat.st_mode)) && (made.flags & O_PATH) == 0;
+  const off_t position = has_position ? lseek(fd, 0, SEEK_CUR) : 0;
+  made.position = position > 0 ? static_cast<uint64_t>(position) : 0;
+  slot.owner = owner_of(context, fd);
+  return {};
+}
+
+/// The descriptors that stasis may have open at once, over those it has anyway. The soft limit is raised: it guards
+/// programs that use select(2).
+size_t duplicates_allowed() {
+  constexpr size_t for_everything_else = 256;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+  if (limit.rlim_cur < limit.rlim_max) {
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  return limit.rlim_cur > for_everything_else ? limit.rlim_cur - for_everything_else : 0;
+}
+
 Result<model::OpenDescription> describe(CaptureContext& context, const DescriptorProbe& probe) {
   model::OpenDescription description;
   description.id = context.new_id();
@@ -84,10 +140,17 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
   for (const auto* room : file_rooms()) {
     if (!room->recognises(probe)) continue;
     description.state = TRY(room->capture(context, probe));
-    description.owner = TRY(owner_of(context, probe));
     return description;
   }
   return fail(Error::internal("recognise a descriptor", "no room takes it: " + probe.subject));
+}
+
+/// Makes room for so many descriptors. A table that grows while several threads use it makes each growth wait for all
+/// processors (fs/file.c, expand_fdtable: synchronize_rcu), which takes milliseconds.
+void reserve_descriptors(size_t count) {
+  constexpr size_t of_our_own = 64;
+  const UniqueFd any(open("/", O_PATH | O_CLOEXEC));
+  const UniqueFd highest(fcntl(any.get(), F_DUPFD_CLOEXEC, static_cast<int>(count + of_our_own)));
 }
 
 class DescriptorCapture {
@@ -98,7 +161,10 @@ class DescriptorCapture {
     for (const auto& holder : holders) {
       if (holder.task->state == model::TaskState::zombie) continue;
       TRY(list(holder));
-      TRY(capture_fs(holder));
+    }
+    TRY(look_at_all());
+    for (const auto& holder : holders) {
+      if (holder.task->state != model::TaskState::zombie) TRY(capture_fs(holder));
     }
     TRY(share());
     for (const auto* room : file_rooms()) TRY(room->finish_capture(context_));
@@ -111,7 +177,46 @@ class DescriptorCapture {
     if (table.id == holder.task->descriptors) return {};  // shared, listed through another task
     table.id = holder.task->descriptors;
     for (const int fd : TRY(kernel::list_descriptors(holder.view->host_pid))) {
-      slots_.push_back({&holder, TRY(probe(holder, fd))});
+      slots_.push_back({&holder, reaches_.size(), {}, {}});
+      slots_.back().probe.fd = fd;
+    }
+    reaches_.push_back(TRY(Reach::open(holder.view->host_pid)));
+    return {};
+  }
+
+  /// Duplicates are kept for comparing as long as there is room for all of them.
+  Status look_at_all() {
+    const size_t allowed = duplicates_allowed();
+    has_duplicates_ = slots_.size() + 2 * reaches_.size() <= allowed;
+    if (has_duplicates_) reserve_descriptors(slots_.size() + 2 * reaches_.size());
+    TRY(parallel_for(slots_.size(), [&](size_t index) -> Status {
+      TRY(look(context_, reaches_[slots_[index].process], slots_[index]));
+      if (!has_duplicates_) slots_[index].probe.cached_duplicate.reset();
+      return {};
+    }));
+    return read_links();
+  }
+
+  /// A file without hard links has one name in each mount: descriptors of the same such file need one look only.
+  Status read_links() {
+    std::map<std::tuple<dev_t, ino_t, int64_t>, size_t> named;
+    std::vector<size_t> to_read, same_as(slots_.size());
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      const auto& p = slots_[i].probe;
+      const bool one_name =
+          p.stat.st_nlink == 1 && p.mount_id >= 0 && (S_ISREG(p.stat.st_mode) || S_ISCHR(p.stat.st_mode));
+      same_as[i] = one_name ? named.try_emplace({p.stat.st_dev, p.stat.st_ino, p.mount_id}, i).first->second : i;
+      if (same_as[i] == i) to_read.push_back(i);
+    }
+    TRY(parallel_for(to_read.size(), [&](size_t index) -> Status {
+      auto& slot = slots_[to_read[index]];
+      slot.probe.link = TRY(kernel::read_link_at(reaches_[slot.process].links.get(), fmt::format("{}", slot.probe.fd)));
+      return {};
+    }));
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      auto& probe = slots_[i].probe;
+      probe.link = slots_[same_as[i]].probe.link;
+      probe.subject = subject_of(*slots_[i].holder->task, probe.fd, probe.link);
     }
     return {};
   }
@@ -120,48 +225,68 @@ class DescriptorCapture {
     std::vector<size_t> order(slots_.size());
     for (size_t i = 0; i < order.size(); ++i) order[i] = i;
     std::ranges::stable_sort(order, [&](size_t a, size_t b) { return identity(slots_[a]) < identity(slots_[b]); });
-    std::vector<size_t> first_of(slots_.size());  // slot → the first slot of the same description
+    std::vector<std::span<const size_t>> groups;
     for (size_t begin = 0; begin < order.size();) {
       size_t end = begin + 1;
       while (end < order.size() && identity(slots_[order[end]]) == identity(slots_[order[begin]])) ++end;
-      TRY(group(std::span(order).subspan(begin, end - begin), first_of));
+      groups.push_back(std::span(order).subspan(begin, end - begin));
       begin = end;
     }
-    std::vector<ObjectId> ids(slots_.size());
-    for (size_t i = 0; i < slots_.size(); ++i) {  // in order of tasks and numbers: ids come out the same each time
-      if (first_of[i] == i) {
-        auto description = TRY(describe(context_, slots_[i].probe));
-        ids[i] = description.id;
-        context_.application.descriptions.emplace(description.id, std::move(description));
+    first_of_.resize(slots_.size());
+    TRY_IN(
+        "find out which descriptors are shared",
+        parallel_for(
+            groups.size(), [&](size_t index) { return group(groups[index]); }, slots_.size() >= 256 ? 2 : ~size_t{0}));
+    return describe_all();
+  }
+
+  /// Finds for each slot of a group the first one of the same description. kcmp(2) orders descriptions, so those that
+  /// are known are kept in a sorted list.
+  Status group(std::span<const size_t> candidates) {
+    std::vector<size_t> known;
+    for (const size_t slot : candidates) {
+      size_t low = 0, high = known.size();
+      bool found = false;
+      while (low < high && !found) {
+        const size_t middle = (low + high) / 2;
+        const auto order = TRY(compare(slots_[slot].probe, slots_[known[middle]].probe));
+        found = order == std::strong_ordering::equal;
+        if (found)
+          first_of_[slot] = known[middle];
+        else
+          (order == std::strong_ordering::less ? high : low) =
+              order == std::strong_ordering::less ? middle : middle + 1;
       }
-      const auto& slot = slots_[i];
-      const bool close_on_exec = (slot.probe.flags & O_CLOEXEC) != 0;
-      context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
-          ids[first_of[i]], close_on_exec};
-      slots_[i].probe.cached_duplicate.reset();
+      if (found) continue;
+      first_of_[slot] = slot;
+      known.insert(known.begin() + static_cast<ptrdiff_t>(low), slot);
     }
     return {};
   }
 
-  /// Sorted by the kernel's own order of open file descriptions, the same ones come to stand side by side.
-  Status group(std::span<size_t> candidates, std::vector<size_t>& first_of) {
-    std::optional<Error> problem;
-    const auto compare = [&](size_t a, size_t b) {
-      const auto& x = slots_[a].probe;
-      const auto& y = slots_[b].probe;
-      const auto order = kernel::kcmp(x.host_pid, y.host_pid, kernel::KcmpType::file, x.fd, y.fd);
-      if (order) return *order;
-      if (!problem) problem = order.error();
-      return std::strong_ordering::equal;
-    };
-    std::ranges::stable_sort(candidates, [&](size_t a, size_t b) { return compare(a, b) < 0; });
-    for (size_t i = 0; i < candidates.size();) {
-      size_t end = i + 1, lowest = candidates[i];
-      while (end < candidates.size() && compare(candidates[i], candidates[end]) == 0)
-        lowest = std::min(lowest, candidates[end++]);
-      for (; i < end; ++i) first_of[candidates[i]] = lowest;
+  /// Among duplicates of our own the kernel need not ask whether we may look (ptrace_may_access): five times quicker.
+  Result<std::strong_ordering> compare(const DescriptorProbe& a, const DescriptorProbe& b) const {
+    if (has_duplicates_) {
+      return kernel::kcmp(self_, self_, kernel::KcmpType::file, a.cached_duplicate.get(), b.cached_duplicate.get());
     }
-    if (problem) return fail(std::move(*problem).within("find out which descriptors are shared"));
+    return kernel::kcmp(a.host_pid, b.host_pid, kernel::KcmpType::file, a.fd, b.fd);
+  }
+
+  /// In order of tasks and numbers: ids come out the same each time.
+  Status describe_all() {
+    std::vector<ObjectId> ids(slots_.size());
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      auto& slot = slots_[i];
+      if (first_of_[i] == i) {
+        auto description = TRY(describe(context_, slot.probe));
+        description.owner = slot.owner;
+        ids[i] = description.id;
+        context_.application.descriptions.emplace(description.id, std::move(description));
+      }
+      context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
+          ids[first_of_[i]], false};
+      slot.probe.cached_duplicate.reset();
+    }
     return {};
   }
 
@@ -169,22 +294,56 @@ class DescriptorCapture {
     auto& fs = context_.application.fs_contexts[holder.task->fs];
     if (fs.id == holder.task->fs) return {};
     fs.id = holder.task->fs;
-    const pid_t pid = holder.view->host_pid;
-    const auto directory = [&](const char* name) {
-      return capture_file_at(context_, pid, fmt::format("/proc/{}/{}", pid, name), O_RDONLY | O_DIRECTORY,
-                             fmt::format("task {} '{}', {}", holder.task->pid, holder.task->name, name));
+    const auto* facts = TRY(holder.view->facts());
+    const auto directory = [&](const char* name, const FileLink& link) {
+      return capture_file_at(
+          context_,
+          {holder.view->host_pid, fmt::format("/proc/{}/{}", holder.view->host_pid, name), O_RDONLY | O_DIRECTORY,
+           fmt::format("task {} '{}', {}", holder.task->pid, holder.task->name, name)},
+          link);
     };
-    fs.working_directory = TRY(directory("cwd"));
-    fs.root_directory = TRY(directory("root"));
+    fs.working_directory = TRY(directory("cwd", facts->working_directory));
+    fs.root_directory = TRY(directory("root", facts->root_directory));
     fs.umask = TRY(holder.view->status(0))->umask;
     return {};
   }
 
   CaptureContext& context_;
+  const pid_t self_ = getpid();
+  std::vector<Reach> reaches_;
   std::vector<Slot> slots_;
+  std::vector<size_t> first_of_;  // slot → the first slot of the same description
+  bool has_duplicates_ = false;
+};
+
+/// Close-on-exec is a flag of the descriptor, not of the description: nobody but the task can be asked for it quickly.
+class DescriptorsRoom final : public TaskRoom {
+ public:
+  std::string_view name() const override { return "descriptors"; }
+
+  Status ask(CaptureContext& context, model::Task& task, Inquiry& inquiry) const override {
+    const auto table = context.application.descriptor_tables.find(task.descriptors);
+    if (table == context.application.descriptor_tables.end()) return {};
+    for (auto& [fd, slot] : table->second.slots) {
+      inquiry.ask(plan::call(SYS_fcntl, fd, F_GETFD), [&slot](const Inquiry::Answer& answer) -> Status {
+        slot.close_on_exec = (answer.result & FD_CLOEXEC) != 0;
+        return {};
+      });
+    }
+    return {};
+  }
+
+  // Tables are written and read by the codec, because files of all kinds meet in them.
+  Status encode(const model::Application&, const model::Task&, image::TaskRecords&) const override { return {}; }
+  Status decode(const image::TaskRecords&, model::Application&, model::Task&) const override { return {}; }
 };
 
 }  // namespace
+
+const TaskRoom& descriptors_room() {
+  static const DescriptorsRoom room;
+  return room;
+}
 
 Result<int> DescriptorProbe::duplicate() const {
   if (cached_duplicate.valid()) return cached_duplicate.get();
@@ -202,19 +361,18 @@ Status capture_descriptors(CaptureContext& context, std::span<const DescriptorHo
   return DescriptorCapture(context).run(holders);
 }
 
-Result<ObjectId> capture_file_at(CaptureContext& context, pid_t host_pid, const std::string& proc_path, uint32_t flags,
-                                 const std::string& subject) {
-  DescriptorProbe made;
-  made.host_pid = host_pid;
-  made.proc_path = proc_path;
-  made.link = TRY(kernel::read_link(proc_path));
-  made.subject = subject + " → " + made.link;
-  made.flags = flags;
-  if (stat(proc_path.c_str(), &made.stat) != 0) return fail_errno("stat", made.subject);
+Result<ObjectId> capture_file_at(CaptureContext& context, HeldFile held, const FileLink& link) {
   bool fresh = false;
-  const auto key = fmt::format("held file {}:{}:{:o}:{}", made.stat.st_dev, made.stat.st_ino, flags, made.link);
+  const auto key = fmt::format("held file {}:{}:{:o}:{}", link.stat.st_dev, link.stat.st_ino, held.flags, link.target);
   const ObjectId known = context.object(key, fresh);
   if (!fresh) return known;
+  DescriptorProbe made;
+  made.host_pid = held.host_pid;
+  made.proc_path = std::move(held.proc_path);
+  made.link = link.target;
+  made.stat = link.stat;
+  made.subject = held.subject + " → " + made.link;
+  made.flags = held.flags;
   auto description = TRY(describe(context, made));
   description.id = known;
   context.application.descriptions.emplace(known, std::move(description));

@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "image/file_records.h"
 #include "resource/capture_context.h"
+#include "resource/task_room.h"
 
 namespace stasis::resource {
 
@@ -22,10 +23,18 @@ struct DescriptorHolder {
 /// because descriptions are shared across it. What no room can save goes to context.diagnostics.
 Status capture_descriptors(CaptureContext&, std::span<const DescriptorHolder>);
 
-/// The file behind a mapping, an executable or a directory link: `proc_path` opens it ("/proc/7/map_files/…",
-/// "/proc/7/exe"). The same file gives the same description; `flags` are what it is opened with at restore.
-Result<ObjectId> capture_file_at(CaptureContext&, pid_t host_pid, const std::string& proc_path, uint32_t flags,
-                                 const std::string& subject);
+/// What of the descriptors only the task itself can tell.
+const TaskRoom& descriptors_room();
+
+/// A file that is held without a descriptor.
+struct HeldFile {
+  pid_t host_pid = 0;
+  std::string proc_path;  ///< opens it: "/proc/7/map_files/…", "/proc/7/exe"
+  uint32_t flags = 0;     ///< what it is opened with at restore
+  std::string subject;    ///< for diagnostics: "task 7 'nginx', executable"
+};
+/// The file behind a mapping, an executable or a directory link. The same file gives the same description.
+Result<ObjectId> capture_file_at(CaptureContext&, HeldFile, const FileLink&);
 
 /// fown_entry ↔ model
 void encode_owner(const model::FileOwner&, fown_entry&);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "kernel/proc.h"
+#include "resource/host.h"
 
 namespace stasis::resource {
 namespace {
@@ -23,7 +24,7 @@ class LimitsRoom final : public TaskRoom {
   std::string_view name() const override { return "limits"; }
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
-    const auto limits = TRY(kernel::read_limits(view.host_pid));
+    const auto& limits = TRY(view.facts())->limits;
     for (size_t i = 0; i < limit_count && i < limits.size(); ++i) task.limits[i] = {limits[i].soft, limits[i].hard};
     return {};
   }
@@ -57,12 +58,11 @@ class LimitsRoom final : public TaskRoom {
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
     for (size_t i = 0; i < limit_count; ++i) {
-      rlimit ours{};
-      if (getrlimit(static_cast<__rlimit_resource>(i), &ours) != 0 || task.limits[i].hard <= ours.rlim_max) continue;
-      if (task.state == model::TaskState::zombie || can_raise()) continue;
+      const uint64_t ours = host().hard_limits[i];
+      if (task.limits[i].hard <= ours || task.state == model::TaskState::zombie || host().can_raise_limits) continue;
       diagnostics.refuse(
           fmt::format("task {} '{}'", task.pid, task.name),
-          fmt::format("its hard RLIMIT_{} of {} is above ours, {}", limit_names[i], task.limits[i].hard, ours.rlim_max),
+          fmt::format("its hard RLIMIT_{} of {} is above ours, {}", limit_names[i], task.limits[i].hard, ours),
           "run stasis with CAP_SYS_RESOURCE or from a process with a higher limit");
     }
   }
@@ -76,13 +76,6 @@ class LimitsRoom final : public TaskRoom {
       calls.push_back(call(SYS_prlimit64, 0, i, plan::struct_in(wanted), 0));
     }
     sink.perform("resource limits", "limits", std::move(calls));
-  }
-
- private:
-  static bool can_raise() {
-    constexpr uint64_t sys_resource = 24;
-    const auto status = kernel::read_status(getpid());
-    return status && ((status->cap_effective >> sys_resource) & 1) != 0;
   }
 };
 

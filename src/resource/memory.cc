@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "kernel/proc.h"
+#include "resource/host.h"
 #include "resource/memory_record.h"
 
 namespace stasis::resource {
@@ -34,7 +35,7 @@ Status look_at_our_own_mapping(pid_t host_pid, model::AddressSpace& space) {
 }
 
 /// A page that is there although nobody has touched it was locked when it was mapped.
-void ask_about_locking(model::AddressSpace& space, pid_t host_pid, Inquiry& inquiry) {
+void ask_about_locking(model::AddressSpace& space, std::function<pid_t()> host_pid, Inquiry& inquiry) {
   const uint32_t flags = MAP_PRIVATE | MAP_ANONYMOUS;
   inquiry.ask(expecting(call(SYS_mmap, 0, page_size, PROT_READ | PROT_WRITE, flags, -1, 0), Expected::anything),
               [](const Inquiry::Answer&) -> Status { return {}; });
@@ -45,9 +46,9 @@ void ask_about_locking(model::AddressSpace& space, pid_t host_pid, Inquiry& inqu
                 return {};
               });
   inquiry.ask(expecting(call(SYS_munmap, ResultOf{-2}, page_size), Expected::anything),
-              [&space, host_pid](const Inquiry::Answer&) -> Status {
+              [&space, host_pid = std::move(host_pid)](const Inquiry::Answer&) -> Status {
                 const bool on_fault = std::ranges::any_of(space.mappings, &model::Mapping::locked_on_fault);
-                return on_fault && !space.lock_future ? look_at_our_own_mapping(host_pid, space) : Status{};
+                return on_fault && !space.lock_future ? look_at_our_own_mapping(host_pid(), space) : Status{};
               });
 }
 
@@ -61,11 +62,7 @@ class MemoryRoom final : public TaskRoom {
       space.layout.brk = static_cast<uint64_t>(answer.result);
       return {};
     });
-    pid_t host_pid = task.pid.value;
-    for (const auto& [host, tree] : context.host_to_tree) {
-      if (tree == task.pid.value) host_pid = host;
-    }
-    ask_about_locking(space, host_pid, inquiry);
+    ask_about_locking(space, [&context, pid = task.pid] { return context.host_pid(pid); }, inquiry);
     return {};
   }
 
@@ -88,30 +85,14 @@ class MemoryRoom final : public TaskRoom {
                 Diagnostics& diagnostics) const override;
 };
 
-/// Where the parts of the vDSO block lie, relative to its beginning.
-std::vector<AddressRange> vdso_shape(const std::vector<AddressRange>& parts) {
-  std::vector<AddressRange> shape = parts;
-  if (shape.empty()) return shape;
-  std::ranges::sort(shape);
-  const uint64_t first = shape.front().begin;
-  for (auto& part : shape) part = {part.begin - first, part.end - first};
-  return shape;
-}
-
 /// ARCH_MAP_VDSO_64 maps data pages and code as this kernel lays them out: addresses inside must be the same.
 void validate_vdso(const model::AddressSpace& space, const std::string& subject, Diagnostics& diagnostics) {
-  std::vector<AddressRange> theirs, ours;
+  std::vector<AddressRange> theirs;
   for (const auto& mapping : space.mappings) {
     if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
       theirs.push_back(mapping.range);
   }
-  if (theirs.empty()) return;
-  const auto own = kernel::read_maps(getpid());
-  if (!own) return;
-  for (const auto& vma : *own) {
-    if (vma.path == "[vdso]" || vma.path.starts_with("[vvar")) ours.push_back(vma.range);
-  }
-  if (vdso_shape(theirs) == vdso_shape(ours)) return;
+  if (theirs.empty() || vdso_shape(std::move(theirs)) == host().vdso) return;
   diagnostics.refuse(subject, "its vDSO is laid out differently from this kernel's",
                      "Restore it on a kernel with the same vDSO");
 }
@@ -120,11 +101,7 @@ void validate_vdso(const model::AddressSpace& space, const std::string& subject,
 void validate_keys(const model::AddressSpace& space, const std::string& subject, Diagnostics& diagnostics) {
   if (std::ranges::none_of(space.mappings, [](const model::Mapping& mapping) { return mapping.protection_key > 0; }))
     return;
-  const int key = pkey_alloc(0, 0);
-  if (key >= 0) {
-    pkey_free(key);
-    return;
-  }
+  if (host().has_protection_keys) return;
   diagnostics.refuse(subject, "it uses protection keys, which this processor or kernel does not have",
                      "Restore it on a machine with protection keys");
 }

@@ -308,10 +308,8 @@ class PipeRoom final : public PipeRoomBase {
       for (const auto& [fd, slot] : table->second.slots) {
         const auto* end = context.application.descriptions.at(slot.description).state.as<PipeEnd>();
         if (end == nullptr || end->buffer != buffer) continue;
-        const auto host =
-            std::ranges::find(context.host_to_tree, task.pid.value, [](const auto& entry) { return entry.second; });
         DescriptorProbe probe;
-        probe.host_pid = host == context.host_to_tree.end() ? task.pid.value : host->first;
+        probe.host_pid = context.host_pid(task.pid);
         probe.fd = fd;
         const auto duplicate = probe.duplicate();
         if (!duplicate) return std::nullopt;

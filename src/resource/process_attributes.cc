@@ -10,8 +10,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <charconv>
 #include <cstring>
+
+#include "resource/host.h"
 
 namespace stasis::resource {
 namespace {
@@ -22,13 +23,6 @@ using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
 constexpr int set_memory_merge = 67, get_memory_merge = 68;  // PR_SET_MEMORY_MERGE, Linux 6.4
-
-template <typename T>
-T number_in(std::string_view text, int base = 10) {
-  T value{};
-  std::from_chars(text.data(), text.data() + text.size(), value, base);
-  return value;
-}
 
 /// An answer that is an int behind a pointer.
 int int_of(const Inquiry::Answer& answer) {
@@ -42,8 +36,9 @@ class ProcessAttributesRoom final : public TaskRoom {
   std::string_view name() const override { return "attributes"; }
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
-    task.personality = number_in<uint32_t>(TRY(kernel::read_proc(view.host_pid, "personality")), 16);
-    task.oom_score_adj = number_in<int32_t>(TRY(kernel::read_proc(view.host_pid, "oom_score_adj")));
+    const auto* facts = TRY(view.facts());
+    task.personality = facts->personality;
+    task.oom_score_adj = facts->oom_score_adj;
     return {};
   }
 
@@ -123,15 +118,11 @@ class ProcessAttributesRoom final : public TaskRoom {
   }
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
-    const auto ours = kernel::read_proc(getpid(), "oom_score_adj");
-    if (!ours || task.state == model::TaskState::zombie || task.oom_score_adj >= number_in<int32_t>(*ours)) return;
-    constexpr uint64_t sys_resource = 24;
-    const auto status = kernel::read_status(getpid());
-    if (status && ((status->cap_effective >> sys_resource) & 1) != 0) return;
-    diagnostics.refuse(
-        fmt::format("task {} '{}'", task.pid, task.name),
-        fmt::format("its oom_score_adj of {} is below ours, {}", task.oom_score_adj, number_in<int32_t>(*ours)),
-        "run stasis with CAP_SYS_RESOURCE");
+    const int32_t ours = host().oom_score_adj;
+    if (task.state == model::TaskState::zombie || task.oom_score_adj >= ours || host().can_raise_limits) return;
+    diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
+                       fmt::format("its oom_score_adj of {} is below ours, {}", task.oom_score_adj, ours),
+                       "run stasis with CAP_SYS_RESOURCE");
   }
 
   void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "resource/credentials.h"
+#include "resource/descriptors.h"
 #include "resource/fs_context.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
@@ -24,17 +25,9 @@ namespace stasis::resource {
 std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(),
-      &memory_room(),
-      &scheduling_room(),
-      &signals_room(),
-      &thread_pointers_room(),
-      &timers_room(),
-      &limits_room(),
-      &fs_context_room(),
-      &early_seccomp_room(),
-      &credentials_room(),
-      &process_attributes_room(),
+      &registers_room(),  &memory_room(),          &descriptors_room(), &scheduling_room(),
+      &signals_room(),    &thread_pointers_room(), &timers_room(),      &limits_room(),
+      &fs_context_room(), &early_seccomp_room(),   &credentials_room(), &process_attributes_room(),
       &seccomp_room(),
   };
   return rooms;

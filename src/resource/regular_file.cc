@@ -103,12 +103,15 @@ class RegularFileRoom final : public FileRoom {
     auto file = std::make_shared<RegularFile>();
     file->mode = probe.stat.st_mode;
     if (S_ISREG(file->mode)) file->size = static_cast<uint64_t>(probe.stat.st_size);
-    struct stat at_path{};
-    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && same_file(at_path, probe.stat);
+    const auto* at_path = context.at_path(probe.link);
+    const bool leads_here = at_path != nullptr && same_file(*at_path, probe.stat);
     file->path = leads_here ? probe.link : without_deleted(probe.link);
     if (leads_here) {
-      if (S_ISREG(file->mode) && context.policy.file_validation == "buildid")
-        file->build_id = read_build_id(probe.proc_path);
+      if (S_ISREG(file->mode) && context.policy.file_validation == "buildid") {
+        const auto [known, fresh] = context.build_ids.try_emplace({probe.stat.st_dev, probe.stat.st_ino});
+        if (fresh) known->second = read_build_id(probe.proc_path);
+        file->build_id = known->second;
+      }
     } else if (probe.stat.st_nlink == 0) {
       TRY(capture_unlinked(context, probe, *file));
     } else {

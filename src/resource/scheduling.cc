@@ -7,7 +7,8 @@
 #include <unistd.h>
 
 #include <array>
-#include <charconv>
+
+#include "resource/host.h"
 
 namespace stasis::resource {
 namespace {
@@ -56,9 +57,16 @@ class SchedulingRoom final : public TaskRoom {
       const long io = syscall(SYS_ioprio_get, io_priority_of_process, tid);
       if (io < 0) return fail_errno("ioprio_get");
       s.io_priority = static_cast<int>(io);
-      const auto slack = TRY(kernel::read_proc(tid, "timerslack_ns"));
-      std::from_chars(slack.data(), slack.data() + slack.size(), s.timer_slack_ns);
     }
+    return {};
+  }
+
+  /// Only the thread itself is told without a reading of /proc of its own.
+  Status ask(CaptureContext&, model::Task&, model::Thread& thread, Inquiry& inquiry) const override {
+    inquiry.ask(call(SYS_prctl, PR_GET_TIMERSLACK), [&thread](const Inquiry::Answer& answer) -> Status {
+      thread.scheduling.timer_slack_ns = static_cast<uint64_t>(answer.result);
+      return {};
+    });
     return {};
   }
 
@@ -98,11 +106,9 @@ class SchedulingRoom final : public TaskRoom {
   }
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
-    const auto here = read_affinity(getpid());
-    if (!here) return;
     for (const auto& thread : task.threads) {
       for (const uint32_t cpu : thread.scheduling.cpus) {
-        if (cpu < sysconf(_SC_NPROCESSORS_CONF)) continue;
+        if (cpu < host().processors) continue;
         diagnostics.warn(
             fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
             fmt::format("its affinity names CPU {}, which this machine does not have: it is left out", cpu));

@@ -68,7 +68,7 @@ class TimersRoom final : public TaskRoom {
   std::string_view name() const override { return "timers"; }
 
   Status capture(CaptureContext& context, const ProcessView& view, model::Task& task) const override {
-    for (const auto& found : TRY(kernel::read_timers(view.host_pid))) {
+    for (const auto& found : TRY(view.facts())->timers) {
       model::PosixTimer timer;
       timer.id = found.id, timer.clock = found.clock, timer.notification = found.notification;
       timer.signal = found.signal, timer.value = found.value;

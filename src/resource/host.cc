@@ -1,0 +1,61 @@
+#include "resource/host.h"
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "kernel/proc.h"
+
+namespace stasis::resource {
+namespace {
+
+bool protection_keys() {
+  const int key = pkey_alloc(0, 0);
+  if (key < 0) return false;
+  pkey_free(key);
+  return true;
+}
+
+Host look() {
+  Host host;
+  if (const long configured = sysconf(_SC_NPROCESSORS_CONF); configured > 0)
+    host.processors = static_cast<uint32_t>(configured);
+  for (size_t i = 0; i < host.hard_limits.size(); ++i) {
+    rlimit limit{};
+    if (getrlimit(static_cast<__rlimit_resource>(i), &limit) == 0) host.hard_limits[i] = limit.rlim_max;
+  }
+  constexpr uint64_t sys_resource = 24;
+  const auto status = kernel::read_status(getpid());
+  host.can_raise_limits = status && ((status->cap_effective >> sys_resource) & 1) != 0;
+  if (const auto score = kernel::read_proc(getpid(), "oom_score_adj"))
+    std::from_chars(score->data(), score->data() + score->size(), host.oom_score_adj);
+  host.has_protection_keys = protection_keys();
+  if (const auto maps = kernel::read_maps(getpid())) {
+    std::vector<AddressRange> parts;
+    for (const auto& vma : *maps) {
+      if (vma.path == "[vdso]" || vma.path.starts_with("[vvar")) parts.push_back(vma.range);
+    }
+    host.vdso = vdso_shape(std::move(parts));
+  }
+  return host;
+}
+
+}  // namespace
+
+const Host& host() {
+  static const Host known = look();
+  return known;
+}
+
+std::vector<AddressRange> vdso_shape(std::vector<AddressRange> parts) {
+  if (parts.empty()) return parts;
+  std::ranges::sort(parts);
+  const uint64_t first = parts.front().begin;
+  for (auto& part : parts) part = {part.begin - first, part.end - first};
+  return parts;
+}
+
+}  // namespace stasis::resource
