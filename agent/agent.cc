@@ -82,6 +82,8 @@ class Interpreter {
       case Operation::exit:
         leave(a[0], a[1]);
         return 0;
+      case Operation::get_actions:
+        return get_actions(a[0]);
       case Operation::move_fd:
         return move_fd(a[0], a[1], a[2]);
       case Operation::halt:
@@ -125,6 +127,13 @@ class Interpreter {
     const int64_t moved = raw_syscall(call_dup3, from, to, close_on_exec);
     raw_syscall(call_close, from);
     return moved;
+  }
+
+  static int64_t get_actions(uint64_t into) {
+    constexpr uint64_t action_size = 32;  // struct sigaction of the kernel on 64-bit machines
+    for (uint64_t signal = 1; signal <= 64; ++signal, into += action_size)
+      raw_syscall(call_rt_sigaction, signal, 0, into, 8);
+    return 0;
   }
 
   int64_t wait(uint32_t& counter, uint32_t value) {

@@ -27,6 +27,8 @@ Operation operation_of(uint32_t number) {
       return Operation::read_fully;
     case plan::Call::write_fully:
       return Operation::write_fully;
+    case plan::Call::get_actions:
+      return Operation::get_actions;
     case plan::Call::move_fd:
       return Operation::move_fd;
     default:
@@ -49,7 +51,7 @@ Expect lowered(plan::Expectation::Kind kind) {
 }
 
 template <typename T>
-void put(Bytes& bytes, uint64_t offset, const T& value) {
+void put(std::span<uint8_t> bytes, uint64_t offset, const T& value) {
   std::memcpy(bytes.data() + offset, &value, sizeof value);
 }
 
@@ -154,12 +156,20 @@ std::optional<uint32_t> SlotProgram::first_of(uint32_t origin) const {
 class AreaBuilder {
  public:
   AreaBuilder(uint64_t base, std::vector<SlotProgram>& programs, uint32_t counter_count)
-      : base_(base), programs_(programs), counter_count_(counter_count) {}
+      : base_(base), programs_(programs), counter_count_(counter_count) {
+    place();
+  }
 
-  Result<Area> build() {
+  uint64_t size() const { return size_; }
+
+  Result<Area> build(std::span<uint8_t> memory) {
     if (blob().size() > code_space)
       return fail(Error::internal("build the agent area", "the agent does not fit into its space"));
-    place();
+    if (memory.size() < size_)
+      return fail(
+          Error::internal("build the agent area",
+                          fmt::format("the program needs {} bytes, the plan reserved {}", size_, memory.size())));
+    memory_ = memory;
     write_header();
     for (uint32_t index = 0; index < programs_.size(); ++index) TRY(write_slot(index));
     return std::move(area_);
@@ -184,20 +194,20 @@ class AreaBuilder {
       next = place.leave_code + program.leave_code_.size();
       places_.push_back(place);
     }
-    area_.bytes.resize(align(next, page_size));
+    size_ = align(next, page_size);
   }
 
   void write_header() {
-    std::ranges::copy(blob(), area_.bytes.begin());
+    std::ranges::copy(blob(), memory_.begin());
     Header header{};
     header.magic = magic;
     header.version = abi_version;
-    header.area_size = area_.bytes.size();
+    header.area_size = size_;
     header.slots = slots_;
     header.slot_count = static_cast<uint32_t>(programs_.size());
     header.counter_count = counter_count_;
     header.counters = area_.counters;
-    put(area_.bytes, code_space, header);
+    put(memory_, code_space, header);
   }
 
   /// The stack and the ids of every child that the slot spawns, as addresses.
@@ -227,7 +237,7 @@ class AreaBuilder {
           instruction.args[i] += place.data;
         }
       }
-      put(area_.bytes, at, instruction);
+      put(memory_, at, instruction);
       at += sizeof instruction;
       known.origins.push_back(instruction.origin);
     }
@@ -243,9 +253,9 @@ class AreaBuilder {
     slot.stack_top = place.stack_top;
     slot.leave_code = place.leave_code;
     slot.notify_signal = program.notify_signal_;
-    put(area_.bytes, known.slot, slot);
-    std::ranges::copy(program.data_, area_.bytes.begin() + static_cast<ptrdiff_t>(place.data));
-    std::ranges::copy(program.leave_code_, area_.bytes.begin() + static_cast<ptrdiff_t>(place.leave_code));
+    put(memory_, known.slot, slot);
+    std::ranges::copy(program.data_, memory_.begin() + static_cast<ptrdiff_t>(place.data));
+    std::ranges::copy(program.leave_code_, memory_.begin() + static_cast<ptrdiff_t>(place.leave_code));
     area_.slots.push_back(std::move(known));
     return {};
   }
@@ -253,13 +263,23 @@ class AreaBuilder {
   uint64_t base_;
   std::vector<SlotProgram>& programs_;
   uint32_t counter_count_;
-  uint64_t slots_ = 0;
+  uint64_t slots_ = 0, size_ = 0;
+  std::span<uint8_t> memory_;
   std::vector<Place> places_;
   Area area_;
 };
 
 Result<Area> build_area(uint64_t base, std::vector<SlotProgram> programs, uint32_t counter_count) {
-  return AreaBuilder(base, programs, counter_count).build();
+  AreaBuilder builder(base, programs, counter_count);
+  Bytes bytes(builder.size());
+  auto area = TRY(builder.build(bytes));
+  area.bytes = std::move(bytes);
+  return area;
+}
+
+Result<Area> build_area_in(std::span<uint8_t> memory, uint64_t base, std::vector<SlotProgram> programs,
+                           uint32_t counter_count) {
+  return AreaBuilder(base, programs, counter_count).build(memory);
 }
 
 int64_t result_of(const Area& area, ByteView bytes, uint32_t slot, uint32_t instruction) {

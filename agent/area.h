@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -87,13 +88,16 @@ struct Area {
     std::vector<std::vector<OutArgument>> outs;  ///< per instruction, offsets in the area
     std::vector<uint32_t> origins;               ///< per instruction
   };
-  Bytes bytes;
+  Bytes bytes;  ///< empty if the area was built in place
   uint64_t counters = 0;
   std::vector<SlotPlace> slots;
 };
 
 /// Lays everything out for an area at `base` and resolves all references.
 Result<Area> build_area(uint64_t base, std::vector<SlotProgram> programs, uint32_t counter_count);
+/// The same in memory that is all zeros: a large area is written once, and its stacks are not touched.
+Result<Area> build_area_in(std::span<uint8_t> memory, uint64_t base, std::vector<SlotProgram> programs,
+                           uint32_t counter_count);
 
 /// Results read back from the bytes of an area after its slots have run.
 int64_t result_of(const Area& area, ByteView bytes, uint32_t slot, uint32_t instruction);

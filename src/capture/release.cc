@@ -198,10 +198,11 @@ class Killing {
   /// (kernel/pid_namespace.c, zap_pid_ns_processes).
   void wait_for_end(LiveProcess& process) {
     auto& threads = process.frozen.threads;
+    const bool our_child = process.stat.ppid == self_;
     for (;;) {
       bool all = true;
       for (auto& thread : threads) {
-        const bool ours = process.stat.ppid == getpid() && thread.pid() == thread.tid();
+        const bool ours = our_child && thread.pid() == thread.tid();
         all = thread.has_ended(!ours) && all;
       }
       if (all) return;
@@ -214,6 +215,7 @@ class Killing {
   std::vector<LiveProcess>& processes_;
   std::vector<size_t> depths_;
   std::map<pid_t, Parent> parents_;
+  const pid_t self_ = getpid();
   Waiting waiting_;
   Clock::time_point deadline_ = Clock::now() + patience;
   FirstError error_;

@@ -1,5 +1,6 @@
 // What tasks share with each other beyond the tree. CLONE_FILES, CLONE_FS, CLONE_SIGHAND and CLONE_VM may hold between
 // any two tasks. kcmp(2) orders kernel objects, so each kind is a sorted list of the objects seen so far.
+#include <array>
 #include <map>
 
 #include <fmt/format.h>
@@ -52,13 +53,22 @@ class Kind {
 
 /// unshare(2) in one thread of many. Address space and handlers are common by the rules of clone(2).
 Status check_threads(const LiveProcess& process, resource::CaptureContext& context) {
-  for (const auto& [type, name] :
-       {std::pair{KcmpType::files, "descriptor table"}, std::pair{KcmpType::fs, "working directory"}}) {
-    for (const pid_t tid : process.view.host_tids) {
-      if (tid == process.view.host_pid) continue;
-      if (TRY(kernel::kcmp(process.view.host_pid, tid, type)) == std::strong_ordering::equal) continue;
-      context.diagnostics.refuse(fmt::format("{}, thread {}", subject_of(process), tid),
-                                 fmt::format("has a {} of its own (unshare)", name),
+  constexpr std::pair<KcmpType, const char*> kinds[] = {{KcmpType::files, "descriptor table"},
+                                                        {KcmpType::fs, "working directory"}};
+  const auto& tids = process.view.host_tids;
+  std::vector<std::array<bool, std::size(kinds)>> own(tids.size());
+  TRY(parallel_for(tids.size(), [&](size_t index) -> Status {
+    for (size_t kind = 0; kind < std::size(kinds) && tids[index] != process.view.host_pid; ++kind) {
+      const auto order = TRY(kernel::kcmp(process.view.host_pid, tids[index], kinds[kind].first));
+      own[index][kind] = order != std::strong_ordering::equal;
+    }
+    return {};
+  }));
+  for (size_t index = 0; index < tids.size(); ++index) {
+    for (size_t kind = 0; kind < std::size(kinds); ++kind) {
+      if (!own[index][kind]) continue;
+      context.diagnostics.refuse(fmt::format("{}, thread {}", subject_of(process), tids[index]),
+                                 fmt::format("has a {} of its own (unshare)", kinds[kind].second),
                                  "Threads with objects of their own cannot be dumped");
     }
   }

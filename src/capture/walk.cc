@@ -157,6 +157,8 @@ class Walk {
       model::Thread thread;
       thread.tid = Tid{in_tree(status.ns_pid).value};
       thread.name = status.name;
+      // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
+      thread.blocked_signals = tracee.signal_mask();
       thread.registers.general =
           plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
       thread.registers.extended = TRY(kernel::ptrace_get_regset(tracee.tid(), NT_X86_XSTATE));

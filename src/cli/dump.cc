@@ -8,6 +8,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/until_exit.h"
 #include "resource/codec.h"
 
 namespace stasis::cli {
@@ -81,6 +82,7 @@ Status dump(const Options& options, const Session& session) {
   if (after_dump(options.dump) == capture::AfterDump::let_run) tree->context().roll_back();
   TRY(tree->release(after_dump(options.dump)));
   statistics.times = tree->times();
+  until_exit(std::move(tree));
   TRY(write_dump_statistics(session, statistics));
   session.log().info("Dumping finished successfully");
   return {};

@@ -10,6 +10,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/until_exit.h"
 #include "execute/execute.h"
 
 namespace stasis::cli {
@@ -34,8 +35,8 @@ Status write_pidfile(const Session& session, pid_t root) {
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
-  const auto checkpoint =
-      TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation}));
+  const auto& checkpoint =
+      until_exit(TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation})));
   TRY(session.run_scripts("pre-restore", 0));
 
   execute::ExecuteOptions execution;
@@ -56,6 +57,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   statistics.forking_us = built - start;
   statistics.restore_us = session.microseconds();
   TRY(write_restore_statistics(session, statistics));
+  until_exit(std::move(tree));
   TRY(session.run_scripts("post-resume", root));
   session.log().info("Restore finished successfully. Tasks resumed.");
   return root;

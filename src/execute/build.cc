@@ -28,23 +28,10 @@
 namespace stasis::execute {
 namespace {
 
-/// New memory is zero already: pages without contents (stacks) are left alone.
-void copy_used_pages(ByteView from, uint8_t* to) {
-  for (uint64_t page = 0; page < from.size(); page += page_size) {
-    const auto part = from.subspan(page, page_size);
-    const bool empty = part[0] == 0 && std::memcmp(part.data(), part.data() + 1, page_size - 1) == 0;
-    if (!empty) std::memcpy(to + page, part.data(), page_size);
-  }
-}
-
 /// The agent area mapped in stasis at the address it has in every process being built.
 class SharedArea {
  public:
-  static Result<SharedArea> create(AddressRange where, const agent::Area& area) {
-    if (area.bytes.size() > where.size()) {
-      return fail(Error::internal("map the agent area", fmt::format("the program needs {} bytes, the plan reserved {}",
-                                                                    area.bytes.size(), where.size())));
-    }
+  static Result<SharedArea> create(AddressRange where) {
     const UniqueFd memory(memfd_create("stasis-agent", MFD_CLOEXEC));
     if (!memory.valid()) return fail_errno("memfd_create", "the agent area");
     if (ftruncate(memory.get(), static_cast<off_t>(where.size())) != 0)
@@ -52,7 +39,6 @@ class SharedArea {
     void* mapped = mmap(reinterpret_cast<void*>(where.begin), where.size(), PROT_READ | PROT_WRITE | PROT_EXEC,
                         MAP_SHARED | MAP_FIXED_NOREPLACE, memory.get(), 0);
     if (mapped == MAP_FAILED) return fail_errno("mmap", fmt::format("the agent area at {:#x}", where.begin));
-    copy_used_pages(area.bytes, static_cast<uint8_t*>(mapped));
     return SharedArea(static_cast<uint8_t*>(mapped), where.size());
   }
   SharedArea(SharedArea&& other) noexcept : base_(std::exchange(other.base_, nullptr)), size_(other.size_) {}
@@ -63,6 +49,7 @@ class SharedArea {
 
   uint8_t* base() const { return base_; }
   ByteView bytes() const { return {base_, size_}; }
+  std::span<uint8_t> memory() const { return {base_, size_}; }
   agent::Header& header() const { return *reinterpret_cast<agent::Header*>(base_ + agent::code_space); }
   agent::Slot& slot(uint32_t index) const { return reinterpret_cast<agent::Slot*>(base_ + header().slots)[index]; }
   uint32_t ready() const {
@@ -247,8 +234,9 @@ class Tree final : public BuiltTree {
   Status build(const image::Directory& images) {
     lowered_ =
         TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
-    area_description_ = TRY(agent::build_area(program_.agent_area.begin, lowered_.slots, lowered_.counter_count));
-    area_.emplace(TRY(SharedArea::create(program_.agent_area, area_description_)));
+    area_.emplace(TRY(SharedArea::create(program_.agent_area)));
+    area_description_ = TRY(agent::build_area_in(area_->memory(), program_.agent_area.begin, std::move(lowered_.slots),
+                                                 lowered_.counter_count));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
     Status outcome = run();
@@ -383,7 +371,6 @@ class Tree final : public BuiltTree {
     if (settle.size() == 0) return;
     std::vector<agent::SlotProgram> slots;
     slots.push_back(std::move(settle));
-    Bytes memory;
     auto area = agent::build_area(0, std::move(slots), 1);
     if (area) agent::run_here(area->bytes.data(), 0);
   }

@@ -10,8 +10,10 @@ namespace {
 
 #include "syscall_table.inc"
 
-constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {
-    {"read_fully", Call::read_fully}, {"write_fully", Call::write_fully}, {"move_fd", Call::move_fd}};
+constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully", Call::read_fully},
+                                                                  {"write_fully", Call::write_fully},
+                                                                  {"move_fd", Call::move_fd},
+                                                                  {"get_actions", Call::get_actions}};
 
 constexpr std::string_view unnamed = "syscall ";
 

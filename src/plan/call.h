@@ -55,6 +55,8 @@ struct Call {
   static constexpr uint32_t write_fully = 0x10001;
   /// args: descriptor, wanted number, O_CLOEXEC or 0. Moves a descriptor to its number unless it has it already.
   static constexpr uint32_t move_fd = 0x10002;
+  /// args: Out of 64 kernel sigaction structures. 64 separate questions would be most of an interview.
+  static constexpr uint32_t get_actions = 0x10003;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -40,6 +40,7 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
       auto& made = made_[slot.description];
       made.uses.push_back({task.pid, fd, slot.close_on_exec});
+      used_by_[task.pid].emplace_back(slot.description, made.uses.back());
       if (made.uses.size() > 1) continue;
       made.owner = task.pid;
       made.fd = fd;
@@ -124,20 +125,20 @@ void DescriptorPlan::take(Pid pid) {
   std::set<Pid> sources;
   std::map<ObjectId, int> here;  // already in our table under this number
   auto sink = out_.process(pid);
-  for (auto& [id, made] : made_) {
-    for (const auto& use : made.uses) {
-      if (use.pid != pid) continue;
-      if (made.owner == pid && !made.temporary && use.fd == made.fd) {
-        here[id] = use.fd;
-        if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
-      } else if (made.owner == pid || here.contains(id)) {
-        sink.add(Dup2{here.contains(id) ? here[id] : made.fd, use.fd, use.close_on_exec});
-        here.emplace(id, use.fd);
-      } else {
-        if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
-        sink.add(TransferFd{made.owner, pid, made.fd, use.fd, use.close_on_exec});
-        here.emplace(id, use.fd);
-      }
+  const auto used = used_by_.find(pid);
+  if (used == used_by_.end()) return;
+  for (const auto& [id, use] : used->second) {
+    const auto& made = made_.at(id);
+    if (made.owner == pid && !made.temporary && use.fd == made.fd) {
+      here[id] = use.fd;
+      if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
+    } else if (made.owner == pid || here.contains(id)) {
+      sink.add(Dup2{here.contains(id) ? here[id] : made.fd, use.fd, use.close_on_exec});
+      here.emplace(id, use.fd);
+    } else {
+      if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
+      sink.add(TransferFd{made.owner, pid, made.fd, use.fd, use.close_on_exec});
+      here.emplace(id, use.fd);
     }
   }
   for (const Pid source : sources) out_.post(sink, taken_from(source));
@@ -160,10 +161,8 @@ void DescriptorPlan::close_temporaries(Pid pid) {
 
 OpenNumbers DescriptorPlan::open_in(Pid pid) const {
   OpenNumbers numbers;
-  for (const auto& [id, made] : made_) {
-    for (const auto& use : made.uses) {
-      if (use.pid == pid) numbers.emplace(id, use.fd);
-    }
+  if (const auto used = used_by_.find(pid); used != used_by_.end()) {
+    for (const auto& [id, use] : used->second) numbers.emplace(id, use.fd);
   }
   return numbers;
 }

@@ -41,7 +41,8 @@ class DescriptorPlan {
   Emission& out_;
   std::map<ObjectId, Pid> table_worker_;  ///< descriptor table → process
   std::map<ObjectId, Made> made_;
-  std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;  ///< by owner, in order of making
+  std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
+  std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
 };
 
 }  // namespace stasis::plan

@@ -10,6 +10,9 @@
 #include <linux/securebits.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernel/proc.h"
 
 namespace stasis::resource {
 namespace {
@@ -76,11 +79,26 @@ plan::Calls capability_calls(const model::Credentials& wanted, uint64_t held) {
   return calls;
 }
 
-uint64_t own_permitted() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[2]{};
-  if (syscall(SYS_capget, &header, data) != 0) return 0;
-  return data[0].permitted | uint64_t{data[1].permitted} << 32;
+model::Credentials credentials_of(const kernel::StatusInfo& status) {
+  model::Credentials c;
+  c.uid = status.uids[0], c.euid = status.uids[1], c.suid = status.uids[2], c.fsuid = status.uids[3];
+  c.gid = status.gids[0], c.egid = status.gids[1], c.sgid = status.gids[2], c.fsgid = status.gids[3];
+  c.groups = status.groups;
+  c.inheritable = status.cap_inheritable, c.permitted = status.cap_permitted, c.effective = status.cap_effective;
+  c.bounding = status.cap_bounding, c.ambient = status.cap_ambient;
+  c.no_new_privs = status.no_new_privs;
+  return c;
+}
+
+/// Those of stasis, asked once.
+const model::Credentials& own() {
+  static const model::Credentials known = [] {
+    model::Credentials c;
+    if (const auto status = kernel::read_status(getpid())) c = credentials_of(*status);
+    c.securebits = static_cast<uint32_t>(prctl(PR_GET_SECUREBITS));
+    return c;
+  }();
+  return known;
 }
 
 class CredentialsRoom final : public TaskRoom {
@@ -89,14 +107,7 @@ class CredentialsRoom final : public TaskRoom {
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
     for (size_t i = 0; i < task.threads.size(); ++i) {
-      const auto& status = *TRY(view.status(i));
-      auto& c = task.threads[i].credentials;
-      c.uid = status.uids[0], c.euid = status.uids[1], c.suid = status.uids[2], c.fsuid = status.uids[3];
-      c.gid = status.gids[0], c.egid = status.gids[1], c.sgid = status.gids[2], c.fsgid = status.gids[3];
-      c.groups = status.groups;
-      c.inheritable = status.cap_inheritable, c.permitted = status.cap_permitted, c.effective = status.cap_effective;
-      c.bounding = status.cap_bounding, c.ambient = status.cap_ambient;
-      c.no_new_privs = status.no_new_privs;
+      task.threads[i].credentials = credentials_of(*TRY(view.status(i)));
     }
     return {};
   }
@@ -144,7 +155,7 @@ class CredentialsRoom final : public TaskRoom {
   }
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
-    const uint64_t held = own_permitted();
+    const uint64_t held = own().permitted;
     for (const auto& thread : task.threads) {
       const auto& c = thread.credentials;
       const uint64_t missing = (c.permitted | c.effective | c.ambient) & ~held;
@@ -159,13 +170,15 @@ class CredentialsRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::privileges) return;
+    // Who has what stasis itself has got it by being forked. That is also all that stasis can give without privileges.
+    if (thread.credentials == own()) {
+      sink.perform("credentials, as stasis has them", "credentials", {});
+      return;
+    }
     auto calls = identity_calls(thread.credentials);
-    for (auto& one : capability_calls(thread.credentials, held_)) calls.push_back(std::move(one));
+    for (auto& one : capability_calls(thread.credentials, own().permitted)) calls.push_back(std::move(one));
     sink.perform("credentials", "credentials", std::move(calls), {"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"});
   }
-
- private:
-  uint64_t held_ = own_permitted();
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 // and objects together is checked here.
 #include <algorithm>
 
+#include "base/parallel.h"
 #include "image/names.h"
 #include "resource/codec.h"
 #include "resource/inventory.h"
@@ -33,6 +34,7 @@ class Decoder {
     application_.root = application_.tasks.front().pid;
     TRY(seccomp());
     TRY(descriptions());
+    TRY(load_cores());
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
     TRY(check_references());
@@ -72,16 +74,29 @@ class Decoder {
                                    where + ", field type"));
   }
 
+  /// One file per thread: read on all processors, judged one after the other.
+  Status load_cores() {
+    std::vector<std::pair<Tid, core_entry*>> wanted;
+    for (const model::Task& task : application_.tasks) {
+      auto& cores = cores_[task.pid];
+      cores.resize(task.threads.size());
+      for (size_t i = 0; i < cores.size(); ++i) wanted.emplace_back(task.threads[i].tid, &cores[i]);
+    }
+    return parallel_for(wanted.size(), [&](size_t index) -> Status {
+      auto reader = TRY(directory_.read(file_name("core-{}", wanted[index].first.value)));
+      return reader.single(*wanted[index].second);
+    });
+  }
+
   Status task(model::Task& task) {
     image::TaskRecords records;
     records.directory = &directory_;
     records.seccomp = &seccomp_;
-    for (model::Thread& thread : task.threads) {
-      auto reader = TRY(directory_.read(file_name("core-{}", thread.tid.value)));
-      records.cores.emplace_back();
-      TRY(reader.single(records.cores.back()));
-      TRY(check_core(reader.name(), records.cores.back(), records.cores.size() == 1));
-      for (const uint32_t nested : records.cores.back().thread_core().nested_tids())
+    records.cores = std::move(cores_.at(task.pid));
+    for (size_t i = 0; i < task.threads.size(); ++i) {
+      model::Thread& thread = task.threads[i];
+      TRY(check_core(file_name("core-{}", thread.tid.value), records.cores[i], i == 0));
+      for (const uint32_t nested : records.cores[i].thread_core().nested_tids())
         thread.nested_tids.push_back(static_cast<pid_t>(nested));
     }
     TRY(process_core(task, records.cores.front()));
@@ -293,6 +308,7 @@ class Decoder {
   inventory_entry inventory_;
   seccomp_entry seccomp_;
   std::map<ObjectId, mm_entry> spaces_;
+  std::map<Pid, std::vector<core_entry>> cores_;  // read, not yet judged
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include <array>
 
+#include "base/parallel.h"
 #include "resource/host.h"
 
 namespace stasis::resource {
@@ -45,7 +46,7 @@ class SchedulingRoom final : public TaskRoom {
   std::string_view name() const override { return "scheduling"; }
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
-    for (size_t i = 0; i < task.threads.size(); ++i) {
+    return parallel_for(task.threads.size(), [&](size_t i) -> Status {
       const pid_t tid = view.host_tids[i];
       auto& s = task.threads[i].scheduling;
       Attributes now{};
@@ -57,8 +58,8 @@ class SchedulingRoom final : public TaskRoom {
       const long io = syscall(SYS_ioprio_get, io_priority_of_process, tid);
       if (io < 0) return fail_errno("ioprio_get");
       s.io_priority = static_cast<int>(io);
-    }
-    return {};
+      return {};
+    });
   }
 
   /// Only the thread itself is told without a reading of /proc of its own.

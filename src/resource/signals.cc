@@ -63,8 +63,6 @@ class SignalsRoom final : public TaskRoom {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       const auto& status = *TRY(view.status(i));
       auto& thread = task.threads[i];
-      // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
-      thread.blocked_signals = TRY(kernel::ptrace_get_sigmask(view.host_tids[i]));
       if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
       if (i == 0 && status.shared_pending != 0)
         task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
@@ -76,17 +74,17 @@ class SignalsRoom final : public TaskRoom {
     auto& handlers = context.application.signal_handlers[task.handlers];
     if (handlers.id == task.handlers) return {};  // shared, and asked of another task already
     handlers.id = task.handlers;
-    for (int signal = 1; signal <= 64; ++signal) {
-      if (!has_action(signal)) continue;
-      auto& action = handlers.actions[static_cast<size_t>(signal - 1)];
-      inquiry.ask(call(SYS_rt_sigaction, signal, 0, plan::Out{sizeof(KernelAction)}, sizeof(uint64_t)),
-                  [&action](const Inquiry::Answer& answer) -> Status {
+    inquiry.ask(call(plan::Call::get_actions, plan::Out{64 * sizeof(KernelAction)}),
+                [&handlers](const Inquiry::Answer& answer) -> Status {
+                  for (int signal = 1; signal <= 64; ++signal) {
+                    if (!has_action(signal)) continue;
+                    const auto index = static_cast<size_t>(signal - 1);
                     KernelAction now{};
-                    std::memcpy(&now, answer.out.at(0).data(), sizeof now);
-                    action = {now.handler, now.flags, now.restorer, now.mask};
-                    return {};
-                  });
-    }
+                    std::memcpy(&now, answer.out.at(0).data() + index * sizeof now, sizeof now);
+                    handlers.actions[index] = {now.handler, now.flags, now.restorer, now.mask};
+                  }
+                  return {};
+                });
     return {};
   }
 

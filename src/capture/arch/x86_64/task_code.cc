@@ -144,6 +144,8 @@ Status leave_restartable_sequence(pid_t tid, Bytes& general) {
   } descriptor{};
   constexpr uint64_t descriptor_pointer = 8;
 
+  // A system call is not allowed inside such a section (kernel/rseq.c, rseq_syscall).
+  if (load(general).orig_rax != no_call) return {};
   const auto registered = kernel::ptrace_get_rseq(tid);
   if (!registered && registered.error().code() != ErrorCode::gone) return {};  // a kernel without rseq
   if (!registered) return fail(registered.error());
