@@ -160,15 +160,12 @@ class AreaBuilder {
     place();
   }
 
-  uint64_t size() const { return size_; }
+  uint64_t content_size() const { return content_size_; }
+  uint64_t size() const { return area_.size; }
 
   Result<Area> build(std::span<uint8_t> memory) {
     if (blob().size() > code_space)
       return fail(Error::internal("build the agent area", "the agent does not fit into its space"));
-    if (memory.size() < size_)
-      return fail(
-          Error::internal("build the agent area",
-                          fmt::format("the program needs {} bytes, the plan reserved {}", size_, memory.size())));
     memory_ = memory;
     write_header();
     for (uint32_t index = 0; index < programs_.size(); ++index) TRY(write_slot(index));
@@ -186,15 +183,19 @@ class AreaBuilder {
     uint64_t next = align(slots_ + programs_.size() * sizeof(Slot), 64);
     for (const auto& program : programs_) {
       Place place{};
-      place.stack_top = align(next, 16) + program.stack_size_;
-      place.instructions = place.stack_top;
+      place.instructions = align(next, 16);
       place.results = place.instructions + program.instructions_.size() * sizeof(Instruction);
       place.data = align(place.results + program.instructions_.size() * sizeof(int64_t), 16);
       place.leave_code = align(place.data + program.data_.size(), 64);
       next = place.leave_code + program.leave_code_.size();
       places_.push_back(place);
     }
-    size_ = align(next, page_size);
+    content_size_ = align(next, page_size);
+    // Stacks come last, all together: they need neither be written nor be read back.
+    next = content_size_;
+    for (size_t index = 0; index < programs_.size(); ++index)
+      next = places_[index].stack_top = next + align(programs_[index].stack_size_, 16);
+    area_.size = align(next, page_size);
   }
 
   void write_header() {
@@ -202,7 +203,7 @@ class AreaBuilder {
     Header header{};
     header.magic = magic;
     header.version = abi_version;
-    header.area_size = size_;
+    header.area_size = area_.size;
     header.slots = slots_;
     header.slot_count = static_cast<uint32_t>(programs_.size());
     header.counter_count = counter_count_;
@@ -263,7 +264,7 @@ class AreaBuilder {
   uint64_t base_;
   std::vector<SlotProgram>& programs_;
   uint32_t counter_count_;
-  uint64_t slots_ = 0, size_ = 0;
+  uint64_t slots_ = 0, content_size_ = 0;
   std::span<uint8_t> memory_;
   std::vector<Place> places_;
   Area area_;
@@ -271,7 +272,7 @@ class AreaBuilder {
 
 Result<Area> build_area(uint64_t base, std::vector<SlotProgram> programs, uint32_t counter_count) {
   AreaBuilder builder(base, programs, counter_count);
-  Bytes bytes(builder.size());
+  Bytes bytes(builder.content_size());
   auto area = TRY(builder.build(bytes));
   area.bytes = std::move(bytes);
   return area;
@@ -279,7 +280,12 @@ Result<Area> build_area(uint64_t base, std::vector<SlotProgram> programs, uint32
 
 Result<Area> build_area_in(std::span<uint8_t> memory, uint64_t base, std::vector<SlotProgram> programs,
                            uint32_t counter_count) {
-  return AreaBuilder(base, programs, counter_count).build(memory);
+  AreaBuilder builder(base, programs, counter_count);
+  if (memory.size() < builder.size()) {
+    return fail(Error::internal("build the agent area", fmt::format("the program needs {} bytes, the plan reserved {}",
+                                                                    builder.size(), memory.size())));
+  }
+  return builder.build(memory);
 }
 
 int64_t result_of(const Area& area, ByteView bytes, uint32_t slot, uint32_t instruction) {

@@ -88,7 +88,8 @@ struct Area {
     std::vector<std::vector<OutArgument>> outs;  ///< per instruction, offsets in the area
     std::vector<uint32_t> origins;               ///< per instruction
   };
-  Bytes bytes;  ///< empty if the area was built in place
+  uint64_t size = 0;  ///< of the whole area, in whole pages
+  Bytes bytes;        ///< its beginning: all but the stacks, which are zeros. Empty if the area was built in place
   uint64_t counters = 0;
   std::vector<SlotPlace> slots;
 };

@@ -48,7 +48,7 @@ Status Infection::choose_places() {
   stub_call_ = stub_address_;
   stub_unmap_ = stub_address_ + make_stub(first().general(), 0, {}).unmap_entry;
   TRY(build_area());
-  place_ = TRY(find_gap(occupied_, area_.bytes.size()));
+  place_ = TRY(find_gap(occupied_, area_.size));
   return {};
 }
 

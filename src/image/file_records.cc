@@ -31,7 +31,9 @@ Status FileRecords::load() {
   const std::string name = file_name("files");
   if (!directory_.has(name)) return {};
   auto reader = TRY(directory_.read(name));
-  for (FileRecord record; TRY(reader.next(record));) files.push_back(record);
+  while (TRY(reader.next(files.emplace_back()))) {
+  }
+  files.pop_back();  // the one that was not there
   return {};
 }
 

@@ -1,6 +1,7 @@
 // files.img and the side images of file kinds (pipes-data, remap-fpath, ghost-file-N …).
 #pragma once
 
+#include <deque>
 #include <any>
 #include <map>
 #include <memory>
@@ -22,7 +23,7 @@ class FileRecords {
   explicit FileRecords(const Directory& directory) : directory_(directory) {}
   const Directory& directory() const { return directory_; }
 
-  std::vector<FileRecord> files;  ///< files.img, by ascending id
+  std::deque<FileRecord> files;  ///< files.img, by ascending id. Records are expensive to move
 
   // -- encoding: side images are opened on first use and closed by finish()
   /// "pipes-data" → the writer of pipes-data.img.

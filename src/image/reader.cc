@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "image/directory.h"
 
@@ -71,23 +72,28 @@ class Autopsy {
 
 }  // namespace
 
-Status parse_record(ByteView bytes, pb::Message& record, const std::string& where) {
+namespace {
+
+/// What is wrong with the record, or nothing.
+std::optional<std::string> parse(ByteView bytes, pb::Message& record) {
   const auto& type = record.GetDescriptor()->name();
   record.Clear();
-  if (bytes.size() > record_limit)
-    return fail(Error::invalid("read image", fmt::format("a {} of {} bytes is too long", type, bytes.size()), where));
+  if (bytes.size() > record_limit) return fmt::format("a {} of {} bytes is too long", type, bytes.size());
   pb::io::CodedInputStream input(bytes.data(), static_cast<int>(bytes.size()));
   input.SetRecursionLimit(nesting_limit);
   // "Partial": a complete parse would print about missing fields itself.
   if (!record.ParsePartialFromCodedStream(&input) || !input.ConsumedEntireMessage())
-    return fail(Error::invalid(
-        "read image", fmt::format("not a {}: {} cannot be read", type, Autopsy(bytes).field(record.GetDescriptor())),
-        where));
-  if (!record.IsInitialized()) {
-    std::vector<std::string> missing;
-    record.FindInitializationErrors(&missing);
-    return fail(Error::invalid("read image", fmt::format("{} lacks the field {}", type, missing.front()), where));
-  }
+    return fmt::format("not a {}: {} cannot be read", type, Autopsy(bytes).field(record.GetDescriptor()));
+  if (record.IsInitialized()) return std::nullopt;
+  std::vector<std::string> missing;
+  record.FindInitializationErrors(&missing);
+  return fmt::format("{} lacks the field {}", type, missing.front());
+}
+
+}  // namespace
+
+Status parse_record(ByteView bytes, pb::Message& record, const std::string& where) {
+  if (auto problem = parse(bytes, record)) return fail(Error::invalid("read image", std::move(*problem), where));
   return {};
 }
 
@@ -133,9 +139,17 @@ Result<bool> Reader::next(pb::Message& record) {
   if (length > remaining())
     return reject(fmt::format("its length {} goes beyond the end of the file ({} bytes left)", length, remaining()));
   if (length > record_limit) return reject(fmt::format("its length {} is beyond reason", length));
-  Bytes bytes(length);
-  TRY(fetch(bytes));
-  TRY(parse_record(bytes, record, where()));
+  std::optional<std::string> problem;
+  if (const uint64_t skip = position_ - buffer_offset_;
+      position_ >= buffer_offset_ && skip + length <= buffer_.size()) {
+    problem = parse(ByteView(buffer_).subspan(skip, length), record);
+    position_ += length;
+  } else {
+    Bytes bytes(length);
+    TRY(fetch(bytes));
+    problem = parse(bytes, record);
+  }
+  if (problem) return reject(std::move(*problem));
   return true;
 }
 

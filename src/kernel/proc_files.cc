@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
 #include "kernel/text.h"
@@ -115,9 +116,15 @@ Result<std::vector<pid_t>> list_threads(pid_t pid) {
 Result<std::vector<pid_t>> list_children(pid_t pid) { return list_children(pid, TRY(list_threads(pid))); }
 
 Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids) {
+  std::vector<Result<std::string>> texts(tids.size());
+  (void)parallel_for(tids.size(), [&](size_t index) -> Status {
+    texts[index] = read_path(fmt::format("/proc/{}/task/{}/children", pid, tids[index]), pid);
+    return {};
+  });
   std::vector<pid_t> children;
-  for (const pid_t tid : tids) {
-    const auto text = read_path(fmt::format("/proc/{}/task/{}/children", pid, tid), pid);
+  for (size_t index = 0; index < tids.size(); ++index) {
+    const pid_t tid = tids[index];
+    const auto& text = texts[index];
     // A thread may end between the two looks; its children then belong to another thread and are seen next time.
     if (!text && (text.error().code() == ErrorCode::gone || text.error().errno_value() == ENOENT)) {
       if (tid == pid) {

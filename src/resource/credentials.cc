@@ -171,7 +171,7 @@ class CredentialsRoom final : public TaskRoom {
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::privileges) return;
     // Who has what stasis itself has got it by being forked. That is also all that stasis can give without privileges.
-    if (thread.credentials == own()) {
+    if (has_inherited_credentials(thread)) {
       sink.perform("credentials, as stasis has them", "credentials", {});
       return;
     }
@@ -182,6 +182,8 @@ class CredentialsRoom final : public TaskRoom {
 };
 
 }  // namespace
+
+bool has_inherited_credentials(const model::Thread& thread) { return thread.credentials == own(); }
 
 const TaskRoom& credentials_room() {
   static const CredentialsRoom room;

@@ -8,4 +8,7 @@ namespace stasis::resource {
 
 const TaskRoom& credentials_room();
 
+/// Whether the thread has the credentials of stasis itself: it gets them by being forked, and nothing changes them.
+bool has_inherited_credentials(const model::Thread&);
+
 }  // namespace stasis::resource

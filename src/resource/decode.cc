@@ -52,16 +52,16 @@ class Decoder {
   Status descriptions() {
     TRY(files_.load());
     for (const image::FileRecord& record : files_.files) {
-      const auto where = fmt::format("files.img, id {}", record.id());
-      if (record.id() == 0) return reject(where, "id", "0 is no id");
-      auto description = TRY_IN("read open file", description_of(record, where));
+      const auto where = [&] { return fmt::format("files.img, id {}", record.id()); };
+      if (record.id() == 0) return reject(where(), "id", "0 is no id");
+      auto description = TRY_IN("read open file", description_of(record));
       const auto [known, fresh] = application_.descriptions.emplace(ObjectId{record.id()}, std::move(description));
-      if (!fresh) return reject(where, "id", "occurs twice");
+      if (!fresh) return reject(where(), "id", "occurs twice");
     }
     return {};
   }
 
-  Result<model::OpenDescription> description_of(const image::FileRecord& record, const std::string& where) {
+  Result<model::OpenDescription> description_of(const image::FileRecord& record) {
     for (const FileRoom* room : file_rooms()) {
       if (!room->decodes(files_, record)) continue;
       auto description = TRY(room->decode(files_, record, application_));
@@ -71,7 +71,7 @@ class Decoder {
     }
     return fail(Error::unsupported("read open file",
                                    fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
-                                   where + ", field type"));
+                                   fmt::format("files.img, id {}, field type", record.id())));
   }
 
   /// One file per thread: read on all processors, judged one after the other.
@@ -207,7 +207,8 @@ class Decoder {
     for (fdinfo_entry entry; TRY(reader.next(entry));) {
       if (entry.fd() >= descriptor_limit)
         return reject(reader.where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
-      TRY(expect_description(ObjectId{entry.id()}, reader.where(), "id"));
+      if (!application_.descriptions.contains(ObjectId{entry.id()}))
+        TRY(expect_description(ObjectId{entry.id()}, reader.where(), "id"));
       const bool fresh =
           table.slots
               .emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0})

@@ -12,6 +12,7 @@
 
 #include <cstring>
 
+#include "resource/credentials.h"
 #include "resource/host.h"
 
 namespace stasis::resource {
@@ -148,6 +149,9 @@ class ProcessAttributesRoom final : public TaskRoom {
       sink.add(plan::SetChildReaper{true});
     if (stage != plan::Stage::privileges) return;
     plan::Calls calls;
+    // A thread that keeps stasis' credentials resets neither, and is born without a death signal (kernel/fork.c).
+    const bool untouched = thread.tid != leader_of(task.pid) && has_inherited_credentials(thread);
+    if (untouched && thread.parent_death_signal == 0) return;
     const int dumpable = application.address_spaces.at(task.address_space).dumpable;
     // 2 (readable by root only) cannot be set by prctl: the kernel gives it to tasks that change ids where
     // fs.suid_dumpable says so.

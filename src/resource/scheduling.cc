@@ -41,25 +41,37 @@ Result<std::vector<uint32_t>> read_affinity(pid_t tid) {
   return cpus;
 }
 
+Status read_scheduling(pid_t tid, model::Scheduling& s) {
+  Attributes now{};
+  if (syscall(SYS_sched_getattr, tid, &now, sizeof now, 0) != 0) return fail_errno("sched_getattr");
+  s.policy = now.policy, s.flags = now.flags, s.nice = now.nice, s.priority = now.priority;
+  // For other policies the kernel shows its own slice as the runtime: setting it would make it a request.
+  if (now.policy == policy_deadline) s.runtime = now.runtime, s.deadline = now.deadline, s.period = now.period;
+  s.cpus = TRY(read_affinity(tid));
+  const long io = syscall(SYS_ioprio_get, io_priority_of_process, tid);
+  if (io < 0) return fail_errno("ioprio_get");
+  s.io_priority = static_cast<int>(io);
+  return {};
+}
+
+/// That of stasis, which every process and thread begins with: they are created before any of them changes its own.
+const model::Scheduling& own_scheduling() {
+  static const model::Scheduling known = [] {
+    model::Scheduling s;
+    if (!read_scheduling(0, s)) s.cpus.clear();
+    s.timer_slack_ns = static_cast<uint64_t>(prctl(PR_GET_TIMERSLACK));
+    return s;
+  }();
+  return known;
+}
+
 class SchedulingRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "scheduling"; }
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
-    return parallel_for(task.threads.size(), [&](size_t i) -> Status {
-      const pid_t tid = view.host_tids[i];
-      auto& s = task.threads[i].scheduling;
-      Attributes now{};
-      if (syscall(SYS_sched_getattr, tid, &now, sizeof now, 0) != 0) return fail_errno("sched_getattr");
-      s.policy = now.policy, s.flags = now.flags, s.nice = now.nice, s.priority = now.priority;
-      // For other policies the kernel shows its own slice as the runtime: setting it would make it a request.
-      if (now.policy == policy_deadline) s.runtime = now.runtime, s.deadline = now.deadline, s.period = now.period;
-      s.cpus = TRY(read_affinity(tid));
-      const long io = syscall(SYS_ioprio_get, io_priority_of_process, tid);
-      if (io < 0) return fail_errno("ioprio_get");
-      s.io_priority = static_cast<int>(io);
-      return {};
-    });
+    return parallel_for(task.threads.size(),
+                        [&](size_t i) { return read_scheduling(view.host_tids[i], task.threads[i].scheduling); });
   }
 
   /// Only the thread itself is told without a reading of /proc of its own.
@@ -122,6 +134,10 @@ class SchedulingRoom final : public TaskRoom {
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::thread) return;
     const auto& s = thread.scheduling;
+    if (!s.cpus.empty() && s == own_scheduling()) {
+      sink.perform("scheduling, as stasis has it", "scheduling", {});
+      return;
+    }
     const Attributes wanted{sizeof(Attributes), s.policy, s.flags, s.nice, s.priority, s.runtime, s.deadline, s.period};
     plan::Calls calls;
     if (!s.cpus.empty()) {
