@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <fstream>
-#include <map>
 #include <string>
 
 #include "execute/execute.h"
@@ -22,14 +21,7 @@ Status validate(const model::Application& application, const Session& session) {
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
   }
-  std::map<std::string, model::KindState> seen;  // the same file may be open a thousand times
-  for (const auto& [id, description] : application.descriptions) {
-    const auto [known, fresh] = seen.try_emplace(description.state.value->describe(), description.state);
-    if (!fresh && known->second == description.state) continue;
-    if (const auto* room = resource::file_room(description.state.value->kind())) {
-      room->validate(application, description, diagnostics);
-    }
-  }
+  for (const auto* room : resource::file_rooms()) room->validate_all(application, diagnostics);
   session.report(diagnostics);
   if (!diagnostics.refused()) return {};
   return fail(

@@ -15,6 +15,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "agent/area.h"
@@ -146,6 +147,16 @@ AddressRange own_rseq() {
   return {begin, begin + 32};  // glibc registers 32 bytes, whatever __rseq_size says of those in use
 }
 
+/// Everything below a process, itself included, parents first.
+std::vector<pid_t> descendants(pid_t root) {
+  std::vector<pid_t> found{root};
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (const auto children = kernel::list_children(found[i]))
+      found.insert(found.end(), children->begin(), children->end());
+  }
+  return found;
+}
+
 /// Looks for tasks that died without saying so: nobody would ever post what others wait for.
 class Watchdog {
  public:
@@ -177,19 +188,32 @@ class Watchdog {
         area_.cancel();
         return;
       }
-      if (same_namespace_) look();
+      look();
     }
   }
   void look() {
+    std::map<pid_t, char> states;  // of processes, by their ids in the tree's namespace
+    if (!same_namespace_) states = namespace_states();
     for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
       const auto& slot = area_.slot(index);
       if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
-      if (is_dead(slot.host_pid, slot.tid) && !may_end_now(slot)) {
+      const auto state = states.find(slot.host_pid);
+      const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid)
+                                        : state == states.end() || state->second == 'Z' || state->second == 'X';
+      if (dead && !may_end_now(slot)) {
         dead_slot_ = index;
         area_.cancel();
         return;
       }
     }
+  }
+  static std::map<pid_t, char> namespace_states() {
+    std::map<pid_t, char> states;
+    for (const pid_t pid : descendants(getpid())) {
+      const auto status = kernel::read_status(pid);
+      if (status && status->ns_pid.size() > 1) states[status->ns_pid.back()] = status->state;
+    }
+    return states;
   }
   static bool is_dead(pid_t pid, pid_t tid) {
     const auto stat = kernel::read_thread_stat(pid, tid);
@@ -213,16 +237,6 @@ class Watchdog {
   std::thread thread_;  // last: it uses all of the above
 };
 
-/// Everything below a process, itself included, parents first.
-std::vector<pid_t> descendants(pid_t root) {
-  std::vector<pid_t> found{root};
-  for (size_t i = 0; i < found.size(); ++i) {
-    if (const auto children = kernel::list_children(found[i]))
-      found.insert(found.end(), children->begin(), children->end());
-  }
-  return found;
-}
-
 class Tree final : public BuiltTree {
  public:
   Tree(const plan::Program& program, const model::Application& application, const ExecuteOptions& options)
@@ -239,7 +253,9 @@ class Tree final : public BuiltTree {
                                                  lowered_.counter_count));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
+    if (const auto children = kernel::list_children(getpid())) bystanders_.insert(children->begin(), children->end());
     Status outcome = run();
+    if (outcome) outcome = seize();
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
     if (!outcome) {
       destroy();
@@ -251,12 +267,17 @@ class Tree final : public BuiltTree {
   pid_t host_root() const override { return host_root_; }
 
   Status resume() override {
-    TRY(resume_tree(application_, host_root_, program_.agent_area, area_description_, options_.leave_stopped));
+    TRY(resumption_->let_go(options_.leave_stopped));
     resumed_ = true;
     return {};
   }
 
  private:
+  Status seize() {
+    resumption_ = TRY(Resumption::seize(application_, host_root_, program_.agent_area));
+    return {};
+  }
+
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
   Status run() {
     const SignalsBlocked blocked;
@@ -343,17 +364,25 @@ class Tree final : public BuiltTree {
       if (options_.sibling && host_root_ > 0) doomed = descendants(host_root_);
       if (const auto children = kernel::list_children(getpid())) {
         for (const pid_t child : *children) {
+          if (bystanders_.contains(child)) continue;
           const auto below = descendants(child);
           doomed.insert(doomed.end(), below.begin(), below.end());
         }
       }
       for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
-      while (waitpid(-1, nullptr, __WALL | WNOHANG) > 0) {
-      }
+      for (const pid_t pid : doomed) reap(pid);
       if (!found) return;
       usleep(500);
       if (options_.sibling && doomed.size() == 1) return;  // a zombie that its own parent reaps
     }
+  }
+
+  /// A thread that we trace has to be waited for on its own, and before its leader.
+  static void reap(pid_t pid) {
+    for (const pid_t tid : kernel::list_threads(pid).value_or(std::vector<pid_t>{})) {
+      if (tid != pid) waitpid(tid, nullptr, __WALL | WNOHANG);
+    }
+    waitpid(pid, nullptr, __WALL | WNOHANG);
   }
 
   /// Runs what the supervisor would have done last (removing temporary files), whatever became of the rest.
@@ -382,6 +411,8 @@ class Tree final : public BuiltTree {
   Lowered lowered_;
   agent::Area area_description_;
   std::optional<SharedArea> area_;
+  std::unique_ptr<Resumption> resumption_;
+  std::set<pid_t> bystanders_;  ///< children of ours from before
   pid_t host_root_ = 0;
   bool resumed_ = false;
 };

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -126,7 +127,17 @@ class Lowering {
     now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
+    if (!is_root && stays_child(fork.child_pid, command.pid)) {
+      // Like the root it must not outlive its parent, and so stasis: until its own death signal is set, last of all.
+      result_.slots[child].call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), static_cast<uint32_t>(origin_));
+    }
     return {};
+  }
+
+  /// Alive in the end, and with the same parent: nobody whom it depends on ends before.
+  bool stays_child(Pid child, Pid creator) const {
+    const auto* task = application_.find(child);
+    return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator;
   }
 
   /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images.
@@ -198,7 +209,11 @@ class Lowering {
     add(call(plan::Call::move_fd, ResultOf{-1}, to, close_on_exec ? O_CLOEXEC : 0));
   }
   Status lower(const plan::Command&, const plan::Open& open) {
-    add(call(SYS_openat, AT_FDCWD, plan::text(open.path), open.flags, open.mode));
+    std::string path = open.path;
+    if (path.starts_with(plan::supervisor_directory)) {
+      path.replace(0, plan::supervisor_directory.size(), fmt::format("/proc/{}/", getpid()));
+    }
+    add(call(SYS_openat, AT_FDCWD, plan::text(path), open.flags, open.mode));
     move_fd(open.fd, (open.flags & O_CLOEXEC) != 0);
     return {};
   }

@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "agent/area.h"
 #include "execute/arch/x86_64/final_registers.h"
 #include "kernel/proc.h"
 #include "kernel/ptrace.h"
@@ -35,17 +36,20 @@ Result<std::map<pid_t, pid_t>> host_ids(pid_t host_root) {
   return ids;
 }
 
-class Resumption {
+class SeizedThreads final : public Resumption {
  public:
-  Resumption(const model::Application& application, AddressRange area) : application_(application), area_(area) {}
+  SeizedThreads(const model::Application& application, AddressRange area) : application_(application), area_(area) {}
 
-  Status run(pid_t host_root, ByteView code, bool leave_stopped) {
-    syscall_instruction_ = area_.begin + TRY(find_syscall_instruction(code));
+  Status take(pid_t host_root) {
     TRY(find_threads(host_root));
-    TRY(seize());
+    return seize();
+  }
+
+  Status let_go(bool leave_stopped) override {
+    syscall_instruction_ = area_.begin + TRY(find_syscall_instruction(agent::blob()));
     for (auto& live : threads_) TRY_IN(name_of(live), set_state(live));
     TRY(unmap_agent());
-    return let_go(leave_stopped);
+    return detach(leave_stopped);
   }
 
  private:
@@ -78,8 +82,8 @@ class Resumption {
     for (const auto& live : threads_) {
       const bool filtered = live.thread->seccomp.mode != model::Seccomp::Mode::disabled;
       // Our last call in the task is not one that its filter was written for.
-      TRY_IN(name_of(live),
-             kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+      TRY_IN(name_of(live), kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL |
+                                                                    (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
       TRY_IN(name_of(live), kernel::ptrace_interrupt(live.host_tid));
     }
     for (auto& live : threads_) {
@@ -138,7 +142,7 @@ class Resumption {
     }
   }
 
-  Status let_go(bool leave_stopped) {
+  Status detach(bool leave_stopped) {
     for (const auto& live : threads_) {
       const bool leader = live.host_tid == live.host_pid;
       if (leader && (leave_stopped || live.task->state == model::TaskState::stopped)) kill(live.host_pid, SIGSTOP);
@@ -160,9 +164,11 @@ class Resumption {
 
 }  // namespace
 
-Status resume_tree(const model::Application& application, pid_t host_root, AddressRange agent_area, const agent::Area&,
-                   bool leave_stopped) {
-  return Resumption(application, agent_area).run(host_root, agent::blob(), leave_stopped);
+Result<std::unique_ptr<Resumption>> Resumption::seize(const model::Application& application, pid_t host_root,
+                                                      AddressRange agent_area) {
+  auto threads = std::make_unique<SeizedThreads>(application, agent_area);
+  TRY(threads->take(host_root));
+  return threads;
 }
 
 }  // namespace stasis::execute

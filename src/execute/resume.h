@@ -3,14 +3,21 @@
 
 #include <sys/types.h>
 
-#include "agent/area.h"
+#include <memory>
+
 #include "base/result.h"
+#include "base/types.h"
 #include "model/application.h"
 
 namespace stasis::execute {
 
-/// Seizes all threads, sets registers, extended state and signal masks, unmaps the agent area, detaches.
-Status resume_tree(const model::Application&, pid_t host_root, AddressRange agent_area, const agent::Area& area,
-                   bool leave_stopped);
+class Resumption {
+ public:
+  /// Stops all threads. From here on they do not outlive stasis (PTRACE_O_EXITKILL), until they are let go.
+  static Result<std::unique_ptr<Resumption>> seize(const model::Application&, pid_t host_root, AddressRange agent_area);
+  virtual ~Resumption() = default;
+  /// Sets registers and extended state, unmaps the agent area, sets signal masks, detaches.
+  virtual Status let_go(bool leave_stopped) = 0;
+};
 
 }  // namespace stasis::execute

@@ -28,13 +28,18 @@ Status FileRecords::finish() {
 
 Status FileRecords::load() {
   files.clear();
+  index_.clear();
   const std::string name = file_name("files");
   if (!directory_.has(name)) return {};
   auto reader = TRY(directory_.read(name));
-  while (TRY(reader.next(files.emplace_back()))) {
-  }
+  while (TRY(reader.next(files.emplace_back()))) index_.emplace(files.back().id(), files.size() - 1);
   files.pop_back();  // the one that was not there
   return {};
+}
+
+const FileRecord* FileRecords::find(uint32_t id) const {
+  const auto found = index_.find(id);
+  return found == index_.end() ? nullptr : &files[found->second];
 }
 
 }  // namespace stasis::image

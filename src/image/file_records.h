@@ -5,9 +5,12 @@
 #include <any>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "fdinfo.pb.h"
@@ -25,6 +28,9 @@ class FileRecords {
 
   std::deque<FileRecord> files;  ///< files.img, by ascending id. Records are expensive to move
 
+  /// True when asked for the first time: whether what several records share must be written or read now.
+  bool first_time(std::string_view kind, uint64_t id) const { return shared_.emplace(kind, id).second; }
+
   // -- encoding: side images are opened on first use and closed by finish()
   /// "pipes-data" → the writer of pipes-data.img.
   Result<Writer*> side(std::string_view pattern);
@@ -35,6 +41,8 @@ class FileRecords {
   // -- decoding
   /// Reads files.img.
   Status load();
+  /// The record of files.img with this id; nullptr if there is none.
+  const FileRecord* find(uint32_t id) const;
   /// All records of a side image that has only records; empty if there is no such file. Read once, valid while this
   /// object lives.
   template <typename Message>
@@ -59,6 +67,8 @@ class FileRecords {
 
   const Directory& directory_;
   std::map<std::string, Writer> writers_;
+  mutable std::set<std::pair<std::string, uint64_t>> shared_;
+  std::unordered_map<uint32_t, size_t> index_;  ///< id → position in `files` after load()
   mutable std::map<std::string, std::any> sides_;
 };
 

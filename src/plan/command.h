@@ -121,6 +121,10 @@ struct Post {
 // ---- descriptors. `description` names the open file description of the Application that the step makes or moves;
 // 0: a passing one that must be closed before the end.
 
+/// A path that begins with this leads to the supervisor's own entries in procfs: what the supervisor holds open, every
+/// process can open anew. The pid in its place is known only when the program runs.
+inline constexpr std::string_view supervisor_directory = "/proc/supervisor/";
+
 struct Open {
   static constexpr std::string_view name = "OPEN";
   std::string path;

@@ -34,41 +34,59 @@ Calls owner_calls(int fd, const model::FileOwner& owner) {
 }  // namespace
 
 DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
-  std::map<ObjectId, size_t> group_of;  // "made together" object → index in the owner's groups
   for (const auto& task : out.application.tasks) {
     if (task.state == model::TaskState::zombie || !table_worker_.emplace(task.descriptors, task.pid).second) continue;
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
-      auto& made = made_[slot.description];
+      auto& made = known(slot.description, task.pid, fd);
       made.uses.push_back({task.pid, fd, slot.close_on_exec});
       used_by_[task.pid].emplace_back(slot.description, made.uses.back());
-      if (made.uses.size() > 1) continue;
-      made.owner = task.pid;
-      made.fd = fd;
-      const auto& description = out.application.descriptions.at(slot.description);
-      made.maker = out.maker(description);
-      const ObjectId together = made.maker != nullptr ? made.maker->made_together(description) : ObjectId{};
-      if (together.value == 0) {
-        groups_[task.pid].push_back({slot.description});
-      } else if (const auto known = group_of.find(together); known == group_of.end()) {
-        group_of[together] = groups_[task.pid].size();
-        groups_[task.pid].push_back({slot.description});
-      } else {
-        // Somebody before us has the other end and makes this one for us.
-        for (auto& [owner, groups] : groups_) {
-          if (known->second >= groups.size()) continue;
-          auto& group = groups[known->second];
-          const auto& first = out.application.descriptions.at(group.front());
-          const auto* maker = made_.at(group.front()).maker;
-          if (maker == nullptr || maker->made_together(first) != together) continue;
-          group.push_back(slot.description);
-          if (owner != task.pid) {
-            made.owner = owner;
-            made.temporary = true;
-            made.fd = -1;  // chosen when it is made
-          }
-          break;
-        }
-      }
+    }
+  }
+  add_mapped_files();
+}
+
+/// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
+/// what has to be made together with it.
+DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
+  const auto [entry, fresh] = made_.try_emplace(id);
+  auto& made = entry->second;
+  if (!fresh) return made;
+  made.owner = pid;
+  made.fd = fd;
+  made.temporary = fd < 0;
+  const auto& description = out_.application.descriptions.at(id);
+  made.maker = out_.maker(description);
+  const ObjectId together = made.maker != nullptr ? made.maker->made_together(description) : ObjectId{};
+  const auto group = together.value == 0 ? group_of_.end() : group_of_.find(together);
+  if (group == group_of_.end()) {
+    if (together.value != 0) group_of_[together] = {pid, groups_[pid].size()};
+    groups_[pid].push_back({id});
+    return made;
+  }
+  const auto [owner, index] = group->second;
+  groups_[owner][index].push_back(id);
+  if (owner != pid) {  // somebody before us has the other end and makes this one for us
+    made.owner = owner;
+    made.temporary = true;
+    made.fd = -1;
+  }
+  return made;
+}
+
+/// Mapped files that no path leads to (memfds): made once like descriptors, and passed to everybody who maps them.
+void DescriptorPlan::add_mapped_files() {
+  for (const auto& task : out_.application.tasks) {
+    if (task.state == model::TaskState::zombie) continue;
+    const auto space = out_.application.address_spaces.find(task.address_space);
+    if (space == out_.application.address_spaces.end()) continue;
+    for (const auto& mapping : space->second.mappings) {
+      const auto description = out_.application.descriptions.find(mapping.file);
+      if (description == out_.application.descriptions.end()) continue;
+      const auto* maker = out_.maker(description->second);
+      if (maker == nullptr || maker->reopenable()) continue;
+      const Pid worker = table_worker_.at(task.descriptors);
+      if (known(mapping.file, worker, -1).mapped_at.emplace(worker, -1).second)
+        mapped_by_[worker].push_back(mapping.file);
     }
   }
 }
@@ -115,6 +133,7 @@ Status DescriptorPlan::make(Pid pid) {
   for (const auto& group : groups->second) {
     for (const ObjectId id : group) {
       for (const auto& use : made_.at(id).uses) wanted_elsewhere = wanted_elsewhere || use.pid != pid;
+      for (const auto& [user, fd] : made_.at(id).mapped_at) wanted_elsewhere = wanted_elsewhere || user != pid;
     }
   }
   if (wanted_elsewhere) out_.post(out_.process(pid), opened_by(pid));
@@ -125,26 +144,36 @@ void DescriptorPlan::take(Pid pid) {
   std::set<Pid> sources;
   std::map<ObjectId, int> here;  // already in our table under this number
   auto sink = out_.process(pid);
-  const auto used = used_by_.find(pid);
-  if (used == used_by_.end()) return;
-  for (const auto& [id, use] : used->second) {
+  const auto transfer = [&](const Made& made, int to, bool close_on_exec) {
+    if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
+    sink.add(TransferFd{made.owner, pid, made.fd, to, close_on_exec});
+  };
+  for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
     if (made.owner == pid && !made.temporary && use.fd == made.fd) {
-      here[id] = use.fd;
       if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
     } else if (made.owner == pid || here.contains(id)) {
       sink.add(Dup2{here.contains(id) ? here[id] : made.fd, use.fd, use.close_on_exec});
-      here.emplace(id, use.fd);
     } else {
-      if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
-      sink.add(TransferFd{made.owner, pid, made.fd, use.fd, use.close_on_exec});
-      here.emplace(id, use.fd);
+      transfer(made, use.fd, use.close_on_exec);
     }
+    here.emplace(id, use.fd);
+  }
+  for (const ObjectId id : mapped_by_[pid]) {
+    auto& made = made_.at(id);
+    if (here.contains(id)) continue;
+    int& at = made.mapped_at.at(pid);
+    at = made.owner == pid ? made.fd : out_.temporary_fd();
+    if (made.owner != pid) transfer(made, at, true);
   }
   for (const Pid source : sources) out_.post(sink, taken_from(source));
 }
 
 void DescriptorPlan::close_temporaries(Pid pid) {
+  for (const ObjectId id : mapped_by_[pid]) {
+    const auto& made = made_.at(id);
+    if (made.mapped_at.at(pid) >= 0 && made.owner != pid) out_.process(pid).add(Close{made.mapped_at.at(pid)});
+  }
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return;
   bool waited = false;
@@ -163,6 +192,12 @@ OpenNumbers DescriptorPlan::open_in(Pid pid) const {
   OpenNumbers numbers;
   if (const auto used = used_by_.find(pid); used != used_by_.end()) {
     for (const auto& [id, use] : used->second) numbers.emplace(id, use.fd);
+  }
+  if (const auto mapped = mapped_by_.find(pid); mapped != mapped_by_.end()) {
+    for (const ObjectId id : mapped->second) {
+      const int fd = made_.at(id).mapped_at.at(pid);
+      if (fd >= 0) numbers.emplace(id, fd);
+    }
   }
   return numbers;
 }

@@ -53,12 +53,17 @@ std::vector<AddressRange> inheritable(const model::Mapping& mapping, const model
 class MappingPlanner {
  public:
   MappingPlanner(Emission& out, const MemoryPlan& plan, SharedSegments& segments, const OpenNumbers& open)
-      : out_(out), plan_(plan), segments_(segments), open_(open), pages_(stored_pages(out, plan.space->id)) {}
+      : out_(out), plan_(plan), segments_(segments), open_(open), pages_(stored_pages(out, plan.space->id)) {
+    for (const auto& mapping : plan.space->mappings) {
+      if (is_wanted(mapping)) mappings_.push_back(&mapping);
+    }
+  }
 
   Status run() {
-    if (plan_.inherited_from != nullptr) inherit();
-    for (const auto& mapping : plan_.space->mappings) TRY(map(mapping));
-    map_vdso();
+    const bool first_part = plan_.part != MemoryPlan::Part::passed_files_only;
+    if (first_part && plan_.inherited_from != nullptr) inherit();
+    for (const auto* mapping : mappings_) TRY(map(*mapping));
+    if (first_part) map_vdso();
     close_files();
     load();
     protect();
@@ -68,11 +73,23 @@ class MappingPlanner {
  private:
   Sink sink() { return out_.process(plan_.pid); }
 
+  bool is_passed(const model::Mapping& mapping) const {
+    const auto description = out_.application.descriptions.find(mapping.file);
+    if (description == out_.application.descriptions.end()) return false;
+    const auto* maker = out_.maker(description->second);
+    return maker != nullptr && !maker->reopenable();
+  }
+  bool is_wanted(const model::Mapping& mapping) const {
+    return plan_.part == MemoryPlan::Part::all ||
+           is_passed(mapping) == (plan_.part == MemoryPlan::Part::passed_files_only);
+  }
+
   // ---- what comes from the parent
 
   void inherit() {
-    for (const auto& mapping : plan_.space->mappings) {
-      for (const AddressRange& part : inheritable(mapping, *plan_.inherited_from)) {
+    for (const auto* mapping : mappings_) {
+      if (is_passed(*mapping)) continue;
+      for (const AddressRange& part : inheritable(*mapping, *plan_.inherited_from)) {
         if (std::ranges::any_of(pages_within(pages_, part), &PageLocation::shared_with_parent))
           inherited_.push_back(part);
       }
@@ -202,18 +219,6 @@ class MappingPlanner {
     return {};
   }
 
-  /// What can be made only once is mapped through a descriptor of the process that refers to the same object.
-  std::optional<int> open_elsewhere(const DescriptionMaker& maker, const model::OpenDescription& mapped) const {
-    if (maker.reopenable()) return std::nullopt;
-    std::optional<int> found;
-    for (const auto& [id, fd] : open_) {
-      const auto& other = out_.application.descriptions.at(id);
-      if (out_.maker(other) != &maker || maker.made_together(other) != maker.made_together(mapped)) continue;
-      if (!found || (other.flags & O_ACCMODE) == O_RDWR) found = fd;
-    }
-    return found;
-  }
-
   /// The mapped description: one that is open already, or one opened for the moment.
   Result<int> file_for(const model::Mapping& mapping) {
     if (const auto found = open_.find(mapping.file); found != open_.end()) return found->second;
@@ -229,7 +234,12 @@ class MappingPlanner {
       return fail(Error::internal(
           "plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
     }
-    if (const auto open = open_elsewhere(*maker, description->second)) return *open;
+    if (!maker->reopenable()) {
+      return fail(Error::unsupported(
+          "plan memory",
+          fmt::format("{} is mapped at {:#x} by a task that shares its descriptors, but not its memory, with another",
+                      description->second.state.value->describe(), mapping.range.begin)));
+    }
     const int fd = out_.temporary_fd();
     const auto placement = out_.placement(description->second, fd);
     auto into = sink();
@@ -270,10 +280,10 @@ class MappingPlanner {
   /// Calls `visit` for every stretch of pages that has to be read.
   template <typename Visit>
   void each_missing_page(Visit visit) const {
-    for (const auto& mapping : plan_.space->mappings) {
-      if (!is_private(mapping)) continue;
-      const auto inherited = inherited_in(mapping.range);
-      for (const auto& page : pages_within(pages_, mapping.range)) {
+    for (const auto* mapping : mappings_) {
+      if (!is_private(*mapping)) continue;
+      const auto inherited = inherited_in(mapping->range);
+      for (const auto& page : pages_within(pages_, mapping->range)) {
         if (!page.shared_with_parent || inherited.empty())
           visit(page);
         else
@@ -309,9 +319,9 @@ class MappingPlanner {
   }
 
   void protect() {
-    for (const auto& mapping : plan_.space->mappings) {
-      if (is_private(mapping) && protection_while_loading(mapping) != mapping.protection) {
-        sink().add(Mprotect{mapping.range.begin, mapping.range.size(), mapping.protection});
+    for (const auto* mapping : mappings_) {
+      if (is_private(*mapping) && protection_while_loading(*mapping) != mapping->protection) {
+        sink().add(Mprotect{mapping->range.begin, mapping->range.size(), mapping->protection});
       }
     }
   }
@@ -321,7 +331,8 @@ class MappingPlanner {
   SharedSegments& segments_;
   const OpenNumbers& open_;
   const std::vector<PageLocation>& pages_;
-  std::vector<AddressRange> inherited_;  // ascending: parts of mappings that stay as they came from the parent
+  std::vector<const model::Mapping*> mappings_;  // those of this part
+  std::vector<AddressRange> inherited_;          // ascending: parts of mappings that stay as they came from the parent
   bool inherits_vdso_ = false;
   std::map<ObjectId, int> files_, taken_;
 };

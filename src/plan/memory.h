@@ -28,6 +28,9 @@ struct MemoryPlan {
   const model::AddressSpace* space = nullptr;
   /// The creator's address space, if its memory was complete when it forked and pages are shared with it.
   const model::AddressSpace* inherited_from = nullptr;
+  /// Files that can be made only once come with the descriptors: memory that is built before those has to do without.
+  enum class Part { all, without_passed_files, passed_files_only };
+  Part part = Part::all;
 };
 
 /// Mappings and their contents. Shared segments are made by `plan_segments` before.

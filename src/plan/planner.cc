@@ -196,14 +196,14 @@ class Planner {
   }
 
   Status build_memory(const model::Task& task) {
-    const auto plan = memory_plan(task);
+    auto plan = memory_plan(task);
+    plan.part = MemoryPlan::Part::without_passed_files;  // descriptors come later
     const OpenNumbers nothing_open;
     TRY(plan_segments(out_, plan, *segments_));
     for (const auto& [id, fd] : segments_->held_at) {
       if (segments_->is_owner(id, task.pid)) held_for_others_[task.pid].push_back(fd);
     }
-    TRY(plan_mappings(out_, plan, *segments_,
-                      memory_first_.contains(task.pid) ? nothing_open : descriptors_->open_in(task.pid)));
+    TRY(plan_mappings(out_, plan, *segments_, nothing_open));
     mapped_.insert(task.address_space);
     return {};
   }
@@ -227,9 +227,13 @@ class Planner {
       return {};
     }));
     TRY(each_live([&](const model::Task& task) -> Status {
-      if (mapped_.contains(task.address_space)) return {};
-      const auto plan = memory_plan(task);
-      TRY(plan_segments(out_, plan, *segments_));
+      auto plan = memory_plan(task);
+      if (mapped_.contains(task.address_space)) {
+        if (!memory_first_.contains(task.pid)) return {};  // through another task that has it
+        plan.part = MemoryPlan::Part::passed_files_only;
+      } else {
+        TRY(plan_segments(out_, plan, *segments_));
+      }
       TRY(plan_mappings(out_, plan, *segments_, descriptors_->open_in(task.pid)));
       mapped_.insert(task.address_space);
       return {};

@@ -25,15 +25,6 @@ void CaptureContext::roll_back() {
   rollback_.clear();
 }
 
-const struct stat* CaptureContext::at_path(const std::string& path) {
-  const auto [known, fresh] = paths_.try_emplace(path);
-  if (fresh) {
-    struct stat found{};
-    if (lstat(path.c_str(), &found) == 0) known->second = found;
-  }
-  return known->second ? &*known->second : nullptr;
-}
-
 std::string map_files_path(pid_t host_pid, AddressRange range) {
   return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end);
 }

@@ -8,7 +8,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "base/diagnostics.h"
@@ -39,6 +38,8 @@ class CaptureContext {
   ObjectId new_id() { return ObjectId{++last_id_}; }
   /// The object that was first seen under this key ("pipe:[4711]"), or a new id; `fresh` says which.
   ObjectId object(const std::string& key, bool& fresh);
+  /// State that several descriptions have in common, under a key that names it completely.
+  std::map<std::string, model::KindState> known_states;
   /// Undone when the dump fails or the application is left running (link remaps, temporary files).
   void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
   void roll_back();
@@ -47,16 +48,9 @@ class CaptureContext {
   /// The host's pid of a task.
   pid_t host_pid(Pid pid) const;
 
-  /// Build ids by device and inode: programs and libraries are mapped by many processes.
-  std::map<std::pair<dev_t, ino_t>, std::vector<uint32_t>> build_ids;
-  /// lstat of paths, remembered: nothing of the tree can change them, and a thousand descriptors may have the same.
-  /// Null: there is nothing.
-  const struct stat* at_path(const std::string& path);
-
  private:
   uint32_t last_id_ = 0;
   std::map<std::string, ObjectId> objects_;
-  std::unordered_map<std::string, std::optional<struct stat>> paths_;
   std::vector<std::function<void()>> rollback_;
 };
 

@@ -1,9 +1,11 @@
-// Credentials of each thread: ids, groups, capability sets, securebits.
+// Credentials of each thread: ids, groups, capability sets, securebits, no_new_privs.
 //
 // Order matters at restore (credentials(7), security/commoncap.c): ids change while SECBIT_NO_SETUID_FIXUP keeps the
 // capabilities; inheritable capabilities are raised before the bounding set shrinks, because they cannot exceed it
-// afterwards; ambient ones before the securebits may forbid raising them; securebits before CAP_SETPCAP goes; the
-// permitted and effective sets come last.
+// afterwards; ambient ones before the securebits may forbid raising them; securebits before CAP_SETPCAP goes. The
+// permitted and effective sets come last, as a room of their own: what needs the capabilities (dumpable, death signal,
+// seccomp without no_new_privs) stands between the two. Taking capabilities away resets neither dumpable nor the
+// death signal (kernel/cred.c, commit_creds), changing ids does.
 #include "resource/credentials.h"
 
 #include <linux/capability.h>
@@ -11,6 +13,9 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <optional>
 
 #include "kernel/proc.h"
 
@@ -21,7 +26,8 @@ using plan::call;
 using plan::expecting;
 using Expected = plan::Expectation::Kind;
 
-constexpr int last_known_capability = 63;
+constexpr int last_capability = 63;
+constexpr uint64_t bit(int capability) { return 1ull << capability; }
 
 void save_set(uint64_t set, google::protobuf::RepeatedField<uint32_t>* words) {
   words->Add(static_cast<uint32_t>(set));
@@ -57,29 +63,28 @@ plan::Calls identity_calls(const model::Credentials& wanted) {
   return calls;
 }
 
-/// `held`: what the thread has while it is built: everything that this kernel knows and stasis holds.
+/// Everything but the permitted and effective sets. `held`: what the thread has while it is built.
 plan::Calls capability_calls(const model::Credentials& wanted, uint64_t held) {
   plan::Calls calls;
   calls.push_back(capset(held, held, wanted.inheritable));
   calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
-  for (int capability = 0; capability <= last_known_capability; ++capability) {
-    if ((wanted.ambient >> capability) & 1)
-      calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0));
+  for (int capability = 0; capability <= last_capability; ++capability) {
+    if ((wanted.ambient & bit(capability)) == 0) continue;
+    calls.push_back(call(SYS_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0));
   }
-  for (int capability = 0; capability <= last_known_capability; ++capability) {
+  for (int capability = 0; capability <= last_capability; ++capability) {
     // Numbers past the kernel's last one are answered with EINVAL: dropped by nature.
-    if (((wanted.bounding >> capability) & 1) == 0) {
+    if ((wanted.bounding & bit(capability)) == 0) {
       calls.push_back(expecting(call(SYS_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0), Expected::success_or, -EINVAL));
     }
-    if (capability > 40 && (wanted.bounding >> capability) == 0) break;
+    if (capability > CAP_LAST_CAP && (wanted.bounding >> capability) == 0) break;
   }
   calls.push_back(call(SYS_prctl, PR_SET_SECUREBITS, wanted.securebits));
-  calls.push_back(capset(wanted.effective, wanted.permitted, wanted.inheritable));
   if (wanted.no_new_privs) calls.push_back(call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
   return calls;
 }
 
-model::Credentials credentials_of(const kernel::StatusInfo& status) {
+model::Credentials from_status(const kernel::StatusInfo& status) {
   model::Credentials c;
   c.uid = status.uids[0], c.euid = status.uids[1], c.suid = status.uids[2], c.fsuid = status.uids[3];
   c.gid = status.gids[0], c.egid = status.gids[1], c.sgid = status.gids[2], c.fsgid = status.gids[3];
@@ -90,15 +95,13 @@ model::Credentials credentials_of(const kernel::StatusInfo& status) {
   return c;
 }
 
-/// Those of stasis, asked once.
-const model::Credentials& own() {
-  static const model::Credentials known = [] {
-    model::Credentials c;
-    if (const auto status = kernel::read_status(getpid())) c = credentials_of(*status);
-    c.securebits = static_cast<uint32_t>(prctl(PR_GET_SECUREBITS));
-    return c;
-  }();
-  return known;
+/// What every process that stasis creates is born with.
+std::optional<model::Credentials> our_own() {
+  const auto status = kernel::read_status(getpid());
+  if (!status) return std::nullopt;
+  auto own = from_status(*status);
+  own.securebits = static_cast<uint32_t>(prctl(PR_GET_SECUREBITS));
+  return own;
 }
 
 class CredentialsRoom final : public TaskRoom {
@@ -107,7 +110,7 @@ class CredentialsRoom final : public TaskRoom {
 
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
     for (size_t i = 0; i < task.threads.size(); ++i) {
-      task.threads[i].credentials = credentials_of(*TRY(view.status(i)));
+      task.threads[i].credentials = from_status(*TRY(view.status(i)));
     }
     return {};
   }
@@ -155,14 +158,14 @@ class CredentialsRoom final : public TaskRoom {
   }
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
-    const uint64_t held = own().permitted;
     for (const auto& thread : task.threads) {
-      const auto& c = thread.credentials;
-      const uint64_t missing = (c.permitted | c.effective | c.ambient) & ~held;
-      if (missing != 0) {
-        diagnostics.refuse(fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
-                           fmt::format("it holds capabilities {:#x} that stasis does not hold here", missing),
-                           "run stasis with these capabilities");
+      if (born_with(thread.credentials)) continue;
+      const auto subject = fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid);
+      if (const auto problem = obstacle(thread.credentials); !problem.empty()) {
+        diagnostics.refuse(subject, problem, "Run stasis as root, outside of containers that take rights away");
+      } else if (const auto lost = thread.credentials.bounding & ~own_->bounding; lost != 0) {
+        diagnostics.warn(subject, fmt::format("its bounding set loses capabilities {:#x}, which ours lacks", lost),
+                         "Programs that it executes later cannot gain them");
       }
     }
   }
@@ -170,23 +173,75 @@ class CredentialsRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::privileges) return;
-    // Who has what stasis itself has got it by being forked. That is also all that stasis can give without privileges.
-    if (has_inherited_credentials(thread)) {
-      sink.perform("credentials, as stasis has them", "credentials", {});
-      return;
-    }
+    // Nothing to do is also the only thing that an ordinary user may do.
+    if (born_with(thread.credentials)) return sink.perform("credentials, by birth", "credentials", {});
     auto calls = identity_calls(thread.credentials);
-    for (auto& one : capability_calls(thread.credentials, own().permitted)) calls.push_back(std::move(one));
+    std::ranges::move(capability_calls(thread.credentials, held()), std::back_inserter(calls));
     sink.perform("credentials", "credentials", std::move(calls), {"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"});
   }
+
+  bool born_with(const model::Credentials& wanted) const { return own_ == wanted; }
+
+ private:
+  uint64_t held() const { return own_ ? own_->permitted : 0; }
+
+  /// Why these credentials cannot be had here; empty: they can.
+  std::string obstacle(const model::Credentials& wanted) const {
+    if (!own_) return "our own credentials cannot be read from /proc";
+    constexpr uint64_t needed = bit(CAP_SETUID) | bit(CAP_SETGID) | bit(CAP_SETPCAP);
+    constexpr uint32_t all_locks = SECURE_ALL_LOCKS;
+    const uint32_t locked = (own_->securebits & all_locks) >> 1;  // a lock stands one bit above what it locks
+    const uint64_t missing = (wanted.permitted | wanted.effective | wanted.ambient) & ~held();
+    const uint64_t not_inheritable = wanted.inheritable & ~(own_->inheritable | own_->bounding);
+    if ((held() & needed) != needed) return "setting its credentials needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP";
+    if (missing != 0) return fmt::format("it holds capabilities {:#x} that stasis does not hold here", missing);
+    if (not_inheritable != 0) {
+      return fmt::format("its inheritable capabilities {:#x} are outside of our bounding set", not_inheritable);
+    }
+    if ((own_->securebits & ~wanted.securebits & all_locks) != 0 ||
+        ((own_->securebits ^ (wanted.securebits | SECBIT_NO_SETUID_FIXUP)) & locked) != 0) {
+      return fmt::format("securebits {:#x} are locked in stasis", own_->securebits & all_locks);
+    }
+    if (own_->no_new_privs && !wanted.no_new_privs) return "it may gain privileges, stasis may not (no_new_privs)";
+    return {};
+  }
+
+  std::optional<model::Credentials> own_ = our_own();
 };
+
+/// The permitted and effective sets: from here on the thread may do what it could do, and nothing else.
+class FinalCapabilitiesRoom final : public TaskRoom {
+ public:
+  explicit FinalCapabilitiesRoom(const CredentialsRoom& credentials) : credentials_(credentials) {}
+  std::string_view name() const override { return "final capabilities"; }
+
+  void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
+                  plan::Sink& sink) const override {
+    const auto& wanted = thread.credentials;
+    if (stage != plan::Stage::privileges || credentials_.born_with(wanted)) return;
+    sink.perform("final capabilities", "credentials.capabilities",
+                 {capset(wanted.effective, wanted.permitted, wanted.inheritable)});
+  }
+
+ private:
+  const CredentialsRoom& credentials_;
+};
+
+const CredentialsRoom& the_credentials_room() {
+  static const CredentialsRoom room;
+  return room;
+}
 
 }  // namespace
 
-bool has_inherited_credentials(const model::Thread& thread) { return thread.credentials == own(); }
+const TaskRoom& credentials_room() { return the_credentials_room(); }
 
-const TaskRoom& credentials_room() {
-  static const CredentialsRoom room;
+bool has_inherited_credentials(const model::Thread& thread) {
+  return the_credentials_room().born_with(thread.credentials);
+}
+
+const TaskRoom& final_capabilities_room() {
+  static const FinalCapabilitiesRoom room(the_credentials_room());
   return room;
 }
 

@@ -1,6 +1,7 @@
 // Images → Application. All values are hostile: what the rooms decode is theirs to check, everything that ties tasks
 // and objects together is checked here.
 #include <algorithm>
+#include <set>
 
 #include "base/parallel.h"
 #include "image/names.h"
@@ -51,7 +52,9 @@ class Decoder {
 
   Status descriptions() {
     TRY(files_.load());
+    const auto parts = parts_of_others();
     for (const image::FileRecord& record : files_.files) {
+      if (parts.contains(record.id())) continue;
       const auto where = [&] { return fmt::format("files.img, id {}", record.id()); };
       if (record.id() == 0) return reject(where(), "id", "0 is no id");
       auto description = TRY_IN("read open file", description_of(record));
@@ -59,6 +62,19 @@ class Decoder {
       if (!fresh) return reject(where(), "id", "occurs twice");
     }
     return {};
+  }
+
+  std::set<uint32_t> parts_of_others() const {
+    std::set<uint32_t> parts;
+    for (const image::FileRecord& record : files_.files) {
+      for (const FileRoom* room : file_rooms()) {
+        if (!room->decodes(files_, record)) continue;
+        for (const uint32_t id : room->parts(files_, record))
+          if (id != record.id()) parts.insert(id);
+        break;
+      }
+    }
+    return parts;
   }
 
   Result<model::OpenDescription> description_of(const image::FileRecord& record) {

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <sstream>
 #include <tuple>
 
 #include "base/parallel.h"
@@ -18,6 +20,9 @@
 
 namespace stasis::resource {
 namespace {
+
+constexpr uint32_t tmpfile_bit = 020000000;  ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
+constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;  ///< F_SETFL's
 
 /// One slot of one table, before it is known which description it is.
 struct Slot {
@@ -42,11 +47,12 @@ struct Reach {
   }
 };
 
-/// Slots can only share a description if all this is equal: kcmp is asked only among those.
+/// Slots can only share a description if all this is equal: kcmp is asked only among those. Position and status flags
+/// are left out: somebody outside of the tree who shares the description may change them between two looks.
 auto identity(const Slot& slot) {
   const auto& p = slot.probe;
   return std::tuple(p.stat.st_dev, p.stat.st_ino, p.stat.st_mode & S_IFMT, p.stat.st_rdev,
-                    p.flags & ~static_cast<uint32_t>(O_CLOEXEC), p.position, p.mount_id);
+                    p.flags & (O_ACCMODE | O_PATH), p.mount_id);
 }
 
 std::string subject_of(const model::Task& task, int fd, const std::string& link) {
@@ -136,6 +142,8 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
   model::OpenDescription description;
   description.id = context.new_id();
   description.flags = probe.flags & ~static_cast<uint32_t>(O_CLOEXEC);
+  // How it came into being: the file has a name again when it is opened the next time.
+  if ((description.flags & tmpfile_bit) != 0) description.flags &= ~static_cast<uint32_t>(O_TMPFILE);
   description.position = probe.position;
   for (const auto* room : file_rooms()) {
     if (!room->recognises(probe)) continue;
@@ -143,6 +151,31 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
     return description;
   }
   return fail(Error::internal("recognise a descriptor", "no room takes it: " + probe.subject));
+}
+
+/// Inodes on which anybody holds a lock or lease, from /proc/locks: "1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF".
+std::set<uint64_t> locked_inodes() {
+  std::set<uint64_t> inodes;
+  const auto text = kernel::read_file("/proc/locks");
+  if (!text) return inodes;
+  std::istringstream lines(*text);
+  for (std::string word; lines >> word;) {
+    const size_t first = word.find(':'), last = word.rfind(':');
+    if (first == std::string::npos || last == first) continue;
+    inodes.insert(std::strtoull(word.c_str() + last + 1, nullptr, 10));
+  }
+  return inodes;
+}
+
+/// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks).
+Status refuse_locks(CaptureContext& context, const DescriptorProbe& probe) {
+  const auto info = TRY(kernel::read_fdinfo(probe.host_pid, probe.fd)).text;
+  const size_t at = info.find("\nlock:");
+  if (at == std::string::npos) return {};
+  const auto line = info.substr(at + 1, info.find('\n', at + 1) - at - 1);
+  context.diagnostics.refuse(probe.subject, fmt::format("a lock is held on it ({})", line),
+                             "File locks and leases cannot be saved by this version: let go of them before the dump");
+  return {};
 }
 
 /// Makes room for so many descriptors. A table that grows while several threads use it makes each growth wait for all
@@ -275,9 +308,11 @@ class DescriptorCapture {
   /// In order of tasks and numbers: ids come out the same each time.
   Status describe_all() {
     std::vector<ObjectId> ids(slots_.size());
+    const auto locked = locked_inodes();
     for (size_t i = 0; i < slots_.size(); ++i) {
       auto& slot = slots_[i];
       if (first_of_[i] == i) {
+        if (locked.contains(slot.probe.stat.st_ino)) TRY(refuse_locks(context_, slot.probe));
         auto description = TRY(describe(context_, slot.probe));
         description.owner = slot.owner;
         ids[i] = description.id;
@@ -398,6 +433,26 @@ model::FileOwner decode_owner(const fown_entry& in) {
                : in.pid_type() == F_OWNER_PID ? model::FileOwner::Kind::process
                                               : model::FileOwner::Kind::thread;
   return owner;
+}
+
+image::FileRecord path_record(const model::OpenDescription& description, const std::string& path, uint32_t mode) {
+  image::FileRecord record;
+  record.set_type(REG), record.set_id(path_record_id(description.id));
+  auto& reg = *record.mutable_reg();
+  reg.set_id(record.id()), reg.set_flags(description.flags), reg.set_pos(0), reg.set_name(path), reg.set_mode(mode);
+  encode_owner(description.owner, *reg.mutable_fown());
+  return record;
+}
+
+uint32_t reopen_flags(uint32_t flags) {
+  flags &= ~static_cast<uint32_t>(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC | O_ASYNC);
+  if ((flags & tmpfile_bit) != 0) flags &= ~static_cast<uint32_t>(O_TMPFILE);
+  return flags | O_NOCTTY;
+}
+
+void set_status_flags(const model::OpenDescription& description, int fd, plan::Sink& sink) {
+  if ((description.flags & O_ASYNC) == 0 || (description.flags & O_PATH) != 0) return;
+  sink.perform("status flags", "", {plan::call(SYS_fcntl, fd, F_SETFL, description.flags & settable)});
 }
 
 }  // namespace stasis::resource

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "image/file_records.h"
+#include "plan/contributor.h"
 #include "resource/capture_context.h"
 #include "resource/task_room.h"
 
@@ -39,5 +40,14 @@ Result<ObjectId> capture_file_at(CaptureContext&, HeldFile, const FileLink&);
 /// fown_entry ↔ model
 void encode_owner(const model::FileOwner&, fown_entry&);
 model::FileOwner decode_owner(const fown_entry&);
+
+/// CRIU keeps the path of a FIFO or terminal in a regular file entry beside its own: this is that entry's id.
+constexpr uint32_t path_record_id(ObjectId description) { return description.value | 0x20000000; }
+image::FileRecord path_record(const model::OpenDescription&, const std::string& path, uint32_t mode);
+
+/// Flags for opening a file anew: what open(2) acts on only once is left out, and O_ASYNC, which it does not act on.
+uint32_t reopen_flags(uint32_t flags);
+/// The status flags that open(2) leaves out, if there are any.
+void set_status_flags(const model::OpenDescription&, int fd, plan::Sink&);
 
 }  // namespace stasis::resource

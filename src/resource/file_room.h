@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "image/file_records.h"
@@ -29,11 +30,15 @@ class FileRoom : public plan::DescriptionMaker {
   virtual Status encode(const model::Application&, const model::OpenDescription&, image::FileRecords&) const = 0;
   /// Whether a file_entry is of this kind, and its reading: sets state, flags, position and owner.
   virtual bool decodes(const image::FileRecords&, const image::FileRecord&) const = 0;
+  /// Ids of further records of files.img that belong to this one and are no descriptions themselves (a FIFO's path).
+  virtual std::vector<uint32_t> parts(const image::FileRecords&, const image::FileRecord&) const { return {}; }
   virtual Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord&,
                                                 model::Application&) const = 0;
 
   // -- before a restore
   virtual void validate(const model::Application&, const model::OpenDescription&, Diagnostics&) const {}
+  /// Everything of this kind: `validate` for each description, or once for what many of them share.
+  virtual void validate_all(const model::Application&, Diagnostics&) const;
   /// Supervisor's preparation and clean-up for this kind as a whole (stages prepare and settle).
   virtual void contribute(plan::Stage, const model::Application&, plan::Sink&) const {}
 };

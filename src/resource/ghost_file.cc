@@ -5,6 +5,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <ranges>
+
+#include "image/names.h"
+
 namespace stasis::resource {
 namespace {
 
@@ -12,109 +19,266 @@ using plan::call;
 using plan::ResultOf;
 
 constexpr uint64_t nanoseconds = 1'000'000'000;
-constexpr uint64_t largest_chunk = 1 << 20;
-constexpr uint64_t largest_content = 4ull
-                                     << 30;  ///< what an image may claim at most; the file's size bounds it as well
+constexpr uint64_t small = 64 << 10;           ///< content that is held in memory
+constexpr uint64_t block = 1 << 20;            ///< content is moved in blocks of this size
+constexpr uint64_t largest_send = 1ull << 30;  ///< sendfile(2) moves at most 0x7ffff000 bytes
+constexpr uint64_t largest_file = INT64_MAX;
 
 bool is_directory(uint32_t mode) { return (mode & S_IFMT) == S_IFDIR; }
+
+uint64_t stored_bytes(const GhostFile& ghost) {
+  return ghost.extents.empty() ? 0 : ghost.extents.back().content_at + ghost.extents.back().length;
+}
+
+/// Reads a ghost's content wherever it lies.
+class ContentReader {
+ public:
+  static Result<ContentReader> open_for(const GhostFile& ghost) {
+    ContentReader reader(ghost);
+    if (!ghost.content.empty() || ghost.extents.empty()) return reader;
+    reader.file_ = UniqueFd(open(ghost.source.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!reader.file_.valid()) return fail_errno("open", ghost.source);
+    return reader;
+  }
+
+  /// Bytes of the file from `offset`; holes are zeros.
+  Status read(uint64_t offset, std::span<uint8_t> buffer) const {
+    std::ranges::fill(buffer, 0);
+    const uint64_t end = offset + buffer.size();
+    const auto past = [](const GhostFile::Extent& extent) { return extent.offset + extent.length; };
+    auto extent = std::ranges::upper_bound(ghost_->extents, offset, {}, past);
+    for (; extent != ghost_->extents.end() && extent->offset < end; ++extent) {
+      const uint64_t from = std::max(offset, extent->offset), to = std::min(end, past(*extent));
+      TRY(read_extent(*extent, from, buffer.subspan(from - offset, to - from)));
+    }
+    return {};
+  }
+
+ private:
+  explicit ContentReader(const GhostFile& ghost) : ghost_(&ghost) {}
+
+  Status read_extent(const GhostFile::Extent& extent, uint64_t from, std::span<uint8_t> into) const {
+    const uint64_t inside = from - extent.offset;
+    if (!file_.valid()) {
+      std::memcpy(into.data(), ghost_->content.data() + extent.content_at + inside, into.size());
+      return {};
+    }
+    uint64_t at = ghost_->image.empty() ? from : extent.stored_at + inside;
+    while (!into.empty()) {
+      const ssize_t count = pread(file_.get(), into.data(), into.size(), static_cast<off_t>(at));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return fail_errno("read", ghost_->source);
+      if (count == 0) return fail(Error::conflict("read", "it has become shorter meanwhile", ghost_->source));
+      into = into.subspan(static_cast<size_t>(count));
+      at += static_cast<uint64_t>(count);
+    }
+    return {};
+  }
+
+  const GhostFile* ghost_;
+  UniqueFd file_;
+};
+
+/// Calls `use` with one block of content after the other.
+Status each_block(const GhostFile::Extent& extent, const ContentReader& reader, const auto& use) {
+  Bytes bytes;
+  for (uint64_t done = 0; done < extent.length; done += bytes.size()) {
+    bytes.resize(std::min(block, extent.length - done));
+    TRY(reader.read(extent.offset + done, bytes));
+    TRY(use(extent.offset + done, bytes));
+  }
+  return {};
+}
+
+/// The same bytes wherever `a` has data, holes being zeros.
+Result<bool> covers_equal(const GhostFile& a, const GhostFile& b) {
+  const auto left = TRY(ContentReader::open_for(a)), right = TRY(ContentReader::open_for(b));
+  bool equal = true;
+  for (const auto& extent : a.extents) {
+    TRY(each_block(extent, left, [&](uint64_t offset, const Bytes& bytes) -> Status {
+      Bytes other(bytes.size());
+      TRY(right.read(offset, other));
+      equal = equal && bytes == other;
+      return {};
+    }));
+    if (!equal) return false;
+  }
+  return true;
+}
+
+std::vector<GhostFile::Extent> find_data(int file, uint64_t size) {
+  std::vector<GhostFile::Extent> extents;
+  uint64_t total = 0;
+  for (off_t at = 0; static_cast<uint64_t>(at) < size;) {
+    const off_t data = lseek(file, at, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;  // a hole to the end
+    const off_t begin = data < 0 ? at : data;
+    off_t hole = data < 0 ? -1 : lseek(file, data, SEEK_HOLE);
+    if (hole <= begin || static_cast<uint64_t>(hole) > size) hole = static_cast<off_t>(size);
+    const auto length = static_cast<uint64_t>(hole - begin);
+    extents.push_back({.offset = static_cast<uint64_t>(begin), .length = length, .content_at = total});
+    total += length;
+    at = hole;
+  }
+  return extents;
+}
+
+void write_time(uint64_t ns, time_value_entry& entry) {
+  entry.set_tv_sec(ns / nanoseconds), entry.set_tv_usec(ns % nanoseconds / 1000);
+}
+
+uint64_t read_time(const time_value_entry& entry, uint32_t below_microseconds) {
+  return entry.tv_sec() * nanoseconds + entry.tv_usec() * 1000 + below_microseconds % 1000;
+}
 
 }  // namespace
 
 bool GhostFile::equals(const model::KindValue& other) const {
   const auto* ghost = dynamic_cast<const GhostFile*>(&other);
-  return ghost != nullptr && uid == ghost->uid && gid == ghost->gid && mode == ghost->mode && size == ghost->size &&
-         chunks == ghost->chunks;
+  if (ghost == nullptr || uid != ghost->uid || gid != ghost->gid || mode != ghost->mode || size != ghost->size) {
+    return false;
+  }
+  const auto there = covers_equal(*this, *ghost), back = covers_equal(*ghost, *this);
+  return there && back && *there && *back;
 }
 
 std::string GhostFile::describe() const {
-  return fmt::format("unlinked file of {} bytes, mode {:o}, owner {}:{}", size, mode, uid, gid);
+  return fmt::format("unlinked file {} of {} bytes, mode {:o}, owner {}:{}", path, size, mode, uid, gid);
 }
 
 Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
+  const auto in_nanoseconds = [](const timespec& time) {
+    return static_cast<uint64_t>(time.tv_sec) * nanoseconds + static_cast<uint64_t>(time.tv_nsec);
+  };
   GhostFile ghost;
   ghost.uid = probe.stat.st_uid, ghost.gid = probe.stat.st_gid, ghost.mode = probe.stat.st_mode;
+  ghost.accessed_ns = in_nanoseconds(probe.stat.st_atim), ghost.modified_ns = in_nanoseconds(probe.stat.st_mtim);
+  if (is_directory(ghost.mode)) return ghost;
   ghost.size = static_cast<uint64_t>(probe.stat.st_size);
-  ghost.accessed_ns = static_cast<uint64_t>(probe.stat.st_atim.tv_sec) * nanoseconds +
-                      static_cast<uint64_t>(probe.stat.st_atim.tv_nsec);
-  ghost.modified_ns = static_cast<uint64_t>(probe.stat.st_mtim.tv_sec) * nanoseconds +
-                      static_cast<uint64_t>(probe.stat.st_mtim.tv_nsec);
-  if (is_directory(ghost.mode)) {
-    ghost.size = 0;
-    return ghost;
-  }
   // A new description: the task's own offset stays where it is.
   const UniqueFd file(open(probe.proc_path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return fail_errno("open", probe.subject);
-  for (off_t at = 0; static_cast<uint64_t>(at) < ghost.size;) {
-    const off_t data = lseek(file.get(), at, SEEK_DATA);
-    if (data < 0) break;  // ENXIO: a hole to the end
-    off_t hole = lseek(file.get(), data, SEEK_HOLE);
-    if (hole < 0) hole = static_cast<off_t>(ghost.size);
-    for (off_t begin = data; begin < hole;) {
-      Bytes bytes(static_cast<size_t>(std::min<uint64_t>(static_cast<uint64_t>(hole - begin), largest_chunk)));
-      const ssize_t count = pread(file.get(), bytes.data(), bytes.size(), begin);
-      if (count <= 0) return fail_errno("read", probe.subject);
-      bytes.resize(static_cast<size_t>(count));
-      const auto offset = static_cast<uint64_t>(begin);
-      begin += count;
-      ghost.chunks.push_back({offset, std::move(bytes)});
-    }
-    at = hole;
+  ghost.extents = find_data(file.get(), ghost.size);
+  ghost.source = probe.proc_path;
+  const uint64_t stored = stored_bytes(ghost);
+  if (stored > small) return ghost;
+  Bytes content;
+  const auto reader = TRY(ContentReader::open_for(ghost));
+  for (const auto& extent : ghost.extents) {
+    const size_t before = content.size();
+    content.resize(before + extent.length);
+    TRY_IN("read " + probe.subject, reader.read(extent.offset, std::span(content).subspan(before)));
   }
+  ghost.content = std::move(content);
   return ghost;
 }
 
-Status encode_ghost(const GhostFile& ghost, image::Writer& writer, const DescriptorProbe*) {
+Status encode_ghost(const GhostFile& ghost, image::Writer& writer) {
   ghost_file_entry entry;
   entry.set_uid(ghost.uid), entry.set_gid(ghost.gid), entry.set_mode(ghost.mode);
-  entry.mutable_atim()->set_tv_sec(ghost.accessed_ns / nanoseconds),
-      entry.mutable_atim()->set_tv_usec(ghost.accessed_ns % nanoseconds / 1000);
-  entry.mutable_mtim()->set_tv_sec(ghost.modified_ns / nanoseconds),
-      entry.mutable_mtim()->set_tv_usec(ghost.modified_ns % nanoseconds / 1000);
-  if (!is_directory(ghost.mode)) {
-    entry.set_chunks(true);
-    entry.set_size(ghost.size);
-  }
+  write_time(ghost.accessed_ns, *entry.mutable_atim()), write_time(ghost.modified_ns, *entry.mutable_mtim());
+  entry.set_atim_ns(ghost.accessed_ns % 1000), entry.set_mtim_ns(ghost.modified_ns % 1000);
+  if (!is_directory(ghost.mode)) entry.set_chunks(true), entry.set_size(ghost.size);
   TRY(writer.append(entry));
-  for (const auto& chunk : ghost.chunks) {
+  const auto reader = TRY(ContentReader::open_for(ghost));
+  for (const auto& extent : ghost.extents) {
     ghost_chunk_entry record;
-    record.set_len(chunk.bytes.size()), record.set_off(chunk.offset);
+    record.set_len(extent.length), record.set_off(extent.offset);
     TRY(writer.append(record));
-    TRY(writer.append_raw(chunk.bytes));
+    TRY(each_block(extent, reader, [&](uint64_t, const Bytes& bytes) -> Status { return writer.append_raw(bytes); }));
   }
   return {};
 }
 
-Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
-  const auto name = image::file_name("ghost-file-{}", id);
-  auto reader = TRY(directory.read(name));
-  ghost_file_entry entry;
-  if (!TRY(reader.next(entry))) return fail(Error::invalid("decode ghost file", "it is empty", name));
-  GhostFile ghost;
-  ghost.uid = entry.uid(), ghost.gid = entry.gid(), ghost.mode = entry.mode(), ghost.size = entry.size();
-  ghost.accessed_ns = entry.atim().tv_sec() * nanoseconds + entry.atim().tv_usec() * 1000;
-  ghost.modified_ns = entry.mtim().tv_sec() * nanoseconds + entry.mtim().tv_usec() * 1000;
-  if (is_directory(ghost.mode)) return ghost;
-  if ((ghost.mode & S_IFMT) != S_IFREG)
-    return fail(Error::unsupported("decode ghost file",
-                                   fmt::format("mode {:o} is neither file nor directory", ghost.mode), name));
-  if (!entry.chunks()) {  // older form: the content as it is
-    ghost.chunks.push_back({0, TRY(reader.raw(reader.remaining()))});
-    ghost.size = ghost.chunks.back().bytes.size();
-    return ghost;
+namespace {
+
+/// The extents of an image and, if they are few, their bytes.
+Status decode_content(image::Reader& reader, const ghost_file_entry& entry, GhostFile& ghost) {
+  const auto add = [&](uint64_t offset, uint64_t length) -> Status {
+    const uint64_t before = stored_bytes(ghost);
+    ghost.extents.push_back({offset, length, before, reader.position()});
+    if (stored_bytes(ghost) > small) ghost.content.clear();
+    if (length > reader.remaining()) {
+      return fail(
+          Error::invalid("decode ghost file", fmt::format("a chunk of {} bytes is cut off", length), reader.where()));
+    }
+    if (stored_bytes(ghost) > small) return reader.skip(length);
+    const Bytes bytes = TRY(reader.raw(length));
+    ghost.content.insert(ghost.content.end(), bytes.begin(), bytes.end());
+    return {};
+  };
+  if (!entry.chunks()) {  // the content as it is
+    ghost.size = reader.remaining();
+    return ghost.size == 0 ? Status{} : add(0, ghost.size);
   }
   uint64_t end = 0;
   for (ghost_chunk_entry record; TRY(reader.next(record));) {
-    if (record.off() < end || record.len() > largest_content || record.off() > ghost.size ||
-        record.len() > ghost.size - record.off()) {
-      return fail(Error::invalid("decode ghost file",
-                                 fmt::format("the chunk at {} of {} bytes is out of place", record.off(), record.len()),
-                                 name));
+    if (record.off() < end || record.off() > ghost.size || record.len() > ghost.size - record.off()) {
+      return fail(
+          Error::invalid("decode ghost file",
+                         fmt::format("the chunk of {} bytes for offset {} is out of place", record.len(), record.off()),
+                         reader.where()));
     }
     end = record.off() + record.len();
-    ghost.chunks.push_back({record.off(), TRY(reader.raw(record.len()))});
+    if (record.len() != 0) TRY(add(record.off(), record.len()));
   }
+  return {};
+}
+
+}  // namespace
+
+Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
+  GhostFile ghost;
+  ghost.image = image::file_name("ghost-file-{}", id);
+  ghost.source = directory.path() + "/" + ghost.image;
+  auto reader = TRY(directory.read(ghost.image));
+  ghost_file_entry entry;
+  if (!TRY(reader.next(entry))) return fail(Error::invalid("decode ghost file", "it is empty", ghost.image));
+  ghost.uid = entry.uid(), ghost.gid = entry.gid(), ghost.mode = entry.mode(), ghost.size = entry.size();
+  ghost.accessed_ns = read_time(entry.atim(), entry.atim_ns());
+  ghost.modified_ns = read_time(entry.mtim(), entry.mtim_ns());
+  if (is_directory(ghost.mode)) return ghost;
+  if ((ghost.mode & S_IFMT) != S_IFREG) {
+    return fail(Error::unsupported("decode ghost file",
+                                   fmt::format("mode {:o} is neither that of a file nor of a directory", ghost.mode),
+                                   ghost.image));
+  }
+  if (ghost.size > largest_file) {
+    return fail(Error::invalid("decode ghost file", fmt::format("field size: {} bytes are impossible", ghost.size),
+                               ghost.image));
+  }
+  TRY(decode_content(reader, entry, ghost));
   return ghost;
+}
+
+// ---- restore
+
+namespace {
+
+void make_directory(const std::string& path, plan::Sink& sink) {
+  sink.perform("directory " + path, "", {call(SYS_mkdirat, AT_FDCWD, plan::text(path), 0755)});
+}
+
+/// Copies the extents from the image; the result of the call before the first is the new file.
+void fill(const GhostFile& ghost, int images_fd, plan::Calls& calls) {
+  const int created = static_cast<int>(calls.size()) - 1;
+  const auto result_of = [&](int index) { return ResultOf{index - static_cast<int>(calls.size())}; };
+  calls.push_back(call(SYS_ftruncate, result_of(created), ghost.size));
+  if (ghost.extents.empty()) return;
+  const int image = static_cast<int>(calls.size());
+  calls.push_back(call(SYS_openat, images_fd, plan::text(ghost.image), O_RDONLY | O_CLOEXEC, 0));
+  for (const auto& extent : ghost.extents) {
+    calls.push_back(call(SYS_lseek, result_of(created), extent.offset, SEEK_SET));
+    for (uint64_t done = 0; done < extent.length;) {
+      const uint64_t part = std::min(largest_send, extent.length - done);
+      const uint64_t from = extent.stored_at + done;
+      calls.push_back(
+          plan::expecting(call(SYS_sendfile, result_of(created), result_of(image), plan::InOut{bytes_of(from)}, part),
+                          plan::Expectation::Kind::exactly, static_cast<int64_t>(part)));
+      done += part;
+    }
+  }
+  calls.push_back(call(SYS_close, result_of(image)));
 }
 
 void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
@@ -124,26 +288,45 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
     calls.push_back(call(SYS_mkdirat, AT_FDCWD, path, 0700));
   } else {
     calls.push_back(call(SYS_openat, AT_FDCWD, path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
-    int opened = -1;
-    const auto file = [&] { return ResultOf{opened--}; };
-    calls.push_back(call(SYS_ftruncate, file(), ghost.size));
-    for (const auto& chunk : ghost.chunks) {
-      calls.push_back(call(plan::Call::write_fully, file(), plan::In{chunk.bytes}, chunk.bytes.size(), chunk.offset));
-    }
-    calls.push_back(call(SYS_close, file()));
+    fill(ghost, sink.images_fd(), calls);
+    calls.push_back(call(SYS_close, ResultOf{-static_cast<int>(calls.size())}));
   }
   calls.push_back(call(SYS_fchownat, AT_FDCWD, path, ghost.uid, ghost.gid, AT_SYMLINK_NOFOLLOW));
   calls.push_back(call(SYS_fchmodat, AT_FDCWD, path, ghost.mode & 07777));
-  const timespec times[2] = {
-      {static_cast<time_t>(ghost.accessed_ns / nanoseconds), static_cast<long>(ghost.accessed_ns % nanoseconds)},
-      {static_cast<time_t>(ghost.modified_ns / nanoseconds), static_cast<long>(ghost.modified_ns % nanoseconds)}};
+  const auto time = [](uint64_t ns) {
+    return timespec{static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)};
+  };
+  const timespec times[2] = {time(ghost.accessed_ns), time(ghost.modified_ns)};
   calls.push_back(call(SYS_utimensat, AT_FDCWD, path, plan::struct_in(times), AT_SYMLINK_NOFOLLOW));
   sink.perform("unlinked file " + ghost.path, "", std::move(calls));
 }
 
-void remove_ghost(const GhostFile& ghost, plan::Sink& sink) {
-  sink.perform("unlink " + ghost.path, "",
-               {call(SYS_unlinkat, AT_FDCWD, plan::text(ghost.path), is_directory(ghost.mode) ? AT_REMOVEDIR : 0)});
+}  // namespace
+
+void contribute_ghosts(plan::Stage stage, const model::Application& application, plan::Sink& sink) {
+  if (stage != plan::Stage::prepare && stage != plan::Stage::settle) return;
+  std::map<std::string, const GhostFile*> made;  // by path: directories come before what is in them
+  for (const auto& [id, object] : application.objects) {
+    if (const auto* ghost = object.as<GhostFile>()) made[ghost->path] = ghost;
+  }
+  for (const auto& [id, object] : application.objects) {
+    const auto* ghost = object.as<GhostFile>();
+    if (ghost == nullptr) continue;
+    for (const auto& directory : ghost->missing_directories) made.try_emplace(directory, nullptr);
+  }
+  if (stage == plan::Stage::prepare) {
+    for (const auto& [path, ghost] : made) {
+      if (ghost != nullptr)
+        make_ghost(*ghost, sink);
+      else
+        make_directory(path, sink);
+    }
+    return;
+  }
+  for (const auto& [path, ghost] : std::views::reverse(made)) {
+    const bool directory = ghost == nullptr || is_directory(ghost->mode);
+    sink.perform("unlink " + path, "", {call(SYS_unlinkat, AT_FDCWD, plan::text(path), directory ? AT_REMOVEDIR : 0)});
+  }
 }
 
 }  // namespace stasis::resource

@@ -1,17 +1,45 @@
-// Content of unlinked files: captured through a descriptor, kept in ghost-file-<id>.img, made again for the time of a
-// restore.
+// Unlinked files: their content is kept in ghost-file-<id>.img, and they are made again for the time of a restore.
 #pragma once
 
-#include "resource/regular_file.h"
+#include <string>
+#include <vector>
+
+#include "resource/file_room.h"
 
 namespace stasis::resource {
 
-/// Reads what has data, through a descriptor or map_files link that opens the file.
+/// The content of an unlinked file or directory; several descriptions and mappings may refer to it.
+struct GhostFile final : model::KindValue {
+  /// A stretch of data; between them there are holes.
+  struct Extent {
+    uint64_t offset = 0, length = 0;
+    uint64_t content_at = 0;  ///< how much data is before it
+    uint64_t stored_at = 0;   ///< its place in the image
+  };
+  uint32_t uid = 0, gid = 0, mode = 0;
+  uint64_t size = 0;
+  uint64_t accessed_ns = 0, modified_ns = 0;
+  std::vector<Extent> extents;  ///< ascending
+  /// All extents' bytes, if they are few. Otherwise they are read from `source` when they are needed: from the task's
+  /// own descriptor ("/proc/7/fd/3") or from the image.
+  Bytes content;
+  std::string source;
+  std::string image;                             ///< "ghost-file-7.img"; empty: not from an image
+  std::string path;                              ///< where it is made; not compared
+  std::vector<std::string> missing_directories;  ///< above `path`, outermost first: made with it; not compared
+
+  std::string_view kind() const override { return "ghost"; }
+  bool equals(const model::KindValue& other) const override;
+  std::string describe() const override;
+};
+
+/// Looks at what has data, through a descriptor or map_files link that opens the file.
 Result<GhostFile> capture_ghost(const DescriptorProbe&);
-Status encode_ghost(const GhostFile&, image::Writer&, const DescriptorProbe* = nullptr);
+Status encode_ghost(const GhostFile&, image::Writer&);
 Result<GhostFile> decode_ghost(const image::Directory&, uint32_t id);
-/// The supervisor's commands: make it at ghost.path, and remove it again.
-void make_ghost(const GhostFile&, plan::Sink&);
-void remove_ghost(const GhostFile&, plan::Sink&);
+
+/// The supervisor's commands for all unlinked files together: made in stage prepare, directories first; removed in
+/// stage settle.
+void contribute_ghosts(plan::Stage, const model::Application&, plan::Sink&);
 
 }  // namespace stasis::resource

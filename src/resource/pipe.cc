@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "resource/descriptors.h"
 #include "resource/regular_file.h"
@@ -94,16 +95,38 @@ class PipeRoomBase : public FileRoom {
     bool fresh = false;
     end->buffer = context.object(fmt::format("{} {}:{}", kind(), probe.stat.st_dev, probe.stat.st_ino), fresh);
     if (fresh) TRY(capture_buffer(context, probe, end->buffer));
-    if (kind() == "fifo" && access(probe.link.c_str(), F_OK) != 0) {
-      context.diagnostics.refuse(probe.subject, "the FIFO has been unlinked", "unlinked FIFOs cannot be restored");
+    struct stat at_path{};
+    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && at_path.st_ino == probe.stat.st_ino &&
+                            at_path.st_dev == probe.stat.st_dev;
+    if (kind() == "fifo" && !leads_here) {
+      context.diagnostics.refuse(probe.subject, "the FIFO has been unlinked, or another one has its name",
+                                 "FIFOs are opened by their name: put it back, or close the descriptor");
     }
     return model::KindState{std::move(end)};
   }
 
+  /// Bytes that came as one packet are no packet if nobody writes packets: what is written next may join them.
+  Status finish_capture(CaptureContext& context) const override {
+    std::set<ObjectId> in_packets;
+    for (const auto& [id, description] : context.application.descriptions) {
+      const auto* end = description.state.as<PipeEnd>();
+      if (end != nullptr && (description.flags & O_DIRECT) != 0) in_packets.insert(end->buffer);
+    }
+    for (auto& [id, object] : context.application.objects) {
+      const auto* buffer = object.as<PipeBuffer>();
+      if (buffer == nullptr || buffer->packets.size() != 1 || in_packets.contains(id)) continue;
+      auto plain = std::make_shared<PipeBuffer>(*buffer);
+      plain->packets.clear();
+      object = {std::move(plain)};
+    }
+    return {};
+  }
+
  protected:
-  /// The buffer's image records: [pipe_data_entry, content].
+  /// The buffer's image records: [pipe_data_entry, content]. One of its ends brings it.
   static Status encode_buffer(const model::Application& application, ObjectId id, std::string_view image,
                               image::FileRecords& records) {
+    if (!records.first_time(image, id.value)) return {};
     const auto& buffer = *application.objects.at(id).as<PipeBuffer>();
     pipe_data_entry entry;
     entry.set_pipe_id(id.value), entry.set_bytes(static_cast<uint32_t>(buffer.content.size())),
@@ -116,11 +139,11 @@ class PipeRoomBase : public FileRoom {
     return writer->append_raw(buffer.content);
   }
 
-  /// Reads all buffers of an image, once per decode: the first description that needs one loads them.
+  /// Reads all buffers of an image when the first description needs one.
   static Status decode_buffers(const image::FileRecords& records, std::string_view image,
                                model::Application& application) {
     const auto name = image::file_name(image);
-    if (!records.directory().has(name)) return {};
+    if (!records.first_time(image, 0) || !records.directory().has(name)) return {};
     auto reader = TRY(records.directory().read(name));
     for (pipe_data_entry entry; TRY(reader.next(entry));) {
       auto& object = application.objects[ObjectId{entry.pipe_id()}];
@@ -156,7 +179,7 @@ class PipeRoomBase : public FileRoom {
     plan::Calls calls;
     calls.push_back(call(SYS_fcntl, write_end, F_SETPIPE_SZ, buffer.size));
     if (buffer.content.empty()) return calls;
-    if (buffer.packets.size() <= 1) {
+    if (buffer.packets.empty()) {
       calls.push_back(call(plan::Call::write_fully, write_end, plan::In{buffer.content}, buffer.content.size(), ~0ull));
       return calls;
     }
@@ -170,14 +193,16 @@ class PipeRoomBase : public FileRoom {
     return calls;
   }
 
-  /// Opens every placement through one of the ends, then closes these.
+  /// Opens every placement through one of the ends, then closes these. `made_by_pipe`: the ends are what pipe2 made.
+  /// Only those lack O_LARGEFILE, so that a description without it is such an end itself.
   static void open_placements(std::span<const plan::Placement> placements, int read_end, int write_end,
-                              plan::Perform& perform) {
+                              bool made_by_pipe, plan::Perform& perform) {
+    std::set<int> given;
     for (const auto& placement : placements) {
       const uint32_t flags = placement.description->flags;
       const int through = reads(flags) ? read_end : write_end;
-      // Only the two descriptions that pipe2 makes lack O_LARGEFILE: there is at most one such for each end.
-      if ((flags & large_file) == 0) {
+      const bool given_as_it_is = made_by_pipe && (flags & large_file) == 0 && given.insert(through).second;
+      if (given_as_it_is) {
         perform.calls.push_back(call(SYS_dup3, through, placement.fd, 0));
       } else {
         const uint32_t opened = (reopen_flags(flags) & ~static_cast<uint32_t>(O_DIRECT)) | O_NONBLOCK;
@@ -186,7 +211,7 @@ class PipeRoomBase : public FileRoom {
         perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
       }
       // Opened without waiting; now as it was. open(2) refuses O_DIRECT for pipes, fcntl takes it (fs/fcntl.c, setfl).
-      if ((flags & O_NONBLOCK) == 0 || (flags & (O_ASYNC | O_DIRECT | large_file)) != large_file) {
+      if (given_as_it_is || (flags & O_NONBLOCK) == 0 || (flags & (O_ASYNC | O_DIRECT)) != 0) {
         perform.calls.push_back(
             call(SYS_fcntl, placement.fd, F_SETFL, flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT)));
       }
@@ -198,12 +223,15 @@ class PipeRoomBase : public FileRoom {
  private:
   static Status capture_buffer(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) {
     auto buffer = std::make_shared<PipeBuffer>();
-    // Either end opens for reading through procfs, without the other end noticing: it sleeps.
-    const UniqueFd read_end(open(probe.proc_path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
-    if (!read_end.valid()) return fail_errno("open", probe.subject);
-    buffer->size = static_cast<uint32_t>(fcntl(read_end.get(), F_GETPIPE_SZ));
-    TRY(read_content(read_end.get(), *buffer, probe.subject));
-    if (buffer->packets.size() <= 1) buffer->packets.clear();
+    // A write end opens for reading through procfs, without the other end noticing: it sleeps.
+    UniqueFd opened;
+    if (!reads(probe.flags)) {
+      opened = UniqueFd(open(probe.proc_path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+      if (!opened.valid()) return fail_errno("open", probe.subject);
+    }
+    const int read_end = opened.valid() ? opened.get() : TRY(probe.duplicate());
+    buffer->size = static_cast<uint32_t>(fcntl(read_end, F_GETPIPE_SZ));
+    TRY(read_content(read_end, *buffer, probe.subject));
     context.application.objects[id] = {std::move(buffer)};
     return {};
   }
@@ -226,8 +254,7 @@ class PipeRoom final : public PipeRoomBase {
     pipe.set_id(description.id.value), pipe.set_pipe_id(end.buffer.value), pipe.set_flags(description.flags);
     encode_owner(description.owner, *pipe.mutable_fown());
     records.files.push_back(std::move(record));
-    return is_first(application, description) ? encode_buffer(application, end.buffer, "pipes-data", records)
-                                              : Status{};
+    return encode_buffer(application, end.buffer, "pipes-data", records);
   }
 
   bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
@@ -241,7 +268,10 @@ class PipeRoom final : public PipeRoomBase {
                                  fmt::format("files.img, file {}", record.id())));
     const auto& pipe = record.pipe();
     const ObjectId buffer{pipe.pipe_id()};
-    if (!application.objects.contains(buffer)) TRY(decode_buffers(records, "pipes-data", application));
+    if (buffer.value == 0) {
+      return fail(Error::invalid("decode pipe", "field pipe_id is 0", fmt::format("files.img, file {}", record.id())));
+    }
+    TRY(decode_buffers(records, "pipes-data", application));
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = pipe.flags(),
     description.owner = decode_owner(pipe.fown());
@@ -263,64 +293,59 @@ class PipeRoom final : public PipeRoomBase {
     perform.calls.push_back(call(plan::Call::move_fd, WordOf{-2, 4}, write_end, O_CLOEXEC));
     for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))
       perform.calls.push_back(std::move(one));
-    open_placements(placements, read_end, write_end, perform);
+    open_placements(placements, read_end, write_end, true, perform);
     sink.add(std::move(perform));
     return {};
   }
 
   /// An end whose other end nobody in the tree holds: fine if nobody at all does, else it leads outside.
   Status finish_capture(CaptureContext& context) const override {
-    std::map<ObjectId, std::pair<bool, bool>> held;  // buffer → somebody reads, somebody writes
-    for (const auto& [id, description] : context.application.descriptions) {
-      const auto* end = description.state.as<PipeEnd>();
-      if (end == nullptr || !end->path.empty()) continue;
-      held[end->buffer].first |= reads(description.flags);
-      held[end->buffer].second |= writes(description.flags);
-    }
-    for (const auto& [buffer, sides] : held) {
-      if (sides.first && sides.second) continue;
-      if (const auto outside = outside_holder(context, buffer, sides.first)) {
-        context.diagnostics.refuse(
-            *outside,
-            fmt::format("the {} end of this pipe is held by a process outside of the tree",
-                        sides.first ? "write" : "read"),
-            "dump that process as well, or start the tree with its standard streams redirected to files");
-      }
+    TRY(PipeRoomBase::finish_capture(context));
+    for (const auto& [buffer, held] : held_ends(context.application)) {
+      if (held.reads && held.writes) continue;
+      if (is_alone(context, held)) continue;
+      context.diagnostics.refuse(
+          fmt::format("task {} '{}', descriptor {} → pipe", held.task->pid, held.task->name, held.fd),
+          fmt::format("the {} end of this pipe is held by a process outside of the tree",
+                      held.reads ? "write" : "read"),
+          "dump that process as well, or start the tree with its standard streams redirected to files");
     }
     return {};
   }
 
  private:
-  static bool is_first(const model::Application& application, const model::OpenDescription& description) {
-    const auto& end = *description.state.as<PipeEnd>();
-    for (const auto& [id, other] : application.descriptions) {
-      const auto* sharing = other.state.as<PipeEnd>();
-      if (sharing != nullptr && sharing->buffer == end.buffer) return id == description.id;
+  struct Held {
+    bool reads = false, writes = false;
+    const model::Task* task = nullptr;  ///< one that has an end
+    int fd = -1;
+  };
+
+  static std::map<ObjectId, Held> held_ends(const model::Application& application) {
+    std::map<ObjectId, Held> ends;
+    for (const auto& task : application.tasks) {
+      const auto table = application.descriptor_tables.find(task.descriptors);
+      if (table == application.descriptor_tables.end()) continue;
+      for (const auto& [fd, slot] : table->second.slots) {
+        const auto& description = application.descriptions.at(slot.description);
+        const auto* end = description.state.as<PipeEnd>();
+        if (end == nullptr || !end->path.empty()) continue;
+        auto& held = ends[end->buffer];
+        held.reads |= reads(description.flags), held.writes |= writes(description.flags);
+        held.task = &task, held.fd = fd;
+      }
     }
-    return true;
+    return ends;
   }
 
   /// The kernel says through poll(2) whether the other side is open anywhere: hang-up for a reader, error for a writer.
-  static std::optional<std::string> outside_holder(const CaptureContext& context, ObjectId buffer, bool we_read) {
-    for (const auto& task : context.application.tasks) {
-      const auto table = context.application.descriptor_tables.find(task.descriptors);
-      if (table == context.application.descriptor_tables.end()) continue;
-      for (const auto& [fd, slot] : table->second.slots) {
-        const auto* end = context.application.descriptions.at(slot.description).state.as<PipeEnd>();
-        if (end == nullptr || end->buffer != buffer) continue;
-        DescriptorProbe probe;
-        probe.host_pid = context.host_pid(task.pid);
-        probe.fd = fd;
-        const auto duplicate = probe.duplicate();
-        if (!duplicate) return std::nullopt;
-        pollfd asked{*duplicate, static_cast<short>(we_read ? POLLIN : POLLOUT), 0};
-        if (poll(&asked, 1, 0) < 0) return std::nullopt;
-        const bool alone = (asked.revents & (we_read ? POLLHUP : POLLERR)) != 0;
-        if (alone) return std::nullopt;
-        return fmt::format("task {} '{}', descriptor {} → pipe", task.pid, task.name, fd);
-      }
-    }
-    return std::nullopt;
+  static bool is_alone(const CaptureContext& context, const Held& held) {
+    DescriptorProbe probe;
+    probe.host_pid = context.host_pid(held.task->pid);
+    probe.fd = held.fd;
+    const auto duplicate = probe.duplicate();
+    if (!duplicate) return true;
+    pollfd asked{*duplicate, static_cast<short>(held.reads ? POLLIN : POLLOUT), 0};
+    return poll(&asked, 1, 0) < 0 || (asked.revents & (held.reads ? POLLHUP : POLLERR)) != 0;
   }
 };
 
@@ -340,38 +365,32 @@ class FifoRoom final : public PipeRoomBase {
     record.set_type(FIFO), record.set_id(description.id.value);
     auto& fifo = *record.mutable_fifo();
     fifo.set_id(description.id.value), fifo.set_pipe_id(end.buffer.value),
-        fifo.set_regf_id(description.id.value | path_id);
-    records.files.push_back(record);
-    image::FileRecord path;
-    path.set_type(REG), path.set_id(description.id.value | path_id);
-    auto& reg = *path.mutable_reg();
-    reg.set_id(path.id()), reg.set_flags(description.flags), reg.set_pos(0), reg.set_name(end.path),
-        reg.set_mode(S_IFIFO);
-    encode_owner(description.owner, *reg.mutable_fown());
-    records.files.push_back(std::move(path));
-    for (const auto& [id, other] : application.descriptions) {
-      const auto* sharing = other.state.as<PipeEnd>();
-      if (sharing == nullptr || sharing->buffer != end.buffer) continue;
-      return id == description.id ? encode_buffer(application, end.buffer, "fifo-data", records) : Status{};
-    }
-    return {};
+        fifo.set_regf_id(path_record_id(description.id));
+    records.files.push_back(std::move(record));
+    records.files.push_back(path_record(description, end.path, S_IFIFO));
+    return encode_buffer(application, end.buffer, "fifo-data", records);
   }
 
   bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
     return record.type() == FIFO;
   }
 
+  std::vector<uint32_t> parts(const image::FileRecords&, const image::FileRecord& record) const override {
+    if (!record.has_fifo() || !record.fifo().has_regf_id()) return {};
+    return {record.fifo().regf_id()};
+  }
+
   Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
                                         model::Application& application) const override {
     const std::string subject = fmt::format("files.img, file {}", record.id());
     const uint32_t wanted = record.fifo().has_regf_id() ? record.fifo().regf_id() : record.id();
-    const auto path = std::ranges::find_if(
-        records.files, [&](const auto& other) { return other.has_reg() && other.reg().id() == wanted; });
-    if (!record.has_fifo() || path == records.files.end() || !path->reg().name().starts_with('/')) {
+    const auto* path = records.find(wanted);
+    if (!record.has_fifo() || path == nullptr || !path->has_reg() || !path->reg().name().starts_with('/')) {
       return fail(Error::invalid("decode FIFO", "its path is not in files.img", subject));
     }
     const ObjectId buffer{record.fifo().pipe_id()};
-    if (!application.objects.contains(buffer)) TRY(decode_buffers(records, "fifo-data", application));
+    if (buffer.value == 0) return fail(Error::invalid("decode FIFO", "field pipe_id is 0", subject));
+    TRY(decode_buffers(records, "fifo-data", application));
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = path->reg().flags(),
     description.owner = decode_owner(path->reg().fown());
@@ -400,13 +419,10 @@ class FifoRoom final : public PipeRoomBase {
     perform.calls.push_back(call(SYS_dup3, read_end, write_end, O_CLOEXEC));
     for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))
       perform.calls.push_back(std::move(one));
-    open_placements(placements, read_end, write_end, perform);
+    open_placements(placements, read_end, write_end, false, perform);
     sink.add(std::move(perform));
     return {};
   }
-
- private:
-  static constexpr uint32_t path_id = 0x20000000;
 };
 
 }  // namespace

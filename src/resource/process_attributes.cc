@@ -2,7 +2,11 @@
 // death signal.
 //
 // commit_creds resets both dumpable and the parent death signal when ids change (kernel/cred.c): both are set by every
-// thread after its credentials.
+// thread after its credentials. Dumpable belongs to the address space: the last thread's word, like everybody's, is the
+// saved value. The value 2 cannot be set by prctl: it comes to tasks that change ids where fs.suid_dumpable is 2.
+//
+// oom_score_adj can be lowered no further than what the last task with CAP_SYS_RESOURCE among the ancestors set
+// (fs/proc/base.c, __set_oom_adj); that limit cannot be read, only tried.
 #include "resource/process_attributes.h"
 
 #include <fcntl.h>
@@ -10,6 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <cstring>
 
 #include "resource/credentials.h"
@@ -24,6 +29,16 @@ using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
 constexpr int set_memory_merge = 67, get_memory_merge = 68;  // PR_SET_MEMORY_MERGE, Linux 6.4
+constexpr int dumpable_by_root = 2;                          // SUID_DUMP_ROOT
+constexpr int lowest_score = -1000, highest_score = 1000;
+constexpr const char* own_score = "/proc/self/oom_score_adj";
+
+template <typename T>
+T number_in(std::string_view text) {
+  T value{};
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
 
 /// An answer that is an int behind a pointer.
 int int_of(const Inquiry::Answer& answer) {
@@ -98,6 +113,11 @@ class ProcessAttributesRoom final : public TaskRoom {
     const auto& leader = records.cores.at(0).tc();
     task.personality = leader.personality();
     task.oom_score_adj = leader.oom_score_adj();
+    if (task.oom_score_adj < lowest_score || task.oom_score_adj > highest_score) {
+      return fail(Error::invalid("decode attributes",
+                                 fmt::format("an OOM score of {} does not exist", task.oom_score_adj),
+                                 fmt::format("core-{}.img, field tc.oom_score_adj", task.pid)));
+    }
     task.child_subreaper = leader.child_subreaper();
     for (size_t i = 0; i < task.threads.size(); ++i) {
       const auto& core = records.cores.at(i).thread_core();
@@ -113,17 +133,30 @@ class ProcessAttributesRoom final : public TaskRoom {
     auto& space = application.address_spaces[task.address_space];
     space.id = task.address_space;
     if (records.mm.has_dumpable()) space.dumpable = records.mm.dumpable();
+    if (space.dumpable < 0 || space.dumpable > dumpable_by_root) {
+      return fail(Error::invalid("decode attributes", fmt::format("there is no dumpable state {}", space.dumpable),
+                                 fmt::format("mm-{}.img, field dumpable", task.pid)));
+    }
     space.thp_disabled = records.mm.thp_disabled();
     space.merge_any = records.mm.merge_any();
     return {};
   }
 
-  void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
-    const int32_t ours = host().oom_score_adj;
-    if (task.state == model::TaskState::zombie || task.oom_score_adj >= ours || host().can_raise_limits) return;
-    diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
-                       fmt::format("its oom_score_adj of {} is below ours, {}", task.oom_score_adj, ours),
-                       "run stasis with CAP_SYS_RESOURCE");
+  void validate(const model::Application& application, const model::Task& task,
+                Diagnostics& diagnostics) const override {
+    if (task.state == model::TaskState::zombie) return;
+    const auto subject = fmt::format("task {} '{}'", task.pid, task.name);
+    if (!can_have_score(task.oom_score_adj)) {
+      diagnostics.refuse(subject,
+                         fmt::format("its oom_score_adj of {} is below what stasis may set", task.oom_score_adj),
+                         "Run stasis with CAP_SYS_RESOURCE");
+    }
+    const auto& space = application.address_spaces.at(task.address_space);
+    if (space.dumpable == dumpable_by_root && suid_dumpable() != dumpable_by_root) {
+      diagnostics.warn(subject,
+                       "its memory was dumpable by root only, which cannot be had where fs.suid_dumpable is not 2",
+                       "It is restored as not dumpable at all");
+    }
   }
 
   void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
@@ -131,12 +164,17 @@ class ProcessAttributesRoom final : public TaskRoom {
     if (stage != plan::Stage::process) return;
     plan::Calls calls{call(SYS_personality, task.personality)};
     const auto& space = application.address_spaces.at(task.address_space);
-    if (space.thp_disabled) calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, 1, 0, 0, 0));
+    calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0));
     if (space.merge_any) calls.push_back(call(SYS_prctl, set_memory_merge, 1, 0, 0, 0));
+    if (space.dumpable == dumpable_by_root && suid_dumpable() == dumpable_by_root) {
+      // Ids change there and back: the kernel sets dumpable to fs.suid_dumpable.
+      calls.push_back(expecting(call(SYS_setfsgid, nobody), Expected::anything));
+      calls.push_back(expecting(call(SYS_setfsgid, getegid()), Expected::anything));
+    }
     sink.perform("personality and memory policy", "attributes", std::move(calls));
     const auto score = fmt::format("{}", task.oom_score_adj);
     sink.perform("OOM score", "attributes.oom_score_adj",
-                 {call(SYS_openat, AT_FDCWD, plan::text("/proc/self/oom_score_adj"), O_WRONLY | O_CLOEXEC, 0),
+                 {call(SYS_openat, AT_FDCWD, plan::text(own_score), O_WRONLY | O_CLOEXEC, 0),
                   call(SYS_write, ResultOf{-1}, plan::text(score), score.size()), call(SYS_close, ResultOf{-2})});
   }
 
@@ -153,11 +191,35 @@ class ProcessAttributesRoom final : public TaskRoom {
     const bool untouched = thread.tid != leader_of(task.pid) && has_inherited_credentials(thread);
     if (untouched && thread.parent_death_signal == 0) return;
     const int dumpable = application.address_spaces.at(task.address_space).dumpable;
-    // 2 (readable by root only) cannot be set by prctl: the kernel gives it to tasks that change ids where
-    // fs.suid_dumpable says so.
-    if (dumpable == 0 || dumpable == 1) calls.push_back(call(SYS_prctl, PR_SET_DUMPABLE, dumpable));
+    if (dumpable != dumpable_by_root) {
+      calls.push_back(call(SYS_prctl, PR_SET_DUMPABLE, dumpable));
+    } else if (suid_dumpable() != dumpable_by_root) {
+      calls.push_back(call(SYS_prctl, PR_SET_DUMPABLE, 0));  // the stricter of the two that can be had
+    }
     calls.push_back(call(SYS_prctl, PR_SET_PDEATHSIG, thread.parent_death_signal));
     sink.perform("dumpable and death signal", "attributes.dumpable", std::move(calls));
+  }
+
+ private:
+  static constexpr gid_t nobody = 65534;
+
+  static int suid_dumpable() {
+    static const int known = [] {
+      const auto text = kernel::read_file("/proc/sys/fs/suid_dumpable");
+      return text ? number_in<int>(*text) : 0;
+    }();
+    return known;
+  }
+
+  /// Tried on ourselves and taken back: raising is always allowed.
+  static bool can_have_score(int32_t wanted) {
+    if (wanted >= host().oom_score_adj || host().can_raise_limits) return true;
+    const auto ours = kernel::read_file(own_score);
+    if (!ours) return true;
+    const UniqueFd file(open(own_score, O_WRONLY | O_CLOEXEC));
+    const auto text = fmt::format("{}", wanted);
+    if (write(file.get(), text.data(), text.size()) < 0) return false;
+    return write(file.get(), ours->data(), ours->size()) >= 0;
   }
 };
 

@@ -16,6 +16,7 @@
 #include "resource/scheduling.h"
 #include "resource/seccomp.h"
 #include "resource/signals.h"
+#include "resource/terminal.h"
 #include "resource/thread_pointers.h"
 #include "resource/timers.h"
 #include "resource/unsupported.h"
@@ -23,11 +24,22 @@
 namespace stasis::resource {
 
 std::span<const TaskRoom* const> task_rooms() {
-  // Within a stage rooms contribute in this order: limits after what they would limit, seccomp after credentials.
+  // Within a stage rooms contribute in this order: limits after what they would limit; then credentials, what they
+  // reset, what still needs capabilities, the final capabilities, and what needs nothing.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(),  &memory_room(),          &descriptors_room(), &scheduling_room(),
-      &signals_room(),    &thread_pointers_room(), &timers_room(),      &limits_room(),
-      &fs_context_room(), &early_seccomp_room(),   &credentials_room(), &process_attributes_room(),
+      &registers_room(),
+      &memory_room(),
+      &descriptors_room(),
+      &scheduling_room(),
+      &signals_room(),
+      &thread_pointers_room(),
+      &timers_room(),
+      &limits_room(),
+      &fs_context_room(),
+      &credentials_room(),
+      &process_attributes_room(),
+      &early_seccomp_room(),
+      &final_capabilities_room(),
       &seccomp_room(),
   };
   return rooms;
@@ -35,8 +47,8 @@ std::span<const TaskRoom* const> task_rooms() {
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(), &fifo_room(), &memfd_room(),
-                                                     &unsupported_room()};
+  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(),     &fifo_room(),
+                                                     &memfd_room(),        &terminal_room(), &unsupported_room()};
   return rooms;
 }
 

@@ -3,6 +3,12 @@
 // Pending signals come back through rt_sigqueueinfo and rt_tgsigqueueinfo, which keep the whole siginfo. The kernel
 // allows any si_code only for a signal to oneself (kernel/signal.c, do_rt_sigqueueinfo), so each thread queues its own.
 // Everything is blocked while a process is built; final masks are set by the last step of the restore.
+//
+// SIGKILL and SIGSTOP cannot be blocked, so they cannot be queued while the task is built either. A task with SIGSTOP
+// pending stops as soon as it is let go: it is saved as a stopped one.
+//
+// The mask of a thread inside sigsuspend, ppoll … is the one that it had before (PTRACE_GETSIGMASK knows; /proc shows
+// the passing one): the call is made again and exchanges the masks itself.
 #include "resource/signals.h"
 
 #include <signal.h>
@@ -20,7 +26,10 @@ using plan::call;
 constexpr size_t siginfo_size = 128;
 constexpr int most_pending = 1 << 20;  ///< bound for hostile images; RLIMIT_SIGPENDING is far below
 
-bool has_action(int signal) { return signal != SIGKILL && signal != SIGSTOP; }
+/// Neither caught, nor blocked, nor kept pending.
+bool is_absolute(int signal) { return signal == SIGKILL || signal == SIGSTOP; }
+bool has_action(int signal) { return !is_absolute(signal); }
+constexpr uint64_t absolute_signals = 1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1);
 
 /// struct sigaction as the system call has it on x86-64.
 struct KernelAction {
@@ -49,8 +58,8 @@ Result<std::vector<model::PendingSignal>> load_queue(const signal_queue_entry& i
     }
     queue.emplace_back(bytes.begin(), bytes.end());
     const int number = signal_of(queue.back());
-    if (number < 1 || number > 64)
-      return fail(Error::invalid("decode signals", fmt::format("pending signal {} does not exist", number), subject));
+    if (number < 1 || number > 64 || is_absolute(number))
+      return fail(Error::invalid("decode signals", fmt::format("signal {} cannot be pending", number), subject));
   }
   return queue;
 }
@@ -66,7 +75,9 @@ class SignalsRoom final : public TaskRoom {
       if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
       if (i == 0 && status.shared_pending != 0)
         task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
+      take_absolute(thread.pending, task);
     }
+    take_absolute(task.pending, task);
     return {};
   }
 
@@ -143,7 +154,7 @@ class SignalsRoom final : public TaskRoom {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       auto& thread = task.threads[i];
       const auto& core = records.cores.at(i).thread_core();
-      thread.blocked_signals = core.has_blk_sigset() ? core.blk_sigset() : leader.blk_sigset();
+      thread.blocked_signals = (core.has_blk_sigset() ? core.blk_sigset() : leader.blk_sigset()) & ~absolute_signals;
       thread.pending = TRY(load_queue(core.signals_p(), fmt::format("core-{}.img", thread.tid)));
       if (core.has_sas()) thread.alternate_stack = {core.sas().ss_sp(), core.sas().ss_size(), core.sas().ss_flags()};
     }
@@ -185,6 +196,16 @@ class SignalsRoom final : public TaskRoom {
         calls.push_back(call(SYS_rt_sigqueueinfo, task.pid.value, signal_of(info), plan::In{info}));
     }
     if (!calls.empty()) sink.perform("pending signals", "signals.pending", std::move(calls));
+  }
+
+ private:
+  static void take_absolute(std::vector<model::PendingSignal>& queue, model::Task& task) {
+    for (const auto& info : queue) {
+      if (signal_of(info) != SIGSTOP || task.state != model::TaskState::running) continue;
+      task.state = model::TaskState::stopped;
+      task.stop_signal = SIGSTOP;
+    }
+    std::erase_if(queue, [](const auto& info) { return is_absolute(signal_of(info)); });
   }
 };
 

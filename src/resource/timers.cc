@@ -2,8 +2,15 @@
 //
 // A POSIX timer's id is given by the kernel. Since Linux 6.15 PR_TIMER_CREATE_RESTORE_IDS lets timer_create take the id
 // it is told; before, ids are handed out in ascending order, so timers are created and deleted until the wanted one
-// comes up (kernel/time/posix-timers.c). Overruns that were not yet fetched cannot be put back: timer_getoverrun starts
-// at 0 again.
+// comes up (kernel/time/posix-timers.c). Either way the next id that the process gets is the one after its highest;
+// where the kernel's own counter stood cannot be read.
+//
+// Cannot be put back: the overrun count of the last signal (timer_getoverrun starts at 0 again), and whether a timer
+// was set by an absolute time (it is set by what remained; a later change of the clock no longer moves it).
+//
+// CLOCK_THREAD_CPUTIME_ID means the thread that created the timer, and the kernel does not tell which. Programs with
+// more than one thread use it together with SIGEV_THREAD_ID for the same thread: that one is taken. All timers are
+// created by the leader, who names such a thread by its own clock id; `capture` translates it back.
 #include "resource/timers.h"
 
 #include <signal.h>
@@ -14,6 +21,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "kernel/proc.h"
 
@@ -33,6 +41,31 @@ bool kernel_takes_ids() {
   return takes;
 }
 
+/// A CPU clock carries an id and what it counts (include/linux/posix-timers_types.h): ~id << 3 | per thread (4) | which
+/// (0–2). 3 in the place of "which" is a descriptor's clock. Ids 2 and 3 are those of the caller, as are ids with a
+/// number of 0.
+struct CpuClock {
+  pid_t id = 0;
+  bool per_thread = false;
+  int which = 0;
+};
+constexpr int scheduler_time = 2;
+
+std::optional<CpuClock> cpu_clock(int32_t clock) {
+  if (clock == CLOCK_PROCESS_CPUTIME_ID) return CpuClock{0, false, scheduler_time};
+  if (clock == CLOCK_THREAD_CPUTIME_ID) return CpuClock{0, true, scheduler_time};
+  if (clock >= 0 || (clock & 3) == 3) return std::nullopt;
+  return CpuClock{static_cast<pid_t>(~(clock >> 3)), (clock & 4) != 0, clock & 3};
+}
+constexpr int32_t clock_of(const CpuClock& clock) {
+  return static_cast<int32_t>((~static_cast<uint32_t>(clock.id) << 3) | (clock.per_thread ? 4u : 0u) |
+                              static_cast<uint32_t>(clock.which));
+}
+
+bool has_thread(const model::Task& task, Tid tid) {
+  return std::ranges::find(task.threads, tid, &model::Thread::tid) != task.threads.end();
+}
+
 timespec to_timespec(uint64_t ns) {
   return {static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)};
 }
@@ -47,6 +80,21 @@ struct Event {
   char padding[64 - 20];
 };
 static_assert(sizeof(Event) == 64);
+
+/// As the leader has to create it.
+model::PosixTimer for_leader(const model::Task& task, model::PosixTimer timer) {
+  if (timer.notification != SIGEV_THREAD_ID) return timer;
+  if (!has_thread(task, timer.notified_thread)) {
+    timer.notification = SIGEV_NONE;  // its thread has ended: it notifies nobody any more
+    timer.notified_thread = {};
+    return timer;
+  }
+  const auto clock = cpu_clock(timer.clock);
+  if (clock && clock->per_thread && clock->id == 0 && timer.notified_thread != leader_of(task.pid)) {
+    timer.clock = clock_of({timer.notified_thread.value, true, clock->which});
+  }
+  return timer;
+}
 
 plan::Calls create_timer(const model::PosixTimer& timer) {
   Event event{};
@@ -75,7 +123,11 @@ class TimersRoom final : public TaskRoom {
       if (found.notification == SIGEV_THREAD_ID) {
         const auto thread = context.host_to_tree.find(found.notified);
         timer.notified_thread = Tid{thread != context.host_to_tree.end() ? thread->second : found.notified};
+        const auto clock = cpu_clock(timer.clock);
+        if (clock && clock->per_thread && clock->id == timer.notified_thread.value)
+          timer.clock = clock_of({0, true, clock->which});
       }
+      warn_of_thread_clock(context, task, timer);
       task.posix_timers.push_back(timer);
     }
     std::ranges::sort(task.posix_timers, {}, &model::PosixTimer::id);
@@ -167,7 +219,18 @@ class TimersRoom final : public TaskRoom {
     return {};
   }
 
-  void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
+  void validate(const model::Application& application, const model::Task& task,
+                Diagnostics& diagnostics) const override {
+    for (const auto& timer : task.posix_timers) {
+      const auto clock = cpu_clock(timer.clock);
+      if (!clock || clock->id == 0 ||
+          (clock->per_thread ? has_thread(task, Tid{clock->id}) : exists(application, Pid{clock->id})))
+        continue;
+      diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
+                         fmt::format("POSIX timer {} runs on the CPU time of {} {}, which is not saved", timer.id,
+                                     clock->per_thread ? "thread" : "task", clock->id),
+                         "Such a timer cannot be restored");
+    }
     if (kernel_takes_ids() || task.posix_timers.empty() || task.posix_timers.back().id < most_created_in_vain) return;
     diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
                        fmt::format("POSIX timer {} would take {} attempts on this kernel", task.posix_timers.back().id,
@@ -178,8 +241,10 @@ class TimersRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::final || thread.tid != leader_of(task.pid)) return;
-    if (auto calls = creating(task.posix_timers); !calls.empty())
-      sink.perform("POSIX timers", "timers.posix", std::move(calls));
+    auto timers = task.posix_timers;
+    for (auto& timer : timers) timer = for_leader(task, timer);
+    if (auto calls = creating(timers); !calls.empty())
+      sink.perform("POSIX timers", "timers.posix", std::move(calls), needs(timers));
     plan::Calls intervals;
     for (int which = 0; which < 3; ++which) {
       const auto& timer = task.interval_timers[static_cast<size_t>(which)];
@@ -194,6 +259,28 @@ class TimersRoom final : public TaskRoom {
   }
 
  private:
+  static void warn_of_thread_clock(CaptureContext& context, const model::Task& task, const model::PosixTimer& timer) {
+    const auto clock = cpu_clock(timer.clock);
+    const bool unknown = clock && clock->per_thread && clock->id == 0 && task.threads.size() > 1 &&
+                         timer.notification != SIGEV_THREAD_ID;
+    if (!unknown) return;
+    context.diagnostics.warn(fmt::format("task {} '{}', POSIX timer {}", task.pid, task.name, timer.id),
+                             "it runs on the CPU time of a thread that the kernel does not name",
+                             "It is restored as a timer on the CPU time of the first thread");
+  }
+
+  static bool exists(const model::Application& application, Pid pid) {
+    const auto* task = application.find(pid);
+    return task != nullptr && task->state != model::TaskState::zombie;
+  }
+
+  static std::vector<std::string> needs(const std::vector<model::PosixTimer>& timers) {
+    const bool wakes = std::ranges::any_of(timers, [](const auto& timer) {
+      return timer.clock == CLOCK_REALTIME_ALARM || timer.clock == CLOCK_BOOTTIME_ALARM;
+    });
+    return wakes ? std::vector<std::string>{"CAP_WAKE_ALARM"} : std::vector<std::string>{};
+  }
+
   static Result<uint64_t> total(uint64_t seconds, uint64_t rest, uint64_t unit, const std::string& subject) {
     constexpr uint64_t longest = 1ull << 33;  // 272 years
     if (seconds > longest || rest >= unit)

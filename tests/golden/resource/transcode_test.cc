@@ -2,19 +2,13 @@
 // what is written is what CRIU reads (the fields that it requires are there; done by hand with its restore as well).
 #include <gmock/gmock.h>
 
-#include <filesystem>
-#include <fstream>
-
-#include "core.pb.h"
-#include "image/file_records.h"
+#include "criu_images.h"
 #include "memory/pages.h"
 #include "model/difference.h"
 #include "resource/codec.h"
 
 namespace stasis::resource {
 namespace {
-
-namespace fs = std::filesystem;
 
 /// Pages as they lie in the images that were decoded.
 class StoredMemory : public ApplicationMemory {
@@ -48,33 +42,7 @@ model::Application joined(model::Application application) {
   return application;
 }
 
-class Transcode : public testing::Test {
- protected:
-  Transcode() {
-    std::string pattern = (fs::temp_directory_path() / "stasis-transcode-XXXXXX").string();
-    root_ = mkdtemp(pattern.data());
-    fs::create_directory(root_ / "ours");
-    fs::copy(STASIS_SOURCE_DIR "/tests/fuzz/seeds/criu-4.2", root_ / "theirs");
-    // The pages are left out of the repository; their sizes are known. Any content will do.
-    std::ifstream list(root_ / "theirs" / "pages");
-    for (auto [name, size] = std::pair<std::string, size_t>(); list >> name >> size;) {
-      std::string content(size, '\0');
-      for (size_t i = 0; i < size; ++i) content[i] = static_cast<char>(i % 251 + i / page_size);
-      std::ofstream(root_ / "theirs" / name, std::ios::binary) << content;
-    }
-    theirs = std::make_unique<image::Directory>(std::move(*image::Directory::open((root_ / "theirs").string())));
-    ours = std::make_unique<image::Directory>(std::move(*image::Directory::open((root_ / "ours").string())));
-  }
-  ~Transcode() override { fs::remove_all(root_); }
-
-  std::string bytes(const std::string& file) const {
-    std::ifstream stream(root_ / file, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-  }
-
-  fs::path root_;
-  std::unique_ptr<image::Directory> theirs, ours;
-};
+using Transcode = CriuImages;
 
 TEST_F(Transcode, LosesNothing) {
   const auto before = decode(*theirs);
@@ -107,7 +75,7 @@ TEST_F(Transcode, PagesAreFoundWhereTheyLie) {
     for (const auto& location : locations) {
       EXPECT_EQ(location.offset, offset);
       offset += location.range.size();
-      EXPECT_TRUE(fs::exists(root_ / "theirs" / location.file));
+      EXPECT_TRUE(std::filesystem::exists(root_ / "theirs" / location.file));
     }
   }
 }

@@ -1,7 +1,4 @@
 // Memory files that nobody has open: mapped by two processes, one of which shares pages with the other copy-on-write.
-// VARIANTS: running
-// Known gap: restored, its mappings are compared as files of other numbers; until that is resolved the restoring
-// variants are skipped, and say so.
 #include "probe.h"
 
 namespace {

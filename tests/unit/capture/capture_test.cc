@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/ptrace.h>
+#include <sys/rseq.h>
 
 #include <cmath>
 #include <thread>
@@ -433,6 +434,45 @@ TEST(Capture, ExtendedRegistersSurvive) {
     EXPECT_GT(extended.size(), 512u);
     ASSERT_OK((*captive)->release(AfterDump::let_run));
     ASSERT_TRUE(eventually([&] { return *rounds > before + 100; }));
+  }
+}
+
+/// Enters a restartable sequence that never ends, again and again as it is aborted.
+[[noreturn]] void spin_in_restartable_sequence(std::atomic<uint64_t>& aborts) {
+  // struct rseq_cs: version and flags, start, length, abort. struct rseq has the pointer to it at 8.
+  asm volatile(
+      ".pushsection .data.rseq_test, \"aw\"\n"
+      ".balign 32\n"
+      "77: .long 0, 0\n .quad 1f, 2f - 1f, 3f\n"
+      ".popsection\n"
+      "0: leaq 77b(%%rip), %%rax\n"
+      "movq %%rax, %%fs:8(%[offset])\n"
+      "1: jmp 1b\n"
+      "2: ud2\n"
+      ".byte 0x0f, 0xb9, 0x3d\n .long 0x53053053\n"
+      "3: lock incq (%[aborts])\n"
+      "jmp 0b\n"
+      :
+      : [offset] "r"(__rseq_offset), [aborts] "r"(&aborts)
+      : "rax", "memory");
+  __builtin_unreachable();
+}
+
+TEST(Capture, RestartableSequencesAreAborted) {
+  if (__rseq_size == 0) GTEST_SKIP() << "glibc has registered no rseq area";
+  Shared<std::atomic<uint64_t>> aborts;
+  Specimen specimen([&] {
+    spin_in_restartable_sequence(*aborts);
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return specimen.state() == 'R'; }));
+  for (int round = 0; round < 20; ++round) {
+    usleep(1000);
+    const uint64_t before = *aborts;
+    auto captive = Captive::take(specimen.pid());
+    ASSERT_OK(captive);
+    ASSERT_OK((*captive)->release(AfterDump::let_run));
+    ASSERT_TRUE(eventually([&] { return *aborts > before; }));
   }
 }
 

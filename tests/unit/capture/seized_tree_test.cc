@@ -69,6 +69,23 @@ TEST(SeizedTree, TwoCapturesOfTheSameTreeAreEqual) {
   EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
 }
 
+TEST(SeizedTree, MaskOfASuspendedThreadIsItsOwn) {
+  Specimen specimen([] {
+    close_everything();
+    sigset_t mask, none;
+    sigemptyset(&none);
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &mask, nullptr);
+    return sigsuspend(&none);
+  });
+  ASSERT_TRUE(eventually([&] { return specimen.is_in(SYS_rt_sigsuspend); }));
+  auto tree = capture_tree(specimen.pid());
+  ASSERT_TRUE(tree) << tree.error().message();
+  const auto& thread = (*tree)->context().application.tasks.at(0).threads.at(0);
+  EXPECT_EQ(thread.blocked_signals, uint64_t{1} << (SIGUSR1 - 1));
+}
+
 TEST(SeizedTree, DestroyedWithoutReleaseItLetsGo) {
   Shared<std::atomic<uint64_t>> counter;
   Specimen specimen([&] {

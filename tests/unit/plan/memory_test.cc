@@ -24,6 +24,7 @@ struct FakeFile : model::KindValue {
 };
 struct FakeMaker : DescriptionMaker {
   std::string_view kind() const override { return "fake"; }
+  bool reopenable() const override { return true; }
   Status make(const model::Application&, std::span<const Placement> placements, Sink& sink) const override {
     for (const auto& placement : placements) sink.add(Open{"/fake", 0, 0, placement.fd, placement.description->id});
     return {};

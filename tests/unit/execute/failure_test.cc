@@ -1,0 +1,194 @@
+// Restores that fail, and those that die: nothing may be left.
+#include <unistd.h>
+
+#include "workshop.h"
+
+namespace stasis::execute {
+namespace {
+
+using plan::call;
+using plan::expecting;
+
+/// Every kind of command that these tests can do without a planner, over three processes and a thread.
+class Failures : public Workshop {
+ protected:
+  void write_program() {
+    pids = free_pids(5);
+    root = pids[0], child = pids[1], grandchild = pids[2], thread_id = pids[3], zombie_id = pids[4];
+    supervisor(perform({call(SYS_openat, AT_FDCWD, plan::text(file("prepared")), O_CREAT | O_WRONLY, 0600),
+                        call(SYS_close, plan::ResultOf{-1})}));
+    begin(root);
+    does(root, plan::SetSid{});
+    does(root, fork_of(zombie_id));
+    does(zombie_id, plan::Exit{3 << 8});
+    does(root, fork_of(child));
+    does(child, plan::SetPgid{child, child});
+    does(child, fork_of(grandchild));
+    does(root, plan::Open{"/dev/null", O_RDWR, 0, 5, {}});
+    does(root, plan::Post{"open"});
+    does(child, plan::Await{"open", 1});
+    does(child, plan::TransferFd{root, child, 5, 6, false});
+    does(root, plan::StartThread{Tid{thread_id.value}, {}});
+    for (const Pid pid : {root, child, grandchild}) does(pid, plan::Post{"complete"});
+    does(root, Tid{thread_id.value}, plan::Post{"complete"});
+    supervisor(plan::Await{"complete", 4});
+    supervisor(perform({call(SYS_unlinkat, AT_FDCWD, plan::text(file("prepared")), 0)}));
+    supervisor(plan::Post{"settled"});
+    for (const Pid pid : {root, child, grandchild}) does(pid, plan::Await{"settled", 1});
+    does(root, Tid{thread_id.value}, plan::Await{"settled", 1});
+    does(root, Tid{thread_id.value}, plan::Ready{});
+    for (const Pid pid : {root, child, grandchild}) ready(pid);
+
+    auto& leader = task(root, Pid{0}, code_pause);
+    leader.threads.push_back(thread(Tid{thread_id.value}, address_of(code_pause)));
+    task(child, root, code_pause);
+    task(grandchild, child, code_pause);
+    auto& zombie = task(zombie_id, root, code_pause);
+    zombie.state = model::TaskState::zombie;
+    zombie.threads.clear();
+  }
+
+  std::vector<Pid> pids;
+  Pid root, child, grandchild, thread_id, zombie_id;
+};
+
+TEST_F(Failures, OfEachCommandInTurnLeaveNothing) {
+  write_program();
+  for (size_t index = 0; index < program.commands.size(); ++index) {
+    options.fail_at_command = static_cast<int>(index);
+    const auto built = build();
+    const std::string when = fmt::format("command {} {}", index, plan::name_of(program.commands[index].action));
+    ASSERT_FALSE(built) << when << " was to fail";
+    EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format("command {} ", index)));
+    EXPECT_EQ(built.error().errno_value(), EBADF) << when << ": " << built.error().message();
+    expect_nothing_left(pids, when);
+    if (HasFailure()) return;
+  }
+  options.fail_at_command = -1;
+  const auto done = build_and_resume();
+  ASSERT_TRUE(done) << "the same program runs afterwards: " << done.error().message();
+  EXPECT_FALSE(std::filesystem::exists(file("prepared")));
+}
+
+TEST_F(Failures, OfTheHookUndoEverything) {
+  write_program();
+  options.before_resume = [](pid_t) -> Status { return fail(Error::conflict("run the script", "it said no")); };
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_THAT(built.error().message(), testing::HasSubstr("it said no"));
+  expect_nothing_left(pids, "after the hook");
+}
+
+TEST_F(Failures, ATreeThatIsNeverResumedGoesAway) {
+  write_program();
+  const auto built = build();
+  ASSERT_TRUE(built) << built.error().message();
+  tree.reset();
+  expect_nothing_left(pids, "after the guard");
+}
+
+TEST_F(Failures, APidThatIsTakenIsNamed) {
+  write_program();
+  program.commands.clear();
+  application = {};
+  const pid_t other = fork();
+  if (other == 0) {
+    for (;;) pause();
+  }
+  begin(Pid{other});
+  ready(Pid{other});
+  task(Pid{other}, Pid{0}, code_pause);
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_EQ(built.error().code(), ErrorCode::conflict);
+  EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format("pid {} is taken", other)));
+  EXPECT_FALSE(built.error().advice().empty());
+  kill(other, SIGKILL);
+  waitpid(other, nullptr, 0);
+}
+
+TEST_F(Failures, ChildrenThatAreNotOfTheTreeLiveOn) {
+  const pid_t bystander = fork();
+  if (bystander == 0) {
+    for (;;) pause();
+  }
+  write_program();
+  options.fail_at_command = static_cast<int>(program.commands.size()) - 1;
+  EXPECT_FALSE(build());
+  int status = 0;
+  EXPECT_EQ(waitpid(bystander, &status, WNOHANG), 0) << "killed or reaped by a restore that it has nothing to do with";
+  kill(bystander, SIGKILL);
+  waitpid(bystander, nullptr, 0);
+}
+
+TEST_F(Failures, ATaskThatDiesIsNoticed) {
+  write_program();
+  // The grandchild ends where the program does not say so: everybody else would wait for it for ever.
+  auto& commands = program.commands;
+  const auto at = std::ranges::find_if(commands, [&](const auto& command) {
+    return command.pid == grandchild && std::holds_alternative<plan::Post>(command.action);
+  });
+  commands.insert(
+      at, plan::Command{grandchild, leader_of(grandchild), perform({call(SYS_kill, grandchild.value, SIGKILL)})});
+  const auto start = std::chrono::steady_clock::now();
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+  EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format("task {}", grandchild.value)));
+  expect_nothing_left(pids, "after a death");
+}
+
+TEST_F(Failures, ATaskOfANamespaceThatDiesIsNoticed) {
+  begin(Pid{1}, true);
+  does(Pid{1}, fork_of(Pid{40}));
+  does(Pid{40}, perform({call(SYS_exit_group, 1)}));
+  does(Pid{40}, plan::Post{"complete"});
+  does(Pid{1}, plan::Await{"complete", 1});
+  ready(Pid{1});
+  ready(Pid{40});
+  task(Pid{1}, Pid{0}, code_pause);
+  task(Pid{40}, Pid{1}, code_pause);
+  options.timeout_seconds = 3;  // so that the test ends if it is not
+  const auto start = std::chrono::steady_clock::now();
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2)) << "found by the timeout only";
+  expect_nothing_left({}, "after a death in a namespace");
+}
+
+TEST_F(Failures, AProgramThatHangsTimesOut) {
+  const Pid one = free_pids(1)[0];
+  begin(one);
+  does(one, plan::Await{"never", 1});
+  ready(one);
+  task(one, Pid{0}, code_pause);
+  options.timeout_seconds = 1;
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_THAT(built.error().message(), testing::HasSubstr("1 s"));
+  expect_nothing_left({one}, "after the timeout");
+}
+
+TEST_F(Failures, WhoeverIsKilledWhileRestoringTakesTheTreeAlong) {
+  write_program();
+  options.before_resume = [](pid_t) -> Status {
+    kill(getpid(), SIGKILL);
+    return {};
+  };
+  const pid_t restoring = fork();
+  if (restoring == 0) {
+    (void)build();
+    _exit(1);
+  }
+  const int status = reap(restoring);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  // Orphans come to us: a zombie is no longer alive.
+  EXPECT_TRUE(eventually([&] {
+    while (waitpid(-1, nullptr, WNOHANG | __WALL) > 0) {
+    }
+    return std::ranges::none_of(pids, exists);
+  })) << "tasks outlive the one that was restoring them";
+}
+
+}  // namespace
+}  // namespace stasis::execute

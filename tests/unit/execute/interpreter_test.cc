@@ -1,0 +1,416 @@
+// The interpreter as it is compiled into stasis: what every operation does, and what a failure does to the others.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "agent_room.h"
+
+namespace stasis::agent {
+namespace {
+
+using plan::call;
+using plan::expecting;
+using plan::InOut;
+using plan::Out;
+using plan::ResultOf;
+using plan::WordOf;
+using Expected = plan::Expectation::Kind;
+
+constexpr int64_t canceled = -ECANCELED;
+
+SlotProgram here() { return SlotProgram(EndMode::return_to_caller); }
+
+TEST(Interpreter, RunsCallsInOrderAndKeepsTheirResults) {
+  auto program = here();
+  program.call(call(SYS_getpid), 0);
+  program.call(call(SYS_gettid), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.state(0), slot_done);
+  EXPECT_EQ(room.result(0, 0), getpid());
+  EXPECT_EQ(room.result(0, 1), gettid());
+  EXPECT_EQ(room.slot(0).host_pid, getpid());
+  EXPECT_EQ(room.slot(0).tid, gettid());
+}
+
+TEST(Interpreter, PassesAllSixArguments) {
+  auto program = here();
+  program.call(call(SYS_mmap, 0, 2 * page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 0);
+  program.call(call(SYS_munmap, ResultOf{-1}, 2 * page_size), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.header().failed, 0u);
+  EXPECT_EQ(room.result(0, 1), 0);
+}
+
+TEST(Interpreter, HandsOutputToLaterCalls) {
+  auto program = here();
+  program.call(call(SYS_pipe2, Out{8}, O_CLOEXEC), 0);
+  program.call(call(SYS_write, WordOf{-1, 4}, plan::text("abc"), 3), 0);
+  program.call(call(SYS_read, WordOf{-2, 0}, Out{3}, 3), 0);
+  program.call(call(SYS_close, WordOf{-3, 0}), 0);
+  program.call(call(SYS_close, WordOf{-4, 4}), 0);
+  Room room({program});
+  room.run(0);
+  ASSERT_EQ(room.header().failed, 0u);
+  EXPECT_THAT(room.outs(0, 2).at(0), testing::ElementsAre('a', 'b', 'c'));
+}
+
+TEST(Interpreter, UpdatesWhatIsBothInputAndOutput) {
+  auto program = here();
+  const pollfd nothing{-1, POLLIN, 7};  // revents of an ignored entry becomes 0
+  program.call(call(SYS_poll, InOut{bytes_of(nothing)}, 1, 0), 0);
+  Room room({program});
+  room.run(0);
+  const auto answer = room.outs(0, 0).at(0);
+  EXPECT_EQ(answer.at(offsetof(pollfd, revents)), 0);
+  EXPECT_EQ(answer.at(offsetof(pollfd, events)), POLLIN);
+}
+
+TEST(Interpreter, ResolvesPointersInsideStructures) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd reading(ends[0]), writing(ends[1]);
+  const Bytes text{'d', 'e', 'e', 'p'};
+  iovec vector{nullptr, text.size()};
+  auto program = here();
+  program.call(call(SYS_writev, writing.get(), plan::struct_pointing_to(vector, offsetof(iovec, iov_base), text), 1),
+               0);
+  Room room({program});
+  room.run(0);
+  char got[8]{};
+  EXPECT_EQ(read(reading.get(), got, sizeof got), 4);
+  EXPECT_STREQ(got, "deep");
+}
+
+struct Judged {
+  Expected kind;
+  int64_t value;
+  bool good_descriptor;
+  bool accepted;
+};
+class Expectations : public testing::TestWithParam<Judged> {};
+
+TEST_P(Expectations, AreJudgedByTheirKind) {
+  const auto& judged = GetParam();
+  const UniqueFd file(open("/dev/null", O_RDONLY | O_CLOEXEC));
+  auto program = here();
+  program.call(expecting(call(SYS_fcntl, judged.good_descriptor ? file.get() : -1, F_GETFD), judged.kind, judged.value),
+               0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.state(0), judged.accepted ? slot_done : slot_failed);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, Expectations,
+    testing::Values(Judged{Expected::success, 0, true, true}, Judged{Expected::success, 0, false, false},
+                    Judged{Expected::anything, 0, false, true}, Judged{Expected::exactly, FD_CLOEXEC, true, true},
+                    Judged{Expected::exactly, 0, true, false}, Judged{Expected::exactly, -EBADF, false, true},
+                    Judged{Expected::success_or, -EBADF, false, true},
+                    Judged{Expected::success_or, -EINVAL, false, false},
+                    Judged{Expected::success_or, -EINVAL, true, true}));
+
+TEST(Interpreter, AnAddressIsNotAnError) {
+  // Results up to -4096 are addresses in the upper half, not error numbers: nothing returns them here, so judge the
+  // largest error number that there is.
+  auto program = here();
+  program.call(expecting(call(SYS_close, -1), Expected::exactly, -EBADF), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.state(0), slot_done);
+}
+
+TEST(Interpreter, FailureStopsTheSlotAndSaysWhatFailed) {
+  auto program = here();
+  program.call(call(SYS_getpid), 3);
+  program.call(call(SYS_close, -1), 4);
+  program.call(call(SYS_getpid), 5);
+  Room room({here(), program});
+  room.run(1);
+  EXPECT_EQ(room.state(1), slot_failed);
+  EXPECT_EQ(room.header().failed, 2u);
+  EXPECT_EQ(room.header().failed_instruction, 1u);
+  EXPECT_EQ(room.header().failed_result, -EBADF);
+  EXPECT_EQ(room.result(1, 2), 0) << "what follows a failure does not run";
+}
+
+TEST(Interpreter, OnlyTheFirstFailureIsReported) {
+  auto first = here(), second = here();
+  first.call(call(SYS_close, -1), 0);
+  second.call(call(SYS_getpid), 0);
+  second.call(call(SYS_kill, getpid(), 4711), 0);
+  Room room({first, second});
+  room.run(0);
+  room.run(1);
+  EXPECT_EQ(room.header().failed, 1u);
+  EXPECT_EQ(room.header().failed_result, -EBADF);
+  EXPECT_EQ(room.state(1), slot_failed);
+}
+
+TEST(Interpreter, WaitSleepsUntilTheCounterIsThere) {
+  auto waiting = here(), posting = here();
+  waiting.wait(1, 3, 0);
+  for (int i = 0; i < 3; ++i) posting.post(1, 1, 0, 0);
+  Room room({waiting, posting}, 2);
+  std::thread other([&] { room.run(0); });
+  EXPECT_TRUE(room.comes_to(0, slot_running));
+  usleep(30'000);
+  EXPECT_EQ(room.state(0), slot_running);
+  room.run(1);
+  other.join();
+  EXPECT_EQ(room.state(0), slot_done);
+  EXPECT_EQ(room.counter(1), 3u);
+}
+
+TEST(Interpreter, WaitsForWhatHasLongComeAtOnce) {
+  auto posting = here(), waiting = here();
+  posting.post(1, 5, 0, 0);
+  waiting.wait(1, 4, 0);
+  Room room({posting, waiting}, 2);
+  room.run(0);
+  room.run(1);
+  EXPECT_EQ(room.state(1), slot_done);
+}
+
+TEST(Interpreter, AWaitingSlotGivesUpWhenAnotherFails) {
+  auto waiting = here(), failing_one = here();
+  waiting.wait(1, 1, 0);
+  failing_one.call(call(SYS_close, -1), 0);
+  Room room({waiting, failing_one}, 2);
+  std::thread other([&] { room.run(0); });
+  EXPECT_TRUE(room.comes_to(0, slot_running));
+  room.run(1);
+  other.join();
+  EXPECT_EQ(room.state(0), slot_failed);
+  EXPECT_EQ(room.result(0, 0), canceled);
+  EXPECT_EQ(room.header().failed, 2u) << "the cause, not the one that was waiting for it";
+}
+
+TEST(Interpreter, ReadsFullyThroughShortReads) {
+  int ends[2];
+  ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd reading(ends[0]);
+  UniqueFd writing(ends[1]);
+  auto program = here();
+  program.call(call(plan::Call::read_fully, reading.get(), Out{5}, 5, ~0ull), 0);
+  Room room({program});
+  std::thread writer([&] {
+    for (const char letter : {'h', 'e', 'l', 'l', 'o'}) {
+      EXPECT_EQ(write(writing.get(), &letter, 1), 1);
+      usleep(2000);
+    }
+  });
+  room.run(0);
+  writer.join();
+  EXPECT_EQ(room.result(0, 0), 5);
+  EXPECT_THAT(room.outs(0, 0).at(0), testing::ElementsAre('h', 'e', 'l', 'l', 'o'));
+}
+
+class InAFile : public testing::Test {
+ protected:
+  InAFile() : file(memfd_create("test", MFD_CLOEXEC)) { EXPECT_EQ(write(file.get(), "0123456789", 10), 10); }
+  UniqueFd file;
+};
+
+TEST_F(InAFile, ReadsFromAPositionWithoutMoving) {
+  auto program = here();
+  program.call(call(plan::Call::read_fully, file.get(), Out{4}, 4, 3), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_THAT(room.outs(0, 0).at(0), testing::ElementsAre('3', '4', '5', '6'));
+  EXPECT_EQ(lseek(file.get(), 0, SEEK_CUR), 10);
+}
+
+TEST_F(InAFile, AFileThatEndsEarlyIsAFailure) {
+  auto program = here();
+  program.call(call(plan::Call::read_fully, file.get(), Out{8}, 8, 5), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.state(0), slot_failed);
+  EXPECT_EQ(room.header().failed_result, -EIO);
+}
+
+TEST_F(InAFile, WritesAtAPosition) {
+  auto program = here();
+  program.call(call(plan::Call::write_fully, file.get(), plan::text("xy"), 2, 4), 0);
+  Room room({program});
+  room.run(0);
+  char got[11]{};
+  EXPECT_EQ(pread(file.get(), got, 10, 0), 10);
+  EXPECT_STREQ(got, "0123xy6789");
+}
+
+TEST_F(InAFile, MovesADescriptorToItsNumber) {
+  const int from = dup(file.get()), to = 700;
+  auto program = here();
+  program.call(call(plan::Call::move_fd, from, to, O_CLOEXEC), 0);
+  Room room({program});
+  room.run(0);
+  const UniqueFd moved(to);
+  EXPECT_EQ(room.header().failed, 0u);
+  EXPECT_EQ(fcntl(from, F_GETFD), -1);
+  EXPECT_EQ(fcntl(to, F_GETFD), FD_CLOEXEC);
+}
+
+TEST_F(InAFile, LeavesADescriptorThatHasItsNumber) {
+  auto program = here();
+  program.call(call(plan::Call::move_fd, file.get(), file.get(), 0), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.header().failed, 0u);
+  EXPECT_EQ(fcntl(file.get(), F_GETFD), 0);
+}
+
+// ---- from here on the blob itself runs: children start at the area's first byte
+
+SlotProgram creator(uint64_t flags = 0) {
+  auto program = here();
+  program.spawn(flags, SIGCHLD, {}, 1, 0);
+  program.call(call(SYS_wait4, ResultOf{-1}, Out{4}, __WALL, 0), 0);
+  return program;
+}
+int status_of(const Room& room) {
+  const auto bytes = room.outs(0, 1).at(0);
+  int status = 0;
+  std::memcpy(&status, bytes.data(), sizeof status);
+  return status;
+}
+
+TEST(Blob, RunsASlotInAChildThatIsBornInIt) {
+  SlotProgram child(EndMode::exit_thread);
+  child.call(call(SYS_getppid), 0);
+  child.exit(0, 7, 0);
+  Room room({creator(), child});
+  room.run(0);
+  ASSERT_EQ(room.header().failed, 0u);
+  EXPECT_TRUE(WIFEXITED(status_of(room)));
+  EXPECT_EQ(WEXITSTATUS(status_of(room)), 7);
+  EXPECT_EQ(room.result(1, 0), getpid());
+  EXPECT_EQ(room.slot(1).host_pid, static_cast<pid_t>(room.result(0, 0)));
+}
+
+TEST(Blob, EndsByASignalThatIsBlockedOrIgnored) {
+  SlotProgram child(EndMode::exit_thread);
+  const uint64_t all = ~0ull;
+  const std::array<uint64_t, 4> ignore{1, 0, 0, 0};
+  child.call(call(SYS_rt_sigprocmask, SIG_SETMASK, plan::struct_in(all), 0, 8), 0);
+  child.call(call(SYS_rt_sigaction, SIGTERM, plan::struct_in(ignore), 0, 8), 0);
+  child.exit(1, SIGTERM, 0);
+  Room room({creator(), child});
+  room.run(0);
+  EXPECT_TRUE(WIFSIGNALED(status_of(room)));
+  EXPECT_EQ(WTERMSIG(status_of(room)), SIGTERM);
+}
+
+TEST(Blob, RunsAfterEverythingElseIsUnmapped) {
+  SlotProgram child(EndMode::exit_thread);
+  Room* room = nullptr;
+  const AddressRange where = Room::next_range();
+  child.call(call(SYS_munmap, 0, where.begin), 0);
+  child.call(call(SYS_munmap, where.end, 0x7ffffffff000 - where.end), 0);
+  child.post(1, 1, 0, 0);
+  child.exit(0, 9, 0);
+  auto root = creator();
+  root.wait(1, 1, 0);
+  Room made({root, child}, 2, where);
+  room = &made;
+  room->run(0);
+  EXPECT_EQ(WEXITSTATUS(status_of(*room)), 9);
+  EXPECT_EQ(room->state(0), slot_done);
+}
+
+TEST(Blob, SpawnsThreadsWithStacksOfTheirOwn) {
+  constexpr uint64_t thread = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  constexpr uint32_t count = 20;
+  SlotProgram leader(EndMode::exit_thread);
+  std::vector<SlotProgram> programs{creator()};
+  for (uint32_t i = 0; i < count; ++i) leader.spawn(thread, 0, {}, 2 + i, 0);
+  leader.wait(1, count, 0);
+  leader.exit(0, 3, 0);
+  programs.push_back(leader);
+  for (uint32_t i = 0; i < count; ++i) {
+    SlotProgram one(EndMode::exit_thread);
+    one.post(1, 1, 0, 0);
+    programs.push_back(one);
+  }
+  Room room(std::move(programs), 2);
+  room.run(0);
+  ASSERT_EQ(room.header().failed, 0u);
+  EXPECT_EQ(WEXITSTATUS(status_of(room)), 3);
+  std::set<pid_t> tids;
+  for (uint32_t i = 0; i < count; ++i) {
+    EXPECT_EQ(room.slot(2 + i).host_pid, room.slot(1).host_pid);
+    tids.insert(room.slot(2 + i).tid);
+  }
+  EXPECT_EQ(tids.size(), count);
+}
+
+TEST(Blob, WaitsAcrossProcesses) {
+  SlotProgram child(EndMode::exit_thread);
+  child.wait(1, 1, 0);
+  child.post(2, 1, 0, 0);
+  child.exit(0, 0, 0);
+  auto root = here();
+  root.spawn(0, SIGCHLD, {}, 1, 0);
+  root.post(1, 1, 0, 0);
+  root.wait(2, 1, 0);
+  root.call(call(SYS_wait4, ResultOf{-3}, 0, __WALL, 0), 0);
+  Room room({root, child}, 3);
+  room.run(0);
+  EXPECT_EQ(room.state(0), slot_done);
+}
+
+TEST(Blob, AFailureInAChildFreesWhoeverWaits) {
+  SlotProgram child(EndMode::exit_thread);
+  child.call(call(SYS_close, -1), 8);
+  auto root = here();
+  root.spawn(0, SIGCHLD, {}, 1, 0);
+  root.wait(1, 1, 0);
+  Room room({root, child}, 2);
+  room.run(0);
+  EXPECT_EQ(waitpid(static_cast<pid_t>(room.result(0, 0)), nullptr, __WALL), room.result(0, 0));
+  EXPECT_EQ(room.result(0, 1), canceled);
+  EXPECT_EQ(room.header().failed, 2u);
+  EXPECT_EQ(room.header().failed_result, -EBADF);
+}
+
+TEST(Blob, ParksUntilItIsTakenOver) {
+  SlotProgram child(EndMode::park);
+  auto root = here();
+  root.spawn(0, SIGCHLD, {}, 1, 0);
+  root.wait(ready_counter, 1, 0);
+  Room room({root, child});
+  room.run(0);
+  const auto pid = static_cast<pid_t>(room.result(0, 0));
+  EXPECT_EQ(room.state(1), slot_done);
+  usleep(50'000);
+  EXPECT_EQ(waitpid(pid, nullptr, WNOHANG | __WALL), 0) << "still there";
+  EXPECT_EQ(room.counter(ready_counter), 1u) << "ready once";
+  kill(pid, SIGKILL);
+  EXPECT_EQ(waitpid(pid, nullptr, __WALL), pid);
+}
+
+TEST(Blob, LeavesTheExtendedStateAlone) {
+  // mxcsr stands for it: nothing in the blob may use vector registers, so a rounding mode set before is there after.
+  uint32_t before = 0x7f80, after = 0, usual = 0;
+  SlotProgram program = here();
+  for (int i = 0; i < 50; ++i) program.call(call(SYS_getpid), 0);
+  Room room({program});
+  asm volatile("stmxcsr %0" : "=m"(usual));
+  asm volatile("ldmxcsr %0" ::"m"(before));
+  room.run(0);
+  asm volatile("stmxcsr %0" : "=m"(after));
+  asm volatile("ldmxcsr %0" ::"m"(usual));
+  EXPECT_EQ(after, before);
+}
+
+}  // namespace
+}  // namespace stasis::agent

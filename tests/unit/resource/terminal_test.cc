@@ -1,0 +1,126 @@
+// Terminals of shell jobs: refused without the option, replaced by our own with it.
+#include <pty.h>
+#include <sys/ioctl.h>
+#include <termios.h>
+
+#include "kernel/process.h"
+#include "file_cycle.h"
+
+namespace stasis::resource {
+namespace {
+
+using testing::Contains;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class Terminals : public FileCycle {
+ protected:
+  struct Pty {
+    UniqueFd master, slave;
+    std::string path;
+  };
+  static Pty make_pty() {
+    Pty pty;
+    char name[128];
+    int master = -1, slave = -1;
+    EXPECT_EQ(openpty(&master, &slave, name, nullptr, nullptr), 0);
+    fcntl(master, F_SETFD, FD_CLOEXEC), fcntl(slave, F_SETFD, FD_CLOEXEC);
+    pty.master = UniqueFd(master), pty.slave = UniqueFd(slave), pty.path = name;
+    return pty;
+  }
+
+  /// While it lives, our standard input is this terminal.
+  class AsInput {
+   public:
+    explicit AsInput(const Pty& pty) : before_(fcntl(0, F_DUPFD_CLOEXEC, 100)) { dup2(pty.slave.get(), 0); }
+    ~AsInput() { dup2(before_.get(), 0); }
+
+   private:
+    UniqueFd before_;
+  };
+};
+
+TEST_F(Terminals, AreRefusedWithoutShellJob) {
+  const auto pty = make_pty();
+  Holder holder([&] { REQUIRE(open(pty.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
+  EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("pass --shell-job")));
+}
+
+TEST_F(Terminals, MastersAreRefused) {
+  policy.shell_job = true;
+  Holder holder([] { REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY) == 3); });
+  EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("the master side of a pseudo-terminal")));
+}
+
+TEST_F(Terminals, AreInheritedByShellJobs) {
+  policy.shell_job = true;
+  const auto theirs = make_pty(), ours = make_pty();
+  const AsInput input(ours);
+  cycle(
+      [&] {
+        REQUIRE(open(theirs.path.c_str(), O_RDWR | O_NOCTTY) == 3);
+        REQUIRE(open(theirs.path.c_str(), O_WRONLY | O_NOCTTY | O_NONBLOCK | O_APPEND) == 4 && dup2(3, 9) == 9);
+        termios modes{};
+        REQUIRE(tcgetattr(3, &modes) == 0);
+        cfmakeraw(&modes);
+        modes.c_cc[VMIN] = 3;
+        REQUIRE(tcsetattr(3, TCSANOW, &modes) == 0);
+      },
+      [&](pid_t pid) {
+        EXPECT_EQ(*kernel::read_link(fd_path(pid, 3)), ours.path);
+        const auto pidfd = *kernel::pidfd_open(pid);
+        const auto end = *kernel::pidfd_getfd(pidfd.get(), 4);
+        ASSERT_EQ(write(end.get(), "hello", 5), 5);
+        char text[16];
+        EXPECT_EQ(read(ours.master.get(), text, sizeof text), 5);
+        termios modes{};
+        EXPECT_EQ(tcgetattr(ours.slave.get(), &modes), 0);
+        EXPECT_EQ(modes.c_lflag & (ICANON | ECHO), 0u) << "raw, as the job had it";
+        EXPECT_EQ(modes.c_cc[VMIN], 3);
+      });
+}
+
+TEST_F(Terminals, NeedATerminalAndTheOptionAtRestore) {
+  policy.shell_job = true;
+  const auto theirs = make_pty();
+  Holder holder([&] { REQUIRE(open(theirs.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
+  const auto captured = capture(holder.pid());
+  EXPECT_THAT(refusals(*captured), IsEmpty());
+  auto decoded = through_images(captured->application);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  decoded->shell_job = false;
+  ASSERT_EQ(validated(*decoded).size(), 1u);
+  EXPECT_THAT(validated(*decoded)[0].text(), HasSubstr("pass --shell-job"));
+}
+
+TEST_F(Terminals, OfASessionInsideTheTreeAreRefused) {
+  policy.shell_job = true;
+  const auto pty = make_pty();
+  Holder holder([&] { REQUIRE(open(pty.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
+  struct stat about{};
+  ASSERT_EQ(fstat(pty.slave.get(), &about), 0);
+  CaptureContext context;
+  context.policy = policy;
+  model::Task task;
+  task.pid = task.session = Pid{tree_pid}, task.descriptors = table, task.fs = fs_id;
+  task.controlling_terminal = about.st_rdev;
+  context.application.tasks.push_back(task);
+  ProcessView view;
+  view.host_pid = holder.pid(), view.host_tids = {holder.pid()};
+  const DescriptorHolder one{&view, &context.application.tasks.back()};
+  const Status done = capture_descriptors(context, {&one, 1});
+  ASSERT_TRUE(done) << done.error().message();
+  EXPECT_THAT(refusals(context), Contains(HasSubstr("belongs to its session, which is part of the tree")));
+}
+
+TEST_F(Terminals, ThatHaveHungUpAreRefused) {
+  policy.shell_job = true;
+  auto pty = make_pty();
+  Holder holder([&] { REQUIRE(open(pty.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
+  pty.slave.reset();
+  pty.master.reset();
+  EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("the terminal has hung up")));
+}
+
+}  // namespace
+}  // namespace stasis::resource
