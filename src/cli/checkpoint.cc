@@ -11,17 +11,19 @@
 #include "plan/verify.h"
 #include "resource/codec.h"
 #include "resource/registry.h"
+#include "resource/vdso.h"
 
 namespace stasis::cli {
 namespace {
 
 /// Every room says now, before anything is created, what could not be restored here.
-Status validate(const model::Application& application, const Session& session) {
+Status validate(const model::Application& application, const image::Directory& images, const Session& session) {
   Diagnostics diagnostics;
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
   }
   for (const auto* room : resource::file_rooms()) room->validate_all(application, diagnostics);
+  TRY(resource::check_vdso(application, images, diagnostics));
   session.report(diagnostics);
   if (!diagnostics.refused()) return {};
   return fail(
@@ -53,7 +55,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   checkpoint.application = TRY(resource::decode(images));
   auto& application = checkpoint.application;
   application.shell_job = policy.shell_job;
-  TRY(validate(application, session));
+  TRY(validate(application, images, session));
 
   plan::PlanOptions options;
   options.pages = TRY(resource::locate_pages(application, images));

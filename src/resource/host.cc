@@ -34,11 +34,10 @@ Host look() {
     std::from_chars(score->data(), score->data() + score->size(), host.oom_score_adj);
   host.has_protection_keys = protection_keys();
   if (const auto maps = kernel::read_maps(getpid())) {
-    std::vector<AddressRange> parts;
     for (const auto& vma : *maps) {
-      if (vma.path == "[vdso]" || vma.path.starts_with("[vvar")) parts.push_back(vma.range);
+      if (vma.path == "[vdso]") host.vdso.code_size += vma.range.size();
+      if (vma.path.starts_with("[vvar")) host.vdso.data_size += vma.range.size();
     }
-    host.vdso = vdso_shape(std::move(parts));
   }
   return host;
 }
@@ -48,14 +47,6 @@ Host look() {
 const Host& host() {
   static const Host known = look();
   return known;
-}
-
-std::vector<AddressRange> vdso_shape(std::vector<AddressRange> parts) {
-  if (parts.empty()) return parts;
-  std::ranges::sort(parts);
-  const uint64_t first = parts.front().begin;
-  for (auto& part : parts) part = {part.begin - first, part.end - first};
-  return parts;
 }
 
 }  // namespace stasis::resource

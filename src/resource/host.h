@@ -9,18 +9,22 @@
 
 namespace stasis::resource {
 
+/// How the kernel lays out the block that it maps for a process: data pages (vvar) and behind them the code. CRIU takes
+/// neighbouring data areas for one, so only their size together counts.
+struct VdsoShape {
+  uint64_t data_size = 0, code_size = 0;
+  friend bool operator==(const VdsoShape&, const VdsoShape&) = default;
+};
+
 struct Host {
   uint32_t processors = 1;                 ///< configured, online or not
   std::array<uint64_t, 16> hard_limits{};  ///< of stasis, by RLIMIT_*
   bool can_raise_limits = false;           ///< CAP_SYS_RESOURCE
   int32_t oom_score_adj = 0;               ///< of stasis
   bool has_protection_keys = false;        ///< pkeys(7)
-  std::vector<AddressRange> vdso;          ///< the parts of the vDSO block, ascending, relative to its beginning
+  VdsoShape vdso;
 };
 
 const Host& host();
-
-/// Where the parts of a vDSO block lie, relative to its beginning.
-std::vector<AddressRange> vdso_shape(std::vector<AddressRange> parts);
 
 }  // namespace stasis::resource

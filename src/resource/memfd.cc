@@ -29,6 +29,10 @@ constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages
 constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
 constexpr uint64_t largest_send = 1ull << 30;
 
+/// CRIU counts memfds apart from other objects: their ids have a bit here that no other has.
+constexpr uint32_t memfd_bit = 0x40000000;
+constexpr uint32_t record_id(ObjectId inode) { return inode.value & ~memfd_bit; }
+
 /// The file.
 struct MemfdInode final : model::KindValue {
   std::string name;
@@ -88,7 +92,8 @@ class MemfdRoom final : public FileRoom {
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto made = std::make_shared<MemfdFile>();
     bool fresh = false;
-    made->inode = context.object(fmt::format("memfd {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+    const auto id = context.object(fmt::format("memfd {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+    made->inode = ObjectId{id.value | memfd_bit};
     if (fresh) context.application.objects[made->inode] = {TRY(capture_inode(context, probe))};
     return model::KindState{std::move(made)};
   }
@@ -100,7 +105,7 @@ class MemfdRoom final : public FileRoom {
     record.set_type(MEMFD), record.set_id(description.id.value);
     auto& memfd = *record.mutable_memfd();
     memfd.set_id(description.id.value), memfd.set_flags(description.flags), memfd.set_pos(description.position);
-    memfd.set_inode_id(file.inode.value);
+    memfd.set_inode_id(record_id(file.inode));
     encode_owner(description.owner, *memfd.mutable_fown());
     records.files.push_back(std::move(record));
     return is_first(application, description) ? encode_inode(application, file.inode, records) : Status{};
@@ -117,7 +122,7 @@ class MemfdRoom final : public FileRoom {
       return fail(Error::invalid("decode memfd", "the entry of type MEMFD has no memfd field", subject));
     const auto& memfd = record.memfd();
     auto made = std::make_shared<MemfdFile>();
-    made->inode = ObjectId{memfd.inode_id()};
+    made->inode = ObjectId{memfd.inode_id() | memfd_bit};
     auto& object = application.objects[made->inode];
     if (!object.value) object = {TRY(decode_inode(records, memfd.inode_id(), subject))};
     if (object.as<MemfdInode>() == nullptr)
@@ -188,12 +193,13 @@ class MemfdRoom final : public FileRoom {
     const auto& inode = *application.objects.at(id).as<MemfdInode>();
     memfd_inode_entry entry;
     entry.set_name(inode.name), entry.set_uid(inode.uid), entry.set_gid(inode.gid), entry.set_size(inode.size);
-    entry.set_shmid(id.value), entry.set_seals(inode.seals), entry.set_inode_id(id.value), entry.set_mode(inode.mode);
+    const uint32_t number = record_id(id);
+    entry.set_shmid(number), entry.set_seals(inode.seals), entry.set_inode_id(number), entry.set_mode(inode.mode);
     TRY(TRY(records.side("memfd"))->append(entry));
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
     const auto runs = data_runs(inode.file->get(), inode.size);
     memory::FilePages source(inode.file->get(), inode.describe());
-    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", id), pages_id_of_memfds + id.value, runs,
+    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", number), pages_id_of_memfds + number, runs,
                             source));
     return {};
   }

@@ -87,12 +87,12 @@ class MemoryRoom final : public TaskRoom {
 
 /// ARCH_MAP_VDSO_64 maps data pages and code as this kernel lays them out: addresses inside must be the same.
 void validate_vdso(const model::AddressSpace& space, const std::string& subject, Diagnostics& diagnostics) {
-  std::vector<AddressRange> theirs;
+  VdsoShape theirs;
   for (const auto& mapping : space.mappings) {
-    if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
-      theirs.push_back(mapping.range);
+    if (mapping.backing == model::Backing::vdso) theirs.code_size += mapping.range.size();
+    if (mapping.backing == model::Backing::vvar) theirs.data_size += mapping.range.size();
   }
-  if (theirs.empty() || vdso_shape(std::move(theirs)) == host().vdso) return;
+  if (theirs == VdsoShape{} || theirs == host().vdso) return;
   diagnostics.refuse(subject, "its vDSO is laid out differently from this kernel's",
                      "Restore it on a kernel with the same vDSO");
 }

@@ -47,6 +47,7 @@ constexpr int lasting_advice[] = {MADV_RANDOM,   MADV_SEQUENTIAL, MADV_DONTFORK,
                                   MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
 /// The end of user space with five-level page tables; the vsyscall page lies above.
 constexpr uint64_t address_limit = uint64_t{1} << 56;
+constexpr size_t auxv_words_of_criu = 44;
 constexpr size_t auxv_limit = 512;  // words; the kernel's own limit is far below
 constexpr size_t name_limit = 79;   // ANON_VMA_NAME_MAX_LEN - 1
 
@@ -246,13 +247,15 @@ class SpaceDecoder {
     if (to.brk < to.start_brk) return reject("mm_brk", fmt::format("the heap ends at {:#x} before it begins", to.brk));
     if (to.arg_end < to.arg_start || to.env_end < to.env_start)
       return reject("mm_arg_end", "arguments or environment end before they begin");
-    if (static_cast<size_t>(mm_.mm_saved_auxv_size()) > auxv_limit || mm_.mm_saved_auxv_size() % 2 != 0) {
-      return reject("mm_saved_auxv", fmt::format("{} words are no auxiliary vector", mm_.mm_saved_auxv_size()));
+    std::vector<uint64_t> auxv(mm_.mm_saved_auxv().begin(), mm_.mm_saved_auxv().end());
+    auxv.insert(auxv.end(), mm_.auxv_rest().begin(), mm_.auxv_rest().end());
+    if (auxv.size() > auxv_limit || auxv.size() % 2 != 0) {
+      return reject("mm_saved_auxv", fmt::format("{} words are no auxiliary vector", auxv.size()));
     }
     // CRIU pads with zeros to the size of the kernel's own array; pairs behind AT_NULL say nothing.
-    for (int i = 0; i + 1 < mm_.mm_saved_auxv_size(); i += 2) {
-      to.auxv.insert(to.auxv.end(), {mm_.mm_saved_auxv(i), mm_.mm_saved_auxv(i + 1)});
-      if (mm_.mm_saved_auxv(i) == 0) break;
+    for (size_t i = 0; i + 1 < auxv.size(); i += 2) {
+      to.auxv.insert(to.auxv.end(), {auxv[i], auxv[i + 1]});
+      if (auxv[i] == 0) break;
     }
     return {};
   }
@@ -269,8 +272,17 @@ class SpaceDecoder {
       return decoder.reject("start", "it overlaps the mapping before, or is out of order");
     }
     if (mapping.backing == Backing::shared_anonymous) TRY(add_segment(decoder, entry, mapping));
+    if (mapping.backing == Backing::shared_file) widen_access(entry, mapping);
     space_.mappings.push_back(std::move(mapping));
     return {};
+  }
+
+  /// CRIU says of a memfd that is only mapped how it was opened in the mapping alone.
+  void widen_access(const vma_entry& entry, const model::Mapping& mapping) {
+    const auto file = application_.descriptions.find(mapping.file);
+    if (file == application_.descriptions.end() || (entry.fdflags() & O_ACCMODE) != O_RDWR) return;
+    auto& flags = file->second.flags;
+    if ((flags & O_ACCMODE) == O_RDONLY) flags = (flags & ~static_cast<uint32_t>(O_ACCMODE)) | O_RDWR;
   }
 
   Status add_guard(const MappingDecoder& decoder) {
@@ -327,7 +339,8 @@ Status encode_memory(const model::Application& application, const model::Address
   mm.set_mm_env_start(layout.env_start);
   mm.set_mm_env_end(layout.env_end);
   mm.set_exe_file_id(space.executable.value);
-  for (const uint64_t word : layout.auxv) mm.add_mm_saved_auxv(word);
+  for (size_t i = 0; i < layout.auxv.size(); ++i)
+    i < auxv_words_of_criu ? mm.add_mm_saved_auxv(layout.auxv[i]) : mm.add_auxv_rest(layout.auxv[i]);
   if (space.lock_future) mm.set_lock_future(true);
   if (space.lock_future_on_fault) mm.set_lock_future_on_fault(true);
   for (const auto& mapping : space.mappings) encode_mapping(application, mapping, *mm.add_vmas());

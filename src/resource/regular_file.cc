@@ -29,7 +29,10 @@ using plan::call;
 constexpr std::string_view deleted = " (deleted)";
 constexpr std::string_view beside = ".stasis-ghost-";  ///< and a number: the name of a ghost whose own is taken
 constexpr unsigned memory_devices = 1;                 ///< Documentation/admin-guide/devices.txt
-constexpr uint32_t remap_record_bit = 0x40000000;      ///< in the ids of file entries for temporary links
+/// CRIU counts unlinked files apart from other objects: their ids have a bit here that no other has.
+constexpr uint32_t ghost_bit = 0x20000000;
+constexpr uint32_t record_id(ObjectId ghost) { return ghost.value & ~ghost_bit; }
+constexpr uint32_t remap_record_bit = 0x40000000;  ///< in the ids of file entries for temporary links
 
 bool is_stateless_device(const struct stat& about) {
   if (!S_ISCHR(about.st_mode) || major(about.st_rdev) != memory_devices) return false;
@@ -309,7 +312,8 @@ class RegularFileRoom final : public FileRoom {
       return {};
     }
     bool fresh = false;
-    file.ghost = context.object(fmt::format("ghost {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+    const auto id = context.object(fmt::format("ghost {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+    file.ghost = ObjectId{id.value | ghost_bit};
     if (fresh) {
       auto ghost = std::make_shared<GhostFile>(TRY(capture_ghost(probe)));
       ghost->path = file.path;
@@ -368,11 +372,11 @@ class RegularFileRoom final : public FileRoom {
   static Status encode_unlinked(const model::Application& application, const model::OpenDescription& description,
                                 const RegularFile& file, image::FileRecords& records) {
     remap_file_path_entry entry;
-    entry.set_orig_id(description.id.value), entry.set_remap_id(file.ghost.value), entry.set_remap_type(GHOST);
+    entry.set_orig_id(description.id.value), entry.set_remap_id(record_id(file.ghost)), entry.set_remap_type(GHOST);
     TRY(TRY(records.side("remap-fpath"))->append(entry));
     if (!records.first_time("ghost", file.ghost.value)) return {};
     const auto& ghost = *application.objects.at(file.ghost).as<GhostFile>();
-    return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", file.ghost.value)));
+    return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", record_id(file.ghost))));
   }
 
   /// CRIU wants the remap to be another regular file entry.
@@ -411,7 +415,7 @@ class RegularFileRoom final : public FileRoom {
     if (remap.remap_type() != GHOST) {
       return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
     }
-    file.ghost = ObjectId{remap.remap_id()};
+    file.ghost = ObjectId{remap.remap_id() | ghost_bit};
     if (!application.objects.contains(file.ghost)) {
       auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
       ghost->missing_directories = missing_above(file.path);
@@ -421,7 +425,7 @@ class RegularFileRoom final : public FileRoom {
     }
     const auto* ghost = application.objects.at(file.ghost).as<GhostFile>();
     if (ghost == nullptr) {
-      return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", remap.remap_id()), subject));
+      return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", file.ghost), subject));
     }
     file.open_path = ghost->path;
     return {};
