@@ -39,6 +39,7 @@ class LiveTree final : public SeizedTree {
     auto frozen = TRY(freezer.freeze(options_.root_pid));
     times_.freezing_us = microseconds(Clock::now() - start);
     // Nothing of the tree runs from here on.
+    if (frozen.front().refused) return {};  // and said why: without its root nothing of a tree can be looked at
 
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
     TRY(check_namespaces(processes_, context_));

@@ -37,7 +37,7 @@ Status Freezer::check_root(pid_t root) const {
   const auto stat = kernel::read_stat(root);
   if (!stat) {
     return fail(Error::conflict("seize the tree", "there is no such process", fmt::format("task {}", root))
-                    .advise("Check the pid given with --tree"));
+                    .advise("check the pid given with --tree"));
   }
   if ((stat->flags & kernel_thread_flag) != 0) {
     return fail(Error::unsupported("seize the tree", "it is a kernel thread", subject(root)));
@@ -48,7 +48,7 @@ Status Freezer::check_root(pid_t root) const {
   for (pid_t ancestor = getpid(); ancestor > 0;) {
     if (ancestor == root) {
       return fail(Error::conflict("seize the tree", "stasis itself runs inside this tree", subject(root))
-                      .advise("Start stasis from outside, for example with setsid from another session"));
+                      .advise("start stasis from outside, for example with setsid from another session"));
     }
     const auto next = kernel::read_stat(ancestor);
     ancestor = next ? next->ppid : 0;

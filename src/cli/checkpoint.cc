@@ -55,6 +55,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   checkpoint.application = TRY(resource::decode(images));
   auto& application = checkpoint.application;
   application.shell_job = policy.shell_job;
+  application.compare_build_ids = policy.file_validation != "filesize";
   TRY(validate(application, images, session));
 
   plan::PlanOptions options;

@@ -31,6 +31,19 @@ std::string version_text(Face face) {
   return fmt::format("stasis {} (criu interface {})", STASIS_VERSION, criu_version);
 }
 
+/// getopt takes options before the command, as in `criu -D DIR dump`; CLI11 wants the command first.
+void put_command_first(std::vector<std::string>& arguments, const CLI::App& app) {
+  if (arguments.empty() || !arguments.front().starts_with('-')) return;
+  const auto is_command = [&](const std::string& text) {
+    return !app.get_subcommands([&](const CLI::App* command) { return command->check_name(text); }).empty();
+  };
+  const auto end = std::ranges::find(arguments, "--");
+  auto command = std::find_if(arguments.begin(), end, is_command);
+  if (command == end) return;
+  while (command + 1 != end && is_command(command[1])) ++command;  // in `-D dump dump` the first is a directory
+  std::rotate(arguments.begin(), command, command + 1);
+}
+
 }  // namespace
 
 int run(int argc, char** argv) {
@@ -43,8 +56,10 @@ int run(int argc, char** argv) {
 
   Action chosen;
   for (const auto add : {add_dump, add_restore, add_check, add_show, add_plan, add_diff}) add(app, chosen, face);
+  for (CLI::App* command : app.get_subcommands({})) command->set_version_flag("-V,--version", version_text(face));
 
   auto arguments = normalise_arguments(argc, argv);
+  put_command_first(arguments, app);
   std::ranges::reverse(arguments);  // CLI11 takes them from the back
   try {
     app.parse(std::move(arguments));

@@ -42,13 +42,14 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
 }
 
 /// Everything between "the tree is stopped" and "the checkpoint is valid". The tree is released by the caller.
-Status write_checkpoint(const Session& session, capture::SeizedTree& tree, const image::Directory& images,
+Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t root, const image::Directory& images,
                         DumpStatistics& statistics) {
   auto& context = tree.context();
   session.report(context.diagnostics);
   if (context.diagnostics.refused()) {
     return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
   }
+  TRY(images.begin());  // not earlier: a dump that is refused leaves the checkpoint alone that may be there
   fault_point("encoding");
   Progress progress("dump");
   const uint64_t write_start = session.microseconds();
@@ -56,7 +57,7 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, const
                                             [&](uint64_t done, uint64_t total) { progress.show(done, total); }));
   statistics.write_us = session.microseconds() - write_start;
   fault_point("encoded");
-  TRY(session.run_scripts("post-dump", 0));
+  TRY(session.run_scripts("post-dump", root));
   TRY(resource::commit(context.application, images));
   fault_point("committed");
   return {};
@@ -64,13 +65,12 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, const
 
 Status dump(const Options& options, const Session& session) {
   const auto wanted = TRY(capture_options(options));
-  auto images = TRY(image::Directory::open(options.common.images_dir));
-  TRY(images.begin());
+  const auto images = TRY(image::Directory::open(options.common.images_dir));
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
   auto tree = TRY(capture::SeizedTree::capture(wanted));
-  const Status written = write_checkpoint(session, *tree, images, statistics);
+  const Status written = write_checkpoint(session, *tree, wanted.root_pid, images, statistics);
   if (!written) {
     tree->context().roll_back();
     const Status released = tree->release(capture::AfterDump::let_run);
@@ -83,7 +83,7 @@ Status dump(const Options& options, const Session& session) {
   TRY(tree->release(after_dump(options.dump)));
   statistics.times = tree->times();
   until_exit(std::move(tree));
-  TRY(write_dump_statistics(session, statistics));
+  write_dump_statistics(session, statistics);
   session.log().info("Dumping finished successfully");
   return {};
 }

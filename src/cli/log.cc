@@ -69,7 +69,7 @@ Result<std::shared_ptr<spdlog::logger>> open_log(const CommonOptions& options) {
           "stasis", std::make_shared<spdlog::sinks::basic_file_sink_st>(file.string(), /*truncate=*/true));
     } catch (const spdlog::spdlog_ex& problem) {
       return fail(Error::conflict("open the log file", problem.what(), file.string())
-                      .advise("create the directory, or choose another with -W"));
+                      .advise("create the directory, or name another one with -D or -W"));
     }
   }
   auto formatter = std::make_unique<spdlog::pattern_formatter>();

@@ -23,15 +23,32 @@ struct Options {
   int fail_at_command = -1;
 };
 
-Status write_pidfile(const Session& session, pid_t root) {
-  if (session.options().pidfile.empty()) return {};
-  const std::string path = session.work_path(session.options().pidfile);
-  std::ofstream file(path, std::ios::trunc);
-  file << root;
-  file.flush();
-  if (!file) return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
-  return {};
-}
+/// Goes again with a restore that fails after it was written.
+class Pidfile {
+ public:
+  explicit Pidfile(const Session& session)
+      : path_(session.options().pidfile.empty() ? "" : session.work_path(session.options().pidfile)) {}
+  ~Pidfile() {
+    if (written_) unlink(path_.c_str());
+  }
+  Pidfile(const Pidfile&) = delete;
+  Pidfile& operator=(const Pidfile&) = delete;
+
+  Status write(pid_t root) {
+    if (path_.empty()) return {};
+    std::ofstream file(path_, std::ios::trunc);
+    written_ = file.is_open();
+    file << root;
+    file.flush();
+    if (file) return {};
+    return fail(Error::conflict("write the pidfile", "it cannot be written", path_).advise("check --pidfile"));
+  }
+  void keep() { written_ = false; }
+
+ private:
+  std::string path_;
+  bool written_ = false;
+};
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
@@ -39,12 +56,13 @@ Result<pid_t> restore(const Options& options, const Session& session) {
       until_exit(TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation})));
   TRY(session.run_scripts("pre-restore", 0));
 
+  Pidfile pidfile(session);
   execute::ExecuteOptions execution;
   execution.sibling = options.restore.sibling;
   execution.leave_stopped = options.restore.leave_stopped;
   execution.fail_at_command = options.fail_at_command;
   execution.before_resume = [&](pid_t root) -> Status {
-    TRY(write_pidfile(session, root));
+    TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);
   };
   const uint64_t start = session.microseconds();
@@ -53,12 +71,14 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   const pid_t root = tree->host_root();
   TRY(session.run_scripts("pre-resume", root));
   TRY(tree->resume());
+  pidfile.keep();
   RestoreStatistics statistics = checkpoint.pages;
   statistics.forking_us = built - start;
   statistics.restore_us = session.microseconds();
-  TRY(write_restore_statistics(session, statistics));
+  write_restore_statistics(session, statistics);
   until_exit(std::move(tree));
-  TRY(session.run_scripts("post-resume", root));
+  const Status told = session.run_scripts("post-resume", root);
+  if (!told) session.log().error("{}", told.error().message());  // the tree runs: too late for a veto
   session.log().info("Restore finished successfully. Tasks resumed.");
   return root;
 }

@@ -29,9 +29,17 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   return result;
 }
 
+/// Found out before anything is done: a tree must not have ended before its pidfile or log turns out to have no place.
+Status check_work_dir(const CommonOptions& options) {
+  if (options.work_dir.empty() || access((options.work_dir + "/.").c_str(), F_OK) == 0) return {};
+  return fail(Error::system("open work directory", errno, options.work_dir)
+                  .advise("create the directory, or name another one with -W"));
+}
+
 }  // namespace
 
 Result<Session> Session::open(const CommonOptions& options) {
+  TRY(check_work_dir(options));
   Session session;
   session.options_ = options;
   session.log_ = TRY(open_log(options));

@@ -16,9 +16,14 @@ Status write(const Session& session, std::string_view file, const stats_entry& e
   return writer.finish();
 }
 
+void write_or_warn(const Session& session, std::string_view file, const stats_entry& entry) {
+  const Status written = write(session, file, entry);
+  if (!written) session.log().warn("No statistics: {}", written.error().message());
+}
+
 }  // namespace
 
-Status write_dump_statistics(const Session& session, const DumpStatistics& statistics) {
+void write_dump_statistics(const Session& session, const DumpStatistics& statistics) {
   stats_entry entry;
   auto& dump = *entry.mutable_dump();
   dump.set_freezing_time(statistics.times.freezing_us);
@@ -37,10 +42,10 @@ Status write_dump_statistics(const Session& session, const DumpStatistics& stati
         dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
         dump.pages_scanned(), dump.pages_written(), dump.pages_written());
   }
-  return write(session, "stats-dump", entry);
+  write_or_warn(session, "stats-dump", entry);
 }
 
-Status write_restore_statistics(const Session& session, const RestoreStatistics& statistics) {
+void write_restore_statistics(const Session& session, const RestoreStatistics& statistics) {
   stats_entry entry;
   auto& restore = *entry.mutable_restore();
   restore.set_pages_compared(0);
@@ -55,7 +60,7 @@ Status write_restore_statistics(const Session& session, const RestoreStatistics&
         restore.pages_skipped_cow(), restore.pages_skipped_cow(), restore.pages_restored(), restore.pages_restored(),
         restore.restore_time(), restore.forking_time());
   }
-  return write(session, "stats-restore", entry);
+  write_or_warn(session, "stats-restore", entry);
 }
 
 }  // namespace stasis::cli

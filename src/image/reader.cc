@@ -1,5 +1,6 @@
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/wire_format.h>
 
 #include <algorithm>
 #include <cstring>
@@ -35,10 +36,18 @@ class Autopsy {
       if (tag == 0) return input_.ConsumedEntireMessage();
       const auto* field = type->FindFieldByNumber(static_cast<int>(tag >> 3));
       path_ = (outer.empty() ? "" : outer + ".") + (field ? field->name() : fmt::format("#{}", tag >> 3));
+      // To the parser a field of another type is unknown; to whoever looks for the damage it is the place.
+      if (field && !fits(tag & 7, *field)) return false;
       if (!value(tag & 7, field, depth)) return false;
     }
     path_ = outer;
     return true;
+  }
+
+  static bool fits(uint32_t wire_type, const pb::FieldDescriptor& field) {
+    using Format = pb::internal::WireFormat;
+    return wire_type == static_cast<uint32_t>(Format::WireTypeForFieldType(field.type())) ||
+           (field.is_packable() && wire_type == 2);
   }
 
   bool value(uint32_t wire_type, const pb::FieldDescriptor* field, int depth) {

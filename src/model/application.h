@@ -14,6 +14,7 @@ struct Application {
   Pid root;
   bool root_is_namespace_init = false;  ///< the tree owns a pid namespace and `root` is its pid 1
   bool shell_job = false;               ///< session and terminal belong to somebody outside
+  bool compare_build_ids = true;        ///< of its files, before a restore; false: sizes alone are compared
   std::vector<Task> tasks;              ///< a parent stands before its children
   std::map<ObjectId, DescriptorTable> descriptor_tables;
   std::map<ObjectId, FsContext> fs_contexts;

@@ -227,9 +227,9 @@ class RegularFileRoom final : public FileRoom {
     if (file.size && static_cast<uint64_t>(now.st_size) != *file.size) {
       refuse(fmt::format("it has changed since the dump: its size is {}, it was {}", now.st_size, *file.size),
              put_back);
-    } else if (!file.build_id.empty() && read_build_id(path) != file.build_id) {
+    } else if (application.compare_build_ids && !file.build_id.empty() && read_build_id(path) != file.build_id) {
       refuse("it has changed since the dump: it has another build id", put_back);
-    } else if (file.checksum && read_checksum(path) != file.checksum) {
+    } else if (application.compare_build_ids && file.checksum && read_checksum(path) != file.checksum) {
       refuse("it has changed since the dump: its checksum is another", put_back);
     }
   }
