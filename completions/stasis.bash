@@ -5,7 +5,7 @@ _stasis() {
   case $previous in
     -D|--images-dir|-W|--work-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current"); return ;;
     -t|--tree) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current"); return ;;
-    --file-validation) mapfile -t COMPREPLY < <(compgen -W "filesize buildid" -- "$current"); return ;;
+    --file-validation) mapfile -t COMPREPLY < <(compgen -W "filesize buildid checksum" -- "$current"); return ;;
     --format) mapfile -t COMPREPLY < <(compgen -W "text json dot" -- "$current"); return ;;
     -o|--log-file|--pidfile|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac

@@ -107,8 +107,8 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->type_name("SIZE");
   command
       ->add_option("--file-validation", options->dump.file_validation,
-                   "How changed files are recognised: filesize or buildid")
-      ->check(CLI::IsMember({"filesize", "buildid"}));
+                   "How changed files are recognised: filesize, buildid or checksum")
+      ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   command->add_option("--external", options->dump.external, "A resource that is not dumped but given again at restore")
       ->type_name("RES");
   command->callback([options, &chosen] {

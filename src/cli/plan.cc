@@ -31,7 +31,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   command->add_option("--format", options->format, "text, json or dot")->check(CLI::IsMember({"text", "json", "dot"}));
   command->add_flag("-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
-      ->check(CLI::IsMember({"filesize", "buildid"}));
+      ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   command->callback([options, &chosen] {
     chosen = [options] {
       auto session = Session::open(options->common);

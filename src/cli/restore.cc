@@ -122,8 +122,8 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
                     "Take session and terminal from the shell we run under");
   command
       ->add_option("--file-validation", options->restore.file_validation,
-                   "How changed files are recognised: filesize or buildid")
-      ->check(CLI::IsMember({"filesize", "buildid"}));
+                   "How changed files are recognised: filesize, buildid or checksum")
+      ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests

@@ -246,6 +246,8 @@ class Tree final : public BuiltTree {
   }
 
   Status build(const image::Directory& images) {
+    const auto before = descendants(getpid());
+    bystanders_.insert(before.begin(), before.end());
     lowered_ =
         TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
     area_.emplace(TRY(SharedArea::create(program_.agent_area)));
@@ -253,7 +255,6 @@ class Tree final : public BuiltTree {
                                                  lowered_.counter_count));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
-    if (const auto children = kernel::list_children(getpid())) bystanders_.insert(children->begin(), children->end());
     Status outcome = run();
     if (outcome) outcome = seize();
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
@@ -412,7 +413,7 @@ class Tree final : public BuiltTree {
   agent::Area area_description_;
   std::optional<SharedArea> area_;
   std::unique_ptr<Resumption> resumption_;
-  std::set<pid_t> bystanders_;  ///< children of ours from before
+  std::set<pid_t> bystanders_;  ///< descendants of the program that has become stasis: none of our business
   pid_t host_root_ = 0;
   bool resumed_ = false;
 };

@@ -24,7 +24,7 @@ struct CapturePolicy {
   bool shell_job = false;
   bool link_remap = false;
   uint64_t ghost_limit = 1 << 20;
-  std::string file_validation = "buildid";  ///< "buildid" or "filesize"
+  std::string file_validation = "buildid";  ///< "buildid", "filesize" or "checksum"
   std::vector<std::string> external;        ///< --external values
   bool leave_running = false;
 };
