@@ -9,8 +9,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
-#include <sstream>
 #include <tuple>
 
 #include "base/parallel.h"
@@ -30,19 +28,21 @@ struct Slot {
   size_t process = 0;  ///< index of its Reach
   DescriptorProbe probe;
   model::FileOwner owner;
+  std::string lock;  ///< what fdinfo says of a lock or lease; empty: there is none
 };
 
 /// Ways into one process, opened once for all of its descriptors: walking /proc/PID anew for each costs more than the
 /// reading itself.
 struct Reach {
-  UniqueFd pidfd, links;
+  UniqueFd pidfd, links, infos;
 
   static Result<Reach> open(pid_t host_pid) {
     Reach reach;
     reach.pidfd = TRY(kernel::pidfd_open(host_pid));
     const auto path = fmt::format("/proc/{}/fd", host_pid);
     reach.links = UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!reach.links.valid()) return fail_errno("open", path);
+    reach.infos = UniqueFd(::open((path + "info").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!reach.links.valid() || !reach.infos.valid()) return fail_errno("open", path);
     return reach;
   }
 };
@@ -99,6 +99,19 @@ struct stat stat_of(const struct statx& about) {
   return found;
 }
 
+/// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all
+/// of them at once, but makes every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
+std::string lock_on(const Reach& reach, int fd) {
+  char text[2048];
+  const UniqueFd file(openat(reach.infos.get(), fmt::format("{}", fd).c_str(), O_RDONLY | O_CLOEXEC));
+  const ssize_t length = file.valid() ? read(file.get(), text, sizeof text) : 0;
+  const std::string_view info(text, length > 0 ? static_cast<size_t>(length) : 0);
+  const size_t at = info.find("\nlock:");
+  if (at == std::string_view::npos) return {};
+  const auto line = info.substr(at + 1);
+  return std::string(line.substr(0, line.find('\n')));
+}
+
 /// Looks at one descriptor; called for many at the same time. All is read from a duplicate, which shares the
 /// description: /proc/PID/fdinfo would say the same at three times the price. Only close-on-exec belongs to the
 /// descriptor itself: the task is asked for it (DescriptorsRoom).
@@ -122,6 +135,7 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   const off_t position = has_position ? lseek(fd, 0, SEEK_CUR) : 0;
   made.position = position > 0 ? static_cast<uint64_t>(position) : 0;
   slot.owner = owner_of(context, fd);
+  if (S_ISREG(made.stat.st_mode)) slot.lock = lock_on(reach, made.fd);
   return {};
 }
 
@@ -151,31 +165,6 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
     return description;
   }
   return fail(Error::internal("recognise a descriptor", "no room takes it: " + probe.subject));
-}
-
-/// Inodes on which anybody holds a lock or lease, from /proc/locks: "1: POSIX  ADVISORY  WRITE 4711 08:01:1234 0 EOF".
-std::set<uint64_t> locked_inodes() {
-  std::set<uint64_t> inodes;
-  const auto text = kernel::read_file("/proc/locks");
-  if (!text) return inodes;
-  std::istringstream lines(*text);
-  for (std::string word; lines >> word;) {
-    const size_t first = word.find(':'), last = word.rfind(':');
-    if (first == std::string::npos || last == first) continue;
-    inodes.insert(std::strtoull(word.c_str() + last + 1, nullptr, 10));
-  }
-  return inodes;
-}
-
-/// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks).
-Status refuse_locks(CaptureContext& context, const DescriptorProbe& probe) {
-  const auto info = TRY(kernel::read_fdinfo(probe.host_pid, probe.fd)).text;
-  const size_t at = info.find("\nlock:");
-  if (at == std::string::npos) return {};
-  const auto line = info.substr(at + 1, info.find('\n', at + 1) - at - 1);
-  context.diagnostics.refuse(probe.subject, fmt::format("a lock is held on it ({})", line),
-                             "File locks and leases cannot be saved by this version: let go of them before the dump");
-  return {};
 }
 
 /// Makes room for so many descriptors. A table that grows while several threads use it makes each growth wait for all
@@ -220,8 +209,8 @@ class DescriptorCapture {
   /// Duplicates are kept for comparing as long as there is room for all of them.
   Status look_at_all() {
     const size_t allowed = duplicates_allowed();
-    has_duplicates_ = slots_.size() + 2 * reaches_.size() <= allowed;
-    if (has_duplicates_) reserve_descriptors(slots_.size() + 2 * reaches_.size());
+    has_duplicates_ = slots_.size() + 3 * reaches_.size() <= allowed;
+    if (has_duplicates_) reserve_descriptors(slots_.size() + 3 * reaches_.size());
     TRY(parallel_for(slots_.size(), [&](size_t index) -> Status {
       TRY(look(context_, reaches_[slots_[index].process], slots_[index]));
       if (!has_duplicates_) slots_[index].probe.cached_duplicate.reset();
@@ -308,11 +297,14 @@ class DescriptorCapture {
   /// In order of tasks and numbers: ids come out the same each time.
   Status describe_all() {
     std::vector<ObjectId> ids(slots_.size());
-    const auto locked = locked_inodes();
     for (size_t i = 0; i < slots_.size(); ++i) {
       auto& slot = slots_[i];
       if (first_of_[i] == i) {
-        if (locked.contains(slot.probe.stat.st_ino)) TRY(refuse_locks(context_, slot.probe));
+        if (!slot.lock.empty()) {
+          context_.diagnostics.refuse(
+              slot.probe.subject, fmt::format("a lock is held on it ({})", slot.lock),
+              "File locks and leases cannot be saved by this version: let go of them before the dump");
+        }
         auto description = TRY(describe(context_, slot.probe));
         description.owner = slot.owner;
         ids[i] = description.id;
