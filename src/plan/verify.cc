@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -11,6 +10,9 @@
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
+
+#include "plan/verify_attributes.h"
+#include "plan/verify_space.h"
 
 namespace stasis::plan {
 namespace {
@@ -78,34 +80,24 @@ struct Table {
   std::map<int, OpenSlot> slots;
 };
 
-struct Area {
-  uint64_t end = 0;
-  uint32_t prot = 0;
-  bool shared = false;
-};
-struct Space {
-  std::map<uint64_t, Area> areas;  ///< by begin, disjoint
-};
-
 struct Process {
   Pid pid, parent, group, session;
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
   Stamp identity;  ///< last change of group or session
-  Stamp ended;
   std::shared_ptr<Table> table;
-  std::shared_ptr<Space> space;
+  std::shared_ptr<SpaceModel> space;
   std::set<Tid> threads, ready;
-  std::multiset<std::string> attributes;
 };
 
 class Interpreter {
  public:
-  Interpreter(const Program& program, const model::Application& wanted) : program_(program), wanted_(wanted) {
+  Interpreter(const Program& program, const model::Application& wanted)
+      : program_(program), wanted_(wanted), attributes_(wanted) {
     auto& supervisor = processes_[Pid{0}];
     supervisor.table = std::make_shared<Table>();
-    supervisor.space = std::make_shared<Space>();
+    supervisor.space = std::make_shared<SpaceModel>();
     supervisor.threads.insert(Tid{0});
   }
 
@@ -159,22 +151,18 @@ class Interpreter {
     runner_->knowledge.learn(std::move(snapshot), tid_.value, runner_->steps);
   }
   /// Everything that the runner has done and knows, as others may learn it.
-  std::shared_ptr<const Snapshot> snapshot_of(pid_t tid) {
+  std::shared_ptr<const Snapshot> snapshot() const {
     auto sum = std::make_shared<Snapshot>();
     Merged merged;
-    runners_[tid].knowledge.merge_into(*sum, merged);
-    (*sum)[tid] = runners_[tid].steps;
+    runner_->knowledge.merge_into(*sum, merged);
+    (*sum)[tid_.value] = runner_->steps;
     return sum;
   }
   /// A new runner knows what its creator knows.
   void begin_runner(pid_t tid) {
-    const auto creator = std::make_shared<Snapshot>();
-    (*creator)[tid_.value] = runner_->steps;
-    const Knowledge known = runner_->knowledge;
     auto& made = runners_[tid];  // a number that was used before goes on counting: old stamps must not look new
-    made.knowledge = known.inherited(made.steps);
-    made.knowledge.learn(creator, tid, made.steps);
-    runner_ = &runners_.at(tid_.value);  // they may have moved
+    made.knowledge = runner_->knowledge.inherited(made.steps);
+    made.knowledge.learn(std::make_shared<Snapshot>(Snapshot{{tid_.value, runner_->steps}}), tid, made.steps);
   }
 
   // ---- the process tree
@@ -206,7 +194,7 @@ class Interpreter {
     child.group = now_->group, child.session = now_->session;
     child.identity = now_->identity;
     child.table = share_files ? now_->table : std::make_shared<Table>(*now_->table);
-    child.space = share_memory ? now_->space : std::make_shared<Space>(*now_->space);
+    child.space = share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
     child.threads.insert(leader_of(pid));
     if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
     begin_runner(pid.value);
@@ -275,8 +263,7 @@ class Interpreter {
     }
     now_->alive = false, now_->zombie = true, now_->status = exit.status;
     now_->table = std::make_shared<Table>();
-    now_->ended = stamp();
-    ends_[now_->pid] = snapshot_of(tid_.value);
+    ends_[now_->pid] = snapshot();
   }
   void apply(const Wait& wait) {
     const auto child = processes_.find(wait.child_pid);
@@ -333,7 +320,9 @@ class Interpreter {
   void apply(const SetCloseOnExec& set) {
     if (auto* slot = open_slot(set.fd)) slot->close_on_exec = set.value;
   }
-  void apply(const Lseek& seek) { open_slot(seek.fd); }
+  void apply(const Lseek& seek) {
+    if (const auto* slot = open_slot(seek.fd)) positions_[slot->description] = seek.offset;
+  }
   void apply(const TransferFd& transfer) {
     const auto from = processes_.find(transfer.from_pid);
     require(transfer.to_pid == now_->pid, "only the receiver can take a descriptor");
@@ -348,94 +337,46 @@ class Interpreter {
 
   // ---- memory
 
-  void unmap(uint64_t begin, uint64_t end) {
-    auto& areas = now_->space->areas;
-    auto at = areas.upper_bound(begin);
-    if (at != areas.begin()) --at;
-    while (at != areas.end() && at->first < end) {
-      const auto [first, area] = *at;
-      if (area.end <= begin) {
-        ++at;
-        continue;
-      }
-      at = areas.erase(at);
-      if (first < begin) areas[first] = {begin, area.prot, area.shared};
-      if (area.end > end) areas[end] = {area.end, area.prot, area.shared};
-    }
+  /// The kernel's rules about mappings; those about the agent are ours.
+  void obey(const Broken& broken) {
+    if (broken) reject(*broken);
   }
-  bool touches_agent(uint64_t begin, uint64_t end) const {
-    return AddressRange{begin, end}.overlaps(program_.agent_area);
+  bool spares_agent(uint64_t begin, uint64_t length) {
+    const bool touched = AddressRange{begin, begin + length}.overlaps(program_.agent_area);
+    require(!touched, "it would touch the agent at {:#x}", program_.agent_area.begin);
+    return !problem_;
   }
   void map(uint64_t begin, uint64_t length, uint32_t prot, bool shared) {
-    const uint64_t end = begin + length;
-    require(begin % page_size == 0 && length > 0 && end > begin, "the range {:#x}+{:#x} is not one of pages (EINVAL)",
-            begin, length);
-    require(!touches_agent(begin, end), "it would map over the agent");
-    if (problem_) return;
-    const auto& areas = now_->space->areas;
-    auto at = areas.lower_bound(begin);
-    const bool above = at != areas.end() && at->first < end;
-    const bool below = at != areas.begin() && std::prev(at)->second.end > begin;
-    require(!above && !below, "something is mapped at {:#x} already (EEXIST)", begin);
-    if (!problem_) now_->space->areas[begin] = {(end + page_size - 1) / page_size * page_size, prot, shared};
+    if (spares_agent(begin, length)) obey(now_->space->map(begin, length, prot, shared));
   }
   void apply(const Mmap& mmap) {
     if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
   }
   void apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared); }
   void apply(const Mremap& remap) {
-    const auto found = now_->space->areas.find(remap.addr);
-    require(found != now_->space->areas.end() && found->second.end == remap.addr + remap.length,
-            "no mapping {:#x}+{:#x} (EFAULT)", remap.addr, remap.length);
-    if (problem_) return;
-    const auto area = found->second;
-    now_->space->areas.erase(found);
-    map(remap.new_addr, remap.length, area.prot, area.shared);
+    if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));
   }
   void apply(const Munmap& unmapped) {
-    require(!touches_agent(unmapped.addr, unmapped.addr + unmapped.length), "it would unmap the agent");
-    if (!problem_) unmap(unmapped.addr, unmapped.addr + unmapped.length);
+    if (spares_agent(unmapped.addr, unmapped.length))
+      now_->space->unmap({unmapped.addr, unmapped.addr + unmapped.length});
   }
   void apply(const Mprotect& protect) {
-    const uint64_t end = protect.addr + protect.length;
-    uint64_t covered = protect.addr;
-    auto at = now_->space->areas.upper_bound(protect.addr);
-    if (at != now_->space->areas.begin()) --at;
-    for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at)
-      covered = std::max(covered, at->second.end);
-    require(covered >= end, "there is a hole at {:#x} (ENOMEM)", covered);
-    if (problem_) return;
-    const auto first = now_->space->areas.find(protect.addr);
-    if (first != now_->space->areas.end() && first->second.end == end) {
-      first->second.prot = protect.prot;
-    } else {
-      const bool shared = std::prev(now_->space->areas.upper_bound(protect.addr))->second.shared;
-      unmap(protect.addr, end);
-      now_->space->areas[protect.addr] = {end, protect.prot, shared};
-    }
+    obey(now_->space->protect({protect.addr, protect.addr + protect.length}, protect.prot));
   }
   void apply(const ClearMemory&) {
     require(!program_.agent_area.empty(), "there is no agent area to keep");
-    now_->space = std::make_shared<Space>();
+    now_->space = std::make_shared<SpaceModel>();
   }
   void apply(const LoadPages& load) {
-    if (open_slot(load.fd) == nullptr) return;
-    for (size_t i = 0; i + 1 < load.runs.size(); i += 2) {
-      uint64_t covered = load.runs[i];
-      const uint64_t end = covered + load.runs[i + 1];
-      auto at = now_->space->areas.upper_bound(covered);
-      if (at != now_->space->areas.begin()) --at;
-      for (; at != now_->space->areas.end() && at->first <= covered && covered < end; ++at) {
-        if ((at->second.prot & PROT_WRITE) == 0) break;
-        covered = std::max(covered, at->second.end);
-      }
-      require(covered >= end, "the page at {:#x} is not writable memory (EFAULT)", covered);
-    }
+    require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
+    if (problem_ || open_slot(load.fd) == nullptr) return;
+    for (size_t i = 0; i + 1 < load.runs.size(); i += 2)
+      obey(now_->space->fill({load.runs[i], load.runs[i] + load.runs[i + 1]}));
   }
 
   void apply(const Perform& perform) {
     for (const auto& created : perform.creates) put(created.fd, created.description, false);
-    if (!perform.attribute.empty()) now_->attributes.insert(perform.attribute);
+    if (!problem_) obey(attributes_.record(now_->pid, tid_, perform));
   }
   void apply(const Ready&) { now_->ready.insert(tid_); }
 
@@ -477,7 +418,8 @@ class Interpreter {
     require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
     require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
     compare_table(task, *made.table);
-    compare_space(task, *made.space);
+    if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space)));
+    if (!problem_) obey(attributes_.compare(task));
   }
 
   void compare_table(const model::Task& task, const Table& made) {
@@ -489,31 +431,13 @@ class Interpreter {
       require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd,
               found->second.description, slot.description);
       require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
+      const auto description = wanted_.descriptions.find(slot.description);
+      const uint64_t position = description == wanted_.descriptions.end() ? 0 : description->second.position;
+      const auto reached = positions_.find(slot.description);
+      require((reached == positions_.end() ? 0 : reached->second) == position, "descriptor {} is not at offset {}", fd,
+              position);
     }
     for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
-  }
-
-  void compare_space(const model::Task& task, const Space& made) {
-    for (const auto& mapping : wanted_.address_spaces.at(task.address_space).mappings) {
-      if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar ||
-          mapping.backing == model::Backing::vsyscall)
-        continue;
-      const auto found = made.areas.find(mapping.range.begin);
-      require(found != made.areas.end() && found->second.end == mapping.range.end,
-              "{:#x}-{:#x} is not mapped as it should be", mapping.range.begin, mapping.range.end);
-      if (problem_) return;
-      require(found->second.prot == mapping.protection, "{:#x} has protection {} instead of {}", mapping.range.begin,
-              found->second.prot, mapping.protection);
-      const bool shared =
-          mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
-      require(found->second.shared == shared, "{:#x} is {}shared", mapping.range.begin, shared ? "not " : "");
-    }
-    const auto& mappings = wanted_.address_spaces.at(task.address_space).mappings;
-    const auto ours = static_cast<size_t>(std::ranges::count_if(mappings, [](const model::Mapping& m) {
-      return m.backing != model::Backing::vdso && m.backing != model::Backing::vvar &&
-             m.backing != model::Backing::vsyscall;
-    }));
-    require(made.areas.size() == ours, "it has {} mappings instead of {}", made.areas.size(), ours);
   }
 
   struct Event {
@@ -525,6 +449,8 @@ class Interpreter {
 
   const Program& program_;
   const model::Application& wanted_;
+  AttributeLedger attributes_;
+  std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions
   size_t index_ = 0;
   Process* now_ = nullptr;
   Tid tid_;

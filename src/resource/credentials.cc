@@ -218,7 +218,9 @@ class FinalCapabilitiesRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application&, const model::Task&, const model::Thread& thread,
                   plan::Sink& sink) const override {
     const auto& wanted = thread.credentials;
-    if (stage != plan::Stage::privileges || credentials_.born_with(wanted)) return;
+    if (stage != plan::Stage::privileges) return;
+    if (credentials_.born_with(wanted))
+      return sink.perform("final capabilities, by birth", "credentials.capabilities", {});
     sink.perform("final capabilities", "credentials.capabilities",
                  {capset(wanted.effective, wanted.permitted, wanted.inheritable)});
   }

@@ -1,0 +1,150 @@
+#include "plan/verify_space.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+namespace stasis::plan {
+namespace {
+
+/// Removes the range from disjoint entries keyed by their begin; `end_of` gives a reference to an entry's end. What
+/// sticks out on either side stays.
+template <typename Entries, typename EndOf>
+void cut(Entries& entries, AddressRange range, EndOf end_of) {
+  auto at = entries.upper_bound(range.begin);
+  if (at != entries.begin()) --at;
+  while (at != entries.end() && at->first < range.end) {
+    const uint64_t begin = at->first;
+    auto entry = at->second;
+    const uint64_t end = end_of(entry);
+    if (end <= range.begin) {
+      ++at;
+      continue;
+    }
+    at = entries.erase(at);
+    if (end > range.end) entries[range.end] = entry;
+    if (begin < range.begin) {
+      end_of(entry) = range.begin;
+      entries[begin] = entry;
+    }
+  }
+}
+
+/// vDSO, vvar and vsyscall are the kernel's own: they are placed when the program has run.
+bool placed_by_kernel(const model::Mapping& mapping) {
+  return mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar ||
+         mapping.backing == model::Backing::vsyscall;
+}
+bool is_shared(const model::Mapping& mapping) {
+  return mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
+}
+
+}  // namespace
+
+Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared) {
+  const uint64_t end = (begin + length + page_size - 1) / page_size * page_size;
+  if (begin % page_size != 0 || length == 0 || end <= begin)
+    return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
+  const auto above = areas_.lower_bound(begin);
+  const bool overlaps = (above != areas_.end() && above->first < end) ||
+                        (above != areas_.begin() && std::prev(above)->second.end > begin);
+  if (overlaps) return fmt::format("something is mapped at {:#x} already (EEXIST)", begin);
+  areas_[begin] = {end, protection, shared};
+  forget_filled({begin, end});
+  return {};
+}
+
+Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
+  const auto found = areas_.find(from);
+  if (found == areas_.end() || found->second.end != from + length)
+    return fmt::format("no mapping {:#x}+{:#x} (EFAULT)", from, length);
+  const Area area = found->second;
+  Ranges moved;
+  for (const auto& [begin, end] : filled_) {
+    if (begin < area.end && end > from) moved[std::max(begin, from) - from + to] = std::min(end, area.end) - from + to;
+  }
+  areas_.erase(found);
+  forget_filled({from, area.end});
+  if (auto broken = map(to, length, area.protection, area.shared)) return broken;
+  filled_.merge(moved);
+  return {};
+}
+
+void SpaceModel::unmap(AddressRange range) {
+  cut(areas_, range, [](auto& area) -> auto& { return area.end; });
+  forget_filled(range);
+}
+
+Broken SpaceModel::protect(AddressRange range, uint32_t protection) {
+  if (const uint64_t covered = covered_until(range, 0); covered < range.end)
+    return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
+  const bool shared = std::prev(areas_.upper_bound(range.begin))->second.shared;
+  cut(areas_, range, [](auto& area) -> auto& { return area.end; });
+  areas_[range.begin] = {range.end, protection, shared};
+  return {};
+}
+
+Broken SpaceModel::fill(AddressRange range) {
+  if (range.empty()) return fmt::format("the range {:#x}-{:#x} is empty (EINVAL)", range.begin, range.end);
+  if (const uint64_t covered = covered_until(range, PROT_WRITE); covered < range.end)
+    return fmt::format("the page at {:#x} is not writable memory (EFAULT)", covered);
+  forget_filled(range);  // so that entries stay disjoint
+  filled_[range.begin] = range.end;
+  return {};
+}
+
+uint64_t SpaceModel::covered_until(AddressRange range, uint32_t protection) const {
+  uint64_t covered = range.begin;
+  auto at = areas_.upper_bound(covered);
+  if (at != areas_.begin()) --at;
+  for (; at != areas_.end() && at->first <= covered && covered < range.end; ++at) {
+    if (at->second.end > covered && (at->second.protection & protection) != protection) break;
+    covered = std::max(covered, at->second.end);
+  }
+  return std::min(covered, range.end);
+}
+
+uint64_t SpaceModel::filled_until(AddressRange range) const {
+  uint64_t covered = range.begin;
+  auto at = filled_.upper_bound(covered);
+  if (at != filled_.begin()) --at;
+  for (; at != filled_.end() && at->first <= covered && covered < range.end; ++at)
+    covered = std::max(covered, at->second);
+  return std::min(covered, range.end);
+}
+
+void SpaceModel::forget_filled(AddressRange range) {
+  cut(filled_, range, [](auto& end) -> auto& { return end; });
+}
+
+Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
+  size_t ours = 0;
+  auto page = wanted.pages.begin();
+  for (const auto& mapping : wanted.mappings) {
+    if (placed_by_kernel(mapping)) continue;
+    ++ours;
+    const auto found = areas_.find(mapping.range.begin);
+    if (found == areas_.end() || found->second.end != mapping.range.end)
+      return fmt::format("{:#x}-{:#x} is not mapped as it should be", mapping.range.begin, mapping.range.end);
+    if (found->second.protection != mapping.protection) {
+      return fmt::format("{:#x} has protection {} instead of {}", mapping.range.begin, found->second.protection,
+                         mapping.protection);
+    }
+    if (found->second.shared != is_shared(mapping))
+      return fmt::format("{:#x} is {}shared", mapping.range.begin, is_shared(mapping) ? "not " : "");
+    if (is_shared(mapping)) continue;  // its pages are the segment's or the file's
+    while (page != wanted.pages.end() && page->range.end <= mapping.range.begin) ++page;
+    for (; page != wanted.pages.end() && page->range.begin < mapping.range.end; ++page) {
+      const AddressRange stored{std::max(page->range.begin, mapping.range.begin),
+                                std::min(page->range.end, mapping.range.end)};
+      if (const uint64_t filled = filled_until(stored); filled < stored.end)
+        return fmt::format("the page at {:#x} is not filled", filled);
+      if (page->range.end > mapping.range.end) break;  // the rest belongs to the next mapping
+    }
+  }
+  if (areas_.size() != ours) return fmt::format("it has {} mappings instead of {}", areas_.size(), ours);
+  return {};
+}
+
+}  // namespace stasis::plan

@@ -1,0 +1,48 @@
+// The verifier's model of one address space: what is mapped, and which pages have been filled.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "model/memory.h"
+
+namespace stasis::plan {
+
+/// The rule that a step breaks, with the errno Linux would answer; nothing: it is in order.
+using Broken = std::optional<std::string>;
+
+class SpaceModel {
+ public:
+  /// mmap with MAP_FIXED_NOREPLACE.
+  Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared);
+  Broken move(uint64_t from, uint64_t length, uint64_t to);
+  void unmap(AddressRange range);
+  Broken protect(AddressRange range, uint32_t protection);
+  /// Bytes are written to it.
+  Broken fill(AddressRange range);
+  /// Everything wanted is there, nothing else is, and private pages that the images hold have been filled.
+  Broken compare(const model::AddressSpace& wanted) const;
+
+ private:
+  struct Area {
+    uint64_t end = 0;
+    uint32_t protection = 0;
+    bool shared = false;
+  };
+  /// Disjoint ranges: begin → end.
+  using Ranges = std::map<uint64_t, uint64_t>;
+
+  /// The first address of the range that no area with these protection bits covers; its end: all is covered.
+  uint64_t covered_until(AddressRange range, uint32_t protection) const;
+  uint64_t filled_until(AddressRange range) const;
+  void forget_filled(AddressRange range);
+
+  std::map<uint64_t, Area> areas_;  ///< by begin, disjoint
+  Ranges filled_;
+};
+
+}  // namespace stasis::plan
