@@ -31,6 +31,7 @@ class NamespaceLinks {
   /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is
   /// quicker than following it, which makes an inode.
   std::string id(const char* file) const {
+    if (!directory_.valid()) return {};
     char link[64];
     const ssize_t length = readlinkat(directory_.get(), file, link, sizeof link);
     return length > 0 ? std::string(link, static_cast<size_t>(length)) : std::string();

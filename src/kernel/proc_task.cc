@@ -331,9 +331,9 @@ Result<FdInfo> parse_fdinfo(std::string_view text) {
       good = assign(info.mount_id, line.rest(), 10);
     } else if (key == "ino") {
       good = assign(info.inode, line.rest(), 10);
-      break;  // the last of the common fields: what follows belongs to the kind
     }
     if (!good) return fail(malformed("fdinfo", key));
+    if (key == "ino") break;  // the last of the common fields: what follows belongs to the kind
   }
   if (!has_flags) return fail(malformed("fdinfo", "flags"));
   return info;

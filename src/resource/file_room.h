@@ -40,7 +40,7 @@ class FileRoom : public plan::DescriptionMaker {
   /// Everything of this kind: `validate` for each description, or once for what many of them share.
   virtual void validate_all(const model::Application&, Diagnostics&) const;
   /// Supervisor's preparation and clean-up for this kind as a whole (stages prepare and settle).
-  virtual void contribute(plan::Stage, const model::Application&, plan::Sink&) const {}
+  void contribute(plan::Stage, const model::Application&, plan::Sink&) const override {}
 };
 
 }  // namespace stasis::resource

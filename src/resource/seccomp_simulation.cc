@@ -74,6 +74,8 @@ class Machine {
           return word;
         }
         break;
+      default:
+        break;
     }
     fail();
     return 0;

@@ -29,7 +29,6 @@ namespace stasis::resource {
 namespace {
 
 using plan::call;
-using plan::expecting;
 using Expected = plan::Expectation::Kind;
 
 constexpr int restore_ids = 77, restore_ids_off = 0, restore_ids_on = 1, restore_ids_get = 2;  // linux/prctl.h
