@@ -110,13 +110,19 @@ class Lowering {
     return innermost_first;
   }
 
-  Status lower(const plan::Command& command, const plan::Fork& fork) {
+  /// Of a FORK or CLONE.
+  static uint64_t sharing_flags(const auto& birth) {
     uint64_t flags = 0;
+    if (birth.share_files) flags |= CLONE_FILES;
+    if (birth.share_fs) flags |= CLONE_FS;
+    if (birth.share_handlers) flags |= CLONE_SIGHAND;
+    if (birth.share_memory) flags |= CLONE_VM;
+    return flags;
+  }
+
+  Status lower(const plan::Command& command, const plan::Fork& fork) {
+    uint64_t flags = sharing_flags(fork);
     if (fork.new_pid_namespace) flags |= CLONE_NEWPID;
-    if (fork.share_files) flags |= CLONE_FILES;
-    if (fork.share_fs) flags |= CLONE_FS;
-    if (fork.share_handlers) flags |= CLONE_SIGHAND;
-    if (fork.share_memory) flags |= CLONE_VM;
     const bool is_root = command.pid.value == 0;
     const bool sibling = is_root && options_.sibling;
     if (sibling) flags |= CLONE_PARENT;
@@ -127,11 +133,13 @@ class Lowering {
     now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
-    if (!is_root && stays_child(fork.child_pid, command.pid)) {
-      // Like the root it must not outlive its parent, and so stasis: until its own death signal is set, last of all.
-      result_.slots[child].call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), static_cast<uint32_t>(origin_));
-    }
+    if (!is_root && stays_child(fork.child_pid, command.pid)) outlives_nobody(child);
     return {};
+  }
+
+  /// Like the root it must not outlive its parent, and so stasis: until its own death signal is set, last of all.
+  void outlives_nobody(uint32_t slot) {
+    result_.slots[slot].call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), static_cast<uint32_t>(origin_));
   }
 
   /// Alive in the end, and with the same parent: nobody whom it depends on ends before.
@@ -153,10 +161,12 @@ class Lowering {
     }
   }
 
-  Status lower(const plan::Command&, const plan::Clone& clone) {
+  Status lower(const plan::Command& command, const plan::Clone& clone) {
     const uint32_t child = result_.slot_of.at({clone.child_pid, leader_of(clone.child_pid)});
     // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
-    now().spawn(CLONE_PARENT, 0, {clone.child_pid.value}, child, static_cast<uint32_t>(origin_));
+    now().spawn(CLONE_PARENT | sharing_flags(clone), 0, {clone.child_pid.value}, child, static_cast<uint32_t>(origin_));
+    const auto* sibling = application_.find(command.pid);
+    if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent)) outlives_nobody(child);
     return {};
   }
   Status lower(const plan::Command& command, const plan::StartThread& thread) {

@@ -37,13 +37,18 @@ struct Fork {
     v("share_memory", s.share_memory);
   }
 };
-/// The runner creates a sibling of itself (CLONE_PARENT).
+/// The runner creates a sibling of itself (CLONE_PARENT). What is not shared is copied.
 struct Clone {
   static constexpr std::string_view name = "CLONE";
   Pid child_pid;
+  bool share_files = false, share_fs = false, share_handlers = false, share_memory = false;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("child_pid", s.child_pid);
+    v("share_files", s.share_files);
+    v("share_fs", s.share_fs);
+    v("share_handlers", s.share_handlers);
+    v("share_memory", s.share_memory);
   }
 };
 struct StartThread {

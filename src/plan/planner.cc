@@ -135,9 +135,15 @@ class Planner {
   /// A child inherits pages if the one whose copy it is at birth is its parent; that one's memory must be complete
   /// first.
   void find_inheritance(const CreationTree& tree) {
+    std::map<std::pair<Pid, ObjectId>, int>
+        heirs;  // siblings that share one memory: none of them is its creator's copy
+    for (const auto& [child, creator] : tree.creator) {
+      if (const auto* task = application_.find(child)) ++heirs[{creator, task->address_space}];
+    }
     for (const auto& [child, creator] : tree.creator) {
       const auto& node = tree.nodes.at(child);
       if (node.transient || node.parent != creator || !shares_pages(child)) continue;
+      if (heirs.at({creator, application_.find(child)->address_space}) > 1) continue;
       const auto* parent = application_.find(creator);
       if (parent == nullptr || parent->address_space == application_.find(child)->address_space) continue;
       inherits_.insert(child);

@@ -28,36 +28,92 @@ Status TreeEmission::create() {
 
 Status TreeEmission::create(Pid pid, Pid creator) {
   TRY(hooks_.born(pid, creator));
-  const auto children_of = [&](const std::map<Pid, std::vector<Pid>>& of) {
-    const auto found = of.find(pid);
-    return found == of.end() ? std::vector<Pid>{} : found->second;
-  };
-  for (const Pid child : children_of(tree_.before_setsid)) TRY(spawn(pid, child));
+  note_objects(pid);
+  TRY(spawn_all(pid, tree_.before_setsid));
   if (tree_.is_leader(pid)) out_.process(pid).add(SetSid{});
-  for (const Pid child : children_of(tree_.children)) TRY(spawn(pid, child));
+  return spawn_all(pid, tree_.children);
+}
+
+namespace {
+
+/// What tasks can have in common with CLONE_FILES, CLONE_FS, CLONE_VM and CLONE_SIGHAND.
+constexpr std::pair<ObjectId model::Task::*, const char*> shareable[] = {
+    {&model::Task::descriptors, "descriptor table"},
+    {&model::Task::fs, "working directory"},
+    {&model::Task::address_space, "memory"},
+    {&model::Task::handlers, "signal handlers"},
+};
+
+bool shares(const model::Task* a, const model::Task* b, ObjectId model::Task::* object) {
+  return a != nullptr && b != nullptr && (a->*object).value != 0 && a->*object == b->*object;
+}
+
+/// A FORK or CLONE by the giver: they have at birth in common what they have in the end.
+template <typename Birth>
+Birth birth_of(const model::Application& application, Pid giver, Pid child) {
+  const auto *a = application.find(giver), *b = application.find(child);
+  Birth birth;
+  birth.child_pid = child;
+  birth.share_files = shares(a, b, &model::Task::descriptors);
+  birth.share_fs = shares(a, b, &model::Task::fs);
+  birth.share_memory = shares(a, b, &model::Task::address_space);
+  birth.share_handlers = birth.share_memory && shares(a, b, &model::Task::handlers);
+  return birth;
+}
+
+}  // namespace
+
+void TreeEmission::note_objects(Pid pid) {
+  const auto* task = out_.application.find(pid);
+  if (task == nullptr || task->state == model::TaskState::zombie) return;
+  for (size_t kind = 0; kind < std::size(shareable); ++kind) born_objects_[kind].insert(task->*shareable[kind].first);
+}
+
+/// Who creates the child: whoever has what it shares with those who are there already. That is its creator in the tree,
+/// or a sibling (CLONE_PARENT) that was born in the same session.
+Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const {
+  const auto* task = out_.application.find(child);
+  if (task == nullptr || task->state == model::TaskState::zombie) return creator;
+  const char* lacking = nullptr;
+  const auto has_all = [&](Pid giver) {
+    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
+      const auto [object, what] = shareable[kind];
+      if (!born_objects_[kind].contains(task->*object) || shares(out_.application.find(giver), task, object)) continue;
+      lacking = what;
+      return false;
+    }
+    return true;
+  };
+  if (has_all(creator)) return creator;
+  for (const Pid sibling : siblings) {
+    if (!tree_.is_leader(sibling) && has_all(sibling)) return sibling;
+  }
+  return fail(Error::conflict("plan the process tree",
+                              fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
+                                          "sibling",
+                                          child, task->name, lacking)));
+}
+
+Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of) {
+  const auto children = children_of.find(creator);
+  if (children == children_of.end()) return {};
+  std::vector<Pid> siblings;
+  for (const Pid child : children->second) {
+    const auto& node = tree_.nodes.at(child);
+    const bool moves = !node.transient && node.parent != creator;
+    const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : siblings));
+    if (moves) {
+      TRY(spawn_through_relay(creator, child));
+      continue;
+    }
+    if (giver == creator)
+      out_.process(creator).add(birth_of<Fork>(out_.application, creator, child));
+    else
+      out_.process(giver).add(birth_of<Clone>(out_.application, giver, child));
+    TRY(create(child, giver));
+    siblings.push_back(child);
+  }
   return {};
-}
-
-/// What the child shares with its creator is shared at birth; with anybody else it cannot be.
-Fork TreeEmission::fork_of(Pid creator, Pid child) const {
-  Fork fork;
-  fork.child_pid = child;
-  const auto* a = out_.application.find(creator);
-  const auto* b = out_.application.find(child);
-  if (a == nullptr || b == nullptr || b->state == model::TaskState::zombie || a->state == model::TaskState::zombie)
-    return fork;
-  fork.share_files = a->descriptors == b->descriptors;
-  fork.share_fs = a->fs == b->fs;
-  fork.share_memory = a->address_space == b->address_space;
-  fork.share_handlers = fork.share_memory && a->handlers == b->handlers;
-  return fork;
-}
-
-Status TreeEmission::spawn(Pid creator, Pid child) {
-  const auto& node = tree_.nodes.at(child);
-  if (!node.transient && node.parent != creator) return spawn_through_relay(creator, child);
-  out_.process(creator).add(fork_of(creator, child));
-  return create(child, creator);
 }
 
 /// creator → relay → child; when the child's own work is done its final parent adopts it: it becomes the nearest living
@@ -67,7 +123,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   const Pid relay = fresh_pid();
   const Pid adopter = tree_.nodes.at(child).parent;
   const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
-  Fork fork = fork_of(creator, child);
+  Fork fork = birth_of<Fork>(out_.application, creator, child);
   fork.child_pid = relay;
   out_.process(creator).add(fork);
   fork.child_pid = child;

@@ -29,9 +29,10 @@ class TreeEmission {
 
  private:
   Status create(Pid pid, Pid creator);
-  Status spawn(Pid creator, Pid child);
+  Status spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of);
   Status spawn_through_relay(Pid creator, Pid child);
-  Fork fork_of(Pid creator, Pid child) const;
+  Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
+  void note_objects(Pid pid);
   Pid fresh_pid();
   void group(Pid group, const std::vector<Pid>& members);
   void end_dead_leaders(Pid pid);
@@ -44,6 +45,7 @@ class TreeEmission {
   std::string last_lift_;  ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::set<Pid> bereaved_;
+  std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };
 
 }  // namespace stasis::plan

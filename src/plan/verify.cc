@@ -88,6 +88,7 @@ struct Process {
   Stamp identity;  ///< last change of group or session
   std::shared_ptr<Table> table;
   std::shared_ptr<SpaceModel> space;
+  std::shared_ptr<const int> fs, handlers;  ///< only who shares them with whom
   std::set<Tid> threads, ready;
 };
 
@@ -185,16 +186,21 @@ class Interpreter {
     group_members_[group] += change;
   }
 
-  void create(Pid pid, Pid parent, bool share_files, bool share_memory) {
+  template <typename Birth>
+  void create(const Birth& birth, Pid parent) {
+    const Pid pid = birth.child_pid;
     require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
     require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
+    require(!birth.share_handlers || birth.share_memory, "handlers are shared only with the memory (EINVAL)");
     if (problem_) return;
     Process child;
     child.pid = pid, child.parent = parent;
     child.group = now_->group, child.session = now_->session;
     child.identity = now_->identity;
-    child.table = share_files ? now_->table : std::make_shared<Table>(*now_->table);
-    child.space = share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
+    child.table = birth.share_files ? now_->table : std::make_shared<Table>(*now_->table);
+    child.space = birth.share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
+    child.fs = birth.share_fs ? now_->fs : std::make_shared<int>();
+    child.handlers = birth.share_handlers ? now_->handlers : std::make_shared<int>();
     child.threads.insert(leader_of(pid));
     if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
     begin_runner(pid.value);
@@ -202,10 +208,10 @@ class Interpreter {
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
   }
-  void apply(const Fork& fork) { create(fork.child_pid, now_->pid, fork.share_files, fork.share_memory); }
+  void apply(const Fork& fork) { create(fork, now_->pid); }
   void apply(const Clone& clone) {
     require(now_->parent.value != 0, "the root cannot create siblings (EINVAL)");
-    if (!problem_) create(clone.child_pid, now_->parent, false, false);
+    if (!problem_) create(clone, now_->parent);
   }
   void apply(const StartThread& thread) {
     require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
@@ -417,9 +423,25 @@ class Interpreter {
     for (const auto& thread : task.threads) threads.insert(thread.tid);
     require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
     require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
+    compare_sharing(task, made);
     compare_table(task, *made.table);
     if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space)));
     if (!problem_) obey(attributes_.compare(task));
+  }
+
+  /// Two tasks have the same object if and only if the Application says so.
+  void compare_sharing(const model::Task& task, const Process& made) {
+    const std::tuple<const void*, ObjectId, std::string_view> objects[] = {
+        {made.table.get(), task.descriptors, "descriptor table"},
+        {made.space.get(), task.address_space, "memory"},
+        {made.fs.get(), task.fs, "working directory"},
+        {made.handlers.get(), task.handlers, "signal handlers"}};
+    for (const auto& [object, id, what] : objects) {
+      const auto [by_id, first_of_id] = object_of_.emplace(std::pair(what, id), object);
+      const auto [by_object, first_of_object] = id_of_.emplace(std::pair(what, object), id);
+      require(by_id->second == object, "it does not share its {} with whom it should", what);
+      require(by_object->second == id, "it shares its {} with whom it should not", what);
+    }
   }
 
   void compare_table(const model::Task& task, const Table& made) {
@@ -462,6 +484,8 @@ class Interpreter {
   std::unordered_map<std::string, Event> posts_;
   std::unordered_map<Pid, int> group_members_;
   std::unordered_map<pid_t, int> numbers_;  ///< how often an id is in use as a pid, tid, group or session
+  std::map<std::pair<std::string_view, ObjectId>, const void*> object_of_;
+  std::map<std::pair<std::string_view, const void*>, ObjectId> id_of_;
   std::optional<std::string> problem_;
 };
 
