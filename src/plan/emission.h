@@ -1,6 +1,8 @@
 // What the parts of the planner share while they write one Program.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <map>
 #include <string>
 
@@ -13,7 +15,11 @@ namespace stasis::plan {
 class Emission {
  public:
   Emission(const model::Application& application, const Contributors& contributors, const PlanOptions& options)
-      : application(application), contributors(contributors), options(options) {}
+      : application(application), contributors(contributors), options(options) {
+    for (const auto& task : application.tasks) {
+      if (task.state != model::TaskState::zombie) ++tables_[task.descriptors].users;
+    }
+  }
 
   const model::Application& application;
   const Contributors& contributors;
@@ -31,6 +37,22 @@ class Emission {
   /// Waits for all posts of the event so far; nothing to do if there are none.
   void await_all(Sink sink, const std::string& event) {
     if (const auto found = posted.find(event); found != posted.end()) sink.add(Await{event, found->second});
+  }
+
+  /// Called before a process opens, closes or copies descriptors. Those who share a table take turns: what one opens
+  /// for a moment under the lowest free number may be the number that another's dup3 wants (which replaces it, or is
+  /// refused with EBUSY, fs/file.c), and a child copies whatever is open at its birth.
+  void take_table(Pid pid) {
+    const auto* task = application.find(pid);
+    if (task == nullptr || task->state == model::TaskState::zombie) return;
+    auto& table = tables_.at(task->descriptors);
+    if (table.users < 2 || table.last == pid) return;
+    if (table.last.value != 0) {
+      const auto event = fmt::format("table {} is free, {}", task->descriptors, ++table.turns);
+      post(process(table.last), event);
+      await_all(process(pid), event);
+    }
+    table.last = pid;
   }
 
   /// A descriptor number that no table of the tree uses, different each time.
@@ -52,6 +74,11 @@ class Emission {
   }
 
  private:
+  struct Table {
+    unsigned users = 0, turns = 0;
+    Pid last;  ///< whose turn it is
+  };
+  std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
 };
 

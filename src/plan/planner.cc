@@ -226,13 +226,18 @@ class Planner {
 
   Status build_processes() {
     TRY(each_live([&](const model::Task& task) -> Status {
-      return descriptors_->works_on_table(task) ? descriptors_->make(task.pid) : Status{};
+      if (!descriptors_->works_on_table(task)) return {};
+      out_.take_table(task.pid);
+      return descriptors_->make(task.pid);
     }));
     TRY(each_live([&](const model::Task& task) -> Status {
-      if (descriptors_->works_on_table(task)) descriptors_->take(task.pid);
+      if (!descriptors_->works_on_table(task)) return {};
+      out_.take_table(task.pid);
+      descriptors_->take(task.pid);
       return {};
     }));
     TRY(each_live([&](const model::Task& task) -> Status {
+      out_.take_table(task.pid);
       auto plan = memory_plan(task);
       if (mapped_.contains(task.address_space)) {
         if (!memory_first_.contains(task.pid)) return {};  // through another task that has it
@@ -247,10 +252,12 @@ class Planner {
     std::set<ObjectId> done;
     TRY(each_live([&](const model::Task& task) -> Status {
       if (!done.insert(task.address_space).second) return {};
+      out_.take_table(task.pid);
       close_segments(out_, task.pid, *segments_);
       return plan_memory_state(out_, memory_plan(task), descriptors_->open_in(task.pid));
     }));
     return each_live([&](const model::Task& task) -> Status {
+      out_.take_table(task.pid);
       if (descriptors_->works_on_table(task)) descriptors_->close_temporaries(task.pid);
       auto sink = out_.process(task.pid);
       for (const auto* room : out_.contributors.rooms) room->contribute(Stage::process, application_, task, sink);

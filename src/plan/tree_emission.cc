@@ -27,6 +27,7 @@ Status TreeEmission::create() {
 }
 
 Status TreeEmission::create(Pid pid, Pid creator) {
+  out_.take_table(pid);
   TRY(hooks_.born(pid, creator));
   note_objects(pid);
   TRY(spawn_all(pid, tree_.before_setsid));
@@ -106,6 +107,7 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
       TRY(spawn_through_relay(creator, child));
       continue;
     }
+    out_.take_table(giver);
     if (giver == creator)
       out_.process(creator).add(birth_of<Fork>(out_.application, creator, child));
     else
@@ -125,6 +127,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
   Fork fork = birth_of<Fork>(out_.application, creator, child);
   fork.child_pid = relay;
+  out_.take_table(creator);
   out_.process(creator).add(fork);
   fork.child_pid = child;
   out_.process(relay).add(fork);
@@ -176,12 +179,14 @@ void TreeEmission::groups() {
         const Pid holder = fresh_pid();
         Fork fork;
         fork.child_pid = holder;
+        out_.take_table(group_id);
         out_.process(group_id).add(fork);
       }
       out_.post(out_.process(group_id), fmt::format("group {}", group_id));
     } else {
       Fork fork;
       fork.child_pid = group_id;
+      out_.take_table(list.front());
       out_.process(list.front()).add(fork);
       out_.process(group_id).add(SetPgid{group_id, group_id});
       out_.post(out_.process(group_id), fmt::format("group {}", group_id));

@@ -9,75 +9,22 @@
 #include <memory>
 #include <set>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "plan/verify_attributes.h"
+#include "plan/verify_order.h"
 #include "plan/verify_space.h"
 
 namespace stasis::plan {
 namespace {
 
-/// How far each runner has been seen: a vector clock, once made never changed, shared by all who have learned it.
-using Snapshot = std::unordered_map<pid_t, size_t>;
-using Merged = std::unordered_set<std::shared_ptr<const Snapshot>>;
-
-/// What one runner knows of the others. At a barrier everybody learns of everybody, so knowledge is held as shared
-/// snapshots; one that contains what the runner knew when it had its own last word in it replaces all older ones.
-class Knowledge {
- public:
-  bool reaches(pid_t tid, size_t step) const {
-    return std::ranges::any_of(held_, [&](const Held& held) {
-      const auto known = held.snapshot->find(tid);
-      return known != held.snapshot->end() && known->second >= step;
-    });
-  }
-  /// `self` and `now` are the learner and its step.
-  void learn(std::shared_ptr<const Snapshot> snapshot, pid_t self, size_t now) {
-    if (const auto mine = snapshot->find(self); mine != snapshot->end())
-      std::erase_if(held_, [&](const Held& held) { return held.since <= mine->second; });
-    held_.push_back({std::move(snapshot), now});
-  }
-  /// The same knowledge in somebody new, whose steps begin now.
-  Knowledge inherited(size_t now) const {
-    Knowledge copy = *this;
-    for (auto& held : copy.held_) held.since = now;
-    return copy;
-  }
-  void merge_into(Snapshot& sum, Merged& merged) const {
-    for (const auto& held : held_) {
-      if (!merged.insert(held.snapshot).second) continue;
-      for (const auto& [tid, step] : *held.snapshot) {
-        auto& known = sum[tid];
-        known = std::max(known, step);
-      }
-    }
-  }
-
- private:
-  struct Held {
-    std::shared_ptr<const Snapshot> snapshot;
-    size_t since = 0;  ///< the runner's own step when it learned it
-  };
-  std::vector<Held> held_;
-};
-
-struct Runner {
-  size_t steps = 0;
-  Knowledge knowledge;
-};
-
-struct Stamp {  ///< when, and by whom, a piece of state was last changed
-  pid_t tid = 0;
-  size_t step = 0;
-};
-
 struct OpenSlot {
   ObjectId description;
   bool close_on_exec = false;
-  Stamp changed;
 };
 struct Table {
   std::map<int, OpenSlot> slots;
+  std::map<int, Shared> uses;  ///< of each number, open or not
+  Shared turn;                 ///< of the processes that share it: for a moment any number may be in use
 };
 
 struct Process {
@@ -85,7 +32,10 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
-  Stamp identity;  ///< last change of group or session
+  Shared identity;                  ///< group and session
+  Shared reaper_flag;               ///< subreaper
+  Shared parentage;                 ///< parent
+  std::map<Tid, Shared> reachable;  ///< whether others may take its descriptors: until a thread's credentials change
   std::shared_ptr<Table> table;
   std::shared_ptr<SpaceModel> space;
   std::shared_ptr<const int> fs, handlers;  ///< only who shares them with whom
@@ -143,6 +93,15 @@ class Interpreter {
   }
 
   Stamp stamp() const { return {tid_.value, runner_->steps}; }
+  auto certain() {
+    return [this](const Stamp& then) { return is_before(then); };
+  }
+  void reads(Shared& state, std::string_view what) {
+    require(problem_ || state.read(stamp(), certain()), "nothing makes sure that {} is settled by then", what);
+  }
+  void writes(Shared& state, std::string_view what) {
+    require(problem_ || state.write(stamp(), certain()), "{} may be in use by another process at that time", what);
+  }
   /// Whether what happened at `then` is certain to have happened before now, whatever the scheduler does.
   bool is_before(const Stamp& then) {
     if (then.tid == tid_.value || (then.tid == 0 && then.step == 0)) return true;
@@ -186,22 +145,35 @@ class Interpreter {
     group_members_[group] += change;
   }
 
+  /// The slots; who uses them is the new table's own history.
+  std::shared_ptr<Table> copied_table() {
+    touch_table();
+    auto copy = std::make_shared<Table>();
+    copy->slots = now_->table->slots;
+    return copy;
+  }
+
   template <typename Birth>
   void create(const Birth& birth, Pid parent) {
     const Pid pid = birth.child_pid;
     require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
     require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
+    const auto released = released_.find(pid.value);
+    require(released == released_.end() || is_before(released->second), "{} may still be in use (EEXIST)", pid);
     require(!birth.share_handlers || birth.share_memory, "handlers are shared only with the memory (EINVAL)");
     if (problem_) return;
     Process child;
     child.pid = pid, child.parent = parent;
     child.group = now_->group, child.session = now_->session;
-    child.identity = now_->identity;
-    child.table = birth.share_files ? now_->table : std::make_shared<Table>(*now_->table);
+    reads(now_->identity, "its own group and session");
+    child.identity.write(stamp(), certain());
+    child.parentage.write(stamp(), certain());
+    child.table = birth.share_files ? now_->table : copied_table();
     child.space = birth.share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
     child.fs = birth.share_fs ? now_->fs : std::make_shared<int>();
     child.handlers = birth.share_handlers ? now_->handlers : std::make_shared<int>();
     child.threads.insert(leader_of(pid));
+    child.reachable[leader_of(pid)];
     if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
     begin_runner(pid.value);
     occupy(child, 1);
@@ -217,19 +189,25 @@ class Interpreter {
     require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
     if (problem_) return;
     now_->threads.insert(thread.tid);
+    now_->reachable[thread.tid];
     numbers_[thread.tid.value] += 1;
     begin_runner(thread.tid.value);
   }
-  void apply(const SetChildReaper& set) { now_->subreaper = set.value; }
+  void apply(const SetChildReaper& set) {
+    now_->subreaper = set.value;
+    writes(now_->reaper_flag, "its subreaper flag");
+  }
   void apply(const SetSid&) {
     require(now_->session != now_->pid, "it leads a session already (EPERM)");
     const auto members = group_members_.find(now_->pid);
     require(members == group_members_.end() || members->second == 0, "the group {} exists: setsid is refused (EPERM)",
             now_->pid);
+    if (problem_) return;
+    leaves_group(*now_);
     occupy(*now_, -1);
     now_->session = now_->group = now_->pid;
     occupy(*now_, 1);
-    now_->identity = stamp();
+    writes(now_->identity, "its group");
   }
   void apply(const SetPgid& set) {
     const auto target = processes_.find(set.target);
@@ -239,33 +217,57 @@ class Interpreter {
     auto& changed = target->second;
     require(changed.session != changed.pid, "{} leads a session (EPERM)", set.target);
     require(changed.session == now_->session, "{} is in another session (EPERM)", set.target);
-    if (set.pgid != set.target) {
-      const auto member = std::ranges::find_if(processes_, [&](const auto& entry) {
-        return !entry.second.reaped && entry.first.value != 0 && entry.second.group == set.pgid &&
-               entry.second.session == now_->session && is_before(entry.second.identity);
-      });
-      require(member != processes_.end(), "no process of its session is certain to be in group {} (EPERM)", set.pgid);
-    }
+    if (set.target != now_->pid) reads(changed.parentage, "its child");
+    if (set.pgid != set.target) rely_on_member(set.pgid);
+    leaves_group(changed);
     occupy_group(changed.group, -1);
     changed.group = set.pgid;
     occupy_group(changed.group, 1);
-    changed.identity = stamp();
+    writes(changed.identity, "the group of the target");
+  }
+
+  /// To join a group somebody must be in it, whatever the scheduler does: one whose coming is certain, and whose going
+  /// is certain to be later.
+  void rely_on_member(Pid group) {
+    Reliance reliance{stamp(), now_->pid, {}};
+    for (auto& [pid, member] : processes_) {
+      if (!member.reaped && pid.value != 0 && member.group == group && member.session == now_->session &&
+          is_before(member.identity.written()))
+        reliance.members.insert(pid);
+    }
+    require(!reliance.members.empty(), "no process of its session is certain to be in group {} (EPERM)", group);
+    if (!problem_) reliances_[group].push_back(std::move(reliance));
+  }
+  void leaves_group(const Process& leaver) {
+    const auto relying = reliances_.find(leaver.group);
+    if (relying == reliances_.end()) return;
+    for (auto& reliance : relying->second) {
+      if (is_before(reliance.when)) continue;
+      reliance.members.erase(leaver.pid);
+      require(!reliance.members.empty(), "group {} may be empty by the time that {} joins it (EPERM)", leaver.group,
+              reliance.joiner);
+    }
   }
 
   /// The nearest living subreaper above; the root is that of its namespace, or its own parent takes over.
-  Pid reaper_of(const Process& dying) const {
+  Pid reaper_of(Process& dying) {
+    reads(dying.parentage, "its parent");
     for (Pid at = dying.parent; at.value != 0; at = processes_.at(at).parent) {
-      const auto& above = processes_.at(at);
+      auto& above = processes_.at(at);
+      reads(above.reaper_flag, "a subreaper above");
+      reads(above.parentage, "the line of its ancestors");
       if (above.alive && (above.subreaper || (at == wanted_.root && wanted_.root_is_namespace_init))) return at;
     }
     return Pid{0};
   }
   void apply(const Exit& exit) {
-    const Pid reaper = reaper_of(*now_);
+    std::optional<Pid> reaper;
     for (auto& [pid, other] : processes_) {
       if (other.parent != now_->pid || other.reaped || pid.value == 0) continue;
-      require(reaper.value != 0, "its child {} would leave the tree", pid);
-      other.parent = reaper;
+      if (!reaper) reaper = reaper_of(*now_);
+      require(reaper->value != 0, "its child {} would leave the tree", pid);
+      other.parent = *reaper;
+      writes(other.parentage, "the parent of its child");
     }
     now_->alive = false, now_->zombie = true, now_->status = exit.status;
     now_->table = std::make_shared<Table>();
@@ -277,9 +279,13 @@ class Interpreter {
             wait.child_pid);
     require(problem_ || child->second.zombie, "{} does not end before it is waited for: a deadlock", wait.child_pid);
     if (problem_) return;
+    reads(child->second.parentage, "its child");
+    learn(ends_.at(wait.child_pid));
+    leaves_group(child->second);
     child->second.zombie = false, child->second.reaped = true;
     occupy(child->second, -1);
-    learn(ends_.at(wait.child_pid));
+    for (const Pid number : {child->second.pid, child->second.group, child->second.session})
+      released_[number.value] = stamp();
   }
   void apply(const Post& post) {
     auto& event = posts_[post.event];
@@ -304,6 +310,9 @@ class Interpreter {
 
   // ---- descriptors
 
+  void touch_table() {
+    if (now_->table.use_count() > 1) writes(now_->table->turn, "the descriptor table that it shares");
+  }
   OpenSlot* open_slot(int fd) {
     const auto found = now_->table->slots.find(fd);
     require(found != now_->table->slots.end(), "descriptor {} is not open (EBADF)", fd);
@@ -311,13 +320,21 @@ class Interpreter {
   }
   void put(int fd, ObjectId description, bool close_on_exec) {
     require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
+    touch_table();
+    writes(now_->table->uses[fd], fmt::format("descriptor {}", fd));
     require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
-    if (!problem_) now_->table->slots[fd] = {description, close_on_exec, stamp()};
+    if (!problem_) now_->table->slots[fd] = {description, close_on_exec};
   }
-  void apply(const Open& open) { put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0); }
+  void apply(const Open& open) {
+    if (now_->pid.value != 0) reads(files_, "what the supervisor makes in the file system");
+    put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0);
+  }
   void apply(const Close& close) {
     if (close.fd == program_.images_fd) return;  // open in every process from its birth
-    if (open_slot(close.fd) != nullptr) now_->table->slots.erase(close.fd);
+    if (open_slot(close.fd) == nullptr) return;
+    touch_table();
+    writes(now_->table->uses[close.fd], fmt::format("descriptor {}", close.fd));
+    now_->table->slots.erase(close.fd);
   }
   void apply(const Dup2& dup) {
     require(dup.old_fd != dup.new_fd, "dup3 refuses equal numbers (EINVAL)");
@@ -336,8 +353,9 @@ class Interpreter {
     if (problem_) return;
     const auto slot = from->second.table->slots.find(transfer.fd);
     require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
-    require(problem_ || is_before(slot->second.changed), "nothing makes sure that {} has opened descriptor {} by then",
-            transfer.from_pid, transfer.fd);
+    reads(from->second.table->uses[transfer.fd], fmt::format("descriptor {} of {}", transfer.fd, transfer.from_pid));
+    for (auto& [tid, state] : from->second.reachable)
+      reads(state, fmt::format("access to the descriptors of {}", transfer.from_pid));
     if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
   }
 
@@ -383,6 +401,14 @@ class Interpreter {
   void apply(const Perform& perform) {
     for (const auto& created : perform.creates) put(created.fd, created.description, false);
     if (!problem_) obey(attributes_.record(now_->pid, tid_, perform));
+    // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
+    if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
+      writes(now_->reachable[tid_], "the right to take its descriptors");
+    // What the supervisor makes and removes in the file system, others open.
+    if (now_->pid.value == 0)
+      writes(files_, "what it makes or removes");
+    else if (!perform.creates.empty())
+      reads(files_, "what the supervisor makes in the file system");
   }
   void apply(const Ready&) { now_->ready.insert(tid_); }
 
@@ -462,6 +488,12 @@ class Interpreter {
     for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
   }
 
+  /// Somebody has joined a group because of these members.
+  struct Reliance {
+    Stamp when;
+    Pid joiner;
+    std::set<Pid> members;
+  };
   struct Event {
     uint32_t count = 0;
     Snapshot sum;  ///< what all who have posted it know
@@ -482,6 +514,9 @@ class Interpreter {
   std::unordered_map<pid_t, Runner> runners_;
   std::map<Pid, std::shared_ptr<const Snapshot>> ends_;
   std::unordered_map<std::string, Event> posts_;
+  Shared files_;  ///< what the supervisor makes in the file system for others to open
+  std::unordered_map<Pid, std::vector<Reliance>> reliances_;
+  std::unordered_map<pid_t, Stamp> released_;  ///< numbers: when the last to use them was reaped
   std::unordered_map<Pid, int> group_members_;
   std::unordered_map<pid_t, int> numbers_;  ///< how often an id is in use as a pid, tid, group or session
   std::map<std::pair<std::string_view, ObjectId>, const void*> object_of_;
