@@ -48,7 +48,8 @@ class Interpreter {
       : program_(program), wanted_(wanted), attributes_(wanted) {
     auto& supervisor = processes_[Pid{0}];
     supervisor.table = std::make_shared<Table>();
-    supervisor.space = std::make_shared<SpaceModel>();
+    supervisor.space = std::make_shared<SpaceModel>(SpaceModel::of_supervisor());
+    if (program.images_fd >= 0) supervisor.table->slots[program.images_fd] = {};
     supervisor.threads.insert(Tid{0});
   }
 
@@ -149,7 +150,10 @@ class Interpreter {
   std::shared_ptr<Table> copied_table() {
     touch_table();
     auto copy = std::make_shared<Table>();
-    copy->slots = now_->table->slots;
+    for (const auto& [fd, slot] : now_->table->slots) {
+      // Of what is stasis' own the executor keeps the images alone.
+      if (now_->pid.value != 0 || fd == program_.images_fd) copy->slots[fd] = slot;
+    }
     return copy;
   }
 
@@ -174,7 +178,6 @@ class Interpreter {
     child.handlers = birth.share_handlers ? now_->handlers : std::make_shared<int>();
     child.threads.insert(leader_of(pid));
     child.reachable[leader_of(pid)];
-    if (now_->pid.value == 0) child.table = std::make_shared<Table>();  // the executor closes what is stasis' own
     begin_runner(pid.value);
     occupy(child, 1);
     processes_[pid] = std::move(child);
@@ -301,6 +304,7 @@ class Interpreter {
     // In this order the wait never ends; in any other that the program allows it does not either.
     require(count >= await.count, "it waits for {} posts of '{}', of which only {} can have come: a deadlock",
             await.count, await.event, count);
+    if (found != posts_.end()) found->second.awaited = std::max(found->second.awaited, await.count);
     // Posts beyond the awaited ones may be any: only a wait for all of them orders.
     if (problem_ || count != await.count || count == 0) return;
     auto& event = found->second;
@@ -330,7 +334,6 @@ class Interpreter {
     put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0);
   }
   void apply(const Close& close) {
-    if (close.fd == program_.images_fd) return;  // open in every process from its birth
     if (open_slot(close.fd) == nullptr) return;
     touch_table();
     writes(now_->table->uses[close.fd], fmt::format("descriptor {}", close.fd));
@@ -415,6 +418,11 @@ class Interpreter {
   // ---- the outcome
 
   void compare() {
+    for (const auto& [name, event] : posts_) {
+      require(event.awaited == 0 || event.count == event.awaited,
+              "'{}' is posted {} times, awaited {} times: whom the waits wait for is open", name, event.count,
+              event.awaited);
+    }
     for (const auto& [pid, process] : processes_) {
       culprit_ = pid;
       if (pid.value == 0 || process.reaped) continue;
@@ -495,7 +503,7 @@ class Interpreter {
     std::set<Pid> members;
   };
   struct Event {
-    uint32_t count = 0;
+    uint32_t count = 0, awaited = 0;
     Snapshot sum;  ///< what all who have posted it know
     Merged merged;
     std::shared_ptr<const Snapshot> all;  ///< the same, shared, as long as nobody else posts

@@ -119,6 +119,7 @@ void SpaceModel::forget_filled(AddressRange range) {
 }
 
 Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
+  if (foreign_) return "its memory is still that of stasis";
   size_t ours = 0;
   auto page = wanted.pages.begin();
   for (const auto& mapping : wanted.mappings) {

@@ -17,6 +17,13 @@ using Broken = std::optional<std::string>;
 
 class SpaceModel {
  public:
+  /// Of stasis itself: full of mappings that no Application has.
+  static SpaceModel of_supervisor() {
+    SpaceModel space;
+    space.foreign_ = true;
+    return space;
+  }
+
   /// mmap with MAP_FIXED_NOREPLACE.
   Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared);
   Broken move(uint64_t from, uint64_t length, uint64_t to);
@@ -41,6 +48,7 @@ class SpaceModel {
   uint64_t filled_until(AddressRange range) const;
   void forget_filled(AddressRange range);
 
+  bool foreign_ = false;
   std::map<uint64_t, Area> areas_;  ///< by begin, disjoint
   Ranges filled_;
 };

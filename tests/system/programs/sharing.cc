@@ -21,7 +21,7 @@ void handler(int) {}
 
 /// CLONE_FILES and CLONE_FS: a descriptor and a directory opened by one are the other's.
 int shares_files(void*) {
-  board->started = board->started + 1;
+  __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(1);
   char byte = 0;
   CHECK(pread(board->fd, &byte, 1, 0) == 1 && byte == 'x');
@@ -33,7 +33,7 @@ int shares_files(void*) {
 
 /// CLONE_VM: it sees what the other writes. CLONE_SIGHAND: it sees handlers.
 int shares_memory(void*) {
-  board->started = board->started + 1;
+  __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(2);
   CHECK_EQUAL(in_shared_memory, 99);
   struct sigaction action;

@@ -22,7 +22,7 @@ void wait_for_step(int step) {
 void handler(int) {}
 
 int younger(void*) {
-  board->started = board->started + 1;
+  __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(2);
   char byte = 0;
   CHECK(pread(board->fd, &byte, 1, 0) == 1 && byte == 'x');
@@ -38,7 +38,7 @@ int elder() {
   constexpr int shared = CLONE_FILES | CLONE_FS | CLONE_VM | CLONE_SIGHAND;
   board->sibling = clone(younger, stacks[0] + sizeof stacks[0], CLONE_PARENT | shared | SIGCHLD, nullptr);
   CHECK(board->sibling > 0);
-  board->started = board->started + 1;
+  __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(1);
   char path[4096];
   snprintf(path, sizeof path, "%s/shared", probe::directory);

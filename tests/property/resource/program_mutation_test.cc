@@ -1,0 +1,268 @@
+// The verifier against wrong programs: a correct one with one command left out, doubled, moved or changed.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "plan/planner.h"
+#include "plan/verify.h"
+#include "resource/registry.h"
+
+namespace stasis::plan {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using model::Backing;
+
+struct FakeFile : model::KindValue {
+  std::string_view kind() const override { return "fake"; }
+  bool equals(const model::KindValue& other) const override { return this == &other; }
+  std::string describe() const override { return "fake file"; }
+};
+struct FakeMaker : DescriptionMaker {
+  std::string_view kind() const override { return "fake"; }
+  bool reopenable() const override { return true; }
+  bool seekable() const override { return true; }
+  Status make(const model::Application&, std::span<const Placement> placements, Sink& sink) const override {
+    for (const auto& placement : placements) sink.add(Open{"/fake", 0, 0, placement.fd, placement.description->id});
+    return {};
+  }
+  void contribute(Stage stage, const model::Application&, Sink& sink) const override {
+    if (stage == Stage::prepare) sink.perform("make /fake", "", {call(1)});
+    if (stage == Stage::settle) sink.perform("remove /fake", std::string(only_on_success), {call(2)});
+  }
+};
+
+/// Six processes: threads, a zombie, a session whose leader is dead, a group led from elsewhere, a lift to a subreaper,
+/// descriptors and a table shared, memory with stored pages.
+class Sample {
+ public:
+  Sample() {
+    add(100, 0, 100, 100, 2);
+    add(101, 100, 102, 100);
+    add(102, 100, 101, 100);  // two groups led crosswise
+    add(103, 101, 90, 90);    // the leader of session 90 is dead
+    add(104, 100, 100, 100).child_subreaper = true;
+    add(105, 104, 105, 105);
+    auto& zombie = add(106, 100, 100, 100);
+    zombie.state = model::TaskState::zombie;
+    zombie.exit_status = 3 << 8;
+    zombie.threads.clear();
+    application_.root = Pid{100};
+    task(102).descriptors = task(100).descriptors;
+    task(102).fs = task(100).fs;
+    open(100, 0, 501);
+    open(100, 1, 502);
+    open(101, 1, 501);
+    open(101, 7, 503);
+    open(105, 3, 503);
+    application_.descriptions.at(ObjectId{502}).position = 77;
+    map(100, 0x10000, 4);
+    map(105, 0x20000, 2);
+    contributors_ = resource::contributors();
+    contributors_.makers = {&maker_};
+  }
+
+  const model::Application& application() const { return application_; }
+  Program program() const {
+    auto made = make_program(application_, contributors_, options_);
+    if (!made) throw std::runtime_error(made.error().message());
+    return *made;
+  }
+
+ private:
+  model::Task& task(pid_t pid) { return *application_.find(Pid{pid}); }
+  model::Task& add(pid_t pid, pid_t parent, pid_t group, pid_t session, int threads = 1) {
+    const ObjectId own{static_cast<uint32_t>(pid)};
+    model::Task made;
+    made.pid = Pid{pid}, made.parent = Pid{parent}, made.group = Pid{group}, made.session = Pid{session};
+    made.descriptors = made.fs = made.handlers = made.address_space = own;
+    for (int index = 0; index < threads; ++index) {
+      made.threads.emplace_back().tid = Tid{index == 0 ? pid : pid * 10 + index};
+      made.threads.back().name = "sample";
+    }
+    application_.descriptor_tables[own].id = own;
+    application_.signal_handlers[own].id = own;
+    describe(600);
+    application_.fs_contexts[own] = {own, ObjectId{600}, ObjectId{600}};
+    auto& space = application_.address_spaces[own];
+    space.id = own, space.executable = ObjectId{600};
+    application_.tasks.push_back(made);
+    return application_.tasks.back();
+  }
+  void describe(uint32_t id) {
+    auto& description = application_.descriptions[ObjectId{id}];
+    description.id = ObjectId{id};
+    if (!description.state.value) description.state.value = std::make_shared<FakeFile>();
+  }
+  void open(pid_t pid, int fd, uint32_t id) {
+    describe(id);
+    application_.descriptor_tables[task(pid).descriptors].slots[fd].description = ObjectId{id};
+  }
+  void map(pid_t pid, uint64_t begin, uint64_t pages) {
+    auto& space = application_.address_spaces.at(task(pid).address_space);
+    auto& mapping = space.mappings.emplace_back();
+    mapping.range = {begin, begin + pages * page_size};
+    mapping.protection = PROT_READ | PROT_WRITE;
+    mapping.accounted = true;
+    space.pages.push_back({.range = {begin, begin + page_size}});
+    options_.pages[space.id].push_back({{begin, begin + page_size}, false, "pages-1.img", 0});
+  }
+
+  model::Application application_;
+  FakeMaker maker_;
+  Contributors contributors_;
+  PlanOptions options_;
+};
+
+std::string text_of(const Program& program, size_t index) {
+  return Json::parse(to_json(program))["commands"][index].dump();
+}
+
+class Mutations : public testing::Test {
+ protected:
+  bool accepted(const Program& program) const { return !verify(program, sample_.application()).has_value(); }
+
+  Sample sample_;
+  const Program correct_ = sample_.program();
+};
+
+TEST_F(Mutations, the_correct_program_is_accepted) {
+  const auto rejection = verify(correct_, sample_.application());
+  EXPECT_FALSE(rejection.has_value()) << rejection->message(correct_) << "\n" << to_text(correct_);
+}
+
+/// Without effect on the outcome: what a room does beside its attributes or to be safe, events that nobody waits for,
+/// and waits for what other waits order, too.
+bool may_be_missing(const Program& program, const Command& command) {
+  if (const auto* perform = std::get_if<Perform>(&command.action)) {
+    const bool to_be_safe = perform->attribute == "attributes.dumpable" && command.tid != leader_of(command.pid);
+    return perform->creates.empty() &&
+           (perform->attribute.empty() || perform->attribute == only_on_success || to_be_safe);
+  }
+  if (const auto* post = std::get_if<Post>(&command.action)) {
+    return std::ranges::none_of(program.commands, [&](const Command& other) {
+      const auto* await = std::get_if<Await>(&other.action);
+      return await != nullptr && await->event == post->event;
+    });
+  }
+  return std::holds_alternative<Await>(command.action);
+}
+
+TEST_F(Mutations, a_command_left_out_is_noticed) {
+  std::set<std::string> needed_waits;
+  for (size_t index = 0; index < correct_.commands.size(); ++index) {
+    Program mutant = correct_;
+    mutant.commands.erase(mutant.commands.begin() + static_cast<ptrdiff_t>(index));
+    const bool is_wait = std::holds_alternative<Await>(correct_.commands[index].action);
+    const bool passes = accepted(mutant);
+    if (is_wait && !passes) needed_waits.insert(std::get<Await>(correct_.commands[index].action).event);
+    EXPECT_TRUE(!passes || may_be_missing(correct_, correct_.commands[index]))
+        << index << ": " << text_of(correct_, index);
+  }
+  // One for each rule; the others are implied by these or guard what no rule of ours is about.
+  for (const auto* event : {"lift 1 ready", "lift 1 moved", "group 101", "joined 101", "joined 102", "opened by 100",
+                            "opened by 101", "table 100 is free, 4", "complete", "settled"})
+    EXPECT_TRUE(needed_waits.contains(event)) << event;
+}
+
+TEST_F(Mutations, a_command_done_twice_is_noticed) {
+  for (size_t index = 0; index < correct_.commands.size(); ++index) {
+    const auto& action = correct_.commands[index].action;
+    const bool idempotent = std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
+                            std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
+                            std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
+                            std::holds_alternative<ClearMemory>(action) || std::holds_alternative<Munmap>(action);
+    if (idempotent || may_be_missing(correct_, correct_.commands[index])) continue;
+    Program mutant = correct_;
+    mutant.commands.insert(mutant.commands.begin() + static_cast<ptrdiff_t>(index), correct_.commands[index]);
+    EXPECT_FALSE(accepted(mutant)) << index << ": " << text_of(correct_, index);
+  }
+}
+
+TEST_F(Mutations, a_command_by_another_runner_is_noticed) {
+  for (size_t index = 0; index < correct_.commands.size(); ++index) {
+    if (may_be_missing(correct_, correct_.commands[index])) continue;
+    for (const pid_t other : {100, 101, 103, 105}) {
+      Program mutant = correct_;
+      auto& command = mutant.commands[index];
+      // 100 and 102 share a table: what one does to it, the other may do as well.
+      if (command.pid.value == other || command.pid.value == 102) continue;
+      command.pid = Pid{other};
+      command.tid = leader_of(command.pid);
+      if (std::holds_alternative<Post>(command.action)) continue;  // the event counts, whoever posts it
+      EXPECT_FALSE(accepted(mutant)) << index << " by " << other << ": " << text_of(correct_, index);
+    }
+  }
+}
+
+/// Fields whose value is a room's or the file system's business.
+bool is_opaque(std::string_view command, std::string_view field) {
+  if (command == "PERFORM") return field == "purpose" || field == "calls";
+  if (command == "OPEN") return field == "path" || field == "mode" || field == "flags";
+  if (command == "LOAD_PAGES" || command == "MMAP") return field == "offset" || field == "flags";
+  if (command == "MMAP_ANON") return field == "flags";
+  return field == "command" || field == "pid" || field == "tid";
+}
+
+std::vector<Json> other_values(const Json& value) {
+  if (value.is_boolean()) return {!value.get<bool>()};
+  if (value.is_number()) return {value.get<int64_t>() + 1, value.get<int64_t>() - 1, value.get<int64_t>() + 4096};
+  if (value.is_string()) return {value.get<std::string>() + "'"};
+  if (value.is_array() && !value.empty()) {
+    std::vector<Json> others;
+    for (size_t at = 0; at < value.size(); ++at) {
+      for (const auto& other : other_values(value[at])) {
+        others.push_back(value);
+        others.back()[at] = other;
+      }
+    }
+    return others;
+  }
+  return {};
+}
+
+TEST_F(Mutations, a_changed_field_is_noticed) {
+  const auto whole = Json::parse(to_json(correct_));
+  size_t changed = 0;
+  for (size_t index = 0; index < correct_.commands.size(); ++index) {
+    const auto& command = whole["commands"][index];
+    const auto name = command["command"].get<std::string>();
+    for (const auto& [field, value] : command.items()) {
+      if (is_opaque(name, field)) continue;
+      for (const auto& other : other_values(value)) {
+        auto mutant = whole;
+        mutant["commands"][index][field] = other;
+        const auto read = from_json(mutant.dump());
+        ++changed;
+        if (!read) continue;  // not even a program
+        const bool fewer = name == "AWAIT" && field == "count" && other < value;
+        EXPECT_TRUE(!accepted(*read) || fewer) << mutant["commands"][index].dump() << " instead of " << command.dump();
+      }
+    }
+  }
+  EXPECT_GT(changed, 500U);
+}
+
+/// Neighbours of one runner, the other way round: accepted only if the order does not matter to the outcome.
+TEST_F(Mutations, swapped_neighbours_are_noticed_where_order_matters) {
+  size_t noticed = 0, swapped = 0;
+  for (size_t index = 0; index + 1 < correct_.commands.size(); ++index) {
+    Program mutant = correct_;
+    if (mutant.commands[index].tid != mutant.commands[index + 1].tid) continue;
+    std::swap(mutant.commands[index], mutant.commands[index + 1]);
+    ++swapped;
+    const bool rejected = !accepted(mutant);
+    noticed += rejected;
+    const auto& first = correct_.commands[index].action;
+    const auto& second = correct_.commands[index + 1].action;
+    const bool must = std::holds_alternative<Ready>(second) || std::holds_alternative<ClearMemory>(second) ||
+                      (std::holds_alternative<Open>(first) && std::holds_alternative<Lseek>(second));
+    EXPECT_TRUE(rejected || !must) << index << ": " << text_of(correct_, index);
+  }
+  EXPECT_GT(noticed, swapped / 10);
+}
+
+}  // namespace
+}  // namespace stasis::plan
