@@ -97,11 +97,18 @@ class Interpreter {
   auto certain() {
     return [this](const Stamp& then) { return is_before(then); };
   }
-  void reads(Shared& state, std::string_view what) {
-    require(problem_ || state.read(stamp(), certain()), "nothing makes sure that {} is settled by then", what);
+  /// What is read or written is named only if it has to be: most commands are in order.
+  template <typename... Args>
+  void reads(Shared& state, fmt::format_string<Args...> what, Args&&... args) {
+    if (problem_ || state.read(stamp(), certain())) return;
+    reject(
+        fmt::format("nothing makes sure that {} is settled by then", fmt::format(what, std::forward<Args>(args)...)));
   }
-  void writes(Shared& state, std::string_view what) {
-    require(problem_ || state.write(stamp(), certain()), "{} may be in use by another process at that time", what);
+  template <typename... Args>
+  void writes(Shared& state, fmt::format_string<Args...> what, Args&&... args) {
+    if (problem_ || state.write(stamp(), certain())) return;
+    reject(fmt::format("{} may be in use by another process at that time",
+                       fmt::format(what, std::forward<Args>(args)...)));
   }
   /// Whether what happened at `then` is certain to have happened before now, whatever the scheduler does.
   bool is_before(const Stamp& then) {
@@ -325,7 +332,7 @@ class Interpreter {
   void put(int fd, ObjectId description, bool close_on_exec) {
     require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
     touch_table();
-    writes(now_->table->uses[fd], fmt::format("descriptor {}", fd));
+    writes(now_->table->uses[fd], "descriptor {}", fd);
     require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
     if (!problem_) now_->table->slots[fd] = {description, close_on_exec};
   }
@@ -336,7 +343,7 @@ class Interpreter {
   void apply(const Close& close) {
     if (open_slot(close.fd) == nullptr) return;
     touch_table();
-    writes(now_->table->uses[close.fd], fmt::format("descriptor {}", close.fd));
+    writes(now_->table->uses[close.fd], "descriptor {}", close.fd);
     now_->table->slots.erase(close.fd);
   }
   void apply(const Dup2& dup) {
@@ -356,9 +363,9 @@ class Interpreter {
     if (problem_) return;
     const auto slot = from->second.table->slots.find(transfer.fd);
     require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
-    reads(from->second.table->uses[transfer.fd], fmt::format("descriptor {} of {}", transfer.fd, transfer.from_pid));
+    reads(from->second.table->uses[transfer.fd], "descriptor {} of {}", transfer.fd, transfer.from_pid);
     for (auto& [tid, state] : from->second.reachable)
-      reads(state, fmt::format("access to the descriptors of {}", transfer.from_pid));
+      reads(state, "access to the descriptors of {}", transfer.from_pid);
     if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
   }
 
