@@ -8,6 +8,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/criu_options.h"
+#include "cli/options.h"
 #include "cli/subcommands.h"
 #include "kernel/features.h"
 
@@ -15,6 +17,7 @@ namespace stasis::cli {
 namespace {
 
 struct Options {
+  CommonOptions common;  ///< accepted as for the other commands; the report goes to standard output
   std::vector<std::string> features;
   bool extra = false, all = false, experimental = false;
 };
@@ -61,10 +64,12 @@ void add_check(CLI::App& app, Action& chosen, Face face) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("check", "List the kernel features needed, which are there, and what missing ones cost");
+  add_common_options(*command, options->common);
   command->add_option("--feature", options->features, "Check only this one")->type_name("NAME");
   command->add_flag("--extra", options->extra, "Accepted for criu's sake: everything is always checked");
   command->add_flag("--all", options->all, "Likewise");
   command->add_flag("--experimental", options->experimental, "Likewise");
+  add_criu_options(*command);
   command->callback([options, &chosen, face] {
     chosen = [options, face] {
       const auto& features = kernel::features();

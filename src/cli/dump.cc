@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "capture/capture.h"
+#include "cli/criu_options.h"
 #include "cli/fault_points.h"
 #include "cli/progress.h"
 #include "cli/session.h"
@@ -111,6 +112,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   command->add_option("--external", options->dump.external, "A resource that is not dumped but given again at restore")
       ->type_name("RES");
+  add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
       auto session = Session::open(options->common);

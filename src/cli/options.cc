@@ -1,8 +1,9 @@
 #include "cli/options.h"
 
 #include <CLI/CLI.hpp>
-#include <cctype>
+#include <algorithm>
 #include <charconv>
+#include <cstdlib>
 
 #include "base/checked.h"
 
@@ -54,10 +55,11 @@ std::vector<std::string> normalise_arguments(int argc, char** argv) {
     const std::string argument = argv[i];
     if (argument == "--") options_ended = true;
     const bool is_verbosity = !options_ended && argument.starts_with("-v");
-    if (is_verbosity && argument.find_first_not_of('v', 1) == std::string::npos) {
+    const bool counts = argument.find_first_not_of('v', 1) == std::string::npos;
+    if (is_verbosity && counts) {
       arguments.push_back("--verbosity=" + std::to_string(std::min<size_t>(argument.size() - 1 + 2, 4)));
-    } else if (is_verbosity && argument.size() == 3 && std::isdigit(static_cast<unsigned char>(argument[2]))) {
-      arguments.push_back("--verbosity=" + argument.substr(2));
+    } else if (is_verbosity) {  // "-v4"; criu reads anything that is no number ("-verbosity=4") as 0
+      arguments.push_back("--verbosity=" + std::to_string(std::clamp(std::atoi(argument.c_str() + 2), 0, 4)));
     } else {
       arguments.push_back(argument);
     }

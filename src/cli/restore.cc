@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <fstream>
 
+#include "cli/criu_options.h"
 #include "cli/checkpoint.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
@@ -127,6 +128,7 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests
+  add_criu_options(*command);
   command->callback([options, &chosen] {
     if (options->exec_cmd == options->restore.exec_cmd.empty()) {
       throw CLI::ValidationError("--exec-cmd", "goes with a command after --");

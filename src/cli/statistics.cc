@@ -35,12 +35,19 @@ void write_dump_statistics(const Session& session, const DumpStatistics& statist
   dump.set_pages_written(statistics.encoded.pages_written);
   dump.set_irmap_resolve(0);
   dump.set_pages_lazy(0);
+  dump.set_page_pipes(0);
+  dump.set_page_pipe_bufs(0);
+  dump.set_shpages_scanned(statistics.encoded.shared_pages_scanned);
+  dump.set_shpages_skipped_parent(0);
+  dump.set_shpages_written(statistics.encoded.shared_pages_written);
   if (session.options().display_stats) {
     fmt::print(
         "Displaying dump stats:\nFreezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\n"
-        "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n",
+        "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n"
+        "Shared memory pages scanned: {} ({:#x})\nShared memory pages written: {} ({:#x})\n",
         dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
-        dump.pages_scanned(), dump.pages_written(), dump.pages_written());
+        dump.pages_scanned(), dump.pages_written(), dump.pages_written(), dump.shpages_scanned(),
+        dump.shpages_scanned(), dump.shpages_written(), dump.shpages_written());
   }
   write_or_warn(session, "stats-dump", entry);
 }

@@ -244,6 +244,12 @@ class Lowering {
                   static_cast<int64_t>(seek.offset)));
     return {};
   }
+  /// MAP_DROPPABLE is a type of its own beside shared and private (mmap(2)).
+  static uint64_t type_of(const auto& map) {
+    constexpr uint32_t droppable = 0x08;
+    if (map.is_shared) return MAP_SHARED;
+    return (map.flags & droppable) != 0 ? 0 : MAP_PRIVATE;
+  }
   Status lower(const plan::Command&, const plan::TransferFd& transfer) {
     add(call(SYS_pidfd_open, transfer.from_pid.value, 0));
     add(call(SYS_pidfd_getfd, ResultOf{-1}, transfer.fd, 0));
@@ -255,13 +261,13 @@ class Lowering {
   // ---- memory
 
   Status lower(const plan::Command&, const plan::Mmap& map) {
-    const uint64_t flags = map.flags | (map.is_shared ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED_NOREPLACE;
+    const uint64_t flags = map.flags | type_of(map) | MAP_FIXED_NOREPLACE;
     add(expecting(call(SYS_mmap, map.addr, map.length, map.prot, flags, map.fd, map.offset), Expected::exactly,
                   static_cast<int64_t>(map.addr)));
     return {};
   }
   Status lower(const plan::Command&, const plan::MmapAnon& map) {
-    const uint64_t flags = map.flags | MAP_ANONYMOUS | (map.is_shared ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED_NOREPLACE;
+    const uint64_t flags = map.flags | MAP_ANONYMOUS | type_of(map) | MAP_FIXED_NOREPLACE;
     add(expecting(call(SYS_mmap, map.addr, map.length, map.prot, flags, -1, 0), Expected::exactly,
                   static_cast<int64_t>(map.addr)));
     return {};

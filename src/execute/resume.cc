@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -142,10 +143,31 @@ class SeizedThreads final : public Resumption {
     }
   }
 
+  /// What stopped it once, if that stops it again; SIGSTOP always does. The signals of terminals do not if they are
+  /// handled or blocked, or if the group is orphaned: nobody of the session is outside of it to continue it
+  /// (kernel/signal.c, get_signal; kernel/exit.c, will_become_orphaned_pgrp).
+  int stop_signal_of(const model::Task& task) const {
+    const int signal = task.stop_signal;
+    if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return SIGSTOP;
+    const auto index = static_cast<size_t>(signal - 1);
+    const bool handled = application_.signal_handlers.at(task.handlers).actions[index].handler != 0;
+    const bool blocked = std::ranges::any_of(
+        task.threads, [&](const model::Thread& thread) { return (thread.blocked_signals >> index & 1) != 0; });
+    const bool orphaned = std::ranges::none_of(application_.tasks, [&](const model::Task& member) {
+      const auto* parent = application_.find(member.parent);
+      return member.group == task.group && parent != nullptr && parent->group != task.group &&
+             parent->session == member.session;
+    });
+    return handled || blocked || orphaned ? SIGSTOP : signal;
+  }
+
   Status detach(bool leave_stopped) {
     for (const auto& live : threads_) {
       const bool leader = live.host_tid == live.host_pid;
-      if (leader && (leave_stopped || live.task->state == model::TaskState::stopped)) kill(live.host_pid, SIGSTOP);
+      if (leader && live.task->state == model::TaskState::stopped)
+        kill(live.host_pid, stop_signal_of(*live.task));
+      else if (leader && leave_stopped)
+        kill(live.host_pid, SIGSTOP);
     }
     for (const auto& live : threads_) {
       // From here on its pending signals are delivered.

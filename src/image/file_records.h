@@ -31,6 +31,8 @@ class FileRecords {
   /// True when asked for the first time: whether what several records share must be written or read now.
   bool first_time(std::string_view kind, uint64_t id) const { return shared_.emplace(kind, id).second; }
 
+  uint64_t pages_written = 0;  ///< of contents that rooms store in pages files (a memfd's)
+
   // -- encoding: side images are opened on first use and closed by finish()
   /// "pipes-data" → the writer of pipes-data.img.
   Result<Writer*> side(std::string_view pattern);

@@ -131,6 +131,7 @@ void compare_address_spaces(Comparison& check, const AddressSpace& a, const Addr
   check.values("memory.executable", subject, a.executable, b.executable);
   check.values("memory.dumpable", subject, a.dumpable, b.dumpable);
   check.values("memory.thp_disabled", subject, a.thp_disabled, b.thp_disabled);
+  check.values("memory.membarrier_registrations", subject, a.membarrier_registrations, b.membarrier_registrations);
   check.values("memory.merge_any", subject, a.merge_any, b.merge_any);
   check.values("memory.lock_future", subject, a.lock_future, b.lock_future);
   std::set<std::string> before, after;

@@ -186,9 +186,10 @@ class Planner {
     return build_memory(*task);
   }
 
-  /// The creator may hold shared segments open for others: its copy does not.
+  /// The creator, or who shares its table, may hold shared segments open for others: the copy does not.
   void close_inherited(Pid pid, Pid creator) {
-    const auto held = held_for_others_.find(creator);
+    const auto* task = application_.find(creator);
+    const auto held = held_for_others_.find(task == nullptr ? ObjectId{} : task->descriptors);
     if (held == held_for_others_.end()) return;
     for (const int fd : held->second) out_.process(pid).add(Close{fd});
   }
@@ -207,7 +208,7 @@ class Planner {
     const OpenNumbers nothing_open;
     TRY(plan_segments(out_, plan, *segments_));
     for (const auto& [id, fd] : segments_->held_at) {
-      if (segments_->is_owner(id, task.pid)) held_for_others_[task.pid].push_back(fd);
+      if (segments_->is_owner(id, task.pid)) held_for_others_[task.descriptors].push_back(fd);
     }
     TRY(plan_mappings(out_, plan, *segments_, nothing_open));
     mapped_.insert(task.address_space);
@@ -335,7 +336,7 @@ class Planner {
   const PlanOptions& options_;
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
-  std::map<Pid, std::vector<int>> held_for_others_;
+  std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table
   std::optional<SharedSegments> segments_;
   std::optional<DescriptorPlan> descriptors_;
 };

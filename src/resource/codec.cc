@@ -191,6 +191,7 @@ class Encoder {
     std::string suffix;
     std::vector<model::PageRun> runs;
     std::unique_ptr<memory::PageSource> source;
+    bool shared = false;
     uint32_t pages_id = 0;
   };
 
@@ -200,11 +201,11 @@ class Encoder {
       const auto space = application_.address_spaces.find(id);
       if (space == application_.address_spaces.end())
         return fail(Error::internal("save memory", "an address space is missing"));
-      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id))});
+      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false});
     }
     for (const auto& [id, segment] : application_.shared_memories)
-      all.push_back(
-          {fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)), TRY(memory_.shared_memory(id))});
+      all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)),
+                     TRY(memory_.shared_memory(id)), true});
     for (uint32_t index = 0; index < all.size(); ++index) all[index].pages_id = index + 1;
     return all;
   }
@@ -223,7 +224,8 @@ class Encoder {
                  memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source));
       segment.source.reset();
       const std::lock_guard lock(mutex);
-      stats_.pages_written += written.pages_written;
+      (segment.shared ? stats_.shared_pages_written : stats_.pages_written) += written.pages_written;
+      (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) += bytes(segment.runs) / page_size;
       stats_.zero_pages_skipped += written.zero_pages_skipped;
       return {};
     };
@@ -232,7 +234,8 @@ class Encoder {
     const size_t small = all.size() - large.size();
     TRY(parallel_for(small, [&](size_t index) { return save(all[index]); }));
     for (Segment& segment : large) TRY(save(segment));
-    stats_.pages_scanned = total / page_size;
+    stats_.shared_pages_scanned += files_.pages_written;
+    stats_.shared_pages_written += files_.pages_written;
     return {};
   }
 

@@ -28,7 +28,9 @@ class ApplicationMemory {
 };
 
 struct EncodeStats {
-  uint64_t pages_scanned = 0, pages_written = 0, zero_pages_skipped = 0;
+  uint64_t pages_scanned = 0, pages_written = 0;                ///< of private memory
+  uint64_t shared_pages_scanned = 0, shared_pages_written = 0;  ///< of shared memory and memfds
+  uint64_t zero_pages_skipped = 0;
 };
 /// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,

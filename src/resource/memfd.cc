@@ -149,15 +149,26 @@ class MemfdRoom final : public FileRoom {
     }
     calls.push_back(call(SYS_fchown, file, inode.uid, inode.gid));
     calls.push_back(call(SYS_fchmod, file, inode.mode & 07777));
-    for (const auto& placement : placements) {
-      const uint32_t flags = reopen_flags(placement.description->flags);
+    // The file that memfd_create returns does not count as a writer, one opened anew does (fs/file_table.c,
+    // alloc_file_pseudo), and nobody can execute it then: the first that is open for both keeps it.
+    const auto original = std::ranges::find_if(placements, [](const plan::Placement& placement) {
+      return (placement.description->flags & (O_ACCMODE | O_PATH)) == O_RDWR;
+    });
+    for (auto placement = placements.begin(); placement != placements.end(); ++placement) {
+      perform.creates.push_back({placement->fd, placement->description->id});
+      if (placement == original) continue;
+      const uint32_t flags = reopen_flags(placement->description->flags);
       calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", file)), flags, 0));
-      calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement.fd, 0));
-      perform.creates.push_back({placement.fd, placement.description->id});
+      calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, placement->fd, 0));
     }
     // Last: F_SEAL_WRITE would forbid what comes before it. Without MFD_ALLOW_SEALING a file has F_SEAL_SEAL.
     calls.push_back(call(SYS_fcntl, file, F_ADD_SEALS, inode.seals));
-    calls.push_back(call(SYS_close, file));
+    if (original != placements.end()) {
+      calls.push_back(call(SYS_fcntl, file, F_SETFL, original->description->flags));
+      calls.push_back(call(plan::Call::move_fd, file, original->fd, 0));
+    } else {
+      calls.push_back(call(SYS_close, file));
+    }
     sink.add(std::move(perform));
     return {};
   }
@@ -199,8 +210,9 @@ class MemfdRoom final : public FileRoom {
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
     const auto runs = data_runs(inode.file->get(), inode.size);
     memory::FilePages source(inode.file->get(), inode.describe());
-    TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", number), pages_id_of_memfds + number, runs,
-                            source));
+    const auto written = TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", number),
+                                                 pages_id_of_memfds + number, runs, source));
+    records.pages_written += written.pages_written;
     return {};
   }
 

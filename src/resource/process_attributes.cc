@@ -28,6 +28,7 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
+constexpr int get_registrations = 1 << 9;                    // MEMBARRIER_CMD_GET_REGISTRATIONS, Linux 6.3
 constexpr int set_memory_merge = 67, get_memory_merge = 68;  // PR_SET_MEMORY_MERGE, Linux 6.4
 constexpr int dumpable_by_root = 2;                          // SUID_DUMP_ROOT
 constexpr int lowest_score = -1000, highest_score = 1000;
@@ -78,6 +79,11 @@ class ProcessAttributesRoom final : public TaskRoom {
                   space.merge_any = answer.result == 1;
                   return {};
                 });
+    inquiry.ask(expecting(call(SYS_membarrier, get_registrations, 0, 0), Expected::anything),
+                [&space](const Inquiry::Answer& answer) -> Status {  // Linux 6.3
+                  if (answer.result > 0) space.membarrier_registrations = static_cast<uint32_t>(answer.result);
+                  return {};
+                });
     return {};
   }
 
@@ -106,6 +112,7 @@ class ProcessAttributesRoom final : public TaskRoom {
     records.mm.set_dumpable(space.dumpable);
     records.mm.set_thp_disabled(space.thp_disabled);
     if (space.merge_any) records.mm.set_merge_any(true);
+    if (space.membarrier_registrations != 0) leader.set_membarrier_registration_mask(space.membarrier_registrations);
     return {};
   }
 
@@ -138,6 +145,7 @@ class ProcessAttributesRoom final : public TaskRoom {
                                  fmt::format("mm-{}.img, field dumpable", task.pid)));
     }
     space.thp_disabled = records.mm.thp_disabled();
+    space.membarrier_registrations = leader.membarrier_registration_mask();
     space.merge_any = records.mm.merge_any();
     return {};
   }
@@ -166,6 +174,8 @@ class ProcessAttributesRoom final : public TaskRoom {
     const auto& space = application.address_spaces.at(task.address_space);
     calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0));
     if (space.merge_any) calls.push_back(call(SYS_prctl, set_memory_merge, 1, 0, 0, 0));
+    for (uint32_t rest = space.membarrier_registrations; rest != 0; rest &= rest - 1)
+      calls.push_back(call(SYS_membarrier, rest & -rest, 0, 0));
     if (space.dumpable == dumpable_by_root && suid_dumpable() == dumpable_by_root) {
       // Ids change there and back: the kernel sets dumpable to fs.suid_dumpable.
       calls.push_back(expecting(call(SYS_setfsgid, nobody), Expected::anything));

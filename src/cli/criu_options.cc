@@ -1,0 +1,124 @@
+#include "cli/criu_options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <string_view>
+
+namespace stasis::cli {
+namespace {
+
+enum class Takes : unsigned char { nothing, value, optional_value };
+
+struct Accepted {
+  const char* names;
+  Takes takes;
+};
+/// They allow what is refused by name where it is found, or choose between ways of which stasis has one.
+constexpr Accepted accepted[] = {
+    {"--allow-uprobes", Takes::nothing},
+    {"--auto-dedup", Takes::nothing},
+    {"--cgroup-dump-controller", Takes::value},
+    {"--cgroup-props", Takes::value},
+    {"--cgroup-props-file", Takes::value},
+    {"--cgroup-root", Takes::value},
+    {"--cgroup-yard", Takes::value},
+    {"--cpu-cap", Takes::optional_value},
+    {"--empty-ns", Takes::value},
+    {"--enable-external-masters", Takes::nothing},
+    {"--enable-external-sharing", Takes::nothing},
+    {"--enable-fs", Takes::value},
+    {"--evasive-devices", Takes::nothing},
+    {"--ext-mount-map", Takes::value},
+    {"-x,--ext-unix-sk", Takes::optional_value},
+    {"-l,--file-locks", Takes::nothing},
+    {"--force-irmap", Takes::nothing},
+    {"--freeze-cgroup", Takes::value},
+    {"--ghost-fiemap", Takes::nothing},
+    {"--irmap-scan-path", Takes::value},
+    {"-L,--libdir", Takes::value},
+    {"--default-config", Takes::nothing},
+    {"--log-pid", Takes::nothing},
+    {"--lsm-mount-context", Takes::value},
+    {"--lsm-profile", Takes::value},
+    {"--manage-cgroups", Takes::optional_value},
+    {"--mntns-compat-mode", Takes::nothing},
+    {"--network-lock", Takes::value},
+    {"--pre-dump-mode", Takes::value},
+    {"-r,--root", Takes::value},
+    {"--skip-file-rwx-check", Takes::nothing},
+    {"--skip-in-flight", Takes::nothing},
+    {"--skip-mnt", Takes::value},
+    {"--tcp-close", Takes::nothing},
+    {"--tcp-established", Takes::nothing},
+    {"--unprivileged", Takes::nothing},
+    {"--weak-sysctls", Takes::nothing},
+};
+
+/// Criu's options are the same for all commands: those of another command are accepted, too.
+constexpr Accepted of_other_commands[] = {
+    {"-t,--tree", Takes::value},
+    {"-R,--leave-running", Takes::nothing},
+    {"-s,--leave-stopped", Takes::nothing},
+    {"-j,--shell-job", Takes::nothing},
+    {"--link-remap", Takes::nothing},
+    {"--ghost-limit", Takes::value},
+    {"--external", Takes::value},
+    {"-d,--restore-detached", Takes::nothing},
+    {"-S,--restore-sibling", Takes::nothing},
+    {"--file-validation", Takes::value},
+    {"--feature", Takes::value},
+};
+
+struct Refused {
+  const char* name;
+  Takes takes;
+  const char* reason;
+};
+constexpr Refused refused[] = {
+    {"--config", Takes::value, "configuration files are not read; pass the options themselves"},
+    {"--inherit-fd", Takes::value, "descriptors of the caller cannot take the place of saved ones"},
+    {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
+    {"--lazy-pages", Takes::nothing, "all memory is restored before the tree runs"},
+    {"--page-server", Takes::nothing, "pages are written to the images directory only"},
+    {"--prev-images-dir", Takes::value, "there are no incremental dumps; dump in full"},
+    {"--status-fd", Takes::value, "wait for the end of stasis instead"},
+    {"--stream", Takes::nothing, "images are written to a directory only"},
+    {"--tls", Takes::nothing, "nothing is sent over the network"},
+    {"--track-mem", Takes::nothing, "there are no incremental dumps; dump in full"},
+};
+
+/// "-x,--ext-unix-sk" → "--ext-unix-sk"
+std::string_view long_name(std::string_view names) { return names.substr(names.find("--")); }
+
+/// Declares the option; `seen` is called when it is given.
+template <typename Seen>
+CLI::Option* declare(CLI::App& command, const char* names, Takes takes, Seen seen) {
+  if (takes == Takes::nothing) return command.add_flag_callback(names, seen);
+  auto* option = command.add_option_function<std::vector<std::string>>(names, [seen](const auto&) { seen(); });
+  option->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->allow_extra_args(false);
+  return option->type_name("VALUE")->expected(takes == Takes::optional_value ? 0 : 1, 1);
+}
+
+}  // namespace
+
+void add_criu_options(CLI::App& command) {
+  const auto accept = [&](const char* names, Takes takes) {
+    declare(command, names, takes, [] {})->group("Accepted as criu does, without effect here");
+    if (takes == Takes::nothing)  // what criu has as a flag can be taken back
+      command.add_flag_callback(fmt::format("--no-{}", long_name(names).substr(2)), [] {})->group("");
+  };
+  for (const auto& [names, takes] : accepted) accept(names, takes);
+  for (const auto& [names, takes] : of_other_commands) {
+    if (command.get_option_no_throw(std::string(long_name(names))) == nullptr) accept(names, takes);
+  }
+  for (const auto& [name, takes, reason] : refused) {
+    declare(command, name, takes, [name, reason] {
+      // CLI11's way to say so; cli.cc turns it into the message and the exit status.
+      throw CLI::ValidationError(fmt::format("{} is refused: {}", name, reason));
+    })->group("");
+  }
+}
+
+}  // namespace stasis::cli

@@ -1,0 +1,16 @@
+// Options of criu(8) that concern what stasis does not do, or does without being told.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace stasis::cli {
+
+/// Callers pass criu's options whether they matter or not (zdtm, LXC and runc do). Three sorts are told apart: those
+/// that stasis has (declared where they are used); those that allow or steer something that is not there or has no
+/// choice here: accepted, without effect (a kind that stasis cannot dump is refused by name wherever it is found); and
+/// those that ask for a result which would not come: refused as wrong usage.
+void add_criu_options(CLI::App& command);
+
+}  // namespace stasis::cli
