@@ -153,7 +153,7 @@ Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
   GhostFile ghost;
   ghost.uid = probe.stat.st_uid, ghost.gid = probe.stat.st_gid, ghost.mode = probe.stat.st_mode;
   ghost.accessed_ns = in_nanoseconds(probe.stat.st_atim), ghost.modified_ns = in_nanoseconds(probe.stat.st_mtim);
-  if (is_directory(ghost.mode)) return ghost;
+  if (!S_ISREG(ghost.mode)) return ghost;
   ghost.size = static_cast<uint64_t>(probe.stat.st_size);
   // A new description: the task's own offset stays where it is.
   const UniqueFd file(open(probe.proc_path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -178,7 +178,7 @@ Status encode_ghost(const GhostFile& ghost, image::Writer& writer) {
   entry.set_uid(ghost.uid), entry.set_gid(ghost.gid), entry.set_mode(ghost.mode);
   write_time(ghost.accessed_ns, *entry.mutable_atim()), write_time(ghost.modified_ns, *entry.mutable_mtim());
   entry.set_atim_ns(ghost.accessed_ns % 1000), entry.set_mtim_ns(ghost.modified_ns % 1000);
-  if (!is_directory(ghost.mode)) entry.set_chunks(true), entry.set_size(ghost.size);
+  if (S_ISREG(ghost.mode)) entry.set_chunks(true), entry.set_size(ghost.size);
   TRY(writer.append(entry));
   const auto reader = TRY(ContentReader::open_for(ghost));
   for (const auto& extent : ghost.extents) {
@@ -237,11 +237,10 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
   ghost.uid = entry.uid(), ghost.gid = entry.gid(), ghost.mode = entry.mode(), ghost.size = entry.size();
   ghost.accessed_ns = read_time(entry.atim(), entry.atim_ns());
   ghost.modified_ns = read_time(entry.mtim(), entry.mtim_ns());
-  if (is_directory(ghost.mode)) return ghost;
-  if ((ghost.mode & S_IFMT) != S_IFREG) {
-    return fail(Error::unsupported("decode ghost file",
-                                   fmt::format("mode {:o} is neither that of a file nor of a directory", ghost.mode),
-                                   ghost.image));
+  if (is_directory(ghost.mode) || S_ISFIFO(ghost.mode)) return ghost;
+  if (!S_ISREG(ghost.mode)) {
+    return fail(Error::unsupported(
+        "decode ghost file", fmt::format("mode {:o} is that of no file, directory or FIFO", ghost.mode), ghost.image));
   }
   if (ghost.size > largest_file) {
     return fail(Error::invalid("decode ghost file", fmt::format("field size: {} bytes are impossible", ghost.size),
@@ -286,6 +285,8 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
   plan::Calls calls;
   if (is_directory(ghost.mode)) {
     calls.push_back(call(SYS_mkdirat, AT_FDCWD, path, 0700));
+  } else if (S_ISFIFO(ghost.mode)) {
+    calls.push_back(call(SYS_mknodat, AT_FDCWD, path, S_IFIFO | 0600, 0));
   } else {
     calls.push_back(call(SYS_openat, AT_FDCWD, path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
     fill(ghost, sink.images_fd(), calls);

@@ -18,6 +18,7 @@
 #include <set>
 
 #include "resource/descriptors.h"
+#include "resource/ghost_file.h"
 #include "resource/regular_file.h"
 
 namespace stasis::resource {
@@ -48,11 +49,14 @@ struct PipeBuffer final : model::KindValue {
 struct PipeEnd final : model::KindValue {
   ObjectId buffer;
   std::string path;
+  ObjectId ghost;         ///< of an unlinked FIFO
+  std::string open_path;  ///< where it is opened at restore; not compared
 
   std::string_view kind() const override { return path.empty() ? "pipe" : "fifo"; }
   bool equals(const model::KindValue& other) const override {
     const auto* end = dynamic_cast<const PipeEnd*>(&other);
-    return end != nullptr && buffer == end->buffer && path == end->path;
+    return end != nullptr && buffer == end->buffer && path == end->path &&
+           (ghost.value != 0) == (end->ghost.value != 0);
   }
   std::string describe() const override { return path.empty() ? fmt::format("pipe {}", buffer) : "fifo " + path; }
 };
@@ -91,17 +95,10 @@ class PipeRoomBase : public FileRoom {
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto end = std::make_shared<PipeEnd>();
-    if (kind() == "fifo") end->path = probe.link;
+    if (kind() == "fifo") TRY(capture_path(context, probe, *end));
     bool fresh = false;
     end->buffer = context.object(fmt::format("{} {}:{}", kind(), probe.stat.st_dev, probe.stat.st_ino), fresh);
     if (fresh) TRY(capture_buffer(context, probe, end->buffer));
-    struct stat at_path{};
-    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && at_path.st_ino == probe.stat.st_ino &&
-                            at_path.st_dev == probe.stat.st_dev;
-    if (kind() == "fifo" && !leads_here) {
-      context.diagnostics.refuse(probe.subject, "the FIFO has been unlinked, or another one has its name",
-                                 "FIFOs are opened by their name: put it back, or close the descriptor");
-    }
     return model::KindState{std::move(end)};
   }
 
@@ -221,6 +218,24 @@ class PipeRoomBase : public FileRoom {
   }
 
  private:
+  /// FIFOs are opened by their name. One that has none any more is made again, as unlinked files are.
+  static Status capture_path(CaptureContext& context, const DescriptorProbe& probe, PipeEnd& end) {
+    constexpr std::string_view deleted = " (deleted)";
+    end.path = probe.link;
+    struct stat at_path{};
+    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && at_path.st_ino == probe.stat.st_ino &&
+                            at_path.st_dev == probe.stat.st_dev;
+    if (leads_here) return {};
+    if (probe.stat.st_nlink != 0 || !probe.link.ends_with(deleted)) {
+      context.diagnostics.refuse(probe.subject, "the FIFO is not reached by its name any more",
+                                 "put it back under its name, or close the descriptor");
+      return {};
+    }
+    end.path = original_path(probe.link);
+    end.ghost = TRY(capture_ghost_of(context, probe, end.path));
+    return {};
+  }
+
   static Status capture_buffer(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) {
     auto buffer = std::make_shared<PipeBuffer>();
     // A write end opens for reading through procfs, without the other end noticing: it sleeps.
@@ -368,6 +383,7 @@ class FifoRoom final : public PipeRoomBase {
         fifo.set_regf_id(path_record_id(description.id));
     records.files.push_back(std::move(record));
     records.files.push_back(path_record(description, end.path, S_IFIFO));
+    if (end.ghost.value != 0) TRY(encode_ghost_of(application, path_record_id(description.id), end.ghost, records));
     return encode_buffer(application, end.buffer, "fifo-data", records);
   }
 
@@ -394,7 +410,14 @@ class FifoRoom final : public PipeRoomBase {
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = path->reg().flags(),
     description.owner = decode_owner(path->reg().fown());
-    description.state = {decode_end(application, buffer, path->reg().name())};
+    auto end = decode_end(application, buffer, path->reg().name());
+    end->open_path = end->path;
+    for (const auto& remap : TRY(records.all<remap_file_path_entry>("remap-fpath"))) {
+      if (remap.orig_id() != wanted) continue;
+      end->ghost = TRY(decode_ghost_of(records, remap, end->path, application));
+      end->open_path = application.objects.at(end->ghost).as<GhostFile>()->path;
+    }
+    description.state = {std::move(end)};
     if (application.objects.at(buffer).as<PipeBuffer>() == nullptr)
       return fail(Error::invalid("decode FIFO", fmt::format("object {} is no pipe", buffer), subject));
     return description;
@@ -404,6 +427,7 @@ class FifoRoom final : public PipeRoomBase {
                 Diagnostics& diagnostics) const override {
     const auto& end = *description.state.as<PipeEnd>();
     struct stat now{};
+    if (end.ghost.value != 0) return;
     if (stat(end.path.c_str(), &now) != 0 || !S_ISFIFO(now.st_mode))
       diagnostics.refuse("FIFO " + end.path, "it does not exist", "make it with mkfifo");
   }
@@ -414,7 +438,7 @@ class FifoRoom final : public PipeRoomBase {
     const int read_end = placements.front().scratch, write_end = read_end + 1;
     plan::Perform perform{"fifo " + end.path, "", {}, {}, {}};
     // Both ways first: then no end waits for the other to be opened.
-    perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(end.path), O_RDWR | O_NONBLOCK | O_CLOEXEC, 0));
+    perform.calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(end.open_path), O_RDWR | O_NONBLOCK | O_CLOEXEC, 0));
     perform.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, read_end, O_CLOEXEC));
     perform.calls.push_back(call(SYS_dup3, read_end, write_end, O_CLOEXEC));
     for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))

@@ -48,15 +48,6 @@ bool is_stateless_device(const struct stat& about) {
   }
 }
 
-/// The name that the file had: the kernel's mark and a name of ours are taken off.
-std::string original_path(const std::string& link) {
-  std::string path = link.ends_with(deleted) ? link.substr(0, link.size() - deleted.size()) : link;
-  const size_t at = path.rfind(beside);
-  const bool ours = at != std::string::npos && at > 0 && path.size() > at + beside.size() &&
-                    path.find_first_not_of("0123456789", at + beside.size()) == std::string::npos;
-  return ours ? path.substr(0, at) : path;
-}
-
 std::string parent_of(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
 
 bool same_file(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
@@ -144,7 +135,7 @@ class RegularFileRoom final : public FileRoom {
     for (const uint32_t word : file.build_id) reg.add_build_id(word);
     if (file.checksum) reg.set_checksum(*file.checksum);
     records.files.push_back(std::move(record));
-    if (file.ghost.value != 0) return encode_unlinked(application, description, file, records);
+    if (file.ghost.value != 0) return encode_ghost_of(application, description.id.value, file.ghost, records);
     if (!file.link_remap.empty()) return encode_remap(application, description, file, records);
     return {};
   }
@@ -311,14 +302,7 @@ class RegularFileRoom final : public FileRoom {
                                  fmt::format("pass --ghost-limit {}M", (stored >> 20) + 1));
       return {};
     }
-    bool fresh = false;
-    const auto id = context.object(fmt::format("ghost {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
-    file.ghost = ObjectId{id.value | ghost_bit};
-    if (fresh) {
-      auto ghost = std::make_shared<GhostFile>(TRY(capture_ghost(probe)));
-      ghost->path = file.path;
-      context.application.objects[file.ghost] = {std::move(ghost)};
-    }
+    file.ghost = TRY(capture_ghost_of(context, probe, file.path));
     return {};
   }
 
@@ -369,16 +353,6 @@ class RegularFileRoom final : public FileRoom {
                     .advise("remove links that earlier dumps have left"));
   }
 
-  static Status encode_unlinked(const model::Application& application, const model::OpenDescription& description,
-                                const RegularFile& file, image::FileRecords& records) {
-    remap_file_path_entry entry;
-    entry.set_orig_id(description.id.value), entry.set_remap_id(record_id(file.ghost)), entry.set_remap_type(GHOST);
-    TRY(TRY(records.side("remap-fpath"))->append(entry));
-    if (!records.first_time("ghost", file.ghost.value)) return {};
-    const auto& ghost = *application.objects.at(file.ghost).as<GhostFile>();
-    return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", record_id(file.ghost))));
-  }
-
   /// CRIU wants the remap to be another regular file entry.
   static Status encode_remap(const model::Application& application, const model::OpenDescription& description,
                              const RegularFile& file, image::FileRecords& records) {
@@ -412,22 +386,8 @@ class RegularFileRoom final : public FileRoom {
         file.open_path = is_free(file.path, application) ? file.path : file.link_remap;
       return {};
     }
-    if (remap.remap_type() != GHOST) {
-      return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
-    }
-    file.ghost = ObjectId{remap.remap_id() | ghost_bit};
-    if (!application.objects.contains(file.ghost)) {
-      auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
-      ghost->missing_directories = missing_above(file.path);
-      ghost->path =
-          is_free(file.path, application) ? file.path : fmt::format("{}{}{}", file.path, beside, remap.remap_id());
-      application.objects[file.ghost] = {std::move(ghost)};
-    }
-    const auto* ghost = application.objects.at(file.ghost).as<GhostFile>();
-    if (ghost == nullptr) {
-      return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", file.ghost), subject));
-    }
-    file.open_path = ghost->path;
+    file.ghost = TRY(decode_ghost_of(records, remap, file.path, application));
+    file.open_path = application.objects.at(file.ghost).as<GhostFile>()->path;
     return {};
   }
 
@@ -467,6 +427,53 @@ std::string path_of(const model::OpenDescription& description) {
   const auto* file = description.state.as<RegularFile>();
   if (file == nullptr) return {};
   return file->open_path.empty() ? file->path : file->open_path;
+}
+
+std::string original_path(const std::string& link) {
+  std::string path = link.ends_with(deleted) ? link.substr(0, link.size() - deleted.size()) : link;
+  const size_t at = path.rfind(beside);
+  const bool ours = at != std::string::npos && at > 0 && path.size() > at + beside.size() &&
+                    path.find_first_not_of("0123456789", at + beside.size()) == std::string::npos;
+  return ours ? path.substr(0, at) : path;
+}
+
+Result<ObjectId> capture_ghost_of(CaptureContext& context, const DescriptorProbe& probe, const std::string& path) {
+  bool fresh = false;
+  const auto id = context.object(fmt::format("ghost {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
+  const ObjectId object{id.value | ghost_bit};
+  if (fresh) {
+    auto ghost = std::make_shared<GhostFile>(TRY(capture_ghost(probe)));
+    ghost->path = path;
+    context.application.objects[object] = {std::move(ghost)};
+  }
+  return object;
+}
+
+Status encode_ghost_of(const model::Application& application, uint32_t record, ObjectId object,
+                       image::FileRecords& records) {
+  remap_file_path_entry entry;
+  entry.set_orig_id(record), entry.set_remap_id(record_id(object)), entry.set_remap_type(GHOST);
+  TRY(TRY(records.side("remap-fpath"))->append(entry));
+  if (!records.first_time("ghost", object.value)) return {};
+  const auto& ghost = *application.objects.at(object).as<GhostFile>();
+  return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", record_id(object))));
+}
+
+Result<ObjectId> decode_ghost_of(const image::FileRecords& records, const remap_file_path_entry& remap,
+                                 const std::string& path, model::Application& application) {
+  const std::string subject = fmt::format("remap-fpath.img, file {}", remap.orig_id());
+  if (remap.remap_type() != GHOST)
+    return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
+  const ObjectId object{remap.remap_id() | ghost_bit};
+  if (!application.objects.contains(object)) {
+    auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
+    ghost->missing_directories = missing_above(path);
+    ghost->path = is_free(path, application) ? path : fmt::format("{}{}{}", path, beside, remap.remap_id());
+    application.objects[object] = {std::move(ghost)};
+  }
+  if (application.objects.at(object).as<GhostFile>() == nullptr)
+    return fail(Error::invalid("decode file", fmt::format("object {} is no ghost file", object), subject));
+  return object;
 }
 
 const FileRoom& regular_file_room() {

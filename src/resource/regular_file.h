@@ -28,6 +28,18 @@ struct RegularFile final : model::KindValue {
 
 const FileRoom& regular_file_room();
 
+// -- unlinked files of any kind that is opened by a path
+
+/// The name that a file had which its link in procfs calls deleted, also if it has been a ghost before.
+std::string original_path(const std::string& link);
+/// The ghost of the file behind the probe, captured once for all that refer to it.
+Result<ObjectId> capture_ghost_of(CaptureContext&, const DescriptorProbe&, const std::string& path);
+/// Says that the file of this record of files.img is the ghost, and saves that once.
+Status encode_ghost_of(const model::Application&, uint32_t record, ObjectId ghost, image::FileRecords&);
+/// The ghost that the entry names; it is made at `path` for the time of the restore, or beside it if that is taken.
+Result<ObjectId> decode_ghost_of(const image::FileRecords&, const remap_file_path_entry&, const std::string& path,
+                                 model::Application&);
+
 /// The path at which a description's file is to be found while a restore runs; empty if it has none.
 std::string path_of(const model::OpenDescription&);
 
