@@ -18,6 +18,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 
 #include "base/unique_fd.h"
 
@@ -115,17 +116,44 @@ std::string probe_timer_ids() {
   return state >= 0 ? std::string() : failed("prctl(PR_TIMER_CREATE_RESTORE_IDS)");
 }
 
-std::string probe_pagemap_scan() {
+std::string pagemap_scan_for(uint64_t categories) {
   struct Arguments {  // struct pm_scan_arg, include/uapi/linux/fs.h
     uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
     uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
   };
   Arguments arguments{};
   arguments.size = sizeof arguments;
+  arguments.return_mask = categories;
   const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   if (!pagemap.valid()) return failed("open /proc/self/pagemap");
   if (ioctl(pagemap.get(), _IOWR('f', 16, Arguments), &arguments) < 0) return failed("PAGEMAP_SCAN");
   return {};
+}
+
+std::string probe_pagemap_scan() { return pagemap_scan_for(0); }
+
+std::string probe_guard_pages() {
+  constexpr uint64_t page_is_guard = 1 << 8;  // PAGE_IS_GUARD, Linux 6.15
+  return pagemap_scan_for(page_is_guard);
+}
+
+std::string probe_ns_pid() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("NSpid:")) return {};
+  }
+  return "/proc/self/status has no line NSpid (CONFIG_PID_NS)";
+}
+
+std::string probe_seccomp_filters() {
+  // Of a task without filters it answers EINVAL where it is known, EIO where it is not, EACCES without CAP_SYS_ADMIN.
+  const ProbeChild child;
+  if (ptrace(PTRACE_SEIZE, child.pid(), nullptr, nullptr) != 0) return failed("PTRACE_SEIZE");
+  if (ptrace(PTRACE_INTERRUPT, child.pid(), nullptr, nullptr) != 0) return failed("PTRACE_INTERRUPT");
+  waitpid(child.pid(), nullptr, __WALL);
+  constexpr auto get_filter = static_cast<__ptrace_request>(0x420c);
+  if (ptrace(get_filter, child.pid(), nullptr, nullptr) >= 0 || errno == EINVAL || errno == ENOENT) return {};
+  return failed("PTRACE_SECCOMP_GET_FILTER");
 }
 
 std::string probe_uffd_wp_async() {
@@ -187,7 +215,7 @@ const std::vector<Feature>& features() {
       {"pidfd_getfd", "pidfd_getfd", true, "descriptors, without messages to the task",
        "descriptors cannot be looked into or shared", probe_pidfd_getfd},
       {"kcmp", "", true, "finding out what tasks share", "sharing cannot be saved", probe_kcmp},
-      {"arch_prctl ARCH_MAP_VDSO_64", "", true, "the vDSO at its address",
+      {"arch_prctl ARCH_MAP_VDSO_64", "can_map_vdso", true, "the vDSO at its address",
        "programs that call the vDSO cannot be restored", probe_map_vdso},
       {"prctl PR_SET_MM_MAP", "", true, "heap, arguments and environment areas", "brk and /proc/PID/cmdline are lost",
        probe_mm_map},
@@ -195,8 +223,14 @@ const std::vector<Feature>& features() {
        probe_map_files},
       {"PAGEMAP_SCAN", "pagemap_scan", false, "finding pages to store in milliseconds",
        "/proc/PID/pagemap is read instead, slower", probe_pagemap_scan},
-      {"PR_TIMER_CREATE_RESTORE_IDS", "", false, "POSIX timer ids as they were, directly",
+      {"PR_TIMER_CREATE_RESTORE_IDS", "timer_cr_ids", false, "POSIX timer ids as they were, directly",
        "timers are created and deleted until the id comes up", probe_timer_ids},
+      {"NSpid in /proc/PID/status", "ns_pid", true, "pids inside of pid namespaces", "nothing can be dumped",
+       probe_ns_pid},
+      {"PAGE_IS_GUARD", "pagemap_scan_guard_pages", false, "guard regions (MADV_GUARD_INSTALL)", "they are not seen",
+       probe_guard_pages},
+      {"PTRACE_SECCOMP_GET_FILTER", "seccomp_filters", false, "seccomp filters",
+       "tasks with seccomp filters cannot be dumped", probe_seccomp_filters},
       {"PTRACE_O_SUSPEND_SECCOMP", "seccomp_suspend", false, "tasks under seccomp",
        "tasks under seccomp cannot be dumped", probe_seccomp_suspend},
       {"PTRACE_GET_RSEQ_CONFIGURATION", "get_rseq_conf", false, "restartable sequences", "rseq registrations are lost",
