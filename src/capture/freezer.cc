@@ -14,7 +14,6 @@ namespace stasis::capture {
 namespace {
 
 constexpr uint64_t kernel_thread_flag = 0x00200000;  // PF_KTHREAD
-constexpr size_t few_threads = 8;
 constexpr auto a_moment = std::chrono::milliseconds(5);
 
 std::string subject(pid_t pid) {

@@ -21,34 +21,20 @@ class Kind {
       : processes_(processes), type_(type), first_of_(processes.size()) {}
 
   Status sort(const std::vector<size_t>& candidates) {
-    known_.clear();
-    for (const size_t index : candidates) TRY(place(index));
+    kernel::OrderedObjects known;
+    for (const size_t index : candidates) {
+      first_of_[index] = TRY(known.first_like(index, [&](size_t a, size_t b) {
+        return kernel::kcmp(processes_[a].view.host_pid, processes_[b].view.host_pid, type_);
+      }));
+    }
     return {};
   }
   size_t first_of(size_t index) const { return first_of_[index]; }
 
  private:
-  Status place(size_t index) {
-    size_t low = 0, high = known_.size();
-    while (low < high) {
-      const size_t middle = (low + high) / 2;
-      const auto order =
-          TRY(kernel::kcmp(processes_[index].view.host_pid, processes_[known_[middle]].view.host_pid, type_));
-      if (order == std::strong_ordering::equal) {
-        first_of_[index] = known_[middle];
-        return {};
-      }
-      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
-    }
-    first_of_[index] = index;
-    known_.insert(known_.begin() + static_cast<ptrdiff_t>(low), index);
-    return {};
-  }
-
   const std::vector<LiveProcess>& processes_;
   KcmpType type_;
   std::vector<size_t> first_of_;
-  std::vector<size_t> known_;  ///< those that are the first of their kind, in the kernel's order
 };
 
 /// unshare(2) in one thread of many. Address space and handlers are common by the rules of clone(2).

@@ -20,6 +20,27 @@ Status pidfd_kill(int pidfd, int signal);
 enum class KcmpType { file, vm, files, fs, sighand, io, sysvsem };
 /// Order of two kernel objects: equal means the same object. For KcmpType::file a and b are descriptor numbers.
 Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a = 0, int b = 0);
+/// Objects in the kernel's own order, which kcmp(2) tells: whether one is known takes the logarithm of their number.
+class OrderedObjects {
+ public:
+  /// The first that is the same object as the candidate: a known one, or the candidate itself, which is known then.
+  /// `compare(a, b)` gives a Result<std::strong_ordering>.
+  template <typename Compare>
+  Result<size_t> first_like(size_t candidate, Compare compare) {
+    size_t low = 0, high = known_.size();
+    while (low < high) {
+      const size_t middle = (low + high) / 2;
+      const std::strong_ordering order = TRY(compare(candidate, known_[middle]));
+      if (order == std::strong_ordering::equal) return known_[middle];
+      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
+    }
+    known_.insert(known_.begin() + static_cast<ptrdiff_t>(low), candidate);
+    return candidate;
+  }
+
+ private:
+  std::vector<size_t> known_;
+};
 
 /// process_vm_readv / writev, complete or an error. `write` goes through /proc/PID/mem: protections do not matter.
 Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into);

@@ -12,11 +12,6 @@ namespace {
 std::string opened_by(Pid pid) { return fmt::format("opened by {}", pid); }
 std::string taken_from(Pid pid) { return fmt::format("taken from {}", pid); }
 
-struct OwnerEx {  // struct f_owner_ex
-  int type;
-  pid_t pid;
-};
-
 /// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones,
 /// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm).
 Calls owner_calls(int fd, const model::FileOwner& owner) {
@@ -25,7 +20,7 @@ Calls owner_calls(int fd, const model::FileOwner& owner) {
     const int type = owner.kind == model::FileOwner::Kind::thread    ? F_OWNER_TID
                      : owner.kind == model::FileOwner::Kind::process ? F_OWNER_PID
                                                                      : F_OWNER_PGRP;
-    calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(OwnerEx{type, owner.id})));
+    calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(f_owner_ex{static_cast<__pid_type>(type), owner.id})));
   }
   if (owner.signal != 0) calls.push_back(call(SYS_fcntl, fd, F_SETSIG, owner.signal));
   return calls;

@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "base/parallel.h"
+#include "kernel/extents.h"
 #include "resource/descriptors.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
@@ -168,18 +169,8 @@ Result<std::vector<model::PageRun>> TreeMemory::shared_memory_runs(const model::
   const Segment& segment = *found->second;
   if (segment.huge) return ApplicationMemory::shared_memory_runs(memory);  // hugetlbfs does not tell holes from data
   std::vector<model::PageRun> runs;
-  const auto size = static_cast<off_t>(segment.size);
-  for (off_t at = 0; at < size;) {
-    const off_t data = lseek(segment.fd.get(), at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // only a hole is left
-    if (data < 0) return fail_errno("find data", segment.name);
-    const off_t hole = lseek(segment.fd.get(), data, SEEK_HOLE);
-    if (hole < 0) return fail_errno("find data", segment.name);
-    const uint64_t begin = static_cast<uint64_t>(data) / page_size * page_size;
-    const uint64_t end = (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size;
-    runs.push_back({{begin, end}, false});
-    at = hole;
-  }
+  for (const auto& range : TRY(kernel::data_pages(segment.fd.get(), segment.size, segment.name)))
+    runs.push_back({range});
   return runs;
 }
 

@@ -59,15 +59,10 @@ std::string subject_of(const model::Task& task, int fd, const std::string& link)
   return fmt::format("task {} '{}', descriptor {} → {}", task.pid, task.name, fd, link);
 }
 
-struct OwnerEx {  // struct f_owner_ex
-  int type;
-  pid_t pid;
-};
-
 /// Who gets SIGIO: only a descriptor of the same description can be asked.
 model::FileOwner owner_of(const CaptureContext& context, int fd) {
   model::FileOwner owner;
-  OwnerEx ex{};
+  f_owner_ex ex{};
   if (fcntl(fd, F_GETOWN_EX, &ex) != 0) return owner;  // O_PATH descriptors have none
   if (ex.pid != 0) {
     owner.kind = ex.type == F_OWNER_TID   ? model::FileOwner::Kind::thread
@@ -262,26 +257,12 @@ class DescriptorCapture {
     return describe_all();
   }
 
-  /// Finds for each slot of a group the first one of the same description. kcmp(2) orders descriptions, so those that
-  /// are known are kept in a sorted list.
+  /// Finds for each slot of a group the first one of the same description.
   Status group(std::span<const size_t> candidates) {
-    std::vector<size_t> known;
+    kernel::OrderedObjects known;
     for (const size_t slot : candidates) {
-      size_t low = 0, high = known.size();
-      bool found = false;
-      while (low < high && !found) {
-        const size_t middle = (low + high) / 2;
-        const auto order = TRY(compare(slots_[slot].probe, slots_[known[middle]].probe));
-        found = order == std::strong_ordering::equal;
-        if (found)
-          first_of_[slot] = known[middle];
-        else
-          (order == std::strong_ordering::less ? high : low) =
-              order == std::strong_ordering::less ? middle : middle + 1;
-      }
-      if (found) continue;
-      first_of_[slot] = slot;
-      known.insert(known.begin() + static_cast<ptrdiff_t>(low), slot);
+      first_of_[slot] =
+          TRY(known.first_like(slot, [this](size_t a, size_t b) { return compare(slots_[a].probe, slots_[b].probe); }));
     }
     return {};
   }

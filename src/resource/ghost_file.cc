@@ -11,6 +11,7 @@
 #include <ranges>
 
 #include "image/names.h"
+#include "kernel/extents.h"
 
 namespace stasis::resource {
 namespace {
@@ -106,19 +107,12 @@ Result<bool> covers_equal(const GhostFile& a, const GhostFile& b) {
   return true;
 }
 
-std::vector<GhostFile::Extent> find_data(int file, uint64_t size) {
+Result<std::vector<GhostFile::Extent>> find_data(int file, uint64_t size, const std::string& subject) {
   std::vector<GhostFile::Extent> extents;
   uint64_t total = 0;
-  for (off_t at = 0; static_cast<uint64_t>(at) < size;) {
-    const off_t data = lseek(file, at, SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;  // a hole to the end
-    const off_t begin = data < 0 ? at : data;
-    off_t hole = data < 0 ? -1 : lseek(file, data, SEEK_HOLE);
-    if (hole <= begin || static_cast<uint64_t>(hole) > size) hole = static_cast<off_t>(size);
-    const auto length = static_cast<uint64_t>(hole - begin);
-    extents.push_back({.offset = static_cast<uint64_t>(begin), .length = length, .content_at = total});
-    total += length;
-    at = hole;
+  for (const auto& [begin, end] : TRY(kernel::data_extents(file, size, subject))) {
+    extents.push_back({.offset = begin, .length = end - begin, .content_at = total});
+    total += end - begin;
   }
   return extents;
 }
@@ -158,7 +152,7 @@ Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
   // A new description: the task's own offset stays where it is.
   const UniqueFd file(open(probe.proc_path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return fail_errno("open", probe.subject);
-  ghost.extents = find_data(file.get(), ghost.size);
+  ghost.extents = TRY(find_data(file.get(), ghost.size, probe.subject));
   ghost.source = probe.proc_path;
   const uint64_t stored = stored_bytes(ghost);
   if (stored > small) return ghost;

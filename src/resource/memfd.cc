@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "kernel/extents.h"
 #include "memory/pages.h"
 #include "resource/descriptors.h"
 #include "resource/regular_file.h"
@@ -61,21 +62,6 @@ struct MemfdFile final : model::KindValue {
   }
   std::string describe() const override { return fmt::format("memfd {}", inode); }
 };
-
-/// What holds data, in whole pages.
-std::vector<model::PageRun> data_runs(int fd, uint64_t size) {
-  std::vector<model::PageRun> runs;
-  for (off_t at = 0; static_cast<uint64_t>(at) < size;) {
-    const off_t data = lseek(fd, at, SEEK_DATA);
-    if (data < 0) break;
-    off_t hole = lseek(fd, data, SEEK_HOLE);
-    if (hole < 0) hole = static_cast<off_t>(size);
-    const uint64_t begin = static_cast<uint64_t>(data) / page_size * page_size;
-    runs.push_back({{begin, (static_cast<uint64_t>(hole) + page_size - 1) / page_size * page_size}});
-    at = hole;
-  }
-  return runs;
-}
 
 class MemfdRoom final : public FileRoom {
  public:
@@ -208,7 +194,9 @@ class MemfdRoom final : public FileRoom {
     entry.set_shmid(number), entry.set_seals(inode.seals), entry.set_inode_id(number), entry.set_mode(inode.mode);
     TRY(TRY(records.side("memfd"))->append(entry));
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
-    const auto runs = data_runs(inode.file->get(), inode.size);
+    std::vector<model::PageRun> runs;
+    for (const auto& range : TRY(kernel::data_pages(inode.file->get(), inode.size, inode.describe())))
+      runs.push_back({range});
     memory::FilePages source(inode.file->get(), inode.describe());
     const auto written = TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", number),
                                                  pages_id_of_memfds + number, runs, source));
