@@ -150,6 +150,7 @@ class MemfdRoom final : public FileRoom {
     // Last: F_SEAL_WRITE would forbid what comes before it. Without MFD_ALLOW_SEALING a file has F_SEAL_SEAL.
     calls.push_back(call(SYS_fcntl, file, F_ADD_SEALS, inode.seals));
     if (original != placements.end()) {
+      calls.push_back(call(SYS_lseek, file, 0, SEEK_SET));  // filling has moved it
       calls.push_back(call(SYS_fcntl, file, F_SETFL, original->description->flags));
       calls.push_back(call(plan::Call::move_fd, file, original->fd, 0));
     } else {
