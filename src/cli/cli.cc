@@ -31,12 +31,20 @@ std::string version_text(Face face) {
   return fmt::format("stasis {} (criu interface {})", STASIS_VERSION, criu_version);
 }
 
+struct Command {
+  std::string_view name;
+  void (*add)(CLI::App&, Action& chosen, Face);
+};
+constexpr Command commands[] = {{"dump", add_dump}, {"restore", add_restore}, {"check", add_check},
+                                {"show", add_show}, {"plan", add_plan},       {"diff", add_diff}};
+
+bool is_command(const std::string& text) {
+  return std::ranges::find(commands, text, &Command::name) != std::end(commands);
+}
+
 /// getopt takes options before the command, as in `criu -D DIR dump`; CLI11 wants the command first.
-void put_command_first(std::vector<std::string>& arguments, const CLI::App& app) {
+void put_command_first(std::vector<std::string>& arguments) {
   if (arguments.empty() || !arguments.front().starts_with('-')) return;
-  const auto is_command = [&](const std::string& text) {
-    return !app.get_subcommands([&](const CLI::App* command) { return command->check_name(text); }).empty();
-  };
   const auto end = std::ranges::find(arguments, "--");
   auto command = std::find_if(arguments.begin(), end, is_command);
   if (command == end) return;
@@ -54,12 +62,15 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough(false);
 
-  Action chosen;
-  for (const auto add : {add_dump, add_restore, add_check, add_show, add_plan, add_diff}) add(app, chosen, face);
-  for (CLI::App* command : app.get_subcommands({})) command->set_version_flag("-V,--version", version_text(face));
-
   auto arguments = normalise_arguments(argc, argv);
-  put_command_first(arguments, app);
+  put_command_first(arguments);
+  // Declaring the options of all commands takes a millisecond: those of the others are only declared for --help.
+  const bool known = !arguments.empty() && is_command(arguments.front());
+  Action chosen;
+  for (const auto& command : commands) {
+    if (!known || command.name == arguments.front()) command.add(app, chosen, face);
+  }
+  for (CLI::App* command : app.get_subcommands({})) command->set_version_flag("-V,--version", version_text(face));
   std::ranges::reverse(arguments);  // CLI11 takes them from the back
   try {
     app.parse(std::move(arguments));

@@ -58,6 +58,7 @@ struct StatusInfo {
   pid_t tgid = 0, pid = 0, ppid = 0, tracer = 0;
   std::vector<pid_t> ns_tgid, ns_pid, ns_pgid, ns_sid;  ///< outermost first
   uint32_t uids[4]{}, gids[4]{};                        ///< real, effective, saved, filesystem
+  size_t descriptor_table_size = 0;                     ///< no descriptor has this number or a higher one
   std::vector<uint32_t> groups;
   uint64_t sig_pending = 0, shared_pending = 0, blocked = 0, ignored = 0, caught = 0;
   uint64_t cap_inheritable = 0, cap_permitted = 0, cap_effective = 0, cap_bounding = 0, cap_ambient = 0;

@@ -156,6 +156,7 @@ constexpr StatusLine status_lines[] = {
     {"TracerPid", scalar<&StatusInfo::tracer>},
     {"Uid", four<&StatusInfo::uids>},
     {"Gid", four<&StatusInfo::gids>},
+    {"FDSize", scalar<&StatusInfo::descriptor_table_size>},
     {"Groups", list<&StatusInfo::groups>},
     {"NStgid", list<&StatusInfo::ns_tgid>},
     {"NSpid", list<&StatusInfo::ns_pid>},

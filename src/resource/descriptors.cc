@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <tuple>
 
 #include "base/parallel.h"
@@ -26,6 +27,7 @@ constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOA
 struct Slot {
   const DescriptorHolder* holder = nullptr;
   size_t process = 0;  ///< index of its Reach
+  bool open = true;
   DescriptorProbe probe;
   model::FileOwner owner;
   std::string lock;  ///< what fdinfo says of a lock or lease; empty: there is none
@@ -114,7 +116,10 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
   made.host_pid = slot.holder->view->host_pid;
   made.proc_path = fmt::format("/proc/{}/fd/{}", made.host_pid, made.fd);
-  made.cached_duplicate = TRY(kernel::pidfd_getfd(reach.pidfd.get(), made.fd));
+  auto duplicate = kernel::pidfd_getfd(reach.pidfd.get(), made.fd);
+  slot.open = duplicate || duplicate.error().errno_value() != EBADF;
+  if (!slot.open) return {};
+  made.cached_duplicate = TRY(std::move(duplicate));
   const int fd = made.cached_duplicate.get();
   struct statx about{};
   if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &about) != 0)
@@ -193,12 +198,25 @@ class DescriptorCapture {
     auto& table = context_.application.descriptor_tables[holder.task->descriptors];
     if (table.id == holder.task->descriptors) return {};  // shared, listed through another task
     table.id = holder.task->descriptors;
-    for (const int fd : TRY(kernel::list_descriptors(holder.view->host_pid))) {
-      slots_.push_back({&holder, reaches_.size(), {}, {}});
+    reaches_.push_back(TRY(Reach::open(holder.view->host_pid)));
+    for (const int fd : TRY(candidates(holder))) {
+      slots_.push_back({.holder = &holder, .process = reaches_.size() - 1});
       slots_.back().probe.fd = fd;
     }
-    reaches_.push_back(TRY(Reach::open(holder.view->host_pid)));
     return {};
+  }
+
+  /// Numbers that may be open. Listing /proc/PID/fd makes an inode for each; in a well-filled table it is quicker to try
+  /// all that it has room for.
+  Result<std::vector<int>> candidates(const DescriptorHolder& holder) const {
+    struct stat links{};
+    const size_t room = TRY(holder.view->status(0))->descriptor_table_size;
+    // Since Linux 6.2 the size of the directory is the number of descriptors (fs/proc/fd.c, proc_readfd_count).
+    if (fstat(reaches_.back().links.get(), &links) != 0 || static_cast<size_t>(links.st_size) < room / 2)
+      return kernel::list_descriptors(holder.view->host_pid);
+    std::vector<int> all(room);
+    std::iota(all.begin(), all.end(), 0);
+    return all;
   }
 
   /// Duplicates are kept for comparing as long as there is room for all of them.
@@ -211,6 +229,7 @@ class DescriptorCapture {
       if (!has_duplicates_) slots_[index].probe.cached_duplicate.reset();
       return {};
     }));
+    std::erase_if(slots_, [](const Slot& slot) { return !slot.open; });
     return read_links();
   }
 
@@ -268,9 +287,11 @@ class DescriptorCapture {
   }
 
   /// Among duplicates of our own the kernel need not ask whether we may look (ptrace_may_access): five times quicker.
+  /// Each thread names itself: for a common name they would wait for each other (task_lock in fs/file.c, fget_task).
   Result<std::strong_ordering> compare(const DescriptorProbe& a, const DescriptorProbe& b) const {
     if (has_duplicates_) {
-      return kernel::kcmp(self_, self_, kernel::KcmpType::file, a.cached_duplicate.get(), b.cached_duplicate.get());
+      thread_local const pid_t self = gettid();
+      return kernel::kcmp(self, self, kernel::KcmpType::file, a.cached_duplicate.get(), b.cached_duplicate.get());
     }
     return kernel::kcmp(a.host_pid, b.host_pid, kernel::KcmpType::file, a.fd, b.fd);
   }
@@ -317,7 +338,6 @@ class DescriptorCapture {
   }
 
   CaptureContext& context_;
-  const pid_t self_ = getpid();
   std::vector<Reach> reaches_;
   std::vector<Slot> slots_;
   std::vector<size_t> first_of_;  // slot → the first slot of the same description

@@ -57,6 +57,7 @@ TEST(ParseStatus, AllFields) {
   EXPECT_EQ(info->umask, 027u);
   EXPECT_EQ(info->state, 't');
   EXPECT_EQ(info->tgid, 4711);
+  EXPECT_EQ(info->descriptor_table_size, 64u);
   EXPECT_EQ(info->pid, 4712);
   EXPECT_EQ(info->tracer, 99);
   EXPECT_THAT(info->uids, ElementsAre(0, 1, 2, 3));
