@@ -123,7 +123,10 @@ void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descriptio
 Status DescriptorPlan::make(Pid pid) {
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return {};
-  for (const auto& group : groups->second) TRY(make_group(pid, group));
+  for (const auto& group : groups->second) {
+    TRY(make_group(pid, group));
+    for (const ObjectId id : group) duplicate_here(pid, made_.at(id));
+  }
   bool wanted_elsewhere = false;
   for (const auto& group : groups->second) {
     for (const ObjectId id : group) {
@@ -133,6 +136,15 @@ Status DescriptorPlan::make(Pid pid) {
   }
   if (wanted_elsewhere) out_.post(out_.process(pid), opened_by(pid));
   return {};
+}
+
+/// At once: as long as no number below is free, what is opened next gets its own number from the kernel and need not be
+/// moved.
+void DescriptorPlan::duplicate_here(Pid pid, const Made& made) {
+  if (made.temporary) return;
+  for (const auto& use : made.uses) {
+    if (use.pid == pid && use.fd != made.fd) out_.process(pid).add(Dup2{made.fd, use.fd, use.close_on_exec});
+  }
 }
 
 void DescriptorPlan::take(Pid pid) {
@@ -145,8 +157,8 @@ void DescriptorPlan::take(Pid pid) {
   };
   for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
-    if (made.owner == pid && !made.temporary && use.fd == made.fd) {
-      if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
+    if (made.owner == pid && !made.temporary) {  // made here, and duplicated
+      if (use.fd == made.fd && use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
     } else if (made.owner == pid || here.contains(id)) {
       sink.add(Dup2{here.contains(id) ? here[id] : made.fd, use.fd, use.close_on_exec});
     } else {

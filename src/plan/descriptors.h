@@ -41,6 +41,7 @@ class DescriptorPlan {
   void add_mapped_files();
   Status make_group(Pid, const std::vector<ObjectId>& group);
   void set_state(Pid, const model::OpenDescription&, const Made&);
+  void duplicate_here(Pid, const Made&);
 
   Emission& out_;
   std::map<ObjectId, Pid> table_worker_;  ///< descriptor table → process
