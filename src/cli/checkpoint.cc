@@ -52,14 +52,15 @@ pid_t quiet_pids() {
 Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session& session,
                                    const CheckpointPolicy& policy) {
   Checkpoint checkpoint;
-  checkpoint.application = TRY(resource::decode(images));
+  auto decoded = TRY(resource::decode(images));
+  checkpoint.application = std::move(decoded.application);
   auto& application = checkpoint.application;
   application.shell_job = policy.shell_job;
   application.compare_build_ids = policy.file_validation != "filesize";
   TRY(validate(application, images, session));
 
   plan::PlanOptions options;
-  options.pages = TRY(resource::locate_pages(application, images));
+  options.pages = std::move(decoded.pages);
   options.occupied = TRY(execute::own_mappings());
   options.first_transient_pid = quiet_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;

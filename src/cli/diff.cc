@@ -17,8 +17,8 @@ struct Options {
 };
 
 Result<std::vector<std::string>> compared(const Options& options) {
-  const auto before = TRY(resource::decode(TRY(image::Directory::open(options.before))));
-  const auto after = TRY(resource::decode(TRY(image::Directory::open(options.after))));
+  const auto before = TRY(resource::decode(TRY(image::Directory::open(options.before)))).application;
+  const auto after = TRY(resource::decode(TRY(image::Directory::open(options.after)))).application;
   return model::differences(before, after, {options.ignored.begin(), options.ignored.end()});
 }
 

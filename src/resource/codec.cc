@@ -276,23 +276,4 @@ std::map<ObjectId, Pid> address_space_owners(const model::Application& applicati
   return owners;
 }
 
-Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application& application,
-                                                                         const image::Directory& directory) {
-  std::map<ObjectId, std::vector<plan::PageLocation>> located;
-  const auto locate = [&](ObjectId id, const std::string& suffix) -> Status {
-    if (!directory.has(image::file_name("pagemap-" + suffix))) return {};
-    auto& locations = located[id];
-    for (const memory::StoredRun& run : TRY(memory::read_pagemap(directory, suffix))) {
-      if (run.zero) continue;
-      std::string file = image::file_name("pages-{}", run.pages_id);
-      if (!run.directory.empty()) file = run.directory + (run.directory.ends_with('/') ? "" : "/") + file;
-      locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset});
-    }
-    return {};
-  };
-  for (const auto& [id, owner] : address_space_owners(application)) TRY(locate(id, std::to_string(owner.value)));
-  for (const auto& [id, segment] : application.shared_memories) TRY(locate(id, fmt::format("shmem-{}", id)));
-  return located;
-}
-
 }  // namespace stasis::resource

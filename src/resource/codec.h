@@ -35,18 +35,18 @@ struct EncodeStats {
 /// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
                            const std::function<void(uint64_t done, uint64_t total)>& progress = {});
+struct Decoded {
+  model::Application application;
+  std::map<ObjectId, std::vector<plan::PageLocation>> pages;  ///< of address spaces and shared segments: where they lie
+};
 /// Every value is checked: ids in range and unique, parents that exist and form one tree, objects that are there.
 /// What is rejected is named by file and field.
-Result<model::Application> decode(const image::Directory&);
+Result<Decoded> decode(const image::Directory&);
 
 /// Makes the checkpoint valid: writes inventory.img (image::Directory::commit).
 Status commit(const model::Application&, const image::Directory&);
 
 /// The task whose mm-<pid>.img and pagemap-<pid>.img stand for an address space: the first that has it.
 std::map<ObjectId, Pid> address_space_owners(const model::Application&);
-
-/// Where the pages of every address space and shared segment lie, for the planner.
-Result<std::map<ObjectId, std::vector<plan::PageLocation>>> locate_pages(const model::Application&,
-                                                                         const image::Directory&);
 
 }  // namespace stasis::resource

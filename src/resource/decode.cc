@@ -1,6 +1,7 @@
 // Images → Application. All values are hostile: what the rooms decode is theirs to check, everything that ties tasks
 // and objects together is checked here.
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "base/parallel.h"
@@ -29,18 +30,18 @@ class Decoder {
  public:
   explicit Decoder(const image::Directory& directory) : directory_(directory), files_(directory) {}
 
-  Result<model::Application> run() {
+  Result<Decoded> run() {
     inventory_ = TRY(read_inventory(directory_));
     application_.tasks = TRY(decode_pstree(directory_));
     application_.root = application_.tasks.front().pid;
     TRY(seccomp());
     TRY(descriptions());
-    TRY(load_cores());
+    TRY(load_records());
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
     TRY(check_references());
     TRY(pages());
-    return std::move(application_);
+    return Decoded{std::move(application_), std::move(located_)};
   }
 
  private:
@@ -90,25 +91,52 @@ class Decoder {
                                    fmt::format("files.img, id {}, field type", record.id())));
   }
 
-  /// One file per thread: read on all processors, judged one after the other.
-  Status load_cores() {
-    std::vector<std::pair<Tid, core_entry*>> wanted;
+  /// What was read of one task, not yet judged. A file that is missing is found missing when it is needed.
+  struct Loaded {
+    std::vector<core_entry> cores;
+    std::optional<task_kobj_ids_entry> ids;
+    std::optional<fs_entry> fs;
+    std::optional<mm_entry> mm;
+  };
+
+  /// A few small files for each task and thread: read on all processors, judged one after the other.
+  Status load_records() {
+    std::vector<std::function<Status()>> loads;
+    const auto load = [&](auto& into, std::string file) {
+      loads.push_back([this, &into, file = std::move(file)]() -> Status {
+        if (!directory_.has(file)) return {};
+        auto reader = TRY(directory_.read(file));
+        return reader.single(into.emplace());
+      });
+    };
     for (const model::Task& task : application_.tasks) {
-      auto& cores = cores_[task.pid];
-      cores.resize(task.threads.size());
-      for (size_t i = 0; i < cores.size(); ++i) wanted.emplace_back(task.threads[i].tid, &cores[i]);
+      Loaded& loaded = loaded_[task.pid];
+      load(loaded.ids, file_name("ids-{}", task.pid.value));
+      load(loaded.fs, file_name("fs-{}", task.pid.value));
+      load(loaded.mm, file_name("mm-{}", task.pid.value));
+      loaded.cores.resize(task.threads.size());
+      for (size_t i = 0; i < task.threads.size(); ++i) {
+        loads.emplace_back([this, tid = task.threads[i].tid, &core = loaded.cores[i]]() -> Status {
+          auto reader = TRY(directory_.read(file_name("core-{}", tid.value)));
+          return reader.single(core);
+        });
+      }
     }
-    return parallel_for(wanted.size(), [&](size_t index) -> Status {
-      auto reader = TRY(directory_.read(file_name("core-{}", wanted[index].first.value)));
-      return reader.single(*wanted[index].second);
-    });
+    return parallel_for(loads.size(), [&](size_t index) { return loads[index](); });
+  }
+
+  /// The record that `file` holds; an error where there is no such file.
+  template <typename Record>
+  Result<Record> loaded(std::optional<Record>& record, const std::string& file) {
+    if (!record) TRY(directory_.read(file));
+    return std::move(*record);
   }
 
   Status task(model::Task& task) {
     image::TaskRecords records;
     records.directory = &directory_;
     records.seccomp = &seccomp_;
-    records.cores = std::move(cores_.at(task.pid));
+    records.cores = std::move(loaded_.at(task.pid).cores);
     for (size_t i = 0; i < task.threads.size(); ++i) {
       model::Thread& thread = task.threads[i];
       TRY(check_core(file_name("core-{}", thread.tid.value), records.cores[i], i == 0));
@@ -173,8 +201,7 @@ class Decoder {
   /// What the task shares with others: ids, fs context, descriptor table, address space.
   Status objects(model::Task& task, image::TaskRecords& records) {
     const std::string file = file_name("ids-{}", task.pid.value);
-    auto reader = TRY(directory_.read(file));
-    TRY(reader.single(records.ids));
+    records.ids = TRY(loaded(loaded_.at(task.pid).ids, file));
     const task_kobj_ids_entry& ids = records.ids;
     if (ids.vm_id() == 0) return reject(file, "vm_id", "0 is no id");
     if (ids.files_id() == 0) return reject(file, "files_id", "0 is no id");
@@ -206,9 +233,9 @@ class Decoder {
   /// One record for all sharers would do, but CRIU writes one for each task.
   Status fs_context(const model::Task& task, image::TaskRecords& records) {
     const std::string file = file_name("fs-{}", task.pid.value);
-    if (application_.fs_contexts.contains(task.fs) && !directory_.has(file)) return {};
-    auto reader = TRY(directory_.read(file));
-    TRY(reader.single(records.fs));
+    auto& record = loaded_.at(task.pid).fs;
+    if (!record && application_.fs_contexts.contains(task.fs)) return {};
+    records.fs = TRY(loaded(record, file));
     TRY(expect_description(ObjectId{records.fs.cwd_id()}, file, "cwd_id"));
     return expect_description(ObjectId{records.fs.root_id()}, file, "root_id");
   }
@@ -236,15 +263,13 @@ class Decoder {
 
   /// The record of the first task that has the address space stands for all of them.
   Status address_space(const model::Task& task, image::TaskRecords& records) {
-    if (const auto known = spaces_.find(task.address_space); known != spaces_.end()) {
-      records.mm = known->second;
-      return {};
-    }
-    auto reader = TRY(directory_.read(file_name("mm-{}", task.pid.value)));
-    TRY(reader.single(records.mm));
-    TRY(expect_description(ObjectId{records.mm.exe_file_id()}, reader.name(), "exe_file_id"));
-    spaces_.emplace(task.address_space, records.mm);
-    return {};
+    const auto [first, fresh] = spaces_.emplace(task.address_space, task.pid);
+    const std::string file = file_name("mm-{}", first->second.value);
+    const auto& stored = loaded_.at(first->second).mm;
+    if (!stored) TRY(directory_.read(file));  // says that it is missing
+    records.mm = *stored;
+    if (!fresh) return {};
+    return expect_description(ObjectId{records.mm.exe_file_id()}, file, "exe_file_id");
   }
 
   Status expect_description(ObjectId id, const std::string& where, std::string_view field) {
@@ -252,37 +277,57 @@ class Decoder {
     return reject(where, field, fmt::format("{} is not in files.img", id));
   }
 
-  /// Which pages address spaces have, as the planner wants to know them. A pagemap may be missing: no pages.
+  /// The pages of one address space or segment.
+  struct Stored {
+    ObjectId id;
+    std::string suffix;                 ///< of its pagemap
+    std::vector<AddressRange> allowed;  ///< ascending, disjoint
+    std::vector<memory::StoredRun> runs;
+  };
+
+  /// Which pages there are, and where they lie. A pagemap may be missing: no pages.
   Status pages() {
+    std::vector<Stored> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
-      model::AddressSpace& space = application_.address_spaces.at(id);
-      space.pages.clear();
-      std::vector<AddressRange> mapped;
-      for (const model::Mapping& mapping : space.mappings) mapped.push_back(mapping.range);
-      for (const memory::StoredRun& run : TRY(stored_runs(std::to_string(owner.value), mapped)))
-        if (!run.zero) space.pages.push_back({.range = run.range, .shared_with_parent = run.shared_with_parent});
+      Stored stored{id, std::to_string(owner.value), {}, {}};
+      for (const model::Mapping& mapping : application_.address_spaces.at(id).mappings)
+        stored.allowed.push_back(mapping.range);
+      all.push_back(std::move(stored));
     }
-    for (const auto& [id, segment] : application_.shared_memories) {
-      const AddressRange whole{0, segment.size};
-      TRY(stored_runs(fmt::format("shmem-{}", id), {&whole, 1}));
+    for (const auto& [id, segment] : application_.shared_memories)
+      all.push_back({id, fmt::format("shmem-{}", id), {{0, segment.size}}, {}});
+    std::erase_if(all, [&](const Stored& stored) { return !directory_.has(file_name("pagemap-" + stored.suffix)); });
+    TRY(parallel_for(all.size(), [&](size_t index) { return read_runs(all[index]); }));
+    for (const Stored& stored : all) locate(stored);
+    return {};
+  }
+
+  Status read_runs(Stored& stored) const {
+    stored.runs = TRY(memory::read_pagemap(directory_, stored.suffix));
+    auto here = stored.allowed.begin();
+    for (const memory::StoredRun& run : stored.runs) {
+      for (uint64_t at = run.range.begin; at < run.range.end; at = here->end) {
+        while (here != stored.allowed.end() && here->end <= at) ++here;
+        if (here == stored.allowed.end() || here->begin > at) {
+          return reject(file_name("pagemap-" + stored.suffix), "vaddr",
+                        fmt::format("there is a page for {:#x}, where nothing is mapped", at));
+        }
+      }
     }
     return {};
   }
 
-  /// The pagemap of `suffix`, all of which lies inside `allowed` (ascending, disjoint).
-  Result<std::vector<memory::StoredRun>> stored_runs(const std::string& suffix, std::span<const AddressRange> allowed) {
-    const std::string file = file_name("pagemap-" + suffix);
-    if (!directory_.has(file)) return std::vector<memory::StoredRun>{};
-    auto runs = TRY(memory::read_pagemap(directory_, suffix));
-    auto here = allowed.begin();
-    for (const memory::StoredRun& run : runs) {
-      for (uint64_t at = run.range.begin; at < run.range.end; at = here->end) {
-        while (here != allowed.end() && here->end <= at) ++here;
-        if (here == allowed.end() || here->begin > at)
-          return reject(file, "vaddr", fmt::format("there is a page for {:#x}, where nothing is mapped", at));
-      }
+  void locate(const Stored& stored) {
+    const auto space = application_.address_spaces.find(stored.id);
+    auto& locations = located_[stored.id];
+    for (const memory::StoredRun& run : stored.runs) {
+      if (run.zero) continue;
+      std::string file = file_name("pages-{}", run.pages_id);
+      if (!run.directory.empty()) file = run.directory + (run.directory.ends_with('/') ? "" : "/") + file;
+      locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset});
+      if (space != application_.address_spaces.end())
+        space->second.pages.push_back({.range = run.range, .shared_with_parent = run.shared_with_parent});
     }
-    return runs;
   }
 
   Status check_parents() {
@@ -324,12 +369,13 @@ class Decoder {
   model::Application application_;
   inventory_entry inventory_;
   seccomp_entry seccomp_;
-  std::map<ObjectId, mm_entry> spaces_;
-  std::map<Pid, std::vector<core_entry>> cores_;  // read, not yet judged
+  std::map<ObjectId, Pid> spaces_;  // who has it first
+  std::map<Pid, Loaded> loaded_;
+  std::map<ObjectId, std::vector<plan::PageLocation>> located_;
 };
 
 }  // namespace
 
-Result<model::Application> decode(const image::Directory& directory) { return Decoder(directory).run(); }
+Result<Decoded> decode(const image::Directory& directory) { return Decoder(directory).run(); }
 
 }  // namespace stasis::resource

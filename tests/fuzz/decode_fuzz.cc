@@ -17,9 +17,10 @@ void expect_explained(const Error& error) {
   std::abort();
 }
 
-Status plan_it(const model::Application& application, const image::Directory& directory) {
+Status plan_it(const resource::Decoded& decoded) {
+  const auto& application = decoded.application;
   plan::PlanOptions options;
-  options.pages = TRY(resource::locate_pages(application, directory));
+  options.pages = decoded.pages;
   const auto program = TRY(plan::make_program(application, resource::contributors(), options));
   if (const auto rejection = plan::verify(program, application))
     return fail(Error::conflict("verify", rejection->message(program)));
@@ -31,11 +32,11 @@ Status plan_it(const model::Application& application, const image::Directory& di
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static fuzz::Bundle bundle;
   const auto directory = bundle.unpack({data, size});
-  const auto application = resource::decode(directory);
-  if (!application) {
-    expect_explained(application.error());
+  const auto decoded = resource::decode(directory);
+  if (!decoded) {
+    expect_explained(decoded.error());
     return 0;
   }
-  if (const auto planned = plan_it(*application, directory); !planned) expect_explained(planned.error());
+  if (const auto planned = plan_it(*decoded); !planned) expect_explained(planned.error());
   return 0;
 }

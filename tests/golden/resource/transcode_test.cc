@@ -45,8 +45,9 @@ model::Application joined(model::Application application) {
 using Transcode = CriuImages;
 
 TEST_F(Transcode, LosesNothing) {
-  const auto before = decode(*theirs);
-  ASSERT_TRUE(before) << before.error().message();
+  const auto first = decode(*theirs);
+  ASSERT_TRUE(first) << first.error().message();
+  const auto* before = &first->application;
   ASSERT_EQ(before->tasks.size(), 3u);
   StoredMemory memory(*before, *theirs);
   uint64_t seen = 0, whole = 0;
@@ -56,8 +57,9 @@ TEST_F(Transcode, LosesNothing) {
   EXPECT_EQ(stats->pages_written, (299008 + 122880 + 122880) / page_size);
   EXPECT_FALSE(decode(*ours)) << "not a checkpoint before it is committed";
   ASSERT_TRUE(commit(*before, *ours));
-  const auto after = decode(*ours);
-  ASSERT_TRUE(after) << after.error().message();
+  const auto second = decode(*ours);
+  ASSERT_TRUE(second) << second.error().message();
+  const auto* after = &second->application;
   EXPECT_THAT(model::differences(*before, *after), testing::IsEmpty());
   EXPECT_TRUE(joined(*before) == joined(*after));
   for (const char* file : {"pages-1.img", "pages-2.img", "pages-3.img"})
@@ -65,12 +67,10 @@ TEST_F(Transcode, LosesNothing) {
 }
 
 TEST_F(Transcode, PagesAreFoundWhereTheyLie) {
-  const auto application = decode(*theirs);
-  ASSERT_TRUE(application) << application.error().message();
-  const auto located = locate_pages(*application, *theirs);
-  ASSERT_TRUE(located) << located.error().message();
-  EXPECT_EQ(located->size(), 3u);
-  for (const auto& [id, locations] : *located) {
+  const auto decoded = decode(*theirs);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  EXPECT_EQ(decoded->pages.size(), 3u);
+  for (const auto& [id, locations] : decoded->pages) {
     uint64_t offset = 0;
     for (const auto& location : locations) {
       EXPECT_EQ(location.offset, offset);
