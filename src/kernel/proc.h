@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <bitset>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -72,6 +73,28 @@ Result<StatusInfo> parse_status(std::string_view text);
 Result<StatusInfo> read_status(pid_t pid);
 Result<StatusInfo> read_thread_status(pid_t pid, pid_t tid);
 
+/// The two-letter names of a "VmFlags:" line, as a set. Names of other forms (the kernel prints "??" for what it has no
+/// name for) are left out.
+class VmFlags {
+ public:
+  void insert(std::string_view name) {
+    if (is_name(name)) bits_.set(index(name));
+  }
+  bool contains(std::string_view name) const { return is_name(name) && bits_.test(index(name)); }
+  size_t size() const { return bits_.count(); }
+
+ private:
+  static constexpr size_t letters = 26;
+  static bool is_name(std::string_view name) {
+    const auto is_letter = [](char c) { return c >= 'a' && c <= 'z'; };
+    return name.size() == 2 && is_letter(name[0]) && is_letter(name[1]);
+  }
+  static size_t index(std::string_view name) {
+    return static_cast<size_t>(name[0] - 'a') * letters + static_cast<size_t>(name[1] - 'a');
+  }
+  std::bitset<letters * letters> bits_;
+};
+
 /// One VMA of /proc/PID/smaps (or maps: then vm_flags is empty and has_vm_flags false).
 struct MapsEntry {
   AddressRange range;
@@ -80,8 +103,8 @@ struct MapsEntry {
   uint64_t offset = 0;
   uint32_t device_major = 0, device_minor = 0;
   uint64_t inode = 0;
-  std::string path;                ///< as printed, "\012" unescaped, " (deleted)" kept
-  std::set<std::string> vm_flags;  ///< two-letter names of "VmFlags:"
+  std::string path;  ///< as printed, "\012" unescaped, " (deleted)" kept
+  VmFlags vm_flags;
   bool has_vm_flags = false;
   uint64_t kernel_page_size = 4096;
   int protection_key = 0;

@@ -76,7 +76,7 @@ bool parse_attribute(std::string_view line, MapsEntry& entry) {
   }
   if (key == "VmFlags") {
     entry.has_vm_flags = true;
-    for (auto word = cursor.word(); !word.empty(); word = cursor.word()) entry.vm_flags.emplace(word);
+    for (auto word = cursor.word(); !word.empty(); word = cursor.word()) entry.vm_flags.insert(word);
   }
   return true;
 }

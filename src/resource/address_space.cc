@@ -101,8 +101,6 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
     if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
     space.mappings.push_back(std::move(mapping));
   }
-  space.pages = TRY(find_own_pages(view.host_pid, space.mappings));
-  space.mappings = coalesce(std::move(space.mappings));
   return {};
 }
 
@@ -131,6 +129,13 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid,
 
 Status TreeMemory::finish(CaptureContext& context) {
   auto& application = context.application;
+  const std::vector<std::pair<ObjectId, pid_t>> spaces(spaces_.begin(), spaces_.end());
+  TRY(parallel_for(spaces.size(), [&](size_t index) -> Status {
+    auto& space = application.address_spaces.at(spaces[index].first);
+    space.pages = TRY(find_own_pages(spaces[index].second, space.mappings));
+    space.mappings = coalesce(std::move(space.mappings));
+    return {};
+  }));
   std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
   std::set<ObjectId> done;
   for (const model::Task& task : application.tasks) {

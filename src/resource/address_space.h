@@ -26,7 +26,8 @@ class TreeMemory : public ApplicationMemory {
   /// mapped into the task; it is left out. What cannot be restored goes to context.diagnostics.
   Status capture(CaptureContext&, const ProcessView&, const model::Task&, std::span<const AddressRange> ours = {});
 
-  /// Once, when all tasks are captured and none runs: finds pages that parent and child share copy-on-write.
+  /// Once, when all tasks are captured and none runs: finds the pages of each, and those that parent and child share
+  /// copy-on-write.
   Status finish(CaptureContext&);
 
   // -- bytes, from the live tasks

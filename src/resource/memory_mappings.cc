@@ -110,13 +110,13 @@ Classified classify(const kernel::MapsEntry& vma) {
   if (found.kind != VmaKind::anonymous && found.kind != VmaKind::file && found.kind != VmaKind::shared_segment)
     return found;
   for (const auto& [flag, problem] : refused_flags) {
-    if (vma.vm_flags.contains(std::string(flag))) return refuse(std::string(problem));
+    if (vma.vm_flags.contains(flag)) return refuse(std::string(problem));
   }
   return found;
 }
 
 model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
-  const auto has = [&](std::string_view flag) { return vma.vm_flags.contains(std::string(flag)); };
+  const auto has = [&](std::string_view flag) { return vma.vm_flags.contains(flag); };
   model::Mapping mapping;
   mapping.range = vma.range;
   mapping.protection = vma.protection;
