@@ -76,7 +76,6 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
                                          {view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
                                           fmt::format("task {} '{}', executable", task.pid, task.name)},
                                          facts->executable));
-  std::map<std::string, ObjectId> files;  // neighbouring mappings are mostly of the same few files
   for (const kernel::MapsEntry& vma : facts->mappings) {
     if (std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); })) continue;
     const Classified found = classify(vma);
@@ -86,22 +85,22 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       continue;
     }
     auto mapping = mapping_of(vma, found.kind);
-    if (found.kind == VmaKind::file) {
-      const uint32_t flags = TRY(open_flags(view.host_pid, vma));
-      ObjectId& file =
-          files[fmt::format("{}:{}:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode, flags, vma.path)];
-      if (file.value == 0) {
-        const auto path = map_files_path(view.host_pid, vma.range);
-        const auto known = facts->mapped_files.find(vma.range.begin);
-        file = TRY(capture_file_at(context, {view.host_pid, path, flags, subject_of(task, vma)},
-                                   known != facts->mapped_files.end() ? known->second : TRY(read_file_link(path))));
-      }
-      mapping.file = file;
-    }
+    if (found.kind == VmaKind::file) mapping.file = TRY(file_of(context, view.host_pid, task, vma));
     if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
     space.mappings.push_back(std::move(mapping));
   }
   return {};
+}
+
+/// All processes of a tree mostly map the same few files, and following a link of map_files is slow.
+Result<ObjectId> TreeMemory::file_of(CaptureContext& context, pid_t host_pid, const model::Task& task,
+                                     const kernel::MapsEntry& vma) {
+  const uint32_t flags = TRY(open_flags(host_pid, vma));
+  ObjectId& file = files_[{vma.device_major, vma.device_minor, vma.inode, flags, vma.path}];
+  if (file.value != 0) return file;
+  const auto path = map_files_path(host_pid, vma.range);
+  return file = TRY(
+             capture_file_at(context, {host_pid, path, flags, subject_of(task, vma)}, TRY(read_file_link(path))));
 }
 
 Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid, const kernel::MapsEntry& vma) {

@@ -9,6 +9,8 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
+#include <tuple>
 
 #include "resource/capture_context.h"
 #include "resource/codec.h"
@@ -37,10 +39,13 @@ class TreeMemory : public ApplicationMemory {
 
  private:
   struct Segment;
+  Result<ObjectId> file_of(CaptureContext&, pid_t host_pid, const model::Task&, const kernel::MapsEntry&);
   Result<ObjectId> segment_of(CaptureContext&, pid_t host_pid, const kernel::MapsEntry&);
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
+  /// By device, inode, open flags and path.
+  std::map<std::tuple<uint32_t, uint32_t, uint64_t, uint32_t, std::string>, ObjectId> files_;
 };
 
 }  // namespace stasis::resource

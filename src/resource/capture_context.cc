@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <ranges>
-#include <set>
-#include <tuple>
 
 namespace stasis::resource {
 
@@ -47,18 +45,6 @@ Result<T> read_number(pid_t pid, std::string_view file, int base) {
   return value;
 }
 
-Result<std::map<uint64_t, FileLink>> read_mapped_files(pid_t pid, const std::vector<kernel::MapsEntry>& mappings) {
-  std::map<uint64_t, FileLink> files;
-  std::set<std::tuple<uint32_t, uint32_t, uint64_t, bool, std::string_view>> seen;
-  for (const auto& vma : mappings) {
-    if (vma.inode == 0 || vma.path.starts_with('[')) continue;
-    if (!seen.emplace(vma.device_major, vma.device_minor, vma.inode, vma.shared, vma.path).second) continue;
-    // What cannot be followed is refused by name later, or is of a kind that needs no following.
-    if (auto link = read_file_link(map_files_path(pid, vma.range))) files.emplace(vma.range.begin, std::move(*link));
-  }
-  return files;
-}
-
 }  // namespace
 
 Result<const ProcessFacts*> ProcessView::facts() const {
@@ -74,7 +60,6 @@ Result<const ProcessFacts*> ProcessView::facts() const {
   facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", host_pid)));
   facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", host_pid)));
   facts->root_directory = TRY(read_file_link(fmt::format("/proc/{}/root", host_pid)));
-  facts->mapped_files = TRY(read_mapped_files(host_pid, facts->mappings));
   known_facts = std::move(facts);
   return known_facts.get();
 }

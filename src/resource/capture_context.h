@@ -73,7 +73,6 @@ struct ProcessFacts {
   uint32_t personality = 0;
   int32_t oom_score_adj = 0;
   FileLink executable, working_directory, root_directory;
-  std::map<uint64_t, FileLink> mapped_files;  ///< by the beginning of the first mapping of each file
 };
 
 /// A stopped process as rooms see it.

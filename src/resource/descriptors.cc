@@ -180,10 +180,7 @@ class DescriptorCapture {
   explicit DescriptorCapture(CaptureContext& context) : context_(context) {}
 
   Status run(std::span<const DescriptorHolder> holders) {
-    for (const auto& holder : holders) {
-      if (holder.task->state == model::TaskState::zombie) continue;
-      TRY(list(holder));
-    }
+    TRY(list(holders));
     TRY(look_at_all());
     for (const auto& holder : holders) {
       if (holder.task->state != model::TaskState::zombie) TRY(capture_fs(holder));
@@ -194,25 +191,38 @@ class DescriptorCapture {
   }
 
  private:
-  Status list(const DescriptorHolder& holder) {
-    auto& table = context_.application.descriptor_tables[holder.task->descriptors];
-    if (table.id == holder.task->descriptors) return {};  // shared, listed through another task
-    table.id = holder.task->descriptors;
-    reaches_.push_back(TRY(Reach::open(holder.view->host_pid)));
-    for (const int fd : TRY(candidates(holder))) {
-      slots_.push_back({.holder = &holder, .process = reaches_.size() - 1});
-      slots_.back().probe.fd = fd;
+  Status list(std::span<const DescriptorHolder> holders) {
+    std::vector<const DescriptorHolder*> first;  // of each table
+    for (const auto& holder : holders) {
+      if (holder.task->state == model::TaskState::zombie) continue;
+      auto& table = context_.application.descriptor_tables[holder.task->descriptors];
+      if (table.id == holder.task->descriptors) continue;
+      table.id = holder.task->descriptors;
+      first.push_back(&holder);
+    }
+    std::vector<std::vector<int>> numbers(first.size());
+    reaches_.resize(first.size());
+    TRY(parallel_for(first.size(), [&](size_t index) -> Status {
+      reaches_[index] = TRY(Reach::open(first[index]->view->host_pid));
+      numbers[index] = TRY(candidates(*first[index], reaches_[index]));
+      return {};
+    }));
+    for (size_t index = 0; index < first.size(); ++index) {
+      for (const int fd : numbers[index]) {
+        slots_.push_back({.holder = first[index], .process = index});
+        slots_.back().probe.fd = fd;
+      }
     }
     return {};
   }
 
   /// Numbers that may be open. Listing /proc/PID/fd makes an inode for each; in a well-filled table it is quicker to try
   /// all that it has room for.
-  Result<std::vector<int>> candidates(const DescriptorHolder& holder) const {
+  static Result<std::vector<int>> candidates(const DescriptorHolder& holder, const Reach& reach) {
     struct stat links{};
     const size_t room = TRY(holder.view->status(0))->descriptor_table_size;
     // Since Linux 6.2 the size of the directory is the number of descriptors (fs/proc/fd.c, proc_readfd_count).
-    if (fstat(reaches_.back().links.get(), &links) != 0 || static_cast<size_t>(links.st_size) < room / 2)
+    if (fstat(reach.links.get(), &links) != 0 || static_cast<size_t>(links.st_size) < room / 2)
       return kernel::list_descriptors(holder.view->host_pid);
     std::vector<int> all(room);
     std::iota(all.begin(), all.end(), 0);
