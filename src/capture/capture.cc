@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "base/parallel.h"
+#include "capture/early_facts.h"
 #include "capture/freezer.h"
 #include "capture/interview.h"
 #include "capture/release.h"
@@ -41,6 +41,7 @@ class LiveTree final : public SeizedTree {
     // Nothing of the tree runs from here on.
     if (frozen.front().refused) return {};  // and said why: without its root nothing of a tree can be looked at
 
+    EarlyFacts facts(frozen);
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
     TRY(check_namespaces(processes_, context_));
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
@@ -48,6 +49,7 @@ class LiveTree final : public SeizedTree {
     // A tree that is not wholly ours cannot be looked at further.
     if (context_.diagnostics.refused()) return {};
 
+    facts.hand_out(processes_);
     TRY(look_from_outside());
     options_.at_point("looked");
     if (context_.diagnostics.refused()) return {};
@@ -83,10 +85,6 @@ class LiveTree final : public SeizedTree {
     for (auto& process : processes_) {
       if (!process.frozen.zombie) holders.push_back({&process.view, context_.application.find(process.pid)});
     }
-    TRY_IN("read /proc", parallel_for(holders.size(), [&](size_t index) -> Status {
-             TRY(holders[index].view->facts());
-             return {};
-           }));
     TRY_IN("capture open files", resource::capture_descriptors(context_, holders));
     for (const auto& [view, task] : holders) {
       TRY_IN(fmt::format("capture the memory of task {}", view->host_pid), memory_.capture(context_, *view, *task));

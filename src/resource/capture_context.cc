@@ -47,8 +47,7 @@ Result<T> read_number(pid_t pid, std::string_view file, int base) {
 
 }  // namespace
 
-Result<const ProcessFacts*> ProcessView::facts() const {
-  if (known_facts) return known_facts.get();
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t host_pid) {
   auto facts = std::make_shared<ProcessFacts>();
   facts->stat = TRY(kernel::read_stat(host_pid));
   facts->auxv = TRY(kernel::read_auxv(host_pid));
@@ -60,7 +59,11 @@ Result<const ProcessFacts*> ProcessView::facts() const {
   facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", host_pid)));
   facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", host_pid)));
   facts->root_directory = TRY(read_file_link(fmt::format("/proc/{}/root", host_pid)));
-  known_facts = std::move(facts);
+  return facts;
+}
+
+Result<const ProcessFacts*> ProcessView::facts() const {
+  if (!known_facts) known_facts = TRY(read_facts(host_pid));
   return known_facts.get();
 }
 

@@ -75,11 +75,13 @@ struct ProcessFacts {
   FileLink executable, working_directory, root_directory;
 };
 
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t host_pid);
+
 /// A stopped process as rooms see it.
 struct ProcessView {
   pid_t host_pid = 0;
   std::vector<pid_t> host_tids;  ///< leader first, same order as model::Task::threads
-  /// Read on first use, once for all rooms. Capture reads those of all processes beforehand, on all processors.
+  /// Read on first use, once for all rooms. Capture has mostly read them beforehand (capture/early_facts.h).
   Result<const ProcessFacts*> facts() const;
   /// /proc/PID/task/TID/status of a thread, likewise.
   Result<const kernel::StatusInfo*> status(size_t thread) const;

@@ -202,6 +202,7 @@ class DescriptorCapture {
     }
     std::vector<std::vector<int>> numbers(first.size());
     reaches_.resize(first.size());
+    if (3 * first.size() <= duplicates_allowed()) reserve_descriptors(3 * first.size());
     TRY(parallel_for(first.size(), [&](size_t index) -> Status {
       reaches_[index] = TRY(Reach::open(first[index]->view->host_pid));
       numbers[index] = TRY(candidates(*first[index], reaches_[index]));

@@ -1,0 +1,28 @@
+#include "capture/early_facts.h"
+
+#include <map>
+
+namespace stasis::capture {
+
+EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen) {
+  for (const auto& process : frozen) {
+    if (!process.zombie && !process.refused) readings_.push_back({process.host_pid, nullptr});
+  }
+  thread_ = std::jthread([this] { work(); });
+}
+
+void EarlyFacts::work() {
+  for (size_t index = next_++; index < readings_.size(); index = next_++) {
+    if (auto facts = resource::read_facts(readings_[index].host_pid)) readings_[index].facts = std::move(*facts);
+  }
+}
+
+void EarlyFacts::hand_out(std::vector<LiveProcess>& processes) {
+  work();
+  thread_.join();
+  std::map<pid_t, std::shared_ptr<const resource::ProcessFacts>> known;
+  for (auto& reading : readings_) known[reading.host_pid] = std::move(reading.facts);
+  for (auto& process : processes) process.view.known_facts = known[process.view.host_pid];
+}
+
+}  // namespace stasis::capture
