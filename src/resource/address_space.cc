@@ -67,6 +67,7 @@ TreeMemory::~TreeMemory() = default;
 Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, const model::Task& task,
                            std::span<const AddressRange> ours) {
   if (!spaces_.emplace(task.address_space, view.host_pid).second) return {};
+  without_pages_.push_back(task.address_space);
   auto& space = context.application.address_spaces[task.address_space];
   space.id = task.address_space;
   const auto* facts = TRY(view.facts());
@@ -128,13 +129,13 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid,
 
 Status TreeMemory::finish(CaptureContext& context) {
   auto& application = context.application;
-  const std::vector<std::pair<ObjectId, pid_t>> spaces(spaces_.begin(), spaces_.end());
-  TRY(parallel_for(spaces.size(), [&](size_t index) -> Status {
-    auto& space = application.address_spaces.at(spaces[index].first);
-    space.pages = TRY(find_own_pages(spaces[index].second, space.mappings));
+  TRY(parallel_for(without_pages_.size(), [&](size_t index) -> Status {
+    auto& space = application.address_spaces.at(without_pages_[index]);
+    space.pages = TRY(find_own_pages(spaces_.at(space.id), space.mappings));
     space.mappings = coalesce(std::move(space.mappings));
     return {};
   }));
+  without_pages_.clear();
   std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
   std::set<ObjectId> done;
   for (const model::Task& task : application.tasks) {

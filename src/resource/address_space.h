@@ -28,7 +28,7 @@ class TreeMemory : public ApplicationMemory {
   /// mapped into the task; it is left out. What cannot be restored goes to context.diagnostics.
   Status capture(CaptureContext&, const ProcessView&, const model::Task&, std::span<const AddressRange> ours = {});
 
-  /// Once, when all tasks are captured and none runs: finds the pages of each, and those that parent and child share
+  /// When all tasks are captured and none runs: finds the pages of each, and those that parent and child share
   /// copy-on-write.
   Status finish(CaptureContext&);
 
@@ -43,6 +43,7 @@ class TreeMemory : public ApplicationMemory {
   Result<ObjectId> segment_of(CaptureContext&, pid_t host_pid, const kernel::MapsEntry&);
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
+  std::vector<ObjectId> without_pages_;
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
   /// By device, inode, open flags and path.
   std::map<std::tuple<uint32_t, uint32_t, uint64_t, uint32_t, std::string>, ObjectId> files_;

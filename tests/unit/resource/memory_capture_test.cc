@@ -79,6 +79,7 @@ class MemoryCapture : public testing::Test {
     view.host_tids = {pid};
     const auto status = memory.capture(context, view, task);
     EXPECT_TRUE(status) << status.error().message();
+    EXPECT_TRUE(memory.finish(context));
     return context.application.address_spaces.at(task.address_space);
   }
 
@@ -296,7 +297,6 @@ TEST_F(MemoryCapture, pages_shared_with_the_parent) {
   });
   const auto& parent = capture(getpid());
   auto& space = capture(pid, Pid{getpid()});
-  ASSERT_TRUE(memory.finish(context));
   Ranges common, own;
   for (const auto& run : space.pages) {
     if (run.range.overlaps(pages(0, 16))) (run.shared_with_parent ? common : own).push_back(run.range);
