@@ -86,6 +86,8 @@ class Interpreter {
         return get_actions(a[0]);
       case Operation::move_fd:
         return move_fd(a[0], a[1], a[2]);
+      case Operation::start_overrun_timer:
+        return start_overrun_timer(a[0], a[1], reinterpret_cast<const Interval*>(a[2]), a[3], a[4]);
       case Operation::halt:
         return 0;
     }
@@ -127,6 +129,38 @@ class Interpreter {
     const int64_t moved = raw_syscall(call_dup3, from, to, close_on_exec);
     raw_syscall(call_close, from);
     return moved;
+  }
+
+  struct Time {
+    int64_t seconds, nanoseconds;
+    int64_t total() const { return seconds * second + nanoseconds; }
+    static constexpr int64_t second = 1'000'000'000;
+  };
+  struct Interval {  // struct itimerspec
+    Time interval, value;
+  };
+
+  /// The kernel counts overruns when it sets the timer forward on delivery of its signal (kernel/time/posix-timers.c):
+  /// the timer is given a beginning so far back that just so many periods are over, and its signal, which is blocked,
+  /// is taken. Where the clock is younger than that, the timer starts without overruns.
+  static int64_t start_overrun_timer(uint64_t timer, uint64_t clock, const Interval* wanted, uint64_t signal,
+                                     uint64_t overruns) {
+    Time now{};
+    const int64_t known = raw_syscall(call_clock_gettime, clock, reinterpret_cast<uint64_t>(&now));
+    if (known < 0) return known;
+    const int64_t interval = wanted->interval.total();
+    int64_t past = 0, begin = 0;
+    const bool too_long = __builtin_mul_overflow(static_cast<int64_t>(overruns + 1), interval, &past) ||
+                          __builtin_sub_overflow(now.total() + wanted->value.total(), past, &begin);
+    if (too_long || begin <= 0) return raw_syscall(call_timer_settime, timer, 0, reinterpret_cast<uint64_t>(wanted), 0);
+    const Interval back{wanted->interval, {begin / Time::second, begin % Time::second}};
+    constexpr uint64_t absolute = 1;  // TIMER_ABSTIME
+    const int64_t set = raw_syscall(call_timer_settime, timer, absolute, reinterpret_cast<uint64_t>(&back), 0);
+    if (set < 0) return set;
+    const uint64_t only = 1ull << (signal - 1);
+    const Time patience{10, 0};
+    return raw_syscall(call_rt_sigtimedwait, reinterpret_cast<uint64_t>(&only), 0,
+                       reinterpret_cast<uint64_t>(&patience), 8);
   }
 
   static int64_t get_actions(uint64_t into) {

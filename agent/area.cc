@@ -31,6 +31,8 @@ Operation operation_of(uint32_t number) {
       return Operation::get_actions;
     case plan::Call::move_fd:
       return Operation::move_fd;
+    case plan::Call::start_overrun_timer:
+      return Operation::start_overrun_timer;
     default:
       return Operation::call;
   }

@@ -1,5 +1,7 @@
 #include "model/application.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -11,5 +13,13 @@ const Task* Application::find(Pid pid) const {
 }
 
 Task* Application::find(Pid pid) { return const_cast<Task*>(std::as_const(*this).find(pid)); }
+
+Tid overruns_belong_to(const Task& task, const PosixTimer& timer) {
+  if (timer.overrun <= 0 || timer.interval_ns == 0 || timer.remaining_ns == 0) return {};
+  if (timer.notification == SIGEV_SIGNAL) return leader_of(task.pid);
+  if (timer.notification != SIGEV_THREAD_ID) return {};
+  const auto notified = std::ranges::find(task.threads, timer.notified_thread, &Thread::tid);
+  return notified == task.threads.end() ? Tid{} : notified->tid;
+}
 
 }  // namespace stasis::model

@@ -31,4 +31,8 @@ struct Application {
   friend bool operator==(const Application&, const Application&) = default;
 };
 
+/// The thread that has to take a signal of the timer for its overruns to be counted again: the one that is notified, or
+/// the leader where any may be. 0: there are none, or nobody is notified any more.
+Tid overruns_belong_to(const Task&, const PosixTimer&);
+
 }  // namespace stasis::model

@@ -13,7 +13,8 @@ namespace {
 constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully", Call::read_fully},
                                                                   {"write_fully", Call::write_fully},
                                                                   {"move_fd", Call::move_fd},
-                                                                  {"get_actions", Call::get_actions}};
+                                                                  {"get_actions", Call::get_actions},
+                                                                  {"start_overrun_timer", Call::start_overrun_timer}};
 
 constexpr std::string_view unnamed = "syscall ";
 

@@ -57,6 +57,9 @@ struct Call {
   static constexpr uint32_t move_fd = 0x10002;
   /// args: Out of 64 kernel sigaction structures. 64 separate questions would be most of an interview.
   static constexpr uint32_t get_actions = 0x10003;
+  /// args: timer id, clock, struct itimerspec (interval and what remains), signal, overruns. Starts an interval timer
+  /// as if its last signal had come after so many overruns (timer_getoverrun).
+  static constexpr uint32_t start_overrun_timer = 0x10004;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -49,6 +49,10 @@ bool has_pending(const model::Application&, const Task& task, const Thread& thre
 bool has_interval_timers(const model::Application&, const Task& task, const Thread&) {
   return std::ranges::any_of(task.interval_timers, [](const auto& timer) { return timer != model::IntervalTimer{}; });
 }
+bool starts_overrun_timers(const model::Application&, const Task& task, const Thread& thread) {
+  return std::ranges::any_of(task.posix_timers,
+                             [&](const auto& timer) { return model::overruns_belong_to(task, timer) == thread.tid; });
+}
 bool any_mapping(const model::Application& application, const Task& task, bool (*has)(const model::Mapping&)) {
   return std::ranges::any_of(space_of(application, task).mappings, has);
 }
@@ -67,6 +71,7 @@ constexpr Rule rules[] = {
      [](const auto&, const Task&, const Thread& t) { return t.alternate_stack != model::AlternateStack{}; }},
     {"signals.pending", Scope::thread, has_pending},
     {"signals.handlers", Scope::process, has_handlers},
+    {"timers.overruns", Scope::thread, starts_overrun_timers},
     {"timers.posix", Scope::process, [](const auto&, const Task& t, const Thread&) { return !t.posix_timers.empty(); }},
     {"timers.interval", Scope::process, has_interval_timers},
     {"limits", Scope::process, always},

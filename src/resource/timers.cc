@@ -5,8 +5,12 @@
 // comes up (kernel/time/posix-timers.c). Either way the next id that the process gets is the one after its highest;
 // where the kernel's own counter stood cannot be read.
 //
-// Cannot be put back: the overrun count of the last signal (timer_getoverrun starts at 0 again), and whether a timer
-// was set by an absolute time (it is set by what remained; a later change of the clock no longer moves it).
+// Overruns are counted by the kernel when a timer's signal is taken, by the thread that gets it: so a timer with
+// overruns is started by that thread, in the past, and its signal is taken at once (agent.cc, start_overrun_timer). A
+// clock that is younger than so many periods (the CPU time of a new process) leaves the count at 0.
+//
+// Cannot be put back: whether a timer was set by an absolute time (it is set by what remained; a later change of the
+// clock no longer moves it).
 //
 // CLOCK_THREAD_CPUTIME_ID means the thread that created the timer, and the kernel does not tell which. Programs with
 // more than one thread use it together with SIGEV_THREAD_ID for the same thread: that one is taken. All timers are
@@ -108,6 +112,12 @@ plan::Calls arm_timer(const model::PosixTimer& timer) {
   const itimerspec when{to_timespec(timer.interval_ns), to_timespec(timer.remaining_ns)};
   if (timer.remaining_ns == 0 && timer.interval_ns == 0) return {};
   return {call(SYS_timer_settime, timer.id, 0, plan::struct_in(when), 0)};
+}
+
+plan::Call start_overrun_timer(const model::PosixTimer& timer) {
+  const itimerspec when{to_timespec(timer.interval_ns), to_timespec(timer.remaining_ns)};
+  return call(plan::Call::start_overrun_timer, timer.id, timer.clock, plan::struct_in(when), timer.signal,
+              timer.overrun);
 }
 
 class TimersRoom final : public TaskRoom {
@@ -239,11 +249,30 @@ class TimersRoom final : public TaskRoom {
 
   void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
                   plan::Sink& sink) const override {
-    if (stage != plan::Stage::final || thread.tid != leader_of(task.pid)) return;
+    if (stage != plan::Stage::final) return;
+    const auto overruns = overruns_of(task, thread.tid);
+    const std::string created = fmt::format("timers created in {}", task.pid);
+    const std::string started = fmt::format("overruns counted in {}", task.pid);
+    if (thread.tid != leader_of(task.pid)) {
+      if (overruns.empty()) return;
+      sink.add(plan::Await{created, 1});
+      sink.perform("overruns of POSIX timers", "timers.overruns", overruns);
+      sink.add(plan::Post{started});
+      return;
+    }
     auto timers = task.posix_timers;
     for (auto& timer : timers) timer = for_leader(task, timer);
-    if (auto calls = creating(timers); !calls.empty())
+    if (auto calls = creating(task, timers); !calls.empty())
       sink.perform("POSIX timers", "timers.posix", std::move(calls), needs(timers));
+    if (!overruns.empty()) sink.perform("overruns of POSIX timers", "timers.overruns", overruns);
+    // Signals to the whole process must not be sent before: another thread would take them for its timer's.
+    const auto others = static_cast<uint32_t>(std::ranges::count_if(task.threads, [&](const model::Thread& other) {
+      return other.tid != thread.tid && !overruns_of(task, other.tid).empty();
+    }));
+    if (others > 0) {
+      sink.add(plan::Post{created});
+      sink.add(plan::Await{started, others});
+    }
     plan::Calls intervals;
     for (int which = 0; which < 3; ++which) {
       const auto& timer = task.interval_timers[static_cast<size_t>(which)];
@@ -287,7 +316,16 @@ class TimersRoom final : public TaskRoom {
     return seconds * unit + rest;
   }
 
-  static plan::Calls creating(const std::vector<model::PosixTimer>& timers) {
+  /// The calls that start the timers whose overruns this thread counts.
+  static plan::Calls overruns_of(const model::Task& task, Tid tid) {
+    plan::Calls calls;
+    for (const auto& timer : task.posix_timers) {
+      if (model::overruns_belong_to(task, timer) == tid) calls.push_back(start_overrun_timer(for_leader(task, timer)));
+    }
+    return calls;
+  }
+
+  static plan::Calls creating(const model::Task& task, const std::vector<model::PosixTimer>& timers) {
     plan::Calls calls;
     if (timers.empty()) return calls;
     const auto append = [&](plan::Calls more) { std::ranges::move(more, std::back_inserter(calls)); };
@@ -308,7 +346,9 @@ class TimersRoom final : public TaskRoom {
         ++next;
       }
     }
-    for (const auto& timer : timers) append(arm_timer(timer));
+    for (const auto& timer : timers) {
+      if (model::overruns_belong_to(task, timer).value == 0) append(arm_timer(timer));
+    }
     return calls;
   }
 };

@@ -1,6 +1,7 @@
 // Interval timers and POSIX timers with their ids, clocks, notification, remaining time and interval.
 // IGNORE: signals.pending     (a timer may fire between the stop and the look)
 // IGNORE: timers.interval     (one that has fired is disarmed until its signal is taken)
+#include <pthread.h>
 #include <sys/time.h>
 
 #include "probe.h"
@@ -33,6 +34,30 @@ itimerspec left(int id) {
   return when;
 }
 
+constexpr long period = 30;
+
+/// A timer of this thread whose signal is taken five periods too late: the count of that delivery stays until the next,
+/// which is far away.
+int create_overrun(int notify) {
+  const int id = create(CLOCK_MONOTONIC, notify, SIGRTMIN + 4, 7);
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGRTMIN + 4);
+  CHECK(pthread_sigmask(SIG_BLOCK, &blocked, nullptr) == 0);
+  timespec clock;
+  CHECK(clock_gettime(CLOCK_MONOTONIC, &clock) == 0);
+  const itimerspec begun_long_ago = {{period, 0}, {clock.tv_sec - 5 * period - 3, clock.tv_nsec}};
+  CHECK(syscall(SYS_timer_settime, id, TIMER_ABSTIME, &begun_long_ago, nullptr) == 0);
+  CHECK_EQUAL(sigwaitinfo(&blocked, nullptr), SIGRTMIN + 4);
+  return id;
+}
+
+volatile int of_thread = -1;
+void* other_thread(void*) {
+  of_thread = create_overrun(SIGEV_THREAD_ID);
+  for (;;) pause();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -58,9 +83,19 @@ int main(int argc, char** argv) {
   const int boot = create(CLOCK_BOOTTIME, SIGEV_SIGNAL, SIGRTMIN + 3, 1);
   arm(boot, 3600, 0);
 
+  const int rare = create_overrun(SIGEV_SIGNAL);
+  pthread_t thread;
+  CHECK(pthread_create(&thread, nullptr, other_thread, nullptr) == 0);
+  while (of_thread < 0) usleep(1000);
+  CHECK_EQUAL(syscall(SYS_timer_getoverrun, rare), 5);
+  CHECK_EQUAL(syscall(SYS_timer_getoverrun, of_thread), 5);
+
   probe::ready();
   probe::wait_for_go();
 
+  CHECK_EQUAL(syscall(SYS_timer_getoverrun, rare), 5);
+  CHECK_EQUAL(syscall(SYS_timer_getoverrun, of_thread), 5);
+  CHECK(left(rare).it_value.tv_sec < period && left(rare).it_interval.tv_sec == period);
   const int alarms_before = alarms, signals_before = timer_signals;
   for (int i = 0; i < 100 && (alarms < alarms_before + 3 || timer_signals < signals_before + 3); ++i) usleep(20'000);
   CHECK(alarms >= alarms_before + 3);
