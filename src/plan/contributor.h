@@ -20,7 +20,7 @@ enum class Stage {
   process,     ///< leader, once its descriptors and memory are in place: handlers, limits, layout, fs context …
   thread,      ///< each thread: name, scheduling, stacks, robust list …
   settle,      ///< supervisor only, when every process is complete but none runs: removes what `prepare` left
-  final,       ///< each thread (leader first), after all processes are complete: timers are armed, pending signals sent
+  final,       ///< each thread (leader last), after all processes are complete: timers are armed, pending signals sent
   privileges,  ///< each thread, last of all: credentials, then seccomp
 };
 

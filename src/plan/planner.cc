@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <ranges>
 #include <array>
 #include <map>
 #include <optional>
@@ -299,7 +300,7 @@ class Planner {
     out_.post(out_.process(Pid{0}), "settled");
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
-      for (const auto& thread : task.threads) {
+      for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
         auto sink = out_.thread(task.pid, thread.tid);
         out_.await_all(sink, "settled");
         if (thread.tid == leader_of(task.pid)) {

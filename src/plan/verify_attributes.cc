@@ -53,6 +53,11 @@ bool starts_overrun_timers(const model::Application&, const Task& task, const Th
   return std::ranges::any_of(task.posix_timers,
                              [&](const auto& timer) { return model::overruns_belong_to(task, timer) == thread.tid; });
 }
+bool arms_timers(const model::Application&, const Task& task, const Thread&) {
+  return std::ranges::any_of(task.posix_timers, [&](const auto& timer) {
+    return (timer.remaining_ns != 0 || timer.interval_ns != 0) && model::overruns_belong_to(task, timer).value == 0;
+  });
+}
 bool any_mapping(const model::Application& application, const Task& task, bool (*has)(const model::Mapping&)) {
   return std::ranges::any_of(space_of(application, task).mappings, has);
 }
@@ -71,6 +76,7 @@ constexpr Rule rules[] = {
      [](const auto&, const Task&, const Thread& t) { return t.alternate_stack != model::AlternateStack{}; }},
     {"signals.pending", Scope::thread, has_pending},
     {"signals.handlers", Scope::process, has_handlers},
+    {"timers.armed", Scope::process, arms_timers},
     {"timers.overruns", Scope::thread, starts_overrun_timers},
     {"timers.posix", Scope::process, [](const auto&, const Task& t, const Thread&) { return !t.posix_timers.empty(); }},
     {"timers.interval", Scope::process, has_interval_timers},

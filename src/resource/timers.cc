@@ -249,30 +249,44 @@ class TimersRoom final : public TaskRoom {
 
   void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
                   plan::Sink& sink) const override {
-    if (stage != plan::Stage::final) return;
-    const auto overruns = overruns_of(task, thread.tid);
-    const std::string created = fmt::format("timers created in {}", task.pid);
-    const std::string started = fmt::format("overruns counted in {}", task.pid);
-    if (thread.tid != leader_of(task.pid)) {
-      if (overruns.empty()) return;
-      sink.add(plan::Await{created, 1});
-      sink.perform("overruns of POSIX timers", "timers.overruns", overruns);
-      sink.add(plan::Post{started});
-      return;
-    }
+    const bool leads = thread.tid == leader_of(task.pid);
+    if (stage == plan::Stage::thread && leads) create(task, sink);
+    if (stage == plan::Stage::final) start(task, thread, leads, sink);
+  }
+
+ private:
+  /// By the leader, when all threads are there: some are notified by name.
+  static void create(const model::Task& task, plan::Sink& sink) {
     auto timers = task.posix_timers;
     for (auto& timer : timers) timer = for_leader(task, timer);
-    if (auto calls = creating(task, timers); !calls.empty())
+    if (auto calls = creating(timers); !calls.empty())
       sink.perform("POSIX timers", "timers.posix", std::move(calls), needs(timers));
-    if (!overruns.empty()) sink.perform("overruns of POSIX timers", "timers.overruns", overruns);
+  }
+
+  static void start(const model::Task& task, const model::Thread& thread, bool leads, plan::Sink& sink) {
+    const std::string started = fmt::format("overruns counted in {}", task.pid);
+    plan::Calls overruns = overruns_of(task, thread.tid);
+    const bool counts = !overruns.empty();
+    if (counts) sink.perform("overruns of POSIX timers", "timers.overruns", std::move(overruns));
+    if (!leads) {
+      if (counts) sink.add(plan::Post{started});
+      return;
+    }
     // Signals to the whole process must not be sent before: another thread would take them for its timer's.
     const auto others = static_cast<uint32_t>(std::ranges::count_if(task.threads, [&](const model::Thread& other) {
       return other.tid != thread.tid && !overruns_of(task, other.tid).empty();
     }));
-    if (others > 0) {
-      sink.add(plan::Post{created});
-      sink.add(plan::Await{started, others});
+    if (others > 0) sink.add(plan::Await{started, others});
+    plan::Calls arming;
+    for (const auto& timer : task.posix_timers) {
+      if (model::overruns_belong_to(task, timer).value != 0) continue;
+      if (auto calls = arm_timer(timer); !calls.empty()) arming.push_back(std::move(calls.front()));
     }
+    if (!arming.empty()) sink.perform("start POSIX timers", "timers.armed", std::move(arming));
+    start_interval_timers(task, sink);
+  }
+
+  static void start_interval_timers(const model::Task& task, plan::Sink& sink) {
     plan::Calls intervals;
     for (int which = 0; which < 3; ++which) {
       const auto& timer = task.interval_timers[static_cast<size_t>(which)];
@@ -286,7 +300,6 @@ class TimersRoom final : public TaskRoom {
     if (!intervals.empty()) sink.perform("interval timers", "timers.interval", std::move(intervals));
   }
 
- private:
   static void warn_of_thread_clock(CaptureContext& context, const model::Task& task, const model::PosixTimer& timer) {
     const auto clock = cpu_clock(timer.clock);
     const bool unknown = clock && clock->per_thread && clock->id == 0 && task.threads.size() > 1 &&
@@ -325,7 +338,7 @@ class TimersRoom final : public TaskRoom {
     return calls;
   }
 
-  static plan::Calls creating(const model::Task& task, const std::vector<model::PosixTimer>& timers) {
+  static plan::Calls creating(const std::vector<model::PosixTimer>& timers) {
     plan::Calls calls;
     if (timers.empty()) return calls;
     const auto append = [&](plan::Calls more) { std::ranges::move(more, std::back_inserter(calls)); };
@@ -345,9 +358,6 @@ class TimersRoom final : public TaskRoom {
         append(create_timer(timer));
         ++next;
       }
-    }
-    for (const auto& timer : timers) {
-      if (model::overruns_belong_to(task, timer).value == 0) append(arm_timer(timer));
     }
     return calls;
   }
