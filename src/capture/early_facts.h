@@ -16,8 +16,8 @@ class EarlyFacts {
  public:
   /// Begins to read. The processes must be stopped until this object is gone.
   explicit EarlyFacts(const std::vector<FrozenProcess>&);
-  /// Helps with the rest and gives each process its facts. What could not be read is left out: whoever asks for it reads
-  /// it again and gets the error.
+  /// Helps with the rest and gives each process its facts. What could not be read is left out: whoever asks for it
+  /// reads it again and gets the error.
   void hand_out(std::vector<LiveProcess>&);
 
  private:

@@ -256,7 +256,7 @@ class Tree final : public BuiltTree {
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
     Status outcome = run();
-    if (outcome) outcome = seize();
+    if (outcome && !options_.only_build) outcome = seize();
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
     if (!outcome) {
       destroy();

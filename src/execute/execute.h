@@ -21,6 +21,7 @@ struct ExecuteOptions {
   bool leave_stopped = false;    ///< --leave-stopped
   int fail_at_command = -1;      ///< fault injection: this command's first system call fails with EIO
   unsigned timeout_seconds = 0;  ///< 0: none
+  bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.
   std::function<Status(pid_t)> before_resume;
 };

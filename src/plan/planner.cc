@@ -356,4 +356,11 @@ Result<Program> make_program(const model::Application& application, const Contri
   return Planner(application, contributors, options, area).run();
 }
 
+Status place_agent(Program& program, std::vector<AddressRange> occupied) {
+  PlanOptions options;
+  options.occupied = std::move(occupied);
+  program.agent_area = TRY(choose_agent_area({}, options, needed_area(program)));
+  return {};
+}
+
 }  // namespace stasis::plan

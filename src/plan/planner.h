@@ -38,6 +38,10 @@ struct PlanOptions {
   int first_free_fd = 0;  ///< lowest number usable for service descriptors (0: above all in use)
 };
 
+/// Gives a program that was not made from a whole Application its agent_area: a range that is free in `occupied`, and
+/// large enough.
+Status place_agent(Program&, std::vector<AddressRange> occupied);
+
 /// Where a description first appears and who takes it from there: chosen by the planner, shown by `stasis plan`.
 Result<Program> make_program(const model::Application&, const Contributors&, const PlanOptions&);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 
 namespace stasis::plan {
 namespace {
@@ -20,11 +21,14 @@ class TreePlanner {
     TRY(check_invariants());
     add_dead_leaders();
     list_sessions();
-    if (!search(0)) {
+    list_demands();
+    list_related();
+    if (!search(0) && !search_anew(limits_.search_steps / 2, false) && !search_anew(limits_.search_steps, true)) {
       if (steps_ >= limits_.search_steps) {
         return fail(Error::unsupported(
-            operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders", steps_,
-                                   leaders_.size())));
+            operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders; the last "
+                                   "contradiction was: {}",
+                                   steps_, leaders_.size(), conflict_)));
       }
       return fail(Error::conflict(
           operation, "no sequence of fork, setsid and exit leads to these parents and sessions: " + conflict_));
@@ -176,18 +180,34 @@ class TreePlanner {
       add(tree_.nodes.at(node.parent).session);
     }
     add(root_session_);
-    for (const Pid session : sessions_) add(session);
+    for (const Pid session : any_session_ ? sessions_ : related_.at(leader)) add(session);
     return list;
   }
 
+  /// Sessions that a leader's own has to do with: those above its members, and those below the leader. A birth in any
+  /// other is hardly ever needed.
+  void list_related() {
+    for (const Pid leader : leaders_) related_[leader];
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (node.transient || pid == tree_.root) continue;
+      for (Pid at = node.parent;; at = tree_.nodes.at(at).parent) {
+        const Pid above = tree_.nodes.at(at).session;
+        if (const auto led = related_.find(node.session); led != related_.end()) led->second.insert(above);
+        if (const auto led = related_.find(at); led != related_.end()) led->second.insert(node.session);
+        if (at == tree_.root) break;
+      }
+    }
+  }
+
+  /// Likely choices, one after the other: right for nearly every tree, and quick. Where it loses its way the general
+  /// search begins anew.
   bool search(size_t index) {
-    if (++steps_ >= limits_.search_steps) return false;
+    if (++steps_ >= std::min(limits_.search_steps, quick_steps_per_leader * (leaders_.size() + 1))) return false;
     if (index == leaders_.size()) return construct();
     for (const Pid session : candidates(leaders_[index])) {
       tree_.born_session[leaders_[index]] = session;
-      if (!closes_cycle(leaders_[index]) && search(index + 1)) return true;
+      if (!closes_cycle(leaders_[index]) && is_plausible() && search(index + 1)) return true;
       tree_.born_session.erase(leaders_[index]);
-      if (steps_ >= limits_.search_steps) return false;
     }
     return false;
   }
@@ -200,6 +220,136 @@ class TreePlanner {
       at = next->second;
     }
     return false;
+  }
+
+  bool search_anew(size_t bound, bool any_session) {
+    tree_.born_session.clear();
+    bound_ = bound, any_session_ = any_session;
+    return search_widely();
+  }
+
+  // ---- what final parents demand of the birth sessions
+
+  /// The session that a process was born in: known, or still to be chosen for a leader.
+  struct Birth {
+    bool chosen = false;
+    Pid id;  ///< a session, or the leader
+    auto operator<=>(const Birth&) const = default;
+  };
+  Birth birth_of(Pid pid) const {
+    const auto& node = tree_.nodes.at(pid);
+    if (pid == tree_.root || node.session != pid) return {false, node.session};
+    return {true, pid};
+  }
+  /// A parent is among the creators only if its birth session is that of the child, or one above it.
+  void list_demands() {
+    std::set<std::pair<Birth, Birth>> demands;
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (pid == tree_.root || node.transient || node.parent == tree_.root) continue;
+      const Birth above = birth_of(node.parent), below = birth_of(pid);
+      if (above != below && above != Birth{false, root_session_}) demands.emplace(above, below);
+    }
+    demands_.assign(demands.begin(), demands.end());
+  }
+  std::optional<Pid> known(const Birth& birth) const {
+    if (!birth.chosen) return birth.id;
+    const auto found = tree_.born_session.find(birth.id);
+    return found == tree_.born_session.end() ? std::nullopt : std::optional(found->second);
+  }
+  /// Whether nothing that is chosen already contradicts a demand.
+  bool is_plausible() const {
+    return std::ranges::all_of(demands_, [&](const auto& demand) {
+      const auto above = known(demand.first), below = known(demand.second);
+      return !above || !below || !leads_elsewhere(*above, *below);
+    });
+  }
+  /// `above` is not on the way from `session` up, and cannot come to be: the way is known to its end, or ends where
+  /// `above` itself descends from.
+  bool leads_elsewhere(Pid above, Pid session) const {
+    for (Pid at = session;;) {
+      if (at == above) return false;
+      if (at == root_session_) return true;
+      const auto next = tree_.born_session.find(at);
+      if (next == tree_.born_session.end()) return is_on_the_way(at, above);
+      at = next->second;
+    }
+  }
+  bool is_on_the_way(Pid wanted, Pid session) const {
+    for (Pid at = session;;) {
+      if (at == wanted) return true;
+      if (at == root_session_) return false;
+      const auto next = tree_.born_session.find(at);
+      if (next == tree_.born_session.end()) return false;
+      at = next->second;
+    }
+  }
+
+  /// The general search: each time the leader with the fewest sessions left is chosen for. Every choice is checked
+  /// against what it leaves to the others.
+  bool search_widely() {
+    if (++steps_ >= bound_) return false;
+    Pid next;
+    std::vector<Pid> choices;
+    for (const Pid leader : leaders_) {
+      if (tree_.born_session.contains(leader)) continue;
+      auto left = choices_left(leader);
+      if (next.value != 0 && left.size() >= choices.size()) continue;
+      next = leader;
+      choices = std::move(left);
+      if (choices.empty()) return false;
+    }
+    if (next.value == 0) return construct();
+    for (const Pid session : choices) {
+      tree_.born_session[next] = session;
+      if (search_widely()) return true;
+      if (steps_ >= bound_) return false;
+    }
+    tree_.born_session.erase(next);
+    return false;
+  }
+  /// Whether an order of births is left: as far as it is known who must be born before whom, nobody must be before
+  /// himself.
+  bool has_order() const {
+    std::map<Pid, std::set<Pid>> before;
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (pid == tree_.root || node.transient || node.parent == tree_.root) continue;
+      const auto above = known(birth_of(node.parent)), below = known(birth_of(pid));
+      if (!above || !below) continue;
+      const auto follower = first_below(*above, *below, pid);
+      if (follower && *follower != node.parent) before[*follower].insert(node.parent);
+    }
+    std::map<Pid, bool> done;  // false: being visited
+    const std::function<bool(Pid)> visit = [&](Pid pid) {
+      const auto [seen, fresh] = done.try_emplace(pid, false);
+      if (!fresh) return seen->second;
+      if (const auto earlier = before.find(pid); earlier != before.end()) {
+        if (!std::ranges::all_of(earlier->second, visit)) return false;
+      }
+      return done[pid] = true;
+    };
+    return std::ranges::all_of(before, [&](const auto& entry) { return visit(entry.first); });
+  }
+  /// Who of those born in `above` comes first on the way down to a process born in `session`: itself, or the leader of
+  /// a session between. Nothing while the way is not known.
+  std::optional<Pid> first_below(Pid above, Pid session, Pid pid) const {
+    Pid first = pid;
+    for (Pid at = session; at != above;) {
+      const auto next = tree_.born_session.find(at);
+      if (next == tree_.born_session.end()) return std::nullopt;
+      first = at;
+      at = next->second;
+    }
+    return first;
+  }
+
+  std::vector<Pid> choices_left(Pid leader) {
+    auto left = candidates(leader);
+    std::erase_if(left, [&](Pid session) {
+      tree_.born_session[leader] = session;
+      return closes_cycle(leader) || !is_plausible() || !has_order();
+    });
+    tree_.born_session.erase(leader);
+    return left;
   }
 
   /// Sessions from `session` up to the root's; empty past a session whose birth is unknown.
@@ -246,12 +396,7 @@ class TreePlanner {
                               node.pid, session, node.parent, above);
       return false;
     }
-    Pid child = node.pid;
-    if (above != session) {
-      Pid at = session;
-      while (tree_.born_session.at(at) != above) at = tree_.born_session.at(at);
-      child = at;  // the leader in the parent's block on the way down
-    }
+    const Pid child = *first_below(above, session, node.pid);
     if (child != node.parent) before[child].insert(node.parent);
     return true;
   }
@@ -318,7 +463,11 @@ class TreePlanner {
   Pid root_session_;
   std::vector<Pid> leaders_;
   std::set<Pid> sessions_;
-  size_t steps_ = 0;
+  static constexpr size_t quick_steps_per_leader = 4;
+  std::vector<std::pair<Birth, Birth>> demands_;
+  std::map<Pid, std::set<Pid>> related_;
+  bool any_session_ = false;
+  size_t steps_ = 0, bound_ = 0;
   std::string conflict_ = "the sessions contradict each other";
 };
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "plan/tree_groups.h"
+
 namespace stasis::plan {
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
@@ -154,74 +156,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
 }
 
 void TreeEmission::groups() {
-  std::map<Pid, std::vector<Pid>> members;
-  const auto& root = tree_.nodes.at(tree_.root);
-  for (const auto& [pid, node] : tree_.nodes) {
-    const bool inherited =
-        node.group == node.session || (node.group == root.group && root.group != tree_.root &&
-                                       !tree_.nodes.contains(root.group) && root.session != tree_.root);
-    if (!inherited) members[node.group].push_back(pid);
-  }
-  if (members.empty()) return;
-  // All have been born, with the groups of their creators: from here on groups change.
-  std::set<Pid> involved;
-  for (const auto& [group_id, list] : members) {
-    involved.insert(list.begin(), list.end());
-    if (tree_.nodes.contains(group_id)) involved.insert(group_id);
-  }
-  for (const auto& [pid, node] : tree_.nodes) out_.post(out_.process(pid), "tree");
-  for (const Pid pid : involved) out_.await_all(out_.process(pid), "tree");
-  for (const auto& [group_id, list] : members) {
-    if (tree_.nodes.contains(group_id)) {
-      out_.process(group_id).add(SetPgid{group_id, group_id});
-      const bool leaves = tree_.nodes.at(group_id).group != group_id;
-      if (leaves) {  // a holder keeps the group alive until its members have come
-        const Pid holder = fresh_pid();
-        Fork fork;
-        fork.child_pid = holder;
-        out_.take_table(group_id);
-        out_.process(group_id).add(fork);
-      }
-      out_.post(out_.process(group_id), fmt::format("group {}", group_id));
-    } else {
-      Fork fork;
-      fork.child_pid = group_id;
-      out_.take_table(list.front());
-      out_.process(list.front()).add(fork);
-      out_.process(group_id).add(SetPgid{group_id, group_id});
-      out_.post(out_.process(group_id), fmt::format("group {}", group_id));
-    }
-  }
-  for (const auto& [group_id, list] : members) group(group_id, list);
-}
-
-/// Everybody joins; then whoever held the group's number for them ends.
-void TreeEmission::group(Pid group_id, const std::vector<Pid>& members) {
-  const std::string event = fmt::format("group {}", group_id), joined = fmt::format("joined {}", group_id);
-  for (const Pid pid : members) {
-    if (pid == group_id) continue;
-    out_.await_all(out_.process(pid), event);
-    out_.process(pid).add(SetPgid{pid, group_id});
-    out_.post(out_.process(pid), joined);
-  }
-  Pid helper, parent;
-  if (!tree_.nodes.contains(group_id)) {
-    helper = group_id;
-    parent = members.front();
-  } else if (tree_.nodes.at(group_id).group != group_id) {
-    parent = group_id;
-    for (const auto& command : out_.program.commands) {  // the holder is the leader's last child
-      const auto* fork = std::get_if<Fork>(&command.action);
-      if (fork != nullptr && command.pid == group_id && !tree_.nodes.contains(fork->child_pid))
-        helper = fork->child_pid;
-    }
-  } else {
-    return;
-  }
-  out_.await_all(out_.process(helper), joined);
-  out_.process(helper).add(Exit{0});
-  out_.process(parent).add(Wait{helper});
-  bereaved_.insert(parent);
+  emit_groups(out_, tree_, [this] { return fresh_pid(); }, bereaved_);
 }
 
 void TreeEmission::end_dead_leaders(Pid pid) {

@@ -34,7 +34,6 @@ class TreeEmission {
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
   Pid fresh_pid();
-  void group(Pid group, const std::vector<Pid>& members);
   void end_dead_leaders(Pid pid);
 
   Emission& out_;

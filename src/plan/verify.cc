@@ -44,8 +44,8 @@ struct Process {
 
 class Interpreter {
  public:
-  Interpreter(const Program& program, const model::Application& wanted)
-      : program_(program), wanted_(wanted), attributes_(wanted) {
+  Interpreter(const Program& program, const model::Application& wanted, Extent extent)
+      : program_(program), wanted_(wanted), extent_(extent), attributes_(wanted) {
     auto& supervisor = processes_[Pid{0}];
     supervisor.table = std::make_shared<Table>();
     supervisor.space = std::make_shared<SpaceModel>(SpaceModel::of_supervisor());
@@ -53,15 +53,42 @@ class Interpreter {
     supervisor.threads.insert(Tid{0});
   }
 
-  std::optional<Rejection> run() {
+  /// Carries out all commands.
+  std::optional<Rejection> interpret() {
     for (index_ = 0; index_ < program_.commands.size(); ++index_) {
       const auto& command = program_.commands[index_];
       step(command);
       if (problem_) return Rejection{index_, command.pid, *problem_};
     }
+    return std::nullopt;
+  }
+
+  std::optional<Rejection> run() {
+    if (auto rejection = interpret()) return rejection;
     compare();
     if (problem_) return Rejection{index_, culprit_, *problem_};
     return std::nullopt;
+  }
+
+  /// Who is there in the end; pids ascending.
+  std::vector<model::Task> tasks() const {
+    std::vector<model::Task> tasks;
+    for (const auto& [pid, process] : processes_) {
+      if (pid.value == 0 || process.reaped) continue;
+      model::Task task;
+      task.pid = pid, task.parent = process.parent, task.group = process.group, task.session = process.session;
+      task.state = process.zombie ? model::TaskState::zombie : model::TaskState::running;
+      task.exit_status = process.status;
+      task.child_subreaper = process.subreaper && process.alive;
+      for (const Tid tid : process.threads) {
+        if (!process.alive) continue;
+        model::Thread thread;
+        thread.tid = tid;
+        task.threads.insert(tid == leader_of(pid) ? task.threads.begin() : task.threads.end(), thread);
+      }
+      tasks.push_back(std::move(task));
+    }
+    return tasks;
   }
 
  private:
@@ -463,6 +490,7 @@ class Interpreter {
     std::set<Tid> threads;
     for (const auto& thread : task.threads) threads.insert(thread.tid);
     require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
+    if (extent_ == Extent::tree) return;
     require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
     compare_sharing(task, made);
     compare_table(task, *made.table);
@@ -518,6 +546,7 @@ class Interpreter {
 
   const Program& program_;
   const model::Application& wanted_;
+  Extent extent_;
   AttributeLedger attributes_;
   std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions
   size_t index_ = 0;
@@ -546,8 +575,23 @@ std::string Rejection::message(const Program& program) const {
   return fmt::format("command {} ({} by {}): {}", command, name_of(program.commands[command].action), pid, rule);
 }
 
-std::optional<Rejection> verify(const Program& program, const model::Application& wanted) {
-  return Interpreter(program, wanted).run();
+std::optional<Rejection> verify(const Program& program, const model::Application& wanted, Extent extent) {
+  return Interpreter(program, wanted, extent).run();
+}
+
+Outcome outcome_of(const Program& program) {
+  Outcome outcome;
+  for (const auto& command : program.commands) {
+    const auto* fork = std::get_if<Fork>(&command.action);
+    if (fork == nullptr || command.pid.value != 0) continue;
+    outcome.tree.root = fork->child_pid;
+    outcome.tree.root_is_namespace_init = fork->new_pid_namespace;
+    break;
+  }
+  Interpreter interpreter(program, outcome.tree, Extent::tree);
+  outcome.rejection = interpreter.interpret();
+  outcome.tree.tasks = interpreter.tasks();
+  return outcome;
 }
 
 }  // namespace stasis::plan

@@ -21,7 +21,20 @@ struct Rejection {
   std::string message(const Program& program) const;
 };
 
+/// How much of the Application a Program has to establish.
+enum class Extent {
+  whole,  ///< everything
+  tree,   ///< pids, parents, groups, sessions, states, threads and subreaper flags: a bare tree (plan/bare_tree.h)
+};
+
 /// Nothing: accepted.
-std::optional<Rejection> verify(const Program& program, const model::Application& wanted);
+std::optional<Rejection> verify(const Program& program, const model::Application& wanted, Extent = Extent::whole);
+
+/// What a Program leads to, as a bare tree; or the command that no kernel would carry out.
+struct Outcome {
+  model::Application tree;
+  std::optional<Rejection> rejection;
+};
+Outcome outcome_of(const Program& program);
 
 }  // namespace stasis::plan

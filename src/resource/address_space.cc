@@ -100,8 +100,8 @@ Result<ObjectId> TreeMemory::file_of(CaptureContext& context, pid_t host_pid, co
   ObjectId& file = files_[{vma.device_major, vma.device_minor, vma.inode, flags, vma.path}];
   if (file.value != 0) return file;
   const auto path = map_files_path(host_pid, vma.range);
-  return file = TRY(
-             capture_file_at(context, {host_pid, path, flags, subject_of(task, vma)}, TRY(read_file_link(path))));
+  return file =
+             TRY(capture_file_at(context, {host_pid, path, flags, subject_of(task, vma)}, TRY(read_file_link(path))));
 }
 
 Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid, const kernel::MapsEntry& vma) {

@@ -217,8 +217,8 @@ class DescriptorCapture {
     return {};
   }
 
-  /// Numbers that may be open. Listing /proc/PID/fd makes an inode for each; in a well-filled table it is quicker to try
-  /// all that it has room for.
+  /// Numbers that may be open. Listing /proc/PID/fd makes an inode for each; in a well-filled table it is quicker to
+  /// try all that it has room for.
   static Result<std::vector<int>> candidates(const DescriptorHolder& holder, const Reach& reach) {
     struct stat links{};
     const size_t room = TRY(holder.view->status(0))->descriptor_table_size;

@@ -127,7 +127,8 @@ TEST(ParseMaps, SmapsAttributes) {
   EXPECT_EQ(entry.swap_bytes, 4u << 10);
   EXPECT_EQ(entry.protection_key, 3);
   EXPECT_TRUE(entry.has_vm_flags);
-  for (const char* flag : {"ac", "me", "mr", "mw", "rd", "sd", "wr"}) EXPECT_TRUE(entry.vm_flags.contains(flag)) << flag;
+  for (const char* flag : {"ac", "me", "mr", "mw", "rd", "sd", "wr"})
+    EXPECT_TRUE(entry.vm_flags.contains(flag)) << flag;
   EXPECT_EQ(entry.vm_flags.size(), 7u);
   EXPECT_FALSE(entry.vm_flags.contains("ra"));
   EXPECT_FALSE(entry.vm_flags.contains("??"));

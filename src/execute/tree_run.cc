@@ -1,0 +1,166 @@
+#include "execute/tree_run.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <map>
+#include <thread>
+
+#include "base/unique_fd.h"
+#include "execute/execute.h"
+#include "image/directory.h"
+#include "kernel/proc.h"
+#include "plan/bare_tree.h"
+#include "plan/planner.h"
+
+namespace stasis::execute {
+namespace {
+
+constexpr auto patience = std::chrono::seconds(5);
+constexpr int equal = 0, different = 1, failed = 2;
+
+/// Zombies come about when they come about: looked at until it is equal, or for a while.
+Result<std::vector<std::string>> compare(pid_t host_root, const model::Application& wanted) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    auto found = TRY(look_at_tree(host_root));
+    for (auto& task : found.tasks) {
+      const auto* other = wanted.find(task.pid);
+      if (other != nullptr) task.child_subreaper = other->child_subreaper;
+    }
+    auto differences = plan::tree_differences(wanted, found, false);
+    if (differences.empty() || std::chrono::steady_clock::now() > end) return differences;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+/// In the new namespace, of which we are the init.
+Result<std::vector<std::string>> build_and_compare(plan::Program program, const model::Application& wanted) {
+  if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return fail_errno("make mounts private", "/");
+  if (mount("proc", "/proc", "proc", 0, nullptr) != 0) return fail_errno("mount", "/proc");
+  TRY(plan::place_agent(program, TRY(own_mappings())));
+  const auto nothing = TRY(image::Directory::open("/"));  // a bare tree reads no images
+  program.images_fd = TRY(own_highest_fd()) + 1;
+  std::vector<std::string> differences;
+  ExecuteOptions options;
+  options.only_build = true;
+  options.before_resume = [&](pid_t host_root) -> Status {
+    differences = TRY(compare(host_root, wanted));
+    return {};
+  };
+  TRY(BuiltTree::build(program, wanted, nothing, options));
+  return differences;
+}
+
+std::string joined(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const auto& line : lines) text += line + '\n';
+  return text;
+}
+
+/// The new namespace's init: says what it has found, and ends; with it ends whatever may be left.
+[[noreturn]] void be_init(const plan::Program& program, const model::Application& wanted, int out) {
+  const auto differences = build_and_compare(program, wanted);
+  const std::string text = differences ? joined(*differences) : differences.error().message();
+  const bool told = write(out, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  _exit(!differences || !told ? failed : differences->empty() ? equal : different);
+}
+
+std::string read_all(int fd) {
+  std::string text;
+  char buffer[4096];
+  for (ssize_t got = 0; (got = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<size_t>(got));
+  return text;
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    lines.push_back(text.substr(at, end - at));
+    at = end + 1;
+  }
+  return lines;
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> run_tree(const plan::Program& program, const model::Application& wanted) {
+  const auto* root = wanted.find(wanted.root);
+  if (root == nullptr || (root->session != root->pid)) {
+    return fail(Error::unsupported("run the tree", "its root does not lead its session, which comes from outside")
+                    .advise("make the root lead it (sid equal to pid)"));
+  }
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return fail_errno("pipe2", "for the answer");
+  const UniqueFd from(ends[0]);
+  UniqueFd to(ends[1]);
+  // clone3 would do it in one step, but leaves the C library without its fork handlers.
+  const pid_t helper = fork();
+  if (helper < 0) return fail_errno("fork", "of a helper");
+  if (helper == 0) {
+    if (unshare(CLONE_NEWPID | CLONE_NEWNS) != 0) {
+      dprintf(to.get(), "unshare a pid namespace: %s: it needs CAP_SYS_ADMIN", strerror(errno));
+      _exit(failed);
+    }
+    const pid_t init = fork();
+    if (init == 0) be_init(program, wanted, to.get());
+    int status = 0;
+    const bool ended = init > 0 && waitpid(init, &status, 0) == init && WIFEXITED(status);
+    _exit(ended ? WEXITSTATUS(status) : failed);
+  }
+  to.reset();
+  const std::string text = read_all(from.get());
+  int status = 0;
+  if (waitpid(helper, &status, 0) != helper) return fail_errno("wait", "for the helper");
+  const int outcome = WIFEXITED(status) ? WEXITSTATUS(status) : failed;
+  if (outcome != equal && outcome != different)
+    return fail(Error::conflict("run the tree", text.empty() ? "its init died" : text));
+  return lines_of(text);
+}
+
+Result<model::Application> look_at_tree(pid_t root) {
+  model::Application tree;
+  std::map<pid_t, Pid> known;  // by the pid that we see
+  std::vector<pid_t> open{root};
+  while (!open.empty()) {
+    const pid_t host_pid = open.back();
+    open.pop_back();
+    const auto stat = kernel::read_stat(host_pid);
+    const auto status = kernel::read_status(host_pid);
+    if (!stat || !status) {  // it has just ended
+      if (host_pid == root) return fail(Error::gone("look at the tree", fmt::format("task {}", root)));
+      continue;
+    }
+    model::Task task;
+    task.pid = Pid{status->ns_tgid.back()};
+    task.group = Pid{status->ns_pgid.back()}, task.session = Pid{status->ns_sid.back()};
+    task.parent = host_pid == root ? Pid{0} : known[stat->ppid];
+    known[host_pid] = task.pid;
+    if (stat->state == 'Z') {
+      task.state = model::TaskState::zombie;
+      task.exit_status = stat->exit_code;
+    } else {
+      if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
+      const auto tids = kernel::list_threads(host_pid);
+      for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
+        const auto thread = kernel::read_thread_status(host_pid, tid);
+        if (thread) task.threads.emplace_back().tid = Tid{thread->ns_pid.back()};
+      }
+      const auto children = kernel::list_children(host_pid);
+      if (children) open.insert(open.end(), children->begin(), children->end());
+    }
+    tree.tasks.push_back(std::move(task));
+  }
+  tree.root = tree.tasks.front().pid;
+  tree.root_is_namespace_init = tree.root.value == 1;
+  tree.shell_job = tree.tasks.front().session != tree.root;
+  return tree;
+}
+
+}  // namespace stasis::execute

@@ -1,0 +1,298 @@
+#include "plan/bare_tree.h"
+
+#include <fmt/format.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "plan/emission.h"
+#include "plan/tree_emission.h"
+
+namespace stasis::plan {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* operation = "read the process tree";
+constexpr int64_t highest_pid = 1 << 22;  // PID_MAX_LIMIT
+constexpr int64_t highest_signal = 64, highest_exit_code = 255;
+
+class Reader {
+ public:
+  Result<model::Application> run(std::string_view text) {
+    const auto json = Json::parse(text, nullptr, false);
+    if (json.is_discarded()) return fail(Error::invalid(operation, "it is not JSON"));
+    if (!json.is_object() || json.size() != 1 || !json.contains("processes") || !json["processes"].is_array())
+      return fail(Error::invalid(operation, "it is not an object with one field, the array \"processes\""));
+    for (const auto& process : json["processes"]) {
+      application_.tasks.push_back(TRY(task(process)));
+      ++index_;
+    }
+    TRY(find_root());
+    TRY(order());
+    own_objects();
+    return std::move(application_);
+  }
+
+ private:
+  std::unexpected<Error> reject(std::string_view field, std::string problem) const {
+    return fail(Error::invalid(operation, std::move(problem), fmt::format("processes[{}], field {}", index_, field)));
+  }
+
+  Result<int64_t> number(const Json& process, const char* field, int64_t lowest, int64_t highest) const {
+    const auto found = process.find(field);
+    if (found == process.end()) return reject(field, "it is missing");
+    return number_of(*found, field, lowest, highest);
+  }
+  Result<int64_t> number_of(const Json& value, const char* field, int64_t lowest, int64_t highest) const {
+    if (!value.is_number_integer()) return reject(field, "it is not an integer");
+    // A number past what int64_t holds is unsigned, and larger than any limit.
+    const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(highest);
+    const int64_t got = too_large ? 0 : value.get<int64_t>();
+    if (too_large || got < lowest || got > highest)
+      return reject(field, fmt::format("{} is not between {} and {}", value.dump(), lowest, highest));
+    return got;
+  }
+
+  Result<model::Task> task(const Json& process) {
+    if (!process.is_object()) return reject("(itself)", "it is not an object");
+    for (const auto& [field, value] : process.items()) {
+      constexpr std::string_view known[] = {"pid",       "ppid",        "pgid",      "sid",    "state",
+                                            "exit_code", "exit_signal", "subreaper", "threads"};
+      if (std::ranges::find(known, field) == std::end(known)) return reject(field, "there is no such field");
+    }
+    model::Task task;
+    task.pid = Pid{static_cast<pid_t>(TRY(number(process, "pid", 1, highest_pid)))};
+    task.parent = Pid{static_cast<pid_t>(TRY(number(process, "ppid", 0, highest_pid)))};
+    task.group = Pid{static_cast<pid_t>(TRY(number(process, "pgid", 0, highest_pid)))};
+    task.session = Pid{static_cast<pid_t>(TRY(number(process, "sid", 0, highest_pid)))};
+    TRY(state(process, task));
+    if (const auto subreaper = process.find("subreaper"); subreaper != process.end()) {
+      if (!subreaper->is_boolean()) return reject("subreaper", "it is neither true nor false");
+      task.child_subreaper = subreaper->get<bool>();
+    }
+    TRY(threads(process, task));
+    return task;
+  }
+
+  Status state(const Json& process, model::Task& task) const {
+    const auto found = process.find("state");
+    const std::string name = found == process.end() ? "alive" : found->is_string() ? found->get<std::string>() : "";
+    const bool zombie = name == "zombie";
+    if (!zombie && name != "alive" && name != "stopped")
+      return reject("state", "it is neither \"alive\", \"stopped\" nor \"zombie\"");
+    for (const char* field : {"exit_code", "exit_signal"}) {
+      if (!zombie && process.contains(field)) return reject(field, "only a zombie has it");
+    }
+    if (name == "stopped") task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
+    if (!zombie) return {};
+    if (process.contains("subreaper")) return reject("subreaper", "a zombie has none");
+    task.state = model::TaskState::zombie;
+    if (process.contains("exit_code") && process.contains("exit_signal"))
+      return reject("exit_signal", "it has ended by its exit_code already");
+    if (process.contains("exit_signal"))
+      task.exit_status = static_cast<int>(TRY(number(process, "exit_signal", 1, highest_signal)));
+    else if (process.contains("exit_code"))
+      task.exit_status = static_cast<int>(TRY(number(process, "exit_code", 0, highest_exit_code))) << 8;
+    return {};
+  }
+
+  Status threads(const Json& process, model::Task& task) const {
+    const auto found = process.find("threads");
+    const bool zombie = task.state == model::TaskState::zombie;
+    if (found != process.end() && (zombie || !found->is_array()))
+      return reject("threads", zombie ? "a zombie has none" : "it is not an array");
+    if (zombie) return {};
+    task.threads.emplace_back().tid = leader_of(task.pid);
+    if (found == process.end()) return {};
+    for (const auto& tid : *found)
+      task.threads.emplace_back().tid = Tid{static_cast<pid_t>(TRY(number_of(tid, "threads", 1, highest_pid)))};
+    return {};
+  }
+
+  Status find_root() {
+    std::set<Pid> pids;
+    std::set<Tid> tids;
+    for (const auto& task : application_.tasks) {
+      if (!pids.insert(task.pid).second)
+        return fail(Error::invalid(operation, fmt::format("pid {} occurs twice", task.pid)));
+      for (const auto& thread : task.threads) {
+        if (!tids.insert(thread.tid).second)
+          return fail(Error::invalid(operation, fmt::format("thread {} occurs twice", thread.tid)));
+      }
+    }
+    std::vector<const model::Task*> roots;
+    for (const auto& task : application_.tasks) {
+      if (!pids.contains(task.parent)) roots.push_back(&task);
+    }
+    if (roots.size() != 1) {
+      return fail(Error::invalid(operation, fmt::format("{} processes have a parent that is not in the tree, but only "
+                                                        "the root has one",
+                                                        roots.size())));
+    }
+    if (roots.front()->state == model::TaskState::zombie)
+      return fail(Error::invalid(operation, "the root is a zombie"));
+    application_.root = roots.front()->pid;
+    application_.root_is_namespace_init = application_.root.value == 1;
+    application_.shell_job = roots.front()->session != application_.root;
+    application_.find(application_.root)->parent = Pid{0};
+    return {};
+  }
+
+  /// A parent stands before its children, among which pids ascend.
+  Status order() {
+    std::map<Pid, std::vector<Pid>> children;
+    for (const auto& task : application_.tasks) children[task.parent].push_back(task.pid);
+    std::vector<model::Task> ordered;
+    std::vector<Pid> open{application_.root};
+    while (!open.empty()) {
+      const Pid pid = open.back();
+      open.pop_back();
+      ordered.push_back(*application_.find(pid));
+      auto& below = children[pid];
+      std::ranges::sort(below, std::ranges::greater());
+      open.insert(open.end(), below.begin(), below.end());
+    }
+    if (ordered.size() != application_.tasks.size())
+      return fail(Error::invalid(operation, "some parents form a cycle: they do not descend from the root"));
+    application_.tasks = std::move(ordered);
+    return {};
+  }
+
+  /// Nobody shares anything.
+  void own_objects() {
+    uint32_t last = 0;
+    for (auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      task.descriptors = task.fs = task.address_space = task.handlers = ObjectId{++last};
+    }
+  }
+
+  model::Application application_;
+  size_t index_ = 0;
+};
+
+Json json_of(const model::Task& task) {
+  Json made{
+      {"pid", task.pid.value}, {"ppid", task.parent.value}, {"pgid", task.group.value}, {"sid", task.session.value}};
+  if (task.state == model::TaskState::zombie) {
+    made["state"] = "zombie";
+    if (WIFSIGNALED(task.exit_status))
+      made["exit_signal"] = WTERMSIG(task.exit_status);
+    else
+      made["exit_code"] = WEXITSTATUS(task.exit_status);
+    return made;
+  }
+  made["state"] = task.state == model::TaskState::stopped ? "stopped" : "alive";
+  if (task.child_subreaper) made["subreaper"] = true;
+  Json threads = Json::array();
+  for (const auto& thread : task.threads) {
+    if (thread.tid != leader_of(task.pid)) threads.push_back(thread.tid.value);
+  }
+  if (!threads.empty()) made["threads"] = std::move(threads);
+  return made;
+}
+
+std::string_view name_of(model::TaskState state) {
+  return state == model::TaskState::zombie ? "zombie" : state == model::TaskState::stopped ? "stopped" : "alive";
+}
+
+std::set<Tid> threads_of(const model::Task& task) {
+  std::set<Tid> tids;
+  for (const auto& thread : task.threads) tids.insert(thread.tid);
+  return tids;
+}
+
+}  // namespace
+
+Result<model::Application> tree_from_json(std::string_view text) { return Reader().run(text); }
+
+std::string tree_to_json(const model::Application& application) {
+  std::vector<const model::Task*> tasks;
+  for (const auto& task : application.tasks) tasks.push_back(&task);
+  std::ranges::sort(tasks, {}, &model::Task::pid);
+  std::string text = "{\"processes\": [";
+  for (size_t i = 0; i < tasks.size(); ++i) text += (i == 0 ? "\n" : ",\n") + json_of(*tasks[i]).dump();
+  return text + "\n]}";
+}
+
+Result<Program> make_tree_program(const model::Application& application, const TreeLimits& limits) {
+  const auto tree = TRY(plan_tree(application, limits));
+  const Contributors nobody;
+  const PlanOptions options;
+  Emission out(application, nobody, options);
+  TreeEmission emission(out, tree, {[](Pid, Pid) -> Status { return {}; }});
+  TRY(emission.create());
+  emission.groups();
+  emission.finish();
+  const auto live = [&](auto action) {
+    for (const auto& task : application.tasks) {
+      if (task.state != model::TaskState::zombie) action(task);
+    }
+  };
+  live([&](const model::Task& task) {
+    for (const auto& thread : task.threads) {
+      if (thread.tid != leader_of(task.pid)) out.process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
+    }
+    out.post(out.process(task.pid), "built");
+  });
+  // Subreaper flags last of all: while the tree is built they decide who adopts whom.
+  live([&](const model::Task& task) {
+    if (!task.child_subreaper) return;
+    out.await_all(out.process(task.pid), "built");
+    out.process(task.pid).add(SetChildReaper{true});
+  });
+  live([&](const model::Task& task) {
+    for (const auto& thread : task.threads) out.thread(task.pid, thread.tid).add(Ready{});
+  });
+  return std::move(out.program);
+}
+
+Program with_root(Program program) {
+  std::set<Pid> created;
+  Pid root;
+  for (const auto& command : program.commands) {
+    if (command.pid.value == 0) return program;
+    if (const auto* fork = std::get_if<Fork>(&command.action)) created.insert(fork->child_pid);
+    if (const auto* clone = std::get_if<Clone>(&command.action)) created.insert(clone->child_pid);
+    if (root.value == 0 && !created.contains(command.pid)) root = command.pid;
+  }
+  Fork fork;
+  fork.child_pid = root;
+  fork.new_pid_namespace = root.value == 1;
+  if (root.value != 0) program.commands.insert(program.commands.begin(), Command{Pid{0}, Tid{0}, fork});
+  return program;
+}
+
+std::vector<std::string> tree_differences(const model::Application& wanted, const model::Application& found,
+                                          bool with_stops) {
+  std::vector<std::string> differences;
+  const auto differ = [&](Pid pid, std::string_view what, const auto& should, const auto& is) {
+    if (should != is)
+      differences.push_back(fmt::format("process {}: its {} is {} instead of {}", pid, what, is, should));
+  };
+  for (const auto& task : found.tasks) {
+    if (wanted.find(task.pid) == nullptr) differences.push_back(fmt::format("process {} is too many", task.pid));
+  }
+  for (const auto& task : wanted.tasks) {
+    const auto* other = found.find(task.pid);
+    if (other == nullptr) {
+      differences.push_back(fmt::format("process {} is missing", task.pid));
+      continue;
+    }
+    if (task.pid != wanted.root) differ(task.pid, "parent", task.parent, other->parent);
+    differ(task.pid, "group", task.group, other->group);
+    differ(task.pid, "session", task.session, other->session);
+    const bool stop_apart = !with_stops && task.state == model::TaskState::stopped;
+    differ(task.pid, "state", name_of(stop_apart ? model::TaskState::running : task.state), name_of(other->state));
+    differ(task.pid, "exit status", task.exit_status, other->exit_status);
+    differ(task.pid, "subreaper flag", task.child_subreaper, other->child_subreaper);
+    if (threads_of(task) != threads_of(*other))
+      differ(task.pid, "number of threads", threads_of(task).size(), threads_of(*other).size());
+  }
+  return differences;
+}
+
+}  // namespace stasis::plan

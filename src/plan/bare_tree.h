@@ -1,0 +1,38 @@
+// Bare process trees: an Application of which only the tree matters, its JSON form, and Programs that build it.
+//
+//   {"processes": [{"pid": 7, "ppid": 1, "pgid": 7, "sid": 7, "state": "alive", "subreaper": true, "threads": [8, 9]},
+//                  {"pid": 10, "ppid": 7, "pgid": 7, "sid": 7, "state": "zombie", "exit_code": 3}]}
+//
+// pid, ppid, pgid and sid are required. `state` is "alive" (which it is without it), "stopped" or "zombie"; a zombie
+// has `exit_code` (0 to 255) or `exit_signal`. `threads` are those beside the first. Exactly one process, the root, has
+// a parent that is not in the tree. A root with pid 1 is the init of a pid namespace. Where the root does not lead its
+// session, session and group come from outside.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/result.h"
+#include "model/application.h"
+#include "plan/program.h"
+#include "plan/tree.h"
+
+namespace stasis::plan {
+
+/// Errors name the process by its index, and the field. Parents come to stand before their children.
+Result<model::Application> tree_from_json(std::string_view text);
+/// One process a line, pids ascending.
+std::string tree_to_json(const model::Application&);
+
+/// FORK … READY. Errors as of plan_tree.
+Result<Program> make_tree_program(const model::Application&, const TreeLimits& = {});
+
+/// A program may speak of its root as if it were there already (the published language does): then somebody forks it.
+Program with_root(Program program);
+
+/// What differs between two trees with the same pids, one sentence each; nothing: they are equal. States of stopped
+/// processes count only if `with_stops`.
+std::vector<std::string> tree_differences(const model::Application& wanted, const model::Application& found,
+                                          bool with_stops = true);
+
+}  // namespace stasis::plan

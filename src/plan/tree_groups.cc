@@ -1,0 +1,152 @@
+#include "plan/tree_groups.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace stasis::plan {
+namespace {
+
+class Groups {
+ public:
+  Groups(Emission& out, const CreationTree& tree, const std::function<Pid()>& fresh_pid, std::set<Pid>& bereaved)
+      : out_(out), tree_(tree), fresh_pid_(fresh_pid), bereaved_(bereaved) {}
+
+  void run() {
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (!is_inherited(node)) groups_[node.group].members.push_back(pid);
+    }
+    if (groups_.empty()) return;
+    wait_for_the_tree();
+    for (auto& [id, group] : groups_) found(id, group);
+    for (auto& [id, group] : groups_) join(id, group);
+    move_leaders();
+    for (auto& [id, group] : groups_) end_helper(id, group);
+  }
+
+ private:
+  struct Group {
+    std::vector<Pid> members;
+    bool is_left = false;     ///< by its leader
+    bool is_safe = false;     ///< somebody is in it who stays until all have come
+    Pid helper, helped_by;    ///< a process that holds its number, and that one's parent
+    std::vector<Pid> movers;  ///< leaders of other groups that have come
+  };
+
+  /// Of the session, or from outside of the tree: everybody is born into it.
+  bool is_inherited(const Node& node) const {
+    const auto& root = tree_.nodes.at(tree_.root);
+    const bool outside = root.session != tree_.root && root.group != tree_.root && !tree_.nodes.contains(root.group);
+    return node.group == node.session || (outside && node.group == root.group);
+  }
+  bool leads(Pid pid) const { return groups_.contains(pid); }
+  bool leaves(Pid pid) const { return leads(pid) && tree_.nodes.at(pid).group != pid; }
+
+  static std::string founded(Pid group) { return fmt::format("group {}", group); }
+  static std::string joined(Pid group) { return fmt::format("joined {}", group); }
+  static std::string moved(Pid leader) { return fmt::format("moved {}", leader); }
+
+  /// All have been born, with the groups of their creators: from here on groups change.
+  void wait_for_the_tree() {
+    std::set<Pid> involved;
+    for (const auto& [id, group] : groups_) {
+      involved.insert(group.members.begin(), group.members.end());
+      if (tree_.nodes.contains(id)) involved.insert(id);
+    }
+    for (const auto& [pid, node] : tree_.nodes) out_.post(out_.process(pid), "tree");
+    for (const Pid pid : involved) out_.await_all(out_.process(pid), "tree");
+  }
+
+  void fork(Pid parent, Pid child) {
+    Fork fork;
+    fork.child_pid = child;
+    out_.take_table(parent);
+    out_.process(parent).add(fork);
+    bereaved_.insert(parent);
+  }
+
+  void found(Pid id, Group& group) {
+    if (!tree_.nodes.contains(id)) {
+      group.helper = id, group.helped_by = group.members.front();
+      fork(group.helped_by, id);
+    }
+    group.is_safe = !tree_.nodes.contains(id) || !leaves(id);
+    out_.process(id).add(SetPgid{id, id});
+    out_.post(out_.process(id), founded(id));
+  }
+
+  /// Those who lead nothing themselves: they stay.
+  void join(Pid id, Group& group) {
+    for (const Pid pid : group.members) {
+      if (leads(pid)) continue;
+      out_.await_all(out_.process(pid), founded(id));
+      out_.process(pid).add(SetPgid{pid, id});
+      out_.post(out_.process(pid), joined(id));
+      group.is_safe = true;
+    }
+  }
+
+  void move_leaders() {
+    std::set<Pid> left;
+    for (const auto& [id, group] : groups_) {
+      if (tree_.nodes.contains(id) && leaves(id)) left.insert(id);
+    }
+    while (!left.empty()) {
+      auto next = std::ranges::find_if(left, [&](Pid pid) { return groups_.at(pid).is_safe; });
+      if (next == left.end()) {  // only circles are left: each leader waits for another's coming
+        next = left.begin();
+        auto& group = groups_.at(*next);
+        group.helper = fresh_pid_(), group.helped_by = *next;
+        fork(*next, group.helper);
+        group.is_safe = true;
+      }
+      move(*next);
+      left.erase(next);
+    }
+  }
+
+  void await_members(Pid waiter, Pid id) {
+    out_.await_all(out_.process(waiter), joined(id));
+    for (const Pid mover : groups_.at(id).movers) out_.await_all(out_.process(waiter), moved(mover));
+  }
+
+  void move(Pid pid) {
+    const Pid to = tree_.nodes.at(pid).group;
+    await_members(pid, pid);
+    const auto target = groups_.find(to);
+    if (target != groups_.end()) {
+      // Its founder is there, or has left it to others.
+      if (target->second.is_left)
+        await_members(pid, to);
+      else
+        out_.await_all(out_.process(pid), founded(to));
+      target->second.movers.push_back(pid);
+      target->second.is_safe = true;
+    }
+    groups_.at(pid).is_left = true;
+    out_.process(pid).add(SetPgid{pid, to});
+    out_.post(out_.process(pid), moved(pid));
+  }
+
+  void end_helper(Pid id, const Group& group) {
+    if (group.helper.value == 0) return;
+    await_members(group.helper, id);
+    out_.process(group.helper).add(Exit{0});
+    out_.process(group.helped_by).add(Wait{group.helper});
+  }
+
+  Emission& out_;
+  const CreationTree& tree_;
+  const std::function<Pid()>& fresh_pid_;
+  std::set<Pid>& bereaved_;
+  std::map<Pid, Group> groups_;
+};
+
+}  // namespace
+
+void emit_groups(Emission& out, const CreationTree& tree, const std::function<Pid()>& fresh_pid,
+                 std::set<Pid>& bereaved) {
+  Groups(out, tree, fresh_pid, bereaved).run();
+}
+
+}  // namespace stasis::plan

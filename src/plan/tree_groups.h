@@ -1,0 +1,19 @@
+// The commands that bring everybody into his process group, once all have been born into that of their session.
+//
+// A group lives as long as it has a member, its leader or not (kernel/pid.c): whoever leads a group but belongs to
+// another may leave only when somebody is there who stays. Groups can be led crosswise: then a child of one of the
+// leaders holds its group for a moment.
+#pragma once
+
+#include <functional>
+#include <set>
+
+#include "plan/emission.h"
+#include "plan/tree.h"
+
+namespace stasis::plan {
+
+/// `fresh_pid` gives numbers for holders. Adds to `bereaved` whoever has had a transient child.
+void emit_groups(Emission&, const CreationTree&, const std::function<Pid()>& fresh_pid, std::set<Pid>& bereaved);
+
+}  // namespace stasis::plan

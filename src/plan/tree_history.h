@@ -1,0 +1,21 @@
+// Random histories: operations that a kernel would carry out, and the tree that they lead to.
+#pragma once
+
+#include <cstdint>
+
+#include "model/application.h"
+#include "plan/program.h"
+
+namespace stasis::plan {
+
+struct TreeHistory {
+  model::Application tree;
+  Program program;  ///< the operations, one after the other
+};
+
+/// So many operations (fork, sibling, setsid, setpgid, subreaper on and off, thread, exit and wait), begun by the init
+/// of a pid namespace; at the end some processes without children become zombies, and all waits that are needed between
+/// operations of different processes are there. The same seed gives the same history, on any machine.
+TreeHistory random_history(uint64_t seed, unsigned operations);
+
+}  // namespace stasis::plan

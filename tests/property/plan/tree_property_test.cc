@@ -1,0 +1,46 @@
+// Every tree that a random history leads to is planned, and the plan is accepted by the verifier.
+#include <gtest/gtest.h>
+
+#include <rapidcheck/gtest.h>
+
+#include "plan/bare_tree.h"
+#include "plan/tree_history.h"
+#include "plan/verify.h"
+
+namespace stasis::plan {
+namespace {
+
+TreeHistory any_history() {
+  const auto seed = *rc::gen::arbitrary<uint64_t>();
+  const auto operations = *rc::gen::inRange(0u, 200u);
+  return random_history(seed, operations);
+}
+
+RC_GTEST_PROP(Trees, RandomHistoriesAreAsTheVerifierSeesThem, ()) {
+  const auto history = any_history();
+  const auto rejection = verify(history.program, history.tree, Extent::tree);
+  if (rejection) RC_FAIL(rejection->message(history.program));
+  const auto outcome = outcome_of(history.program);
+  RC_ASSERT(!outcome.rejection);
+  RC_ASSERT(tree_differences(history.tree, outcome.tree).empty());
+}
+
+RC_GTEST_PROP(Trees, WhateverHasAHistoryIsRestorable, ()) {
+  const auto history = any_history();
+  const auto program = make_tree_program(history.tree);
+  if (!program) RC_FAIL(program.error().message() + "\n" + tree_to_json(history.tree));
+  const auto rejection = verify(*program, history.tree, Extent::tree);
+  if (rejection) RC_FAIL(rejection->message(*program) + "\n" + tree_to_json(history.tree));
+}
+
+RC_GTEST_PROP(Trees, JsonLosesNothing, ()) {
+  const auto history = any_history();
+  const auto text = tree_to_json(history.tree);
+  const auto read = tree_from_json(text);
+  if (!read) RC_FAIL(read.error().message());
+  RC_ASSERT(tree_to_json(*read) == text);
+  RC_ASSERT(tree_differences(history.tree, *read).empty());
+}
+
+}  // namespace
+}  // namespace stasis::plan

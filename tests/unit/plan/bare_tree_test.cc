@@ -1,0 +1,70 @@
+#include "plan/bare_tree.h"
+
+#include <gmock/gmock.h>
+
+#include "plan/verify.h"
+
+namespace stasis::plan {
+namespace {
+
+using testing::HasSubstr;
+
+std::string error_of(const std::string& text) {
+  const auto read = tree_from_json(text);
+  return read ? "accepted" : read.error().message();
+}
+std::string error_of_process(const std::string& fields) {
+  return error_of(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1}, {)" + fields + "}]}");
+}
+
+TEST(BareTree, IsReadStrictly) {
+  EXPECT_THAT(error_of("nonsense"), HasSubstr("not JSON"));
+  EXPECT_THAT(error_of("[]"), HasSubstr("processes"));
+  EXPECT_THAT(error_of(R"({"processes": [], "more": 1})"), HasSubstr("one field"));
+  EXPECT_THAT(error_of(R"({"processes": []})"), HasSubstr("0 processes have a parent that is not in the tree"));
+  EXPECT_THAT(error_of(R"({"processes": [7]})"), HasSubstr("processes[0]"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1)"),
+              HasSubstr("processes[1], field sid): it is missing"));
+  EXPECT_THAT(error_of_process(R"("pid": 0, "ppid": 1, "pgid": 1, "sid": 1)"), HasSubstr("0 is not between 1 and"));
+  EXPECT_THAT(error_of_process(R"("pid": 18446744073709551615, "ppid": 1, "pgid": 1, "sid": 1)"),
+              HasSubstr("is not between"));
+  EXPECT_THAT(error_of_process(R"("pid": 2.5, "ppid": 1, "pgid": 1, "sid": 1)"), HasSubstr("not an integer"));
+  EXPECT_THAT(error_of_process(R"("pid": 1, "ppid": 1, "pgid": 1, "sid": 1)"), HasSubstr("pid 1 occurs twice"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "threads": [1])"),
+              HasSubstr("thread 1 occurs twice"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 9, "pgid": 1, "sid": 1)"), HasSubstr("2 processes have a parent"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "state": "dead")"), HasSubstr("state"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "exit_code": 3)"),
+              HasSubstr("only a zombie"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "state": "zombie", "exit_code": 256)"),
+              HasSubstr("256 is not between 0 and 255"));
+  EXPECT_THAT(error_of(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1},
+                                         {"pid": 2, "ppid": 3, "pgid": 1, "sid": 1},
+                                         {"pid": 3, "ppid": 2, "pgid": 1, "sid": 1}]})"),
+              HasSubstr("cycle"));
+}
+
+TEST(BareTree, WhatHasNoHistoryIsRefused) {
+  // 3 is of session 1, below 2, which is of session 9, which nobody above 2 leads: session 1 is not to be had below 9.
+  const auto tree = tree_from_json(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1},
+      {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4}, {"pid": 2, "ppid": 4, "pgid": 9, "sid": 9},
+      {"pid": 3, "ppid": 2, "pgid": 1, "sid": 1}]})");
+  ASSERT_TRUE(tree) << tree.error().message();
+  const auto program = make_tree_program(*tree);
+  ASSERT_FALSE(program);
+  EXPECT_EQ(program.error().code(), ErrorCode::conflict) << program.error().message();
+}
+
+TEST(BareTree, AProgramWithoutARootGetsOne) {
+  const auto published = from_json(R"([{"command": "FORK", "pid": 1, "child_pid": 6},
+                                       {"command": "SET_SID", "pid": 6}])");
+  ASSERT_TRUE(published) << published.error().message();
+  const auto outcome = outcome_of(with_root(*published));
+  ASSERT_FALSE(outcome.rejection);
+  ASSERT_EQ(outcome.tree.tasks.size(), 2u);
+  EXPECT_TRUE(outcome.tree.root_is_namespace_init);
+  EXPECT_EQ(outcome.tree.find(Pid{6})->session, Pid{6});
+}
+
+}  // namespace
+}  // namespace stasis::plan
