@@ -10,7 +10,7 @@ _stasis() {
     -o|--log-file|--pidfile|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "dump restore plan show diff check --help --version" -- "$current")
+    mapfile -t COMPREPLY < <(compgen -W "dump restore plan show diff check tree --help --version" -- "$current")
     return
   fi
   local words=""
@@ -20,6 +20,7 @@ _stasis() {
     plan) words="$common --format --shell-job --file-validation" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
+    tree) words="plan check run random capture --tree --format --search-limit --seed --operations --program --help" ;;
     check) words="--feature --extra --all --experimental --help" ;;
   esac
   if [[ $current == -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
