@@ -23,7 +23,7 @@ _stasis() {
     tree) words="plan check run random capture --tree --format --search-limit --seed --operations --program --help" ;;
     check) words="--feature --extra --all --experimental --help" ;;
   esac
-  if [[ $current == -* ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+  if [[ $current == -* || ( ${COMP_WORDS[1]} == tree && $COMP_CWORD == 2 ) ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
   else mapfile -t COMPREPLY < <(compgen -f -- "$current"); fi
 }
 complete -F _stasis stasis criu
