@@ -143,7 +143,10 @@ class Copy {
     return offset;
   }
 
+  /// One after the other: the kernel would let only one write into a file (inode_lock), and the others spin meanwhile
+  /// instead of reading what comes next.
   Status write(std::vector<iovec>& parts, uint64_t offset) {
+    const std::lock_guard lock(writing_);
     size_t first = 0;
     while (first < parts.size()) {
       const int count = static_cast<int>(std::min<size_t>(parts.size() - first, IOV_MAX));
@@ -174,6 +177,7 @@ class Copy {
   uint64_t buffer_size_;
   PageSource& source_;
 
+  std::mutex writing_;
   std::mutex mutex_;
   std::condition_variable turn_changed_;
   size_t index_ = 0;     // next run
