@@ -7,6 +7,9 @@
 int main(int argc, char** argv) {
   const int status = stasis::cli::run(argc, argv);
   // Everything is written and closed by now; the destructors of libraries would only free memory.
-  std::fflush(nullptr);
+  if (std::fflush(nullptr) != 0 && status == 0) {
+    std::perror("Error: write the output");
+    _exit(1);
+  }
   _exit(status);
 }

@@ -88,6 +88,7 @@ struct SetPgid {
 /// The runner ends with this wait(2) status.
 struct Exit {
   static constexpr std::string_view name = "EXIT";
+  static constexpr std::string_view optional_field = "status";  ///< the published language has none: 0
   int status = 0;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {

@@ -84,7 +84,8 @@ Json json_of(const Command& command) {
       [&](const auto& action) {
         std::remove_cvref_t<decltype(action)>::fields(action, [&](const char* field, const auto& value) {
           // The three lists that are nearly always empty are left out.
-          if constexpr (requires { value.empty(); }) {
+          using Value = std::remove_cvref_t<decltype(value)>;
+          if constexpr (requires { value.empty(); } && !std::is_same_v<Value, std::string>) {
             if (value.empty() && std::string_view(field) != "calls") return;
           }
           made[field] = json_of(value);
@@ -273,6 +274,9 @@ Action read_action(const Json& json) {
     if (found != json.end()) {
       in_field(field, [&] { read(*found, value); });
       return;
+    }
+    if constexpr (requires { T::optional_field; }) {
+      if (field == T::optional_field) return;
     }
     // What has a neutral value may be left out: lists, flags, and ids of the model. The rest is essential.
     using Value = std::remove_cvref_t<decltype(value)>;

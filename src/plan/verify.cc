@@ -217,7 +217,14 @@ class Interpreter {
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
   }
-  void apply(const Fork& fork) { create(fork, now_->pid); }
+  void apply(const Fork& fork) {
+    const bool is_root = now_->pid.value == 0;
+    require(fork.new_pid_namespace == (is_root && wanted_.root_is_namespace_init),
+            "only the root is the init of a pid namespace, if the tree has one");
+    require(!is_root || !(fork.share_files || fork.share_fs || fork.share_handlers || fork.share_memory),
+            "the root shares nothing with stasis");
+    if (!problem_) create(fork, now_->pid);
+  }
   void apply(const Clone& clone) {
     require(now_->parent.value != 0, "the root cannot create siblings (EINVAL)");
     if (!problem_) create(clone, now_->parent);
@@ -437,7 +444,7 @@ class Interpreter {
 
   void apply(const Perform& perform) {
     for (const auto& created : perform.creates) put(created.fd, created.description, false);
-    if (!problem_) obey(attributes_.record(now_->pid, tid_, perform));
+    if (!problem_ && extent_ == Extent::whole) obey(attributes_.record(now_->pid, tid_, perform));
     // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
     if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
       writes(now_->reachable[tid_], "the right to take its descriptors");

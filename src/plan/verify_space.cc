@@ -44,7 +44,7 @@ bool is_shared(const model::Mapping& mapping) {
 
 Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared) {
   const uint64_t end = (begin + length + page_size - 1) / page_size * page_size;
-  if (begin % page_size != 0 || length == 0 || end <= begin)
+  if (begin % page_size != 0 || length % page_size != 0 || length == 0 || end <= begin)
     return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
   const auto above = areas_.lower_bound(begin);
   const bool overlaps = (above != areas_.end() && above->first < end) ||
@@ -86,6 +86,8 @@ Broken SpaceModel::protect(AddressRange range, uint32_t protection) {
 }
 
 Broken SpaceModel::fill(AddressRange range) {
+  if (range.begin % page_size != 0 || range.end % page_size != 0)
+    return fmt::format("{:#x}-{:#x} are no whole pages", range.begin, range.end);
   if (range.empty()) return fmt::format("the range {:#x}-{:#x} is empty (EINVAL)", range.begin, range.end);
   if (const uint64_t covered = covered_until(range, PROT_WRITE); covered < range.end)
     return fmt::format("the page at {:#x} is not writable memory (EFAULT)", covered);

@@ -199,11 +199,12 @@ TEST_F(Mutations, a_command_by_another_runner_is_noticed) {
 
 /// Fields whose value is a room's or the file system's business.
 bool is_opaque(std::string_view command, std::string_view field) {
+  if (field == "command" || field == "pid" || field == "tid") return true;
   if (command == "PERFORM") return field == "purpose" || field == "calls";
   if (command == "OPEN") return field == "path" || field == "mode" || field == "flags";
   if (command == "LOAD_PAGES" || command == "MMAP") return field == "offset" || field == "flags";
   if (command == "MMAP_ANON") return field == "flags";
-  return field == "command" || field == "pid" || field == "tid";
+  return false;
 }
 
 std::vector<Json> other_values(const Json& value) {
@@ -223,26 +224,54 @@ std::vector<Json> other_values(const Json& value) {
   return {};
 }
 
+/// Of processes that are gone in the end, of descriptors that are closed again, of events that nobody waits for: what
+/// such a field says does not reach the outcome.
+bool is_passing(const Program& program, const model::Application& application, const Command& command,
+                std::string_view field) {
+  const auto* fork = std::get_if<Fork>(&command.action);
+  if (fork != nullptr && field.starts_with("share_")) {
+    const auto* child = application.find(fork->child_pid);
+    const bool lives = child != nullptr && child->state != model::TaskState::zombie;
+    return !lives || (command.pid.value != 0 && application.find(command.pid) == nullptr);
+  }
+  if (std::holds_alternative<Exit>(command.action)) return application.find(command.pid) == nullptr;
+  if (const auto* open = std::get_if<Open>(&command.action); open != nullptr && field == "description") {
+    const auto* task = application.find(command.pid);
+    const auto& slots = application.descriptor_tables.at(task->descriptors).slots;
+    return !slots.contains(open->fd);
+  }
+  return std::holds_alternative<Post>(command.action) && may_be_missing(program, command);
+}
+
 TEST_F(Mutations, a_changed_field_is_noticed) {
   const auto whole = Json::parse(to_json(correct_));
-  size_t changed = 0;
+  ASSERT_TRUE(from_json(whole.dump()));
+  size_t changed = 0, unreadable = 0;
   for (size_t index = 0; index < correct_.commands.size(); ++index) {
     const auto& command = whole["commands"][index];
     const auto name = command["command"].get<std::string>();
     for (const auto& [field, value] : command.items()) {
-      if (is_opaque(name, field)) continue;
+      if (is_opaque(name, field) || is_passing(correct_, sample_.application(), correct_.commands[index], field))
+        continue;
       for (const auto& other : other_values(value)) {
         auto mutant = whole;
         mutant["commands"][index][field] = other;
         const auto read = from_json(mutant.dump());
         ++changed;
-        if (!read) continue;  // not even a program
+        if (!read) {  // not even a program
+          ++unreadable;
+          continue;
+        }
         const bool fewer = name == "AWAIT" && field == "count" && other < value;
-        EXPECT_TRUE(!accepted(*read) || fewer) << mutant["commands"][index].dump() << " instead of " << command.dump();
+        // Pages beyond those that are stored may have been inherited and dropped again, by calls that the verifier does
+        // not interpret: that nothing else is filled it cannot tell.
+        const bool longer = name == "LOAD_PAGES" && field == "runs" && other[1] > value[1];
+        EXPECT_TRUE(!accepted(*read) || fewer || longer)
+            << mutant["commands"][index].dump() << " instead of " << command.dump();
       }
     }
   }
-  EXPECT_GT(changed, 500U);
+  EXPECT_GT(changed - unreadable, 500U);
 }
 
 /// Neighbours of one runner, the other way round: accepted only if the order does not matter to the outcome.

@@ -66,5 +66,24 @@ TEST(BareTree, AProgramWithoutARootGetsOne) {
   EXPECT_EQ(outcome.tree.find(Pid{6})->session, Pid{6});
 }
 
+TEST(ProgramJson, LosesNothing) {
+  Program program;
+  program.agent_area = {0x10000, 0x20000};
+  program.images_fd = 9;
+  program.commands.push_back({Pid{7}, Tid{7}, Perform{"a purpose", "", {}, {}, {call(1, 2, text("three"))}}});
+  program.commands.push_back({Pid{7}, Tid{8}, Perform{"", "an attribute", {"CAP_KILL"}, {{5, ObjectId{6}}}, {}}});
+  program.commands.push_back({Pid{7}, Tid{7}, Exit{0x300}});
+  const auto text = to_json(program);
+  const auto read = from_json(text);
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ(to_json(*read), text);
+}
+
+TEST(ProgramJson, AnEndNeedsNoStatus) {
+  const auto read = from_json(R"([{"command": "EXIT", "pid": 6}])");
+  ASSERT_TRUE(read) << read.error().message();
+  EXPECT_EQ(std::get<Exit>(read->commands.front().action).status, 0);
+}
+
 }  // namespace
 }  // namespace stasis::plan
