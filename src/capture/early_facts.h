@@ -16,6 +16,10 @@ class EarlyFacts {
  public:
   /// Begins to read. The processes must be stopped until this object is gone.
   explicit EarlyFacts(const std::vector<FrozenProcess>&);
+  /// Nobody wants what is not read yet.
+  ~EarlyFacts() { next_ = readings_.size(); }
+  EarlyFacts(const EarlyFacts&) = delete;
+  EarlyFacts& operator=(const EarlyFacts&) = delete;
   /// Helps with the rest and gives each process its facts. What could not be read is left out: whoever asks for it
   /// reads it again and gets the error.
   void hand_out(std::vector<LiveProcess>&);

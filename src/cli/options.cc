@@ -31,6 +31,10 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
       ->type_name("SECONDS");
 }
 
+void add_format_option(CLI::App& app, std::string& format) {
+  app.add_option("--format", format, "text, json or dot")->check(CLI::IsMember({"text", "json", "dot"}));
+}
+
 uint64_t parse_size(const std::string& text) {
   uint64_t number = 0;
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);

@@ -46,6 +46,8 @@ struct RestoreOptions {
 /// -D -W -o -v --action-script …: shared by all subcommands that work on images.
 void add_common_options(CLI::App&, CommonOptions&);
 void add_log_options(CLI::App&, CommonOptions&);
+/// --format of a program: plan::to_form.
+void add_format_option(CLI::App&, std::string& format);
 
 /// "1M", "256k", "4096" → bytes; 0 if it is not a size.
 uint64_t parse_size(const std::string& text);

@@ -17,9 +17,7 @@ struct Options {
 Result<std::string> planned(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
   const auto checkpoint = TRY(load_checkpoint(images, session, options.policy));
-  if (options.format == "json") return plan::to_json(checkpoint.program);
-  if (options.format == "dot") return plan::to_dot(checkpoint.program);
-  return plan::to_text(checkpoint.program);
+  return plan::to_form(checkpoint.program, options.format);
 }
 
 }  // namespace
@@ -28,7 +26,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("plan", "Print the verified program that restore would run");
   add_common_options(*command, options->common);
-  command->add_option("--format", options->format, "text, json or dot")->check(CLI::IsMember({"text", "json", "dot"}));
+  add_format_option(*command, options->format);
   command->add_flag("-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));

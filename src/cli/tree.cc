@@ -1,11 +1,11 @@
 // stasis tree: bare process trees, planned, checked, run for real, made up.
 
 #include <CLI/CLI.hpp>
-#include <fstream>
-#include <iterator>
 
+#include "cli/options.h"
 #include "cli/subcommands.h"
 #include "execute/tree_run.h"
+#include "kernel/proc.h"
 #include "plan/bare_tree.h"
 #include "plan/tree_history.h"
 #include "plan/verify.h"
@@ -22,19 +22,8 @@ struct Options {
   size_t search_limit = plan::TreeLimits{}.search_steps;
 };
 
-Result<std::string> contents_of(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return fail(Error::conflict("read", "it cannot be opened", path).advise("check the path"));
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
 Result<model::Application> tree_in(const std::string& path) {
-  return TRY_IN(path, plan::tree_from_json(TRY(contents_of(path))));
-}
-
-std::string written(const plan::Program& program, const std::string& format) {
-  if (format == "dot") return plan::to_dot(program);
-  return format == "text" ? plan::to_text(program) : plan::to_json(program);
+  return TRY_IN(path, plan::tree_from_json(TRY(kernel::read_file(path))));
 }
 
 /// Planned and, whoever has planned it, verified.
@@ -46,12 +35,13 @@ Result<plan::Program> program_for(const model::Application& tree, const Options&
 }
 
 Result<int> plan_tree(const Options& options) {
-  fmt::print("{}\n", written(TRY(program_for(TRY(tree_in(options.file)), options)), options.format));
+  fmt::print("{}\n", plan::to_form(TRY(program_for(TRY(tree_in(options.file)), options)), options.format));
   return 0;
 }
 
 Result<int> check(const Options& options) {
-  const auto program = plan::with_root(TRY_IN(options.program, plan::from_json(TRY(contents_of(options.program)))));
+  const auto program =
+      plan::with_root(TRY_IN(options.program, plan::from_json(TRY(kernel::read_file(options.program)))));
   const auto outcome = plan::outcome_of(program);
   auto rejection = outcome.rejection;
   if (!rejection && !options.file.empty())
@@ -76,7 +66,7 @@ Result<int> run(const Options& options) {
 Result<int> random(const Options& options) {
   const auto history = plan::random_history(options.seed, options.operations);
   fmt::print("{}\n",
-             options.print_program ? written(history.program, options.format) : plan::tree_to_json(history.tree));
+             options.print_program ? plan::to_form(history.program, options.format) : plan::tree_to_json(history.tree));
   return 0;
 }
 
@@ -98,9 +88,6 @@ void do_when_chosen(CLI::App& command, Action& chosen, const std::shared_ptr<Opt
   });
 }
 
-void add_format(CLI::App& command, Options& options) {
-  command.add_option("--format", options.format, "json, text or dot")->check(CLI::IsMember({"json", "text", "dot"}));
-}
 void add_search_limit(CLI::App& command, Options& options) {
   command.add_option("--search-limit", options.search_limit, "Steps after which the search for a history is given up")
       ->check(CLI::PositiveNumber);
@@ -115,7 +102,7 @@ void add_tree(CLI::App& app, Action& chosen, Face) {
 
   CLI::App* made = tree->add_subcommand("plan", "Print a verified program that builds the tree");
   made->add_option("file", options->file, "The tree, as JSON")->required();
-  add_format(*made, *options);
+  add_format_option(*made, options->format);
   add_search_limit(*made, *options);
   do_when_chosen(*made, chosen, options, plan_tree);
 
@@ -133,7 +120,7 @@ void add_tree(CLI::App& app, Action& chosen, Face) {
   invented->add_option("--seed", options->seed, "The same seed gives the same tree");
   invented->add_option("--operations", options->operations, "How many (at most 100000)")->check(CLI::Range(0, 100'000));
   invented->add_flag("--program", options->print_program, "Print the operations instead of the tree");
-  add_format(*invented, *options);
+  add_format_option(*invented, options->format);
   do_when_chosen(*invented, chosen, options, random);
 
   CLI::App* captured = tree->add_subcommand("capture", "Print the tree below a process, as /proc shows it");

@@ -147,16 +147,6 @@ AddressRange own_rseq() {
   return {begin, begin + 32};  // glibc registers 32 bytes, whatever __rseq_size says of those in use
 }
 
-/// Everything below a process, itself included, parents first.
-std::vector<pid_t> descendants(pid_t root) {
-  std::vector<pid_t> found{root};
-  for (size_t i = 0; i < found.size(); ++i) {
-    if (const auto children = kernel::list_children(found[i]))
-      found.insert(found.end(), children->begin(), children->end());
-  }
-  return found;
-}
-
 /// Looks for tasks that died without saying so: nobody would ever post what others wait for.
 class Watchdog {
  public:
@@ -209,7 +199,7 @@ class Watchdog {
   }
   static std::map<pid_t, char> namespace_states() {
     std::map<pid_t, char> states;
-    for (const pid_t pid : descendants(getpid())) {
+    for (const pid_t pid : kernel::list_descendants(getpid())) {
       const auto status = kernel::read_status(pid);
       if (status && status->ns_pid.size() > 1) states[status->ns_pid.back()] = status->state;
     }
@@ -246,7 +236,7 @@ class Tree final : public BuiltTree {
   }
 
   Status build(const image::Directory& images) {
-    const auto before = descendants(getpid());
+    const auto before = kernel::list_descendants(getpid());
     bystanders_.insert(before.begin(), before.end());
     lowered_ =
         TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
@@ -362,11 +352,11 @@ class Tree final : public BuiltTree {
     for (int round = 0; round < 1000; ++round) {
       bool found = false;
       std::vector<pid_t> doomed;
-      if (options_.sibling && host_root_ > 0) doomed = descendants(host_root_);
+      if (options_.sibling && host_root_ > 0) doomed = kernel::list_descendants(host_root_);
       if (const auto children = kernel::list_children(getpid())) {
         for (const pid_t child : *children) {
           if (bystanders_.contains(child)) continue;
-          const auto below = descendants(child);
+          const auto below = kernel::list_descendants(child);
           doomed.insert(doomed.end(), below.begin(), below.end());
         }
       }

@@ -246,9 +246,8 @@ class Lowering {
   }
   /// MAP_DROPPABLE is a type of its own beside shared and private (mmap(2)).
   static uint64_t type_of(const auto& map) {
-    constexpr uint32_t droppable = 0x08;
     if (map.is_shared) return MAP_SHARED;
-    return (map.flags & droppable) != 0 ? 0 : MAP_PRIVATE;
+    return (map.flags & model::map_droppable) != 0 ? 0 : MAP_PRIVATE;
   }
   Status lower(const plan::Command&, const plan::TransferFd& transfer) {
     add(call(SYS_pidfd_open, transfer.from_pid.value, 0));

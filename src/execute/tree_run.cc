@@ -127,10 +127,7 @@ Result<std::vector<std::string>> run_tree(const plan::Program& program, const mo
 Result<model::Application> look_at_tree(pid_t root) {
   model::Application tree;
   std::map<pid_t, Pid> known;  // by the pid that we see
-  std::vector<pid_t> open{root};
-  while (!open.empty()) {
-    const pid_t host_pid = open.back();
-    open.pop_back();
+  for (const pid_t host_pid : kernel::list_descendants(root)) {
     const auto stat = kernel::read_stat(host_pid);
     const auto status = kernel::read_status(host_pid);
     if (!stat || !status) {  // it has just ended
@@ -152,8 +149,6 @@ Result<model::Application> look_at_tree(pid_t root) {
         const auto thread = kernel::read_thread_status(host_pid, tid);
         if (thread) task.threads.emplace_back().tid = Tid{thread->ns_pid.back()};
       }
-      const auto children = kernel::list_children(host_pid);
-      if (children) open.insert(open.end(), children->begin(), children->end());
     }
     tree.tasks.push_back(std::move(task));
   }

@@ -18,9 +18,10 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 
 #include "base/unique_fd.h"
+#include "kernel/proc.h"
+#include "kernel/process.h"
 
 namespace stasis::kernel {
 namespace {
@@ -132,16 +133,11 @@ std::string pagemap_scan_for(uint64_t categories) {
 
 std::string probe_pagemap_scan() { return pagemap_scan_for(0); }
 
-std::string probe_guard_pages() {
-  constexpr uint64_t page_is_guard = 1 << 8;  // PAGE_IS_GUARD, Linux 6.15
-  return pagemap_scan_for(page_is_guard);
-}
+std::string probe_guard_pages() { return pagemap_scan_for(page_is_guard); }
 
 std::string probe_ns_pid() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.starts_with("NSpid:")) return {};
-  }
+  const auto status = read_status(getpid());
+  if (status && !status->ns_pid.empty()) return {};
   return "/proc/self/status has no line NSpid (CONFIG_PID_NS)";
 }
 

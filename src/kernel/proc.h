@@ -28,6 +28,8 @@ Result<std::string> read_link(const std::string& path);
 Result<std::string> read_link_at(int directory, const std::string& name);
 Result<std::vector<pid_t>> list_threads(pid_t pid);   ///< /proc/PID/task, leader first
 Result<std::vector<pid_t>> list_children(pid_t pid);  ///< of all its threads: /proc/PID/task/*/children
+/// Everything below a process, itself included, parents first.
+std::vector<pid_t> list_descendants(pid_t root);
 /// The same where the threads are known.
 Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids);
 Result<std::vector<int>> list_descriptors(pid_t pid);  ///< ascending

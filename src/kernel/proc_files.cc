@@ -140,6 +140,14 @@ Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids)
   return children;
 }
 
+std::vector<pid_t> list_descendants(pid_t root) {
+  std::vector<pid_t> found{root};
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (const auto children = list_children(found[i])) found.insert(found.end(), children->begin(), children->end());
+  }
+  return found;
+}
+
 Result<std::vector<int>> list_descriptors(pid_t pid) {
   auto descriptors = TRY(list_numbers(fmt::format("/proc/{}/fd", pid), pid));
   std::sort(descriptors.begin(), descriptors.end());

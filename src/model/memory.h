@@ -61,6 +61,9 @@ struct MemoryLayout {
   friend bool operator==(const MemoryLayout&, const MemoryLayout&) = default;
 };
 
+/// MAP_DROPPABLE (Linux 6.11), a type beside MAP_SHARED and MAP_PRIVATE: pages that may go at any time.
+inline constexpr uint32_t map_droppable = 0x08;
+
 /// Present or modified pages that have to be stored, in ascending order, disjoint.
 struct PageRun {
   AddressRange range;

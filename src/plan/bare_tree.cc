@@ -32,7 +32,6 @@ class Reader {
     }
     TRY(find_root());
     TRY(order());
-    own_objects();
     return std::move(application_);
   }
 
@@ -161,15 +160,6 @@ class Reader {
     return {};
   }
 
-  /// Nobody shares anything.
-  void own_objects() {
-    uint32_t last = 0;
-    for (auto& task : application_.tasks) {
-      if (task.state == model::TaskState::zombie) continue;
-      task.descriptors = task.fs = task.address_space = task.handlers = ObjectId{++last};
-    }
-  }
-
   model::Application application_;
   size_t index_ = 0;
 };
@@ -233,9 +223,7 @@ Result<Program> make_tree_program(const model::Application& application, const T
     }
   };
   live([&](const model::Task& task) {
-    for (const auto& thread : task.threads) {
-      if (thread.tid != leader_of(task.pid)) out.process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
-    }
+    out.start_threads(task);
     out.post(out.process(task.pid), "built");
   });
   // Subreaper flags last of all: while the tree is built they decide who adopts whom.

@@ -27,6 +27,13 @@ class Emission {
   Program program;
   std::map<std::string, uint32_t> posted;  ///< how often an event is posted so far
 
+  /// START_THREAD of all but the leader.
+  void start_threads(const model::Task& task) {
+    for (const auto& thread : task.threads) {
+      if (thread.tid != leader_of(task.pid)) process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
+    }
+  }
+
   Sink process(Pid pid) { return {program, pid, pid.value == 0 ? Tid{0} : leader_of(pid)}; }
   Sink thread(Pid pid, Tid tid) { return {program, pid, tid}; }
 
@@ -44,7 +51,7 @@ class Emission {
   /// refused with EBUSY, fs/file.c), and a child copies whatever is open at its birth.
   void take_table(Pid pid) {
     const auto* task = application.find(pid);
-    if (task == nullptr || task->state == model::TaskState::zombie) return;
+    if (task == nullptr || task->state == model::TaskState::zombie || task->descriptors.value == 0) return;
     auto& table = tables_.at(task->descriptors);
     if (table.users < 2 || table.last == pid) return;
     if (table.last.value != 0) {

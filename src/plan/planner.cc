@@ -7,10 +7,10 @@
 #include <sys/wait.h>
 
 #include <algorithm>
-#include <ranges>
 #include <array>
 #include <map>
 #include <optional>
+#include <ranges>
 #include <set>
 
 #include "plan/descriptors.h"
@@ -270,9 +270,7 @@ class Planner {
   void build_threads() {
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
-      for (const auto& thread : task.threads) {
-        if (thread.tid != leader_of(task.pid)) out_.process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
-      }
+      out_.start_threads(task);
       for (const auto& thread : task.threads) {
         auto sink = out_.thread(task.pid, thread.tid);
         for (const auto* room : out_.contributors.rooms)

@@ -24,5 +24,7 @@ Result<Program> from_json(std::string_view text);
 /// One line per command, aligned, for people.
 std::string to_text(const Program& program);
 std::string to_dot(const Program& program);
+/// "json", "text" or "dot".
+std::string to_form(const Program& program, std::string_view form);
 
 }  // namespace stasis::plan

@@ -130,4 +130,9 @@ std::string to_dot(const Program& program) {
   return text + "}\n";
 }
 
+std::string to_form(const Program& program, std::string_view form) {
+  if (form == "json") return to_json(program);
+  return form == "dot" ? to_dot(program) : to_text(program);
+}
+
 }  // namespace stasis::plan

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <expected>
 #include <functional>
 #include <optional>
 
@@ -157,11 +158,7 @@ class TreePlanner {
   }
 
   /// The session a process was born in.
-  Pid born(Pid pid) const {
-    const auto& node = tree_.nodes.at(pid);
-    if (pid == tree_.root || node.session != pid) return node.session;
-    return tree_.born_session.at(pid);
-  }
+  Pid born(Pid pid) const { return *known(birth_of(pid)); }
   Pid leader_of_session(Pid session) const { return session == root_session_ ? tree_.root : session; }
 
   /// Candidates for a leader's birth session, likely ones first: its parent's session, its foreign children's, the
@@ -211,16 +208,7 @@ class TreePlanner {
     }
     return false;
   }
-  bool closes_cycle(Pid leader) const {
-    Pid at = tree_.born_session.at(leader);
-    while (at != root_session_) {
-      if (at == leader) return true;
-      const auto next = tree_.born_session.find(at);
-      if (next == tree_.born_session.end()) return false;
-      at = next->second;
-    }
-    return false;
-  }
+  bool closes_cycle(Pid leader) const { return is_on_the_way(leader, tree_.born_session.at(leader)); }
 
   bool search_anew(size_t bound, bool any_session) {
     tree_.born_session.clear();
@@ -241,11 +229,15 @@ class TreePlanner {
     if (pid == tree_.root || node.session != pid) return {false, node.session};
     return {true, pid};
   }
+  /// Whether its final parent restricts where it can have been born: the root is above everybody.
+  bool is_restricted(const Node& node) const {
+    return node.pid != tree_.root && !node.transient && node.parent != tree_.root;
+  }
   /// A parent is among the creators only if its birth session is that of the child, or one above it.
   void list_demands() {
     std::set<std::pair<Birth, Birth>> demands;
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid == tree_.root || node.transient || node.parent == tree_.root) continue;
+      if (!is_restricted(node)) continue;
       const Birth above = birth_of(node.parent), below = birth_of(pid);
       if (above != below && above != Birth{false, root_session_}) demands.emplace(above, below);
     }
@@ -263,25 +255,20 @@ class TreePlanner {
       return !above || !below || !leads_elsewhere(*above, *below);
     });
   }
-  /// `above` is not on the way from `session` up, and cannot come to be: the way is known to its end, or ends where
-  /// `above` itself descends from.
-  bool leads_elsewhere(Pid above, Pid session) const {
+  /// From `session` up towards the root's: ends at `until`, at the root's, or at a session whose birth is not known.
+  Pid climb(Pid session, Pid until) const {
     for (Pid at = session;;) {
-      if (at == above) return false;
-      if (at == root_session_) return true;
       const auto next = tree_.born_session.find(at);
-      if (next == tree_.born_session.end()) return is_on_the_way(at, above);
+      if (at == until || at == root_session_ || next == tree_.born_session.end()) return at;
       at = next->second;
     }
   }
-  bool is_on_the_way(Pid wanted, Pid session) const {
-    for (Pid at = session;;) {
-      if (at == wanted) return true;
-      if (at == root_session_) return false;
-      const auto next = tree_.born_session.find(at);
-      if (next == tree_.born_session.end()) return false;
-      at = next->second;
-    }
+  bool is_on_the_way(Pid wanted, Pid session) const { return climb(session, wanted) == wanted; }
+  /// `above` is not on the way from `session` up, and cannot come to be: the way is known to its end, or ends where
+  /// `above` itself descends from.
+  bool leads_elsewhere(Pid above, Pid session) const {
+    const Pid end = climb(session, above);
+    return end != above && (end == root_session_ || is_on_the_way(end, above));
   }
 
   /// The general search: each time the leader with the fewest sessions left is chosen for. Every choice is checked
@@ -307,27 +294,42 @@ class TreePlanner {
     tree_.born_session.erase(next);
     return false;
   }
-  /// Whether an order of births is left: as far as it is known who must be born before whom, nobody must be before
-  /// himself.
+  using Before = std::map<Pid, std::set<Pid>>;  ///< who must be born before whom, and create him, within one session
+
+  /// Whether an order of births is left, as far as it is known who must be born before whom.
   bool has_order() const {
-    std::map<Pid, std::set<Pid>> before;
+    Before before;
+    std::vector<Pid> followers;
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid == tree_.root || node.transient || node.parent == tree_.root) continue;
+      if (!is_restricted(node)) continue;
       const auto above = known(birth_of(node.parent)), below = known(birth_of(pid));
-      if (!above || !below) continue;
-      const auto follower = first_below(*above, *below, pid);
-      if (follower && *follower != node.parent) before[*follower].insert(node.parent);
+      if (above && below) note_order(node, *above, *below, before);
     }
+    for (const auto& [pid, earlier] : before) followers.push_back(pid);
+    return in_order(followers, before).has_value();
+  }
+  /// The final parent comes before the child, or before the first between them that was born in the parent's session.
+  void note_order(const Node& node, Pid above, Pid session, Before& before) const {
+    const auto follower = first_below(above, session, node.pid);
+    if (follower && *follower != node.parent) before[*follower].insert(node.parent);
+  }
+  /// All after those who must be before them; or somebody who would have to be before himself.
+  static std::expected<std::vector<Pid>, Pid> in_order(const std::vector<Pid>& members, const Before& before) {
+    std::vector<Pid> order;
     std::map<Pid, bool> done;  // false: being visited
+    std::optional<Pid> twice;
     const std::function<bool(Pid)> visit = [&](Pid pid) {
       const auto [seen, fresh] = done.try_emplace(pid, false);
+      if (!fresh && !seen->second) twice = pid;
       if (!fresh) return seen->second;
       if (const auto earlier = before.find(pid); earlier != before.end()) {
         if (!std::ranges::all_of(earlier->second, visit)) return false;
       }
+      order.push_back(pid);
       return done[pid] = true;
     };
-    return std::ranges::all_of(before, [&](const auto& entry) { return visit(entry.first); });
+    if (!std::ranges::all_of(members, visit)) return std::unexpected(*twice);
+    return order;
   }
   /// Who of those born in `above` comes first on the way down to a process born in `session`: itself, or the leader of
   /// a session between. Nothing while the way is not known.
@@ -352,24 +354,16 @@ class TreePlanner {
     return left;
   }
 
-  /// Sessions from `session` up to the root's; empty past a session whose birth is unknown.
-  bool is_session_ancestor(Pid above, Pid session) const {
-    for (Pid at = session;; at = tree_.born_session.at(at)) {
-      if (at == above) return true;
-      if (at == root_session_) return false;
-    }
-  }
-
   // ---- the creation tree for fixed birth sessions
 
   bool construct() {
     std::map<Pid, std::vector<Pid>> blocks;  // session → those born in it
-    std::map<Pid, std::set<Pid>> before;     // node → those of its block that must be its creators
+    Before before;
     for (const auto& [pid, node] : tree_.nodes) {
       if (pid != tree_.root) blocks[born(pid)].push_back(pid);
     }
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid == tree_.root || node.transient || node.parent == tree_.root) continue;
+      if (!is_restricted(node)) continue;
       if (!constrain(node, before)) return false;
     }
     tree_.creator.clear();
@@ -389,48 +383,31 @@ class TreePlanner {
   }
 
   /// The final parent must be among the creators: within its own birth session that is an order in the block.
-  bool constrain(const Node& node, std::map<Pid, std::set<Pid>>& before) {
+  bool constrain(const Node& node, Before& before) {
     const Pid above = born(node.parent), session = born(node.pid);
-    if (!is_session_ancestor(above, session)) {
+    if (!is_on_the_way(above, session)) {
       conflict_ = fmt::format("{} was born in session {}, which cannot descend from that of its parent {} ({})",
                               node.pid, session, node.parent, above);
       return false;
     }
-    const Pid child = *first_below(above, session, node.pid);
-    if (child != node.parent) before[child].insert(node.parent);
+    note_order(node, above, session, before);
     return true;
   }
 
-  bool order_block(Pid session, const std::vector<Pid>& members, const std::map<Pid, std::set<Pid>>& before) {
-    std::vector<Pid> order;
-    std::map<Pid, int> state;  // 1 visiting, 2 done
-    std::function<bool(Pid)> visit = [&](Pid pid) {
-      if (state[pid] == 2) return true;
-      if (state[pid] == 1) {
-        conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}", pid,
-                                session);
-        return false;
-      }
-      state[pid] = 1;
-      if (const auto found = before.find(pid); found != before.end()) {
-        for (const Pid earlier : found->second) {
-          if (!visit(earlier)) return false;
-        }
-      }
-      state[pid] = 2;
-      order.push_back(pid);
-      return true;
-    };
-    for (const Pid pid : members) {
-      if (!visit(pid)) return false;
+  bool order_block(Pid session, const std::vector<Pid>& members, const Before& before) {
+    const auto order = in_order(members, before);
+    if (!order) {
+      conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}",
+                              order.error(), session);
+      return false;
     }
     const Pid top = leader_of_session(session);
-    if (!hang_minimal(top, order, before)) hang_as_chain(top, order);
+    if (!hang_minimal(top, *order, before)) hang_as_chain(top, *order);
     return true;
   }
 
   /// Each under the deepest of its predecessors, if those lie on one line.
-  bool hang_minimal(Pid top, const std::vector<Pid>& order, const std::map<Pid, std::set<Pid>>& before) {
+  bool hang_minimal(Pid top, const std::vector<Pid>& order, const Before& before) {
     std::map<Pid, std::vector<Pid>> line;  // from the top of the block down to the node, itself included
     for (const Pid pid : order) {
       std::vector<Pid> above;

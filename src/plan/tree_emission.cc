@@ -69,7 +69,10 @@ Birth birth_of(const model::Application& application, Pid giver, Pid child) {
 void TreeEmission::note_objects(Pid pid) {
   const auto* task = out_.application.find(pid);
   if (task == nullptr || task->state == model::TaskState::zombie) return;
-  for (size_t kind = 0; kind < std::size(shareable); ++kind) born_objects_[kind].insert(task->*shareable[kind].first);
+  for (size_t kind = 0; kind < std::size(shareable); ++kind) {
+    const ObjectId object = task->*shareable[kind].first;
+    if (object.value != 0) born_objects_[kind].insert(object);  // 0: of a bare tree, where nobody shares anything
+  }
 }
 
 /// Who creates the child: whoever has what it shares with those who are there already. That is its creator in the tree,

@@ -91,7 +91,6 @@ class History {
     Task& task = tasks_[pid];
     task.pid = pid, task.parent = parent;
     task.threads.emplace_back().tid = leader_of(pid);
-    task.descriptors = task.fs = task.address_space = task.handlers = ObjectId{++last_object_};
     return task;
   }
 
@@ -174,7 +173,6 @@ class History {
       task.exit_status = status;
       task.threads.clear();
       task.child_subreaper = false;
-      task.descriptors = task.fs = task.address_space = task.handlers = {};
     }
   }
 
@@ -198,7 +196,6 @@ class History {
   std::map<Pid, Task> tasks_;
   Pid last_;
   unsigned turns_ = 0;
-  uint32_t last_object_ = 0;
 };
 
 }  // namespace

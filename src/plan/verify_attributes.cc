@@ -172,18 +172,15 @@ std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perfo
 
 /// Filters and the final capabilities end what a thread may do.
 std::optional<std::string> AttributeLedger::check_rights(const Perform& perform, Tid tid) const {
-  for (const auto& need : perform.needs) {
-    if (std::ranges::find(capabilities, need, &Capability::name) == std::end(capabilities))
-      return fmt::format("no capability is called '{}'", need);
-  }
   const auto counts = by_thread_.find(tid.value);
-  if (counts == by_thread_.end()) return {};
-  if (counts->second[seccomp] > 0 && perform.attribute != rules[final_capabilities].name)
+  const bool known_thread = counts != by_thread_.end();
+  if (known_thread && counts->second[seccomp] > 0 && perform.attribute != rules[final_capabilities].name)
     return "it comes after the thread's seccomp filters, which may forbid it (EPERM)";
-  if (counts->second[final_capabilities] == 0) return {};
-  const uint64_t held = threads_.at(tid.value).thread->credentials.effective;
+  const bool reduced = known_thread && counts->second[final_capabilities] > 0;
+  const uint64_t held = reduced ? threads_.at(tid.value).thread->credentials.effective : ~uint64_t{0};
   for (const auto& need : perform.needs) {
     const auto* known = std::ranges::find(capabilities, need, &Capability::name);
+    if (known == std::end(capabilities)) return fmt::format("no capability is called '{}'", need);
     if ((held >> known->number & 1) == 0)
       return fmt::format("it needs {}, which the thread has given up by then (EPERM)", need);
   }

@@ -43,7 +43,7 @@ bool is_shared(const model::Mapping& mapping) {
 }  // namespace
 
 Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared) {
-  const uint64_t end = (begin + length + page_size - 1) / page_size * page_size;
+  const uint64_t end = begin + length;
   if (begin % page_size != 0 || length % page_size != 0 || length == 0 || end <= begin)
     return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
   const auto above = areas_.lower_bound(begin);

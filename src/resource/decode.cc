@@ -125,11 +125,12 @@ class Decoder {
     return parallel_for(loads.size(), [&](size_t index) { return loads[index](); });
   }
 
-  /// The record that `file` holds; an error where there is no such file.
+  /// The record that was loaded from `file`; an error where there was no such file.
   template <typename Record>
-  Result<Record> loaded(std::optional<Record>& record, const std::string& file) {
-    if (!record) TRY(directory_.read(file));
-    return std::move(*record);
+  Result<Record> needed(const std::optional<Record>& record, const std::string& file) const {
+    if (record) return *record;
+    TRY(directory_.read(file));  // says that it is missing
+    return fail(Error::conflict("read checkpoint", "it came while the images were read", file));
   }
 
   Status task(model::Task& task) {
@@ -201,7 +202,7 @@ class Decoder {
   /// What the task shares with others: ids, fs context, descriptor table, address space.
   Status objects(model::Task& task, image::TaskRecords& records) {
     const std::string file = file_name("ids-{}", task.pid.value);
-    records.ids = TRY(loaded(loaded_.at(task.pid).ids, file));
+    records.ids = TRY(needed(loaded_.at(task.pid).ids, file));
     const task_kobj_ids_entry& ids = records.ids;
     if (ids.vm_id() == 0) return reject(file, "vm_id", "0 is no id");
     if (ids.files_id() == 0) return reject(file, "files_id", "0 is no id");
@@ -233,9 +234,9 @@ class Decoder {
   /// One record for all sharers would do, but CRIU writes one for each task.
   Status fs_context(const model::Task& task, image::TaskRecords& records) {
     const std::string file = file_name("fs-{}", task.pid.value);
-    auto& record = loaded_.at(task.pid).fs;
+    const auto& record = loaded_.at(task.pid).fs;
     if (!record && application_.fs_contexts.contains(task.fs)) return {};
-    records.fs = TRY(loaded(record, file));
+    records.fs = TRY(needed(record, file));
     TRY(expect_description(ObjectId{records.fs.cwd_id()}, file, "cwd_id"));
     return expect_description(ObjectId{records.fs.root_id()}, file, "root_id");
   }
@@ -265,9 +266,7 @@ class Decoder {
   Status address_space(const model::Task& task, image::TaskRecords& records) {
     const auto [first, fresh] = spaces_.emplace(task.address_space, task.pid);
     const std::string file = file_name("mm-{}", first->second.value);
-    const auto& stored = loaded_.at(first->second).mm;
-    if (!stored) TRY(directory_.read(file));  // says that it is missing
-    records.mm = *stored;
+    records.mm = TRY(needed(loaded_.at(first->second).mm, file));
     if (!fresh) return {};
     return expect_description(ObjectId{records.mm.exe_file_id()}, file, "exe_file_id");
   }

@@ -36,6 +36,7 @@ struct Slot {
 /// Ways into one process, opened once for all of its descriptors: walking /proc/PID anew for each costs more than the
 /// reading itself.
 struct Reach {
+  static constexpr size_t descriptors = 3;  ///< of ours that each has
   UniqueFd pidfd, links, infos;
 
   static Result<Reach> open(pid_t host_pid) {
@@ -202,7 +203,8 @@ class DescriptorCapture {
     }
     std::vector<std::vector<int>> numbers(first.size());
     reaches_.resize(first.size());
-    if (3 * first.size() <= duplicates_allowed()) reserve_descriptors(3 * first.size());
+    const size_t needed = first.size() * Reach::descriptors;
+    if (needed <= allowed_) reserve_descriptors(needed);
     TRY(parallel_for(first.size(), [&](size_t index) -> Status {
       reaches_[index] = TRY(Reach::open(first[index]->view->host_pid));
       numbers[index] = TRY(candidates(*first[index], reaches_[index]));
@@ -232,9 +234,9 @@ class DescriptorCapture {
 
   /// Duplicates are kept for comparing as long as there is room for all of them.
   Status look_at_all() {
-    const size_t allowed = duplicates_allowed();
-    has_duplicates_ = slots_.size() + 3 * reaches_.size() <= allowed;
-    if (has_duplicates_) reserve_descriptors(slots_.size() + 3 * reaches_.size());
+    const size_t needed = slots_.size() + reaches_.size() * Reach::descriptors;
+    has_duplicates_ = needed <= allowed_;
+    if (has_duplicates_) reserve_descriptors(needed);
     TRY(parallel_for(slots_.size(), [&](size_t index) -> Status {
       TRY(look(context_, reaches_[slots_[index].process], slots_[index]));
       if (!has_duplicates_) slots_[index].probe.cached_duplicate.reset();
@@ -349,6 +351,7 @@ class DescriptorCapture {
   }
 
   CaptureContext& context_;
+  const size_t allowed_ = duplicates_allowed();
   std::vector<Reach> reaches_;
   std::vector<Slot> slots_;
   std::vector<size_t> first_of_;  // slot → the first slot of the same description

@@ -5,10 +5,6 @@
 #include <bit>
 #include <string_view>
 
-#ifndef MAP_DROPPABLE
-#define MAP_DROPPABLE 0x08  // Linux 6.11
-#endif
-
 namespace stasis::resource {
 namespace {
 
@@ -125,7 +121,7 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   if (has_offset(mapping.backing)) mapping.offset = vma.offset;
   if (has("gd")) mapping.map_flags |= MAP_GROWSDOWN;
   if (has("nr")) mapping.map_flags |= MAP_NORESERVE;
-  if (has("dp")) mapping.map_flags |= MAP_DROPPABLE;
+  if (has("dp")) mapping.map_flags |= model::map_droppable;
   if (has("ht") && kind != VmaKind::file) {
     mapping.map_flags |= MAP_HUGETLB | static_cast<uint32_t>(std::countr_zero(vma.kernel_page_size)) << MAP_HUGE_SHIFT;
   }

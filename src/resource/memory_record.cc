@@ -10,10 +10,6 @@
 
 #include "base/checked.h"
 
-#ifndef MAP_DROPPABLE
-#define MAP_DROPPABLE 0x08
-#endif
-
 namespace stasis::resource {
 namespace {
 
@@ -39,7 +35,7 @@ constexpr uint32_t guard = 1 << 16;
 constexpr uint32_t uprobes = 1 << 17;
 
 /// Kept as they are in vma_entry.flags; type, MAP_ANONYMOUS and MAP_LOCKED follow from elsewhere.
-constexpr uint32_t kept_flags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | MAP_DROPPABLE |
+constexpr uint32_t kept_flags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | model::map_droppable |
                                 (static_cast<uint32_t>(MAP_HUGE_MASK) << MAP_HUGE_SHIFT);
 constexpr uint32_t segment_flags = MAP_HUGETLB | (static_cast<uint32_t>(MAP_HUGE_MASK) << MAP_HUGE_SHIFT);
 /// madvise(2) values that are states of a mapping rather than deeds.
@@ -95,7 +91,7 @@ void encode_mapping(const model::Application& application, const model::Mapping&
   entry.set_prot(mapping.protection);
   uint32_t flags =
       mapping.map_flags | (mapping.locked ? MAP_LOCKED : 0) | (is_file(mapping.backing) ? 0 : MAP_ANONYMOUS);
-  if ((mapping.map_flags & MAP_DROPPABLE) == 0) flags |= is_shared(mapping.backing) ? MAP_SHARED : MAP_PRIVATE;
+  if ((mapping.map_flags & model::map_droppable) == 0) flags |= is_shared(mapping.backing) ? MAP_SHARED : MAP_PRIVATE;
   entry.set_flags(flags);
   entry.set_status(status_of(application, mapping));
   entry.set_fd(-1);

@@ -11,8 +11,6 @@
 namespace stasis::resource {
 namespace {
 
-constexpr uint32_t droppable = 0x08;  // MAP_DROPPABLE, Linux 6.11
-
 using kernel::page_is_file;
 using kernel::page_is_guard;
 using kernel::page_is_present;
@@ -126,7 +124,8 @@ Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<m
                               std::min(one->range.end, mapping.range.end)};
       if ((one->categories & page_is_guard) != 0)
         mapping.guards.push_back(part);
-      else if ((mapping.map_flags & droppable) == 0)  // its pages may go at any time, and secrets stay out of images
+      else if ((mapping.map_flags & model::map_droppable) ==
+               0)  // its pages may go at any time, and secrets stay out of images
         append(runs, {part, false, mapping.backing == model::Backing::private_file});
     }
   }

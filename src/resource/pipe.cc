@@ -220,13 +220,9 @@ class PipeRoomBase : public FileRoom {
  private:
   /// FIFOs are opened by their name. One that has none any more is made again, as unlinked files are.
   static Status capture_path(CaptureContext& context, const DescriptorProbe& probe, PipeEnd& end) {
-    constexpr std::string_view deleted = " (deleted)";
     end.path = probe.link;
-    struct stat at_path{};
-    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && at_path.st_ino == probe.stat.st_ino &&
-                            at_path.st_dev == probe.stat.st_dev;
-    if (leads_here) return {};
-    if (probe.stat.st_nlink != 0 || !probe.link.ends_with(deleted)) {
+    if (is_reached_by_name(probe)) return {};
+    if (probe.stat.st_nlink != 0 || !probe.link.ends_with(deleted_mark)) {
       context.diagnostics.refuse(probe.subject, "the FIFO is not reached by its name any more",
                                  "put it back under its name, or close the descriptor");
       return {};

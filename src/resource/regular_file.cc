@@ -26,7 +26,6 @@ namespace {
 
 using plan::call;
 
-constexpr std::string_view deleted = " (deleted)";
 constexpr std::string_view beside = ".stasis-ghost-";  ///< and a number: the name of a ghost whose own is taken
 constexpr unsigned memory_devices = 1;                 ///< Documentation/admin-guide/devices.txt
 /// CRIU counts unlinked files apart from other objects: their ids have a bit here that no other has.
@@ -49,8 +48,6 @@ bool is_stateless_device(const struct stat& about) {
 }
 
 std::string parent_of(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
-
-bool same_file(const struct stat& a, const struct stat& b) { return a.st_dev == b.st_dev && a.st_ino == b.st_ino; }
 
 bool is_missing(const std::string& path) {
   struct stat ignored{};
@@ -259,12 +256,11 @@ class RegularFileRoom final : public FileRoom {
     auto file = std::make_shared<RegularFile>();
     file->mode = probe.stat.st_mode;
     if (S_ISREG(file->mode)) file->size = static_cast<uint64_t>(probe.stat.st_size);
-    struct stat at_path{};
-    const bool leads_here = lstat(probe.link.c_str(), &at_path) == 0 && same_file(at_path, probe.stat);
+    const bool leads_here = is_reached_by_name(probe);
     file->path = leads_here ? probe.link : original_path(probe.link);
     if (leads_here) {
       TRY(identify(context, probe, *file));
-    } else if (probe.stat.st_nlink == 0 || (S_ISDIR(file->mode) && probe.link.ends_with(deleted))) {
+    } else if (probe.stat.st_nlink == 0 || (S_ISDIR(file->mode) && probe.link.ends_with(deleted_mark))) {
       TRY(capture_unlinked(context, probe, *file));
     } else {
       TRY(remap(context, probe, *file));
@@ -308,7 +304,7 @@ class RegularFileRoom final : public FileRoom {
 
   /// The file has a name somewhere, but not this one: it gets one beside it.
   static Status remap(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
-    if (!probe.link.ends_with(deleted)) {
+    if (!probe.link.ends_with(deleted_mark)) {
       context.diagnostics.refuse(
           probe.subject,
           "its path leads to another file: something is mounted over it, or it is of another mount namespace",
@@ -429,8 +425,14 @@ std::string path_of(const model::OpenDescription& description) {
   return file->open_path.empty() ? file->path : file->open_path;
 }
 
+bool is_reached_by_name(const DescriptorProbe& probe) {
+  struct stat found{};
+  return lstat(probe.link.c_str(), &found) == 0 && found.st_dev == probe.stat.st_dev &&
+         found.st_ino == probe.stat.st_ino;
+}
+
 std::string original_path(const std::string& link) {
-  std::string path = link.ends_with(deleted) ? link.substr(0, link.size() - deleted.size()) : link;
+  std::string path = link.ends_with(deleted_mark) ? link.substr(0, link.size() - deleted_mark.size()) : link;
   const size_t at = path.rfind(beside);
   const bool ours = at != std::string::npos && at > 0 && path.size() > at + beside.size() &&
                     path.find_first_not_of("0123456789", at + beside.size()) == std::string::npos;

@@ -28,6 +28,11 @@ struct RegularFile final : model::KindValue {
 
 const FileRoom& regular_file_room();
 
+/// What procfs writes behind the name of a file that has lost it.
+inline constexpr std::string_view deleted_mark = " (deleted)";
+/// Whether the name still leads to the file.
+bool is_reached_by_name(const DescriptorProbe&);
+
 // -- unlinked files of any kind that is opened by a path
 
 /// The name that a file had which its link in procfs calls deleted, also if it has been a ghost before.

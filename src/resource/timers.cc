@@ -26,6 +26,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <set>
 
 #include "kernel/proc.h"
 
@@ -264,19 +265,20 @@ class TimersRoom final : public TaskRoom {
   }
 
   static void start(const model::Task& task, const model::Thread& thread, bool leads, plan::Sink& sink) {
-    const std::string started = fmt::format("overruns counted in {}", task.pid);
+    const auto started = [&] { return fmt::format("overruns counted in {}", task.pid); };
     plan::Calls overruns = overruns_of(task, thread.tid);
     const bool counts = !overruns.empty();
     if (counts) sink.perform("overruns of POSIX timers", "timers.overruns", std::move(overruns));
     if (!leads) {
-      if (counts) sink.add(plan::Post{started});
+      if (counts) sink.add(plan::Post{started()});
       return;
     }
     // Signals to the whole process must not be sent before: another thread would take them for its timer's.
-    const auto others = static_cast<uint32_t>(std::ranges::count_if(task.threads, [&](const model::Thread& other) {
-      return other.tid != thread.tid && !overruns_of(task, other.tid).empty();
-    }));
-    if (others > 0) sink.add(plan::Await{started, others});
+    std::set<Tid> others;
+    for (const auto& timer : task.posix_timers) others.insert(model::overruns_belong_to(task, timer));
+    others.erase(Tid{});
+    others.erase(thread.tid);
+    if (!others.empty()) sink.add(plan::Await{started(), static_cast<uint32_t>(others.size())});
     plan::Calls arming;
     for (const auto& timer : task.posix_timers) {
       if (model::overruns_belong_to(task, timer).value != 0) continue;
