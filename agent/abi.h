@@ -26,7 +26,7 @@ enum class Operation : uint16_t {
           ///< the child
   exit,   ///< args[0]: 0: exit_group(args[1]), 1: kill(getpid(), args[1]) with default action, 2: exit (one thread)
   get_actions,          ///< args[0]: address of 64 struct sigaction: the dispositions of all signals, by rt_sigaction
-  move_fd,              ///< args: descriptor, wanted number, O_CLOEXEC or 0: moves it there unless it is there already
+  move_fd,              ///< args: descriptor, wanted number, O_CLOEXEC or 0, whether it was opened with that
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns
   halt,                 ///< the end. `end_mode` of the slot decides what follows
 };

@@ -85,7 +85,7 @@ class Interpreter {
       case Operation::get_actions:
         return get_actions(a[0]);
       case Operation::move_fd:
-        return move_fd(a[0], a[1], a[2]);
+        return move_fd(a[0], a[1], a[2], a[3]);
       case Operation::start_overrun_timer:
         return start_overrun_timer(a[0], a[1], reinterpret_cast<const Interval*>(a[2]), a[3], a[4]);
       case Operation::halt:
@@ -124,8 +124,8 @@ class Interpreter {
     return static_cast<int64_t>(done);
   }
 
-  static int64_t move_fd(uint64_t from, uint64_t to, uint64_t close_on_exec) {
-    if (from == to) return raw_syscall(call_fcntl, to, 2 /* F_SETFD */, close_on_exec != 0);
+  static int64_t move_fd(uint64_t from, uint64_t to, uint64_t close_on_exec, uint64_t opened_so) {
+    if (from == to) return opened_so != 0 ? 0 : raw_syscall(call_fcntl, to, 2 /* F_SETFD */, close_on_exec != 0);
     const int64_t moved = raw_syscall(call_dup3, from, to, close_on_exec);
     raw_syscall(call_close, from);
     return moved;

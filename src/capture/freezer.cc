@@ -84,9 +84,11 @@ Result<bool> Freezer::look() {
 
 /// Seizes the threads of a process, or, when it has no more than those that are stopped, takes up its children.
 Result<bool> Freezer::complete(size_t index) {
-  const bool stands_still =
-      !processes_[index].threads.empty() && std::ranges::all_of(processes_[index].threads, &Tracee::stopped);
-  if (TRY(adopt_threads(index))) return true;
+  const auto& threads = processes_[index].threads;
+  const bool stands_still = !threads.empty() && std::ranges::all_of(threads, &Tracee::stopped);
+  // Whose threads are all stopped starts no other: if it has no more than those, there is nothing to list.
+  const bool is_all = stands_still && kernel::count_threads(processes_[index].host_pid) == threads.size();
+  if (!is_all && TRY(adopt_threads(index))) return true;
   if (processes_[index].zombie) return false;
   const bool found = TRY(adopt_children(index));
   processes_[index].whole = stands_still || processes_[index].refused;

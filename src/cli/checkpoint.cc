@@ -1,7 +1,8 @@
 #include "cli/checkpoint.h"
 
-#include <unistd.h>
+#include <signal.h>
 
+#include <cerrno>
 #include <fstream>
 #include <string>
 
@@ -41,7 +42,7 @@ pid_t quiet_pids() {
   load >> ignored >> ignored >> ignored >> ignored >> last;
   for (pid_t tried = 0, at = last + limit / 2, free = 0; tried < limit; ++tried, ++at) {
     if (at >= limit) at = first + (at - limit) % (limit - first), free = 0;
-    free = access(fmt::format("/proc/{}", at).c_str(), F_OK) == 0 ? 0 : free + 1;
+    free = kill(at, 0) != 0 && errno == ESRCH ? free + 1 : 0;
     if (free == needed) return at - needed + 1;
   }
   return 0;

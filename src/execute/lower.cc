@@ -215,16 +215,13 @@ class Lowering {
 
   // ---- descriptors
 
-  void move_fd(int to, bool close_on_exec) {
-    add(call(plan::Call::move_fd, ResultOf{-1}, to, close_on_exec ? O_CLOEXEC : 0));
-  }
   Status lower(const plan::Command&, const plan::Open& open) {
     std::string path = open.path;
     if (path.starts_with(plan::supervisor_directory)) {
       path.replace(0, plan::supervisor_directory.size(), fmt::format("/proc/{}/", getpid()));
     }
     add(call(SYS_openat, AT_FDCWD, plan::text(path), open.flags, open.mode));
-    move_fd(open.fd, (open.flags & O_CLOEXEC) != 0);
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.fd, open.flags & O_CLOEXEC, 1));
     return {};
   }
   Status lower(const plan::Command&, const plan::Close& close) {

@@ -21,11 +21,17 @@ namespace stasis::kernel {
 
 /// Whole text of a proc file ("/proc/<pid>/<name>"); ErrorCode::gone when the task has died.
 Result<std::string> read_proc(pid_t pid, std::string_view name);
+/// The same of a file that is one record, all of which one read brings (seq_file's single_open: stat, status, limits,
+/// fdinfo/N).
+Result<std::string> read_record(pid_t pid, std::string_view name);
 Result<std::string> read_file(const std::string& path);
 /// Target of a link of any length.
 Result<std::string> read_link(const std::string& path);
 /// The same for links named from an open directory such as /proc/PID/fd.
 Result<std::string> read_link_at(int directory, const std::string& name);
+/// How many threads there are, dead leader included, without a list: /proc/PID/task has a link for each beside the two
+/// of any directory (fs/proc/base.c, proc_task_getattr).
+Result<size_t> count_threads(pid_t pid);
 Result<std::vector<pid_t>> list_threads(pid_t pid);   ///< /proc/PID/task, leader first
 Result<std::vector<pid_t>> list_children(pid_t pid);  ///< of all its threads: /proc/PID/task/*/children
 /// Everything below a process, itself included, parents first.

@@ -1,6 +1,7 @@
 // Reading whole files, links and directories of /proc.
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,6 +20,8 @@ namespace {
 
 constexpr size_t first_buffer = 16 << 10;
 
+enum class Extent { open_ended, record };
+
 /// A failed access to something below /proc/PID. The kernel says ENOENT for a directory that is gone and ESRCH for a
 /// task that died while its file was open; ENOENT also stands for a file this kernel does not have.
 Error proc_error(std::string operation, pid_t pid, const std::string& path, int error) {
@@ -29,8 +32,8 @@ Error proc_error(std::string operation, pid_t pid, const std::string& path, int 
   return Error::system(std::move(operation), error, path);
 }
 
-/// Size is no guide in procfs: reads until nothing comes.
-int read_all(int fd, std::string& text) {
+/// Size is no guide in procfs: reads until nothing comes, or, of a single record, until it fits.
+int read_all(int fd, std::string& text, Extent extent) {
   size_t used = 0;
   size_t capacity = first_buffer;
   for (;;) {
@@ -41,17 +44,17 @@ int read_all(int fd, std::string& text) {
       return got > 0 ? used + static_cast<size_t>(got) : used;
     });
     if (got < 0) return errno;
-    if (got == 0) return 0;
     used = text.size();
+    if (got == 0 || (extent == Extent::record && used < capacity)) return 0;
     if (capacity - used < capacity / 4) capacity *= 2;
   }
 }
 
-Result<std::string> read_path(const std::string& path, pid_t pid) {
+Result<std::string> read_path(const std::string& path, pid_t pid, Extent extent = Extent::open_ended) {
   UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return fail(proc_error("open", pid, path, errno));
   std::string text;
-  if (const int error = read_all(file.get(), text)) return fail(proc_error("read", pid, path, error));
+  if (const int error = read_all(file.get(), text, extent)) return fail(proc_error("read", pid, path, error));
   return text;
 }
 
@@ -89,6 +92,10 @@ Result<std::string> read_proc(pid_t pid, std::string_view name) {
   return read_path(fmt::format("/proc/{}/{}", pid, name), pid);
 }
 
+Result<std::string> read_record(pid_t pid, std::string_view name) {
+  return read_path(fmt::format("/proc/{}/{}", pid, name), pid, Extent::record);
+}
+
 Result<std::string> read_file(const std::string& path) { return read_path(path, 0); }
 
 Result<std::string> read_link(const std::string& path) { return read_link_at(AT_FDCWD, path); }
@@ -104,6 +111,13 @@ Result<std::string> read_link_at(int directory, const std::string& path) {
     if (got < 0) return fail_errno("readlink", path);
     if (static_cast<size_t>(got) < capacity) return target;
   }
+}
+
+Result<size_t> count_threads(pid_t pid) {
+  const auto path = fmt::format("/proc/{}/task", pid);
+  struct stat directory{};
+  if (stat(path.c_str(), &directory) != 0) return fail(proc_error("stat", pid, path, errno));
+  return directory.st_nlink < 2 ? 0 : directory.st_nlink - 2;
 }
 
 Result<std::vector<pid_t>> list_threads(pid_t pid) {

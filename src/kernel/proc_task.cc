@@ -70,9 +70,9 @@ Result<StatInfo> parse_stat(std::string_view text) {
   return info;
 }
 
-Result<StatInfo> read_stat(pid_t pid) { return parse_stat(TRY(read_proc(pid, "stat"))); }
+Result<StatInfo> read_stat(pid_t pid) { return parse_stat(TRY(read_record(pid, "stat"))); }
 Result<StatInfo> read_thread_stat(pid_t pid, pid_t tid) {
-  return parse_stat(TRY(read_proc(pid, thread_file(tid, "stat"))));
+  return parse_stat(TRY(read_record(pid, thread_file(tid, "stat"))));
 }
 
 // ---- status
@@ -201,9 +201,9 @@ Result<StatusInfo> parse_status(std::string_view text) {
   return info;
 }
 
-Result<StatusInfo> read_status(pid_t pid) { return parse_status(TRY(read_proc(pid, "status"))); }
+Result<StatusInfo> read_status(pid_t pid) { return parse_status(TRY(read_record(pid, "status"))); }
 Result<StatusInfo> read_thread_status(pid_t pid, pid_t tid) {
-  return parse_status(TRY(read_proc(pid, thread_file(tid, "status"))));
+  return parse_status(TRY(read_record(pid, thread_file(tid, "status"))));
 }
 
 // ---- limits
@@ -247,7 +247,7 @@ Result<std::vector<LimitInfo>> parse_limits(std::string_view text) {
   return limits;
 }
 
-Result<std::vector<LimitInfo>> read_limits(pid_t pid) { return parse_limits(TRY(read_proc(pid, "limits"))); }
+Result<std::vector<LimitInfo>> read_limits(pid_t pid) { return parse_limits(TRY(read_record(pid, "limits"))); }
 
 // ---- timers
 
@@ -341,7 +341,7 @@ Result<FdInfo> parse_fdinfo(std::string_view text) {
 }
 
 Result<FdInfo> read_fdinfo(pid_t pid, int fd) {
-  return parse_fdinfo(TRY(read_proc(pid, fmt::format("fdinfo/{}", fd))));
+  return parse_fdinfo(TRY(read_record(pid, fmt::format("fdinfo/{}", fd))));
 }
 
 }  // namespace stasis::kernel

@@ -53,7 +53,8 @@ struct Call {
   /// Pseudo numbers beside real system calls: whole transfers, retried until complete.
   static constexpr uint32_t read_fully = 0x10000;  ///< args: descriptor, address, length, offset (~0: current)
   static constexpr uint32_t write_fully = 0x10001;
-  /// args: descriptor, wanted number, O_CLOEXEC or 0. Moves a descriptor to its number unless it has it already.
+  /// args: descriptor, wanted number, O_CLOEXEC or 0, and 1 if it was opened with just that. Moves a descriptor to its
+  /// number unless it has it already.
   static constexpr uint32_t move_fd = 0x10002;
   /// args: Out of 64 kernel sigaction structures. 64 separate questions would be most of an interview.
   static constexpr uint32_t get_actions = 0x10003;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <thread>
 #include <set>
 
 #include "base/parallel.h"
@@ -65,18 +66,29 @@ class Encoder {
           const std::function<void(uint64_t, uint64_t)>& progress)
       : application_(application), memory_(memory), directory_(directory), progress_(progress), files_(directory) {}
 
+  /// Memory and records have nothing to do with each other: they are saved side by side.
   Result<EncodeStats> run() {
+    Status saved_pages;
+    std::jthread beside([&] { saved_pages = pages(); });
+    Status saved_records = records();
+    beside.join();
+    TRY(saved_records);
+    TRY(saved_pages);
+    stats_.shared_pages_scanned += files_.pages_written;
+    stats_.shared_pages_written += files_.pages_written;
+    return stats_;
+  }
+
+ private:
+  Status records() {
     TRY(encode_pstree(application_, directory_));
     TRY(descriptions());
     TRY(descriptor_tables());
     TRY(tasks());
     TRY(write_single(directory_, file_name("seccomp"), seccomp_));
-    TRY(files_.finish());
-    TRY(pages());
-    return stats_;
+    return files_.finish();
   }
 
- private:
   Status descriptions() {
     for (const auto& [id, description] : application_.descriptions) {
       const std::string_view kind = description.state.value ? description.state.value->kind() : "nothing";
@@ -234,8 +246,6 @@ class Encoder {
     const size_t small = all.size() - large.size();
     TRY(parallel_for(small, [&](size_t index) { return save(all[index]); }));
     for (Segment& segment : large) TRY(save(segment));
-    stats_.shared_pages_scanned += files_.pages_written;
-    stats_.shared_pages_written += files_.pages_written;
     return {};
   }
 

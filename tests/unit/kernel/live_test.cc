@@ -108,6 +108,7 @@ TEST(ProcLive, ThreadsChildrenDescriptors) {
     ASSERT_TRUE(threads);
     EXPECT_GE(threads->size(), 2u);
     EXPECT_EQ(threads->front(), getpid());
+    EXPECT_EQ(*count_threads(getpid()), threads->size());
   });
   other.join();
   EXPECT_THAT(*list_children(getpid()), testing::Contains(child.pid()));
