@@ -16,11 +16,11 @@ _stasis() {
   local words=""
   case ${COMP_WORDS[1]} in
     dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ghost-limit --file-validation --external" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --exec-cmd" ;;
-    plan) words="$common --format --shell-job --file-validation" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --plan-cache --exec-cmd" ;;
+    plan) words="$common --format --shell-job --file-validation --plan-cache" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
-    tree) words="plan check run random capture --tree --format --search-limit --seed --operations --program --help" ;;
+    tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --program --hash --count --help" ;;
     check) words="--feature --extra --all --experimental --help" ;;
   esac
   if [[ $current == -* || ( ${COMP_WORDS[1]} == tree && $COMP_CWORD == 2 ) ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

@@ -3,6 +3,7 @@
 #include <elf.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include <fmt/format.h>
@@ -23,6 +24,7 @@ class Walk {
     read_proc();
     for (size_t index = 0; index < frozen_.size(); ++index) TRY(take(frozen_[index], looks_[index]));
     if (processes_.empty()) return fail(Error::gone("look at the tree", "its root"));
+    put_in_order();
     TRY(find_namespace());
     auto& application = context_.application;
     application.tasks.reserve(processes_.size());
@@ -84,6 +86,27 @@ class Walk {
     live.frozen = std::move(frozen);
     processes_.push_back(std::move(live));
     return {};
+  }
+
+  /// Siblings by their pids. The kernel lists them as they came, by birth or by adoption: whoever looks at the same
+  /// tree again, restored, is to find it, and to number its objects, in the same order.
+  void put_in_order() {
+    std::map<pid_t, std::vector<LiveProcess*>> children;  // by the parent's pid on the host
+    for (auto& process : processes_) children[process.stat.ppid].push_back(&process);
+    for (auto& [parent, siblings] : children) {
+      std::ranges::sort(siblings, {}, [](const LiveProcess* process) {
+        const auto& leader = *process->view.statuses.front();
+        return leader.ns_pid.empty() ? leader.pid : leader.ns_pid.back();
+      });
+    }
+    std::vector<LiveProcess*> order{&processes_.front()};
+    for (size_t next = 0; next < order.size(); ++next) {
+      const auto& below = children[order[next]->view.host_pid];
+      order.insert(order.end(), below.begin(), below.end());
+    }
+    std::vector<LiveProcess> ordered;
+    for (auto* process : order) ordered.push_back(std::move(*process));
+    processes_ = std::move(ordered);
   }
 
   /// Which of the NSpid numbers are the tree's own: the innermost of the root's.

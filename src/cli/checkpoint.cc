@@ -4,8 +4,10 @@
 
 #include <cerrno>
 #include <fstream>
+#include <optional>
 #include <string>
 
+#include "cli/plan_cache.h"
 #include "execute/execute.h"
 #include "memory/pages.h"
 #include "plan/planner.h"
@@ -71,10 +73,14 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
       (location.shared_with_parent ? checkpoint.pages.pages_inherited : checkpoint.pages.pages_restored) += pages;
     }
   }
+  std::optional<PlanCache> cache;
+  if (!policy.plan_cache.empty()) cache = TRY(PlanCache::open(policy.plan_cache, application));
+  if (cache) options.likely_births = cache->births();
   checkpoint.program = TRY_IN("plan the restore", plan::make_program(application, resource::contributors(), options));
   if (const auto rejection = plan::verify(checkpoint.program, application)) {
     return fail(Error::internal("verify the plan", rejection->message(checkpoint.program)));
   }
+  if (cache) session.log().info("{}", cache->keep(checkpoint.program));
   session.log().info("Planned and verified {} commands", checkpoint.program.commands.size());
   return checkpoint;
 }

@@ -13,6 +13,7 @@ namespace stasis::cli {
 struct CheckpointPolicy {
   bool shell_job = false;
   std::string file_validation = "buildid";
+  std::string plan_cache;  ///< directory; empty: none
 };
 
 struct Checkpoint {

@@ -40,6 +40,7 @@ struct RestoreOptions {
   bool shell_job = false;
   std::string root;
   std::string file_validation = "buildid";
+  std::string plan_cache;             ///< directory; empty: none
   std::vector<std::string> exec_cmd;  ///< after `--` with --exec-cmd: what stasis becomes once the tree runs
 };
 

@@ -30,6 +30,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   command->add_flag("-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
+  command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");
   command->callback([options, &chosen] {
     chosen = [options] {
       auto session = Session::open(options->common);

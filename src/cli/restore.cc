@@ -53,8 +53,8 @@ class Pidfile {
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
-  const auto& checkpoint =
-      until_exit(TRY(load_checkpoint(images, session, {options.restore.shell_job, options.restore.file_validation})));
+  const auto& checkpoint = until_exit(TRY(load_checkpoint(
+      images, session, {options.restore.shell_job, options.restore.file_validation, options.restore.plan_cache})));
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);
@@ -125,6 +125,8 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
       ->add_option("--file-validation", options->restore.file_validation,
                    "How changed files are recognised: filesize, buildid or checksum")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
+  command->add_option("--plan-cache", options->restore.plan_cache, "Directory with programs for trees of known shapes")
+      ->type_name("DIR");
   command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests

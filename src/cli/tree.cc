@@ -1,12 +1,17 @@
-// stasis tree: bare process trees, planned, checked, run for real, made up.
+// stasis tree: bare process trees, planned, checked, run for real, made up, compared, drawn, spelled out.
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <variant>
 
 #include "cli/options.h"
 #include "cli/subcommands.h"
 #include "execute/tree_run.h"
 #include "kernel/proc.h"
 #include "plan/bare_tree.h"
+#include "plan/drawing.h"
+#include "plan/shape.h"
+#include "plan/tokens.h"
 #include "plan/tree_history.h"
 #include "plan/verify.h"
 
@@ -14,11 +19,11 @@ namespace stasis::cli {
 namespace {
 
 struct Options {
-  std::string file, program, format = "json";
+  std::string file, other, program, format = "json";
   pid_t pid = 0;
   uint64_t seed = 1;
-  unsigned operations = 40;
-  bool print_program = false;
+  unsigned operations = 40, count = 100;
+  bool print_program = false, print_hash = false;
   size_t search_limit = plan::TreeLimits{}.search_steps;
 };
 
@@ -75,6 +80,84 @@ Result<int> capture(const Options& options) {
   return 0;
 }
 
+Result<int> canon(const Options& options) {
+  const auto shape = TRY(plan::canonical_form(TRY(tree_in(options.file))));
+  fmt::print("{}\n", options.print_hash ? shape.hash : plan::tree_to_json(shape.tree));
+  return 0;
+}
+
+/// Different hashes decide; equal ones do not: the renaming is carried out and must give the other tree.
+Result<int> same(const Options& options) {
+  const auto tree = TRY(tree_in(options.file)), other = TRY(tree_in(options.other));
+  const auto shape = TRY(plan::canonical_form(tree)), other_shape = TRY(plan::canonical_form(other));
+  std::map<pid_t, pid_t> back, renaming;
+  for (const auto& [id, name] : other_shape.renaming) back[name] = id;
+  for (const auto& [id, name] : shape.renaming) renaming[id] = back[name];
+  if (shape.hash != other_shape.hash ||
+      plan::tree_to_json(plan::renamed(tree, renaming)) != plan::tree_to_json(other)) {
+    fmt::print("different: {} and {}\n", shape.hash, other_shape.hash);
+    return 1;
+  }
+  fmt::print("same: {}\n", shape.hash);
+  for (const auto& [id, name] : renaming) {
+    if (id != 0) fmt::print("{} is {}\n", id, name);
+  }
+  return 0;
+}
+
+using TreeOrProgram = std::variant<model::Application, plan::Program>;
+
+/// A tree has processes, a program commands.
+Result<TreeOrProgram> tree_or_program_in(const std::string& path) {
+  const auto text = TRY(kernel::read_file(path));
+  auto tree = plan::tree_from_json(text);
+  if (tree) return std::move(*tree);
+  auto program = plan::from_json(text);
+  if (program) return plan::with_root(std::move(*program));
+  const bool meant_tree = text.find("\"processes\"") != std::string::npos;
+  return TRY_IN(path, Result<TreeOrProgram>(fail(meant_tree ? tree.error() : program.error())));
+}
+
+Result<int> draw(const Options& options) {
+  fmt::print("{}", std::visit([](const auto& one) { return plan::draw(one); }, TRY(tree_or_program_in(options.file))));
+  return 0;
+}
+
+Result<int> encode(const Options& options) {
+  const auto input = TRY(tree_or_program_in(options.file));
+  const auto* program = std::get_if<plan::Program>(&input);
+  const auto tokens = program != nullptr
+                          ? plan::program_tokens(*program)
+                          : plan::tree_tokens(TRY(plan::canonical_form(std::get<model::Application>(input))).tree);
+  fmt::print("{}\n", plan::join(tokens));
+  return 0;
+}
+
+Result<int> decode(const Options& options) {
+  const auto tokens = plan::split(TRY(kernel::read_file(options.file)));
+  const auto decoded = TRY_IN(options.file, plan::from_tokens(tokens));
+  const auto* program = std::get_if<plan::Program>(&decoded);
+  fmt::print("{}\n",
+             program != nullptr ? plan::to_json(*program) : plan::tree_to_json(std::get<model::Application>(decoded)));
+  return 0;
+}
+
+std::string json_string(std::string text) { return nlohmann::json(std::move(text)).dump(); }
+
+/// Trees of all sizes up to that of so many operations, in canonical form, and programs for just that form.
+Result<int> dataset(const Options& options) {
+  for (uint64_t i = 0; i < options.count; ++i) {
+    const auto operations = static_cast<unsigned>(i % (options.operations + 1));
+    const auto history = plan::random_history(options.seed + i, operations);
+    const auto shape = TRY(plan::canonical_form(history.tree));
+    const auto program = TRY(program_for(shape.tree, options));
+    fmt::print("{{\"hash\": \"{}\", \"tree\": {}, \"program\": {}}}\n", shape.hash,
+               json_string(plan::join(plan::tree_tokens(shape.tree))),
+               json_string(plan::join(plan::program_tokens(program))));
+  }
+  return 0;
+}
+
 /// Sets what happens when `command` is chosen.
 void do_when_chosen(CLI::App& command, Action& chosen, const std::shared_ptr<Options>& options,
                     Result<int> (*action)(const Options&)) {
@@ -91,6 +174,41 @@ void do_when_chosen(CLI::App& command, Action& chosen, const std::shared_ptr<Opt
 void add_search_limit(CLI::App& command, Options& options) {
   command.add_option("--search-limit", options.search_limit, "Steps after which the search for a history is given up")
       ->check(CLI::PositiveNumber);
+}
+
+void add_history_options(CLI::App& command, Options& options) {
+  command.add_option("--seed", options.seed, "The same seed gives the same");
+  command.add_option("--operations", options.operations, "How many (at most 100000)")->check(CLI::Range(0, 100'000));
+}
+
+void add_forms(CLI::App& tree, Action& chosen, const std::shared_ptr<Options>& options) {
+  CLI::App* canonical = tree.add_subcommand("canon", "Print the canonical form of a tree: what its shape is");
+  canonical->add_option("file", options->file, "The tree, as JSON")->required();
+  canonical->add_flag("--hash", options->print_hash, "Print the hash of the shape instead (128 bits)");
+  do_when_chosen(*canonical, chosen, options, canon);
+
+  CLI::App* compared = tree.add_subcommand("same", "Say whether two trees differ in no more than their pids");
+  compared->add_option("file", options->file, "A tree, as JSON")->required();
+  compared->add_option("other", options->other, "Another")->required();
+  do_when_chosen(*compared, chosen, options, same);
+
+  CLI::App* drawn = tree.add_subcommand("draw", "Draw a tree or a program, as SVG");
+  drawn->add_option("file", options->file, "The tree or the program, as JSON")->required();
+  do_when_chosen(*drawn, chosen, options, draw);
+
+  CLI::App* encoded = tree.add_subcommand("encode", "Print the shape of a tree, or a program, as a sequence of words");
+  encoded->add_option("file", options->file, "The tree or the program, as JSON")->required();
+  do_when_chosen(*encoded, chosen, options, encode);
+
+  CLI::App* decoded = tree.add_subcommand("decode", "Print what a sequence of words says, as JSON");
+  decoded->add_option("file", options->file, "The words")->required();
+  do_when_chosen(*decoded, chosen, options, decode);
+
+  CLI::App* pairs = tree.add_subcommand("dataset", "Print random trees and programs for them, as words in JSON lines");
+  pairs->add_option("--count", options->count, "How many pairs")->check(CLI::PositiveNumber);
+  add_history_options(*pairs, *options);
+  add_search_limit(*pairs, *options);
+  do_when_chosen(*pairs, chosen, options, dataset);
 }
 
 }  // namespace
@@ -117,11 +235,12 @@ void add_tree(CLI::App& app, Action& chosen, Face) {
   do_when_chosen(*ran, chosen, options, run);
 
   CLI::App* invented = tree->add_subcommand("random", "Print a tree that random operations of a kernel lead to");
-  invented->add_option("--seed", options->seed, "The same seed gives the same tree");
-  invented->add_option("--operations", options->operations, "How many (at most 100000)")->check(CLI::Range(0, 100'000));
+  add_history_options(*invented, *options);
   invented->add_flag("--program", options->print_program, "Print the operations instead of the tree");
   add_format_option(*invented, options->format);
   do_when_chosen(*invented, chosen, options, random);
+
+  add_forms(*tree, chosen, options);
 
   CLI::App* captured = tree->add_subcommand("capture", "Print the tree below a process, as /proc shows it");
   captured->add_option("-t,--tree", options->pid, "The root's pid")->required();

@@ -164,6 +164,12 @@ class Reader {
   size_t index_ = 0;
 };
 
+std::set<Tid> threads_of(const model::Task& task) {
+  std::set<Tid> tids;
+  for (const auto& thread : task.threads) tids.insert(thread.tid);
+  return tids;
+}
+
 Json json_of(const model::Task& task) {
   Json made{
       {"pid", task.pid.value}, {"ppid", task.parent.value}, {"pgid", task.group.value}, {"sid", task.session.value}};
@@ -178,8 +184,8 @@ Json json_of(const model::Task& task) {
   made["state"] = task.state == model::TaskState::stopped ? "stopped" : "alive";
   if (task.child_subreaper) made["subreaper"] = true;
   Json threads = Json::array();
-  for (const auto& thread : task.threads) {
-    if (thread.tid != leader_of(task.pid)) threads.push_back(thread.tid.value);
+  for (const Tid tid : threads_of(task)) {
+    if (tid != leader_of(task.pid)) threads.push_back(tid.value);
   }
   if (!threads.empty()) made["threads"] = std::move(threads);
   return made;
@@ -187,12 +193,6 @@ Json json_of(const model::Task& task) {
 
 std::string_view name_of(model::TaskState state) {
   return state == model::TaskState::zombie ? "zombie" : state == model::TaskState::stopped ? "stopped" : "alive";
-}
-
-std::set<Tid> threads_of(const model::Task& task) {
-  std::set<Tid> tids;
-  for (const auto& thread : task.threads) tids.insert(thread.tid);
-  return tids;
 }
 
 }  // namespace
@@ -208,8 +208,9 @@ std::string tree_to_json(const model::Application& application) {
   return text + "\n]}";
 }
 
-Result<Program> make_tree_program(const model::Application& application, const TreeLimits& limits) {
-  const auto tree = TRY(plan_tree(application, limits));
+Result<Program> make_tree_program(const model::Application& application, const TreeLimits& limits,
+                                  const Births& likely) {
+  const auto tree = TRY(plan_tree(application, limits, likely));
   const Contributors nobody;
   const PlanOptions options;
   Emission out(application, nobody, options);

@@ -21,11 +21,11 @@ namespace stasis::plan {
 
 /// Errors name the process by its index, and the field. Parents come to stand before their children.
 Result<model::Application> tree_from_json(std::string_view text);
-/// One process a line, pids ascending.
+/// One process a line, pids ascending, as are the threads of each.
 std::string tree_to_json(const model::Application&);
 
 /// FORK … READY. Errors as of plan_tree.
-Result<Program> make_tree_program(const model::Application&, const TreeLimits& = {});
+Result<Program> make_tree_program(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
 
 /// A program may speak of its root as if it were there already (the published language does): then somebody forks it.
 Program with_root(Program program);

@@ -91,7 +91,7 @@ class Planner {
   }
 
   Result<Program> run() {
-    const auto tree = TRY(plan_tree(application_));
+    const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
     find_inheritance(tree);
     segments_.emplace(out_, memory_order(tree));

@@ -18,6 +18,7 @@
 #include "model/application.h"
 #include "plan/contributor.h"
 #include "plan/program.h"
+#include "plan/tree.h"
 
 namespace stasis::plan {
 
@@ -35,6 +36,7 @@ struct PlanOptions {
   uint64_t agent_area_size = 1 << 20;
   pid_t first_transient_pid =
       0;  ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
+  Births likely_births;   ///< of session leaders: what was right for a tree of this shape
   int first_free_fd = 0;  ///< lowest number usable for service descriptors (0: above all in use)
 };
 

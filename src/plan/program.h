@@ -21,7 +21,9 @@ struct Program {
 std::string to_json(const Program& program);
 Result<Program> from_json(std::string_view text);
 
-/// One line per command, aligned, for people.
+/// A command and its fields, for people.
+std::string to_text(const Action& action);
+/// One line per command, aligned.
 std::string to_text(const Program& program);
 std::string to_dot(const Program& program);
 /// "json", "text" or "dot".

@@ -97,6 +97,8 @@ std::string_view name_of(const Action& action) {
   return std::visit([](const auto& one) { return std::remove_cvref_t<decltype(one)>::name; }, action);
 }
 
+std::string to_text(const Action& action) { return fmt::format("{}{}", name_of(action), details(action)); }
+
 std::string to_text(const Program& program) {
   std::string text;
   for (size_t i = 0; i < program.commands.size(); ++i) {

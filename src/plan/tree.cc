@@ -17,14 +17,15 @@ class TreePlanner {
   TreePlanner(const model::Application& application, const TreeLimits& limits)
       : application_(application), limits_(limits) {}
 
-  Result<CreationTree> run() {
+  Result<CreationTree> run(const Births& likely) {
     TRY(collect());
     TRY(check_invariants());
     add_dead_leaders();
     list_sessions();
     list_demands();
     list_related();
-    if (!search(0) && !search_anew(limits_.search_steps / 2, false) && !search_anew(limits_.search_steps, true)) {
+    if (!take_over(likely) && !search(0) && !search_anew(limits_.search_steps / 2, false) &&
+        !search_anew(limits_.search_steps, true)) {
       if (steps_ >= limits_.search_steps) {
         return fail(Error::unsupported(
             operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders; the last "
@@ -207,6 +208,16 @@ class TreePlanner {
       tree_.born_session.erase(leaders_[index]);
     }
     return false;
+  }
+  /// Births that are known from somewhere, if they fit.
+  bool take_over(const Births& likely) {
+    for (const Pid leader : leaders_) {
+      const auto birth = likely.find(leader);
+      const bool known = birth != likely.end() && sessions_.contains(birth->second);
+      if (known) tree_.born_session[leader] = birth->second;
+      if (!known || closes_cycle(leader)) return tree_.born_session.clear(), false;
+    }
+    return (!leaders_.empty() && construct()) || (tree_.born_session.clear(), false);
   }
   bool closes_cycle(Pid leader) const { return is_on_the_way(leader, tree_.born_session.at(leader)); }
 
@@ -450,8 +461,22 @@ class TreePlanner {
 
 }  // namespace
 
-Result<CreationTree> plan_tree(const model::Application& application, const TreeLimits& limits) {
-  return TreePlanner(application, limits).run();
+Result<CreationTree> plan_tree(const model::Application& application, const TreeLimits& limits, const Births& likely) {
+  return TreePlanner(application, limits).run(likely);
+}
+
+Births births_in(const Program& program, Pid root_session) {
+  std::map<Pid, Pid> session{{Pid{0}, root_session}};  // of everybody, as the program goes on
+  Births births;
+  for (const auto& command : program.commands) {
+    if (const auto* fork = std::get_if<Fork>(&command.action)) session[fork->child_pid] = session[command.pid];
+    if (const auto* clone = std::get_if<Clone>(&command.action)) session[clone->child_pid] = session[command.pid];
+    if (!std::holds_alternative<SetSid>(command.action)) continue;
+    auto& own = session[command.pid];
+    if (own != command.pid) births[command.pid] = own;  // not the root
+    own = command.pid;
+  }
+  return births;
 }
 
 }  // namespace stasis::plan

@@ -13,6 +13,7 @@
 
 #include "base/result.h"
 #include "model/application.h"
+#include "plan/program.h"
 
 namespace stasis::plan {
 
@@ -41,8 +42,14 @@ struct TreeLimits {
   size_t search_steps = 100'000;  ///< bound of the search for born sessions
 };
 
+using Births = std::map<Pid, Pid>;  ///< session leaders → the session that each was born in
+
 /// Errors: invalid_input names a broken invariant; conflict says that no history leads to this tree and why;
-/// unsupported that the search was given up.
-Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {});
+/// unsupported that the search was given up. `likely` is tried before anything is searched for: births that were right
+/// for a tree of this shape. It may hold anything.
+Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
+
+/// Those of a program that builds a tree whose root is in `root_session`.
+Births births_in(const Program&, Pid root_session);
 
 }  // namespace stasis::plan

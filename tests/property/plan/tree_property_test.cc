@@ -3,6 +3,8 @@
 
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
+
 #include "plan/bare_tree.h"
 #include "plan/tree_history.h"
 #include "plan/verify.h"
@@ -31,6 +33,27 @@ RC_GTEST_PROP(Trees, WhateverHasAHistoryIsRestorable, ()) {
   if (!program) RC_FAIL(program.error().message() + "\n" + tree_to_json(history.tree));
   const auto rejection = verify(*program, history.tree, Extent::tree);
   if (rejection) RC_FAIL(rejection->message(*program) + "\n" + tree_to_json(history.tree));
+}
+
+/// One step of search finds nothing; births that a program had need no search, and any others do no harm.
+RC_GTEST_PROP(Trees, KnownBirthsNeedNoSearch, ()) {
+  const auto history = any_history();
+  const auto& tree = history.tree;
+  auto births = births_in(history.program, tree.find(tree.root)->session);
+  std::erase_if(births, [&](const auto& birth) {  // of those who matter no more
+    return std::ranges::none_of(tree.tasks, [&](const auto& task) { return task.session == birth.first; });
+  });
+  RC_PRE(!births.empty() && std::ranges::all_of(births, [&](const auto& birth) {
+    return std::ranges::any_of(tree.tasks, [&](const auto& task) { return task.session == birth.second; });
+  }));
+  RC_ASSERT(!plan_tree(tree, {.search_steps = 1}).has_value());
+  const auto program = make_tree_program(tree, {.search_steps = 1}, births);
+  if (!program) RC_FAIL(program.error().message() + "\n" + tree_to_json(tree));
+  RC_ASSERT(!verify(*program, tree, Extent::tree));
+  for (auto& [leader, session] : births) session = *rc::gen::elementOf(std::vector{leader, tree.root, Pid{77}});
+  const auto misled = make_tree_program(tree, {}, births);
+  RC_ASSERT(misled.has_value());
+  RC_ASSERT(!verify(*misled, tree, Extent::tree));
 }
 
 RC_GTEST_PROP(Trees, JsonLosesNothing, ()) {
