@@ -27,6 +27,7 @@ demo: deps
 bench: deps
 	$(MAKE) build
 	bench/run --stasis $(BUILD)/stasis $(if $(CRIU),--criu $(CRIU))
+	$(BUILD)/bench/plan_trees
 
 lint:
 	scripts/lint

@@ -33,7 +33,7 @@ constexpr size_t largest_vector = 1024;            ///< UIO_MAXIOV
 class Lowering {
  public:
   Lowering(const plan::Program& program, const model::Application& application, const LowerOptions& options)
-      : program_(program), application_(application), options_(options) {
+      : program_(program), application_(application), tasks_(application), options_(options) {
     result_.slots.emplace_back(agent::EndMode::return_to_caller);
     result_.slot_of[{Pid{0}, Tid{0}}] = 0;
   }
@@ -144,7 +144,7 @@ class Lowering {
 
   /// Alive in the end, and with the same parent: nobody whom it depends on ends before.
   bool stays_child(Pid child, Pid creator) const {
-    const auto* task = application_.find(child);
+    const auto* task = tasks_.find(child);
     return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator;
   }
 
@@ -165,7 +165,7 @@ class Lowering {
     const uint32_t child = result_.slot_of.at({clone.child_pid, leader_of(clone.child_pid)});
     // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
     now().spawn(CLONE_PARENT | sharing_flags(clone), 0, {clone.child_pid.value}, child, static_cast<uint32_t>(origin_));
-    const auto* sibling = application_.find(command.pid);
+    const auto* sibling = tasks_.find(command.pid);
     if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent)) outlives_nobody(child);
     return {};
   }
@@ -340,7 +340,7 @@ class Lowering {
   }
 
   bool has_seccomp(Runner runner) const {
-    const auto* task = application_.find(runner.first);
+    const auto* task = tasks_.find(runner.first);
     if (task == nullptr) return false;
     const auto thread = std::ranges::find(task->threads, runner.second, &model::Thread::tid);
     return thread != task->threads.end() && thread->seccomp.mode != model::Seccomp::Mode::disabled;
@@ -348,6 +348,7 @@ class Lowering {
 
   const plan::Program& program_;
   const model::Application& application_;
+  const model::TaskIndex tasks_;
   const LowerOptions& options_;
   Lowered result_;
   std::map<std::string, uint32_t> counters_, lowest_awaited_;

@@ -14,6 +14,11 @@ const Task* Application::find(Pid pid) const {
 
 Task* Application::find(Pid pid) { return const_cast<Task*>(std::as_const(*this).find(pid)); }
 
+TaskIndex::TaskIndex(const Application& application) {
+  tasks_.reserve(application.tasks.size());
+  for (const auto& task : application.tasks) tasks_.try_emplace(task.pid, &task);
+}
+
 Tid overruns_belong_to(const Task& task, const PosixTimer& timer) {
   if (timer.overrun <= 0 || timer.interval_ns == 0 || timer.remaining_ns == 0) return {};
   if (timer.notification == SIGEV_SIGNAL) return leader_of(task.pid);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <unordered_map>
 #include <vector>
 
 #include "model/files.h"
@@ -29,6 +30,19 @@ struct Application {
   const Task* find(Pid pid) const;
   Task* find(Pid pid);
   friend bool operator==(const Application&, const Application&) = default;
+};
+
+/// Tasks by their pids, for as long as nobody changes the list: find looks at one after the other.
+class TaskIndex {
+ public:
+  explicit TaskIndex(const Application&);
+  const Task* find(Pid pid) const {
+    const auto found = tasks_.find(pid);
+    return found == tasks_.end() ? nullptr : found->second;
+  }
+
+ private:
+  std::unordered_map<Pid, const Task*> tasks_;
 };
 
 /// The thread that has to take a signal of the timer for its overruns to be counted again: the one that is notified, or

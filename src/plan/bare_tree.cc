@@ -144,12 +144,13 @@ class Reader {
   Status order() {
     std::map<Pid, std::vector<Pid>> children;
     for (const auto& task : application_.tasks) children[task.parent].push_back(task.pid);
+    const model::TaskIndex tasks(application_);
     std::vector<model::Task> ordered;
     std::vector<Pid> open{application_.root};
     while (!open.empty()) {
       const Pid pid = open.back();
       open.pop_back();
-      ordered.push_back(*application_.find(pid));
+      ordered.push_back(*tasks.find(pid));
       auto& below = children[pid];
       std::ranges::sort(below, std::ranges::greater());
       open.insert(open.end(), below.begin(), below.end());
@@ -262,11 +263,12 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     if (should != is)
       differences.push_back(fmt::format("process {}: its {} is {} instead of {}", pid, what, is, should));
   };
+  const model::TaskIndex all_wanted(wanted), all_found(found);
   for (const auto& task : found.tasks) {
-    if (wanted.find(task.pid) == nullptr) differences.push_back(fmt::format("process {} is too many", task.pid));
+    if (all_wanted.find(task.pid) == nullptr) differences.push_back(fmt::format("process {} is too many", task.pid));
   }
   for (const auto& task : wanted.tasks) {
-    const auto* other = found.find(task.pid);
+    const auto* other = all_found.find(task.pid);
     if (other == nullptr) {
       differences.push_back(fmt::format("process {} is missing", task.pid));
       continue;

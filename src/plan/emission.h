@@ -15,13 +15,14 @@ namespace stasis::plan {
 class Emission {
  public:
   Emission(const model::Application& application, const Contributors& contributors, const PlanOptions& options)
-      : application(application), contributors(contributors), options(options) {
+      : application(application), tasks(application), contributors(contributors), options(options) {
     for (const auto& task : application.tasks) {
       if (task.state != model::TaskState::zombie) ++tables_[task.descriptors].users;
     }
   }
 
   const model::Application& application;
+  const model::TaskIndex tasks;
   const Contributors& contributors;
   const PlanOptions& options;
   Program program;
@@ -33,6 +34,9 @@ class Emission {
       if (thread.tid != leader_of(task.pid)) process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
     }
   }
+
+  /// With another task that lives in the end.
+  bool shares_table(Pid pid) const { return tables_.at(tasks.find(pid)->descriptors).users > 1; }
 
   Sink process(Pid pid) { return {program, pid, pid.value == 0 ? Tid{0} : leader_of(pid)}; }
   Sink thread(Pid pid, Tid tid) { return {program, pid, tid}; }
@@ -50,7 +54,7 @@ class Emission {
   /// for a moment under the lowest free number may be the number that another's dup3 wants (which replaces it, or is
   /// refused with EBUSY, fs/file.c), and a child copies whatever is open at its birth.
   void take_table(Pid pid) {
-    const auto* task = application.find(pid);
+    const auto* task = tasks.find(pid);
     if (task == nullptr || task->state == model::TaskState::zombie || task->descriptors.value == 0) return;
     auto& table = tables_.at(task->descriptors);
     if (table.users < 2 || table.last == pid) return;

@@ -337,13 +337,6 @@ class MappingPlanner {
   std::map<ObjectId, int> files_, taken_;
 };
 
-bool shares_table(const model::Application& application, Pid pid) {
-  const auto* task = application.find(pid);
-  return std::ranges::any_of(application.tasks, [&](const model::Task& other) {
-    return other.pid != pid && other.state != model::TaskState::zombie && other.descriptors == task->descriptors;
-  });
-}
-
 /// Huge pages want an address of their own size.
 uint64_t alignment_of(const model::SharedMemory& segment) {
   if ((segment.map_flags & MAP_HUGETLB) == 0) return page_size;
@@ -356,7 +349,7 @@ uint64_t alignment_of(const model::SharedMemory& segment) {
 SharedSegments::SharedSegments(Emission& out, const std::vector<Pid>& order) {
   std::set<ObjectId> seen;
   for (const Pid pid : order) {
-    const auto* task = out.application.find(pid);
+    const auto* task = out.tasks.find(pid);
     if (task == nullptr || task->state == model::TaskState::zombie || !seen.insert(task->address_space).second)
       continue;
     for (const auto& mapping : out.application.address_spaces.at(task->address_space).mappings) {
@@ -370,7 +363,7 @@ Status plan_mappings(Emission& out, const MemoryPlan& plan, SharedSegments& segm
   TRY(MappingPlanner(out, plan, segments, open).run());
   // All of its descriptors are closed by now. With a shared table somebody else may be at the same step at the same
   // time.
-  if (!shares_table(out.application, plan.pid)) out.set_first_temporary(first);
+  if (!out.shares_table(plan.pid)) out.set_first_temporary(first);
   return {};
 }
 

@@ -127,7 +127,7 @@ class Planner {
   // ---- copy-on-write
 
   bool shares_pages(Pid pid) const {
-    const auto* task = application_.find(pid);
+    const auto* task = out_.tasks.find(pid);
     if (task == nullptr || task->state == model::TaskState::zombie) return false;
     const auto pages = options_.pages.find(task->address_space);
     return pages != options_.pages.end() && std::ranges::any_of(pages->second, &PageLocation::shared_with_parent);
@@ -139,14 +139,14 @@ class Planner {
     std::map<std::pair<Pid, ObjectId>, int>
         heirs;  // siblings that share one memory: none of them is its creator's copy
     for (const auto& [child, creator] : tree.creator) {
-      if (const auto* task = application_.find(child)) ++heirs[{creator, task->address_space}];
+      if (const auto* task = out_.tasks.find(child)) ++heirs[{creator, task->address_space}];
     }
     for (const auto& [child, creator] : tree.creator) {
       const auto& node = tree.nodes.at(child);
       if (node.transient || node.parent != creator || !shares_pages(child)) continue;
-      if (heirs.at({creator, application_.find(child)->address_space}) > 1) continue;
-      const auto* parent = application_.find(creator);
-      if (parent == nullptr || parent->address_space == application_.find(child)->address_space) continue;
+      if (heirs.at({creator, out_.tasks.find(child)->address_space}) > 1) continue;
+      const auto* parent = out_.tasks.find(creator);
+      if (parent == nullptr || parent->address_space == out_.tasks.find(child)->address_space) continue;
       inherits_.insert(child);
       memory_first_.insert(creator);
     }
@@ -174,8 +174,8 @@ class Planner {
 
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
-    const auto* task = application_.find(pid);
-    const auto* parent = application_.find(creator);
+    const auto* task = out_.tasks.find(pid);
+    const auto* parent = out_.tasks.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
                                task->state != model::TaskState::zombie;
     const bool shares_files = task != nullptr && parent != nullptr && task->descriptors == parent->descriptors;
@@ -189,7 +189,7 @@ class Planner {
 
   /// The creator, or who shares its table, may hold shared segments open for others: the copy does not.
   void close_inherited(Pid pid, Pid creator) {
-    const auto* task = application_.find(creator);
+    const auto* task = out_.tasks.find(creator);
     const auto held = held_for_others_.find(task == nullptr ? ObjectId{} : task->descriptors);
     if (held == held_for_others_.end()) return;
     for (const int fd : held->second) out_.process(pid).add(Close{fd});
@@ -199,7 +199,7 @@ class Planner {
     const auto* space = &application_.address_spaces.at(task.address_space);
     const model::AddressSpace* from = nullptr;
     if (inherits_.contains(task.pid))
-      from = &application_.address_spaces.at(application_.find(task.parent)->address_space);
+      from = &application_.address_spaces.at(out_.tasks.find(task.parent)->address_space);
     return {task.pid, space, from};
   }
 

@@ -171,10 +171,8 @@ class TreePlanner {
     };
     const auto& node = tree_.nodes.at(leader);
     if (!node.transient) {
-      for (const auto& [pid, other] : tree_.nodes) {
-        if (other.parent == leader && !other.transient && other.session != leader && other.session != pid)
-          add(other.session);
-      }
+      if (const auto foreign = foreign_children_.find(leader); foreign != foreign_children_.end())
+        std::ranges::for_each(foreign->second, add);
       add(tree_.nodes.at(node.parent).session);
     }
     add(root_session_);
@@ -187,12 +185,20 @@ class TreePlanner {
   void list_related() {
     for (const Pid leader : leaders_) related_[leader];
     for (const auto& [pid, node] : tree_.nodes) {
+      if (!node.transient && node.session != node.parent && node.session != pid)
+        foreign_children_[node.parent].push_back(node.session);
+    }
+    const auto relate = [&](Pid leader, Pid session) {
+      if (const auto led = related_.find(leader); led != related_.end()) led->second.insert(session);
+    };
+    for (const auto& [pid, node] : tree_.nodes) {
       if (node.transient || pid == tree_.root) continue;
+      // What is above a parent has been seen when its session was entered.
+      const bool enters = tree_.nodes.at(node.parent).session != node.session;
       for (Pid at = node.parent;; at = tree_.nodes.at(at).parent) {
-        const Pid above = tree_.nodes.at(at).session;
-        if (const auto led = related_.find(node.session); led != related_.end()) led->second.insert(above);
-        if (const auto led = related_.find(at); led != related_.end()) led->second.insert(node.session);
-        if (at == tree_.root) break;
+        relate(node.session, tree_.nodes.at(at).session);
+        relate(at, node.session);
+        if (at == tree_.root || !enters) break;
       }
     }
   }
@@ -202,10 +208,12 @@ class TreePlanner {
   bool search(size_t index) {
     if (++steps_ >= std::min(limits_.search_steps, quick_steps_per_leader * (leaders_.size() + 1))) return false;
     if (index == leaders_.size()) return construct();
-    for (const Pid session : candidates(leaders_[index])) {
-      tree_.born_session[leaders_[index]] = session;
-      if (!closes_cycle(leaders_[index]) && is_plausible() && search(index + 1)) return true;
-      tree_.born_session.erase(leaders_[index]);
+    const Pid leader = leaders_[index];
+    for (const Pid session : candidates(leader)) {
+      if (!fits(leader, session)) continue;
+      const Pid end = choose(leader, session);
+      if (search(index + 1)) return true;
+      retract(leader, end);
     }
     return false;
   }
@@ -223,6 +231,7 @@ class TreePlanner {
 
   bool search_anew(size_t bound, bool any_session) {
     tree_.born_session.clear();
+    file_demands();
     bound_ = bound, any_session_ = any_session;
     return search_widely();
   }
@@ -235,6 +244,7 @@ class TreePlanner {
     Pid id;  ///< a session, or the leader
     auto operator<=>(const Birth&) const = default;
   };
+  using Demand = std::pair<Birth, Birth>;  ///< the first is the second, or above it
   Birth birth_of(Pid pid) const {
     const auto& node = tree_.nodes.at(pid);
     if (pid == tree_.root || node.session != pid) return {false, node.session};
@@ -246,25 +256,53 @@ class TreePlanner {
   }
   /// A parent is among the creators only if its birth session is that of the child, or one above it.
   void list_demands() {
-    std::set<std::pair<Birth, Birth>> demands;
+    std::set<Demand> demands;
     for (const auto& [pid, node] : tree_.nodes) {
       if (!is_restricted(node)) continue;
       const Birth above = birth_of(node.parent), below = birth_of(pid);
       if (above != below && above != Birth{false, root_session_}) demands.emplace(above, below);
     }
     demands_.assign(demands.begin(), demands.end());
+    file_demands();
   }
   std::optional<Pid> known(const Birth& birth) const {
     if (!birth.chosen) return birth.id;
     const auto found = tree_.born_session.find(birth.id);
     return found == tree_.born_session.end() ? std::nullopt : std::optional(found->second);
   }
-  /// Whether nothing that is chosen already contradicts a demand.
-  bool is_plausible() const {
-    return std::ranges::all_of(demands_, [&](const auto& demand) {
-      const auto above = known(demand.first), below = known(demand.second);
-      return !above || !below || !leads_elsewhere(*above, *below);
+  bool is_plausible(const Demand& demand) const {
+    const auto above = known(demand.first), below = known(demand.second);
+    return !above || !below || !leads_elsewhere(*above, *below);
+  }
+  /// Each under the leaders on whose births it depends: whose own it speaks of, or at whom a way up ends.
+  void file_demands() {
+    open_demands_.clear();
+    for (const auto& demand : demands_) {
+      for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
+    }
+  }
+  /// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
+  bool fits(Pid leader, Pid session) {
+    tree_.born_session[leader] = session;
+    const bool fitting = !closes_cycle(leader) && std::ranges::all_of(open_demands_[leader], [&](const Demand* demand) {
+      return is_plausible(*demand);
     });
+    tree_.born_session.erase(leader);
+    return fitting;
+  }
+  /// What depended on this birth depends on that of the leader at whom the way goes on: he is returned, for retract.
+  Pid choose(Pid leader, Pid session) {
+    tree_.born_session[leader] = session;
+    const Pid end = climb(session, nowhere);
+    const auto& moving = open_demands_[leader];
+    auto& there = open_demands_[end];
+    if (end != root_session_) there.insert(there.end(), moving.begin(), moving.end());
+    return end;
+  }
+  void retract(Pid leader, Pid end) {
+    auto& there = open_demands_[end];
+    if (end != root_session_) there.resize(there.size() - open_demands_[leader].size());
+    tree_.born_session.erase(leader);
   }
   /// From `session` up towards the root's: ends at `until`, at the root's, or at a session whose birth is not known.
   Pid climb(Pid session, Pid until) const {
@@ -298,11 +336,11 @@ class TreePlanner {
     }
     if (next.value == 0) return construct();
     for (const Pid session : choices) {
-      tree_.born_session[next] = session;
-      if (search_widely()) return true;
+      const Pid end = choose(next, session);
+      if (has_order() && search_widely()) return true;
       if (steps_ >= bound_) return false;
+      retract(next, end);
     }
-    tree_.born_session.erase(next);
     return false;
   }
   using Before = std::map<Pid, std::set<Pid>>;  ///< who must be born before whom, and create him, within one session
@@ -357,11 +395,7 @@ class TreePlanner {
 
   std::vector<Pid> choices_left(Pid leader) {
     auto left = candidates(leader);
-    std::erase_if(left, [&](Pid session) {
-      tree_.born_session[leader] = session;
-      return closes_cycle(leader) || !is_plausible() || !has_order();
-    });
-    tree_.born_session.erase(leader);
+    std::erase_if(left, [&](Pid session) { return !fits(leader, session); });
     return left;
   }
 
@@ -452,8 +486,11 @@ class TreePlanner {
   std::vector<Pid> leaders_;
   std::set<Pid> sessions_;
   static constexpr size_t quick_steps_per_leader = 4;
-  std::vector<std::pair<Birth, Birth>> demands_;
+  static constexpr Pid nowhere{-1};
+  std::vector<Demand> demands_;
+  std::map<Pid, std::vector<const Demand*>> open_demands_;
   std::map<Pid, std::set<Pid>> related_;
+  std::map<Pid, std::vector<Pid>> foreign_children_;  // of whoever has any: their sessions
   bool any_session_ = false;
   size_t steps_ = 0, bound_ = 0;
   std::string conflict_ = "the sessions contradict each other";

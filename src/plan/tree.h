@@ -49,7 +49,8 @@ using Births = std::map<Pid, Pid>;  ///< session leaders → the session that ea
 /// for a tree of this shape. It may hold anything.
 Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
 
-/// Those of a program that builds a tree whose root is in `root_session`.
+/// Those of a program that builds a tree whose root is in `root_session`, and in which no two processes that lead
+/// sessions have had the same pid.
 Births births_in(const Program&, Pid root_session);
 
 }  // namespace stasis::plan

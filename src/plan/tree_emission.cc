@@ -53,8 +53,8 @@ bool shares(const model::Task* a, const model::Task* b, ObjectId model::Task::* 
 
 /// A FORK or CLONE by the giver: they have at birth in common what they have in the end.
 template <typename Birth>
-Birth birth_of(const model::Application& application, Pid giver, Pid child) {
-  const auto *a = application.find(giver), *b = application.find(child);
+Birth birth_of(const model::TaskIndex& tasks, Pid giver, Pid child) {
+  const auto *a = tasks.find(giver), *b = tasks.find(child);
   Birth birth;
   birth.child_pid = child;
   birth.share_files = shares(a, b, &model::Task::descriptors);
@@ -67,7 +67,7 @@ Birth birth_of(const model::Application& application, Pid giver, Pid child) {
 }  // namespace
 
 void TreeEmission::note_objects(Pid pid) {
-  const auto* task = out_.application.find(pid);
+  const auto* task = out_.tasks.find(pid);
   if (task == nullptr || task->state == model::TaskState::zombie) return;
   for (size_t kind = 0; kind < std::size(shareable); ++kind) {
     const ObjectId object = task->*shareable[kind].first;
@@ -78,13 +78,13 @@ void TreeEmission::note_objects(Pid pid) {
 /// Who creates the child: whoever has what it shares with those who are there already. That is its creator in the tree,
 /// or a sibling (CLONE_PARENT) that was born in the same session.
 Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const {
-  const auto* task = out_.application.find(child);
+  const auto* task = out_.tasks.find(child);
   if (task == nullptr || task->state == model::TaskState::zombie) return creator;
   const char* lacking = nullptr;
   const auto has_all = [&](Pid giver) {
     for (size_t kind = 0; kind < std::size(shareable); ++kind) {
       const auto [object, what] = shareable[kind];
-      if (!born_objects_[kind].contains(task->*object) || shares(out_.application.find(giver), task, object)) continue;
+      if (!born_objects_[kind].contains(task->*object) || shares(out_.tasks.find(giver), task, object)) continue;
       lacking = what;
       return false;
     }
@@ -114,9 +114,9 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
     }
     out_.take_table(giver);
     if (giver == creator)
-      out_.process(creator).add(birth_of<Fork>(out_.application, creator, child));
+      out_.process(creator).add(birth_of<Fork>(out_.tasks, creator, child));
     else
-      out_.process(giver).add(birth_of<Clone>(out_.application, giver, child));
+      out_.process(giver).add(birth_of<Clone>(out_.tasks, giver, child));
     TRY(create(child, giver));
     siblings.push_back(child);
   }
@@ -130,7 +130,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   const Pid relay = fresh_pid();
   const Pid adopter = tree_.nodes.at(child).parent;
   const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
-  Fork fork = birth_of<Fork>(out_.application, creator, child);
+  Fork fork = birth_of<Fork>(out_.tasks, creator, child);
   fork.child_pid = relay;
   out_.take_table(creator);
   out_.process(creator).add(fork);

@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <unordered_map>
+#include <utility>
 
 #include "plan/verify_attributes.h"
 #include "plan/verify_order.h"
@@ -147,17 +148,16 @@ class Interpreter {
   }
   /// Everything that the runner has done and knows, as others may learn it.
   std::shared_ptr<const Snapshot> snapshot() const {
-    auto sum = std::make_shared<Snapshot>();
-    Merged merged;
-    runner_->knowledge.merge_into(*sum, merged);
-    (*sum)[tid_.value] = runner_->steps;
+    const auto sum = runner_->knowledge.all();
+    sum->steps[tid_.value] = runner_->steps;
     return sum;
   }
   /// A new runner knows what its creator knows.
   void begin_runner(pid_t tid) {
     auto& made = runners_[tid];  // a number that was used before goes on counting: old stamps must not look new
     made.knowledge = runner_->knowledge.inherited(made.steps);
-    made.knowledge.learn(std::make_shared<Snapshot>(Snapshot{{tid_.value, runner_->steps}}), tid, made.steps);
+    made.knowledge.learn(std::make_shared<Snapshot>(Snapshot{{{tid_.value, runner_->steps}}, nullptr}), tid,
+                         made.steps);
   }
 
   // ---- the process tree
@@ -170,14 +170,17 @@ class Interpreter {
   void occupy(const Process& process, int change) {
     numbers_[process.pid.value] += change;
     numbers_[process.session.value] += change;
-    occupy_group(process.group, change);
+    occupy_group(process.group, process.pid, change);
     for (const Tid tid : process.threads) {
       if (tid != leader_of(process.pid)) numbers_[tid.value] += change;
     }
   }
-  void occupy_group(Pid group, int change) {
+  void occupy_group(Pid group, Pid member, int change) {
     numbers_[group.value] += change;
-    group_members_[group] += change;
+    if (change > 0)
+      group_members_[group].insert(member);
+    else
+      group_members_[group].erase(member);
   }
 
   /// The slots; who uses them is the new table's own history.
@@ -214,6 +217,7 @@ class Interpreter {
     child.reachable[leader_of(pid)];
     begin_runner(pid.value);
     occupy(child, 1);
+    children_[parent].insert(pid);
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
   }
@@ -244,8 +248,8 @@ class Interpreter {
   void apply(const SetSid&) {
     require(now_->session != now_->pid, "it leads a session already (EPERM)");
     const auto members = group_members_.find(now_->pid);
-    require(members == group_members_.end() || members->second == 0, "the group {} exists: setsid is refused (EPERM)",
-            now_->pid);
+    require(members == group_members_.end() || members->second.empty(),
+            "the group {} exists: setsid is refused (EPERM)", now_->pid);
     if (problem_) return;
     leaves_group(*now_);
     occupy(*now_, -1);
@@ -264,9 +268,9 @@ class Interpreter {
     if (set.target != now_->pid) reads(changed.parentage, "its child");
     if (set.pgid != set.target) rely_on_member(set.pgid);
     leaves_group(changed);
-    occupy_group(changed.group, -1);
+    occupy_group(changed.group, set.target, -1);
     changed.group = set.pgid;
-    occupy_group(changed.group, 1);
+    occupy_group(changed.group, set.target, 1);
     writes(changed.identity, "the group of the target");
   }
 
@@ -274,10 +278,9 @@ class Interpreter {
   /// is certain to be later.
   void rely_on_member(Pid group) {
     Reliance reliance{stamp(), now_->pid, {}};
-    for (auto& [pid, member] : processes_) {
-      if (!member.reaped && pid.value != 0 && member.group == group && member.session == now_->session &&
-          is_before(member.identity.written()))
-        reliance.members.insert(pid);
+    for (const Pid pid : group_members_[group]) {
+      auto& member = processes_.at(pid);
+      if (member.session == now_->session && is_before(member.identity.written())) reliance.members.insert(pid);
     }
     require(!reliance.members.empty(), "no process of its session is certain to be in group {} (EPERM)", group);
     if (!problem_) reliances_[group].push_back(std::move(reliance));
@@ -306,12 +309,13 @@ class Interpreter {
   }
   void apply(const Exit& exit) {
     std::optional<Pid> reaper;
-    for (auto& [pid, other] : processes_) {
-      if (other.parent != now_->pid || other.reaped || pid.value == 0) continue;
+    for (const Pid pid : std::exchange(children_[now_->pid], {})) {
+      auto& child = processes_.at(pid);
       if (!reaper) reaper = reaper_of(*now_);
       require(reaper->value != 0, "its child {} would leave the tree", pid);
-      other.parent = *reaper;
-      writes(other.parentage, "the parent of its child");
+      child.parent = *reaper;
+      children_[*reaper].insert(pid);
+      writes(child.parentage, "the parent of its child");
     }
     now_->alive = false, now_->zombie = true, now_->status = exit.status;
     now_->table = std::make_shared<Table>();
@@ -327,13 +331,18 @@ class Interpreter {
     learn(ends_.at(wait.child_pid));
     leaves_group(child->second);
     child->second.zombie = false, child->second.reaped = true;
+    children_[now_->pid].erase(wait.child_pid);
     occupy(child->second, -1);
     for (const Pid number : {child->second.pid, child->second.group, child->second.session})
       released_[number.value] = stamp();
   }
   void apply(const Post& post) {
     auto& event = posts_[post.event];
-    ++event.count;
+    if (++event.count == 1) {
+      event.all = snapshot();
+      return;
+    }
+    if (event.count == 2) Knowledge::merge(event.all, event.sum, event.merged);
     event.all.reset();
     runner_->knowledge.merge_into(event.sum, event.merged);
     auto& known = event.sum[tid_.value];
@@ -349,7 +358,7 @@ class Interpreter {
     // Posts beyond the awaited ones may be any: only a wait for all of them orders.
     if (problem_ || count != await.count || count == 0) return;
     auto& event = found->second;
-    if (!event.all) event.all = std::make_shared<Snapshot>(event.sum);
+    if (!event.all) event.all = std::make_shared<Snapshot>(Snapshot{event.sum, nullptr});
     learn(event.all);
   }
 
@@ -464,10 +473,11 @@ class Interpreter {
               "'{}' is posted {} times, awaited {} times: whom the waits wait for is open", name, event.count,
               event.awaited);
     }
+    const model::TaskIndex tasks(wanted_);
     for (const auto& [pid, process] : processes_) {
       culprit_ = pid;
       if (pid.value == 0 || process.reaped) continue;
-      require(wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
+      require(tasks.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
     }
     for (const auto& task : wanted_.tasks) {
       culprit_ = task.pid;
@@ -546,7 +556,7 @@ class Interpreter {
   };
   struct Event {
     uint32_t count = 0, awaited = 0;
-    Snapshot sum;  ///< what all who have posted it know
+    Clock sum;  ///< of several: what all who have posted it know
     Merged merged;
     std::shared_ptr<const Snapshot> all;  ///< the same, shared, as long as nobody else posts
   };
@@ -567,8 +577,8 @@ class Interpreter {
   std::unordered_map<std::string, Event> posts_;
   Shared files_;  ///< what the supervisor makes in the file system for others to open
   std::unordered_map<Pid, std::vector<Reliance>> reliances_;
-  std::unordered_map<pid_t, Stamp> released_;  ///< numbers: when the last to use them was reaped
-  std::unordered_map<Pid, int> group_members_;
+  std::unordered_map<pid_t, Stamp> released_;                        ///< numbers: when the last to use them was reaped
+  std::unordered_map<Pid, std::set<Pid>> group_members_, children_;  // until they are reaped
   std::unordered_map<pid_t, int> numbers_;  ///< how often an id is in use as a pid, tid, group or session
   std::map<std::pair<std::string_view, ObjectId>, const void*> object_of_;
   std::map<std::pair<std::string_view, const void*>, ObjectId> id_of_;

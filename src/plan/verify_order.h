@@ -22,25 +22,39 @@ struct Stamp {  ///< the step of a thread; 0, 0: before everything
   size_t step = 0;
 };
 
-/// How far each runner has been seen: a vector clock, once made never changed, shared by all who have learned it.
-using Snapshot = std::unordered_map<pid_t, size_t>;
+/// How far each runner has been seen: a vector clock.
+using Clock = std::unordered_map<pid_t, size_t>;
+
+/// One that is never changed any more, shared by all who have learned it. What somebody has learned since stands above
+/// it, instead of in a copy of it: layers, each at least twice as large as the one above.
+struct Snapshot {
+  Clock steps;
+  std::shared_ptr<const Snapshot> below;
+
+  size_t step_of(pid_t tid) const {
+    size_t known = 0;
+    for (const auto* layer = this; layer != nullptr; layer = layer->below.get()) {
+      if (const auto own = layer->steps.find(tid); own != layer->steps.end()) known = std::max(known, own->second);
+    }
+    return known;
+  }
+  size_t size() const { return steps.size() + (below == nullptr ? 0 : below->size()); }
+};
 using Merged = std::unordered_set<std::shared_ptr<const Snapshot>>;
 
-/// What one runner knows of the others. At a barrier everybody learns of everybody, so knowledge is held as shared
-/// snapshots; one that contains what the runner knew when it had its own last word in it replaces all older ones.
+/// What one runner knows of the others, in the snapshots that it has learned. One that contains what the runner knew
+/// when it had its own last word in it replaces all older ones.
 class Knowledge {
  public:
   bool reaches(pid_t tid, size_t step) const {
-    return std::ranges::any_of(held_, [&](const Held& held) {
-      const auto known = held.snapshot->find(tid);
-      return known != held.snapshot->end() && known->second >= step;
-    });
+    return std::ranges::any_of(held_, [&](const Held& held) { return held.snapshot->step_of(tid) >= step; });
   }
   /// `self` and `now` are the learner and its step.
   void learn(std::shared_ptr<const Snapshot> snapshot, pid_t self, size_t now) {
-    if (const auto mine = snapshot->find(self); mine != snapshot->end())
-      std::erase_if(held_, [&](const Held& held) { return held.since <= mine->second; });
+    if (const size_t mine = snapshot->step_of(self); mine != 0)
+      std::erase_if(held_, [&](const Held& held) { return held.since <= mine; });
     held_.push_back({std::move(snapshot), now});
+    if (held_.size() > most_held) held_ = {{all(), now}};
   }
   /// The same knowledge in somebody new, whose steps begin now.
   Knowledge inherited(size_t now) const {
@@ -48,17 +62,38 @@ class Knowledge {
     for (auto& held : copy.held_) held.since = now;
     return copy;
   }
-  void merge_into(Snapshot& sum, Merged& merged) const {
+  void merge_into(Clock& sum, Merged& merged) const {
+    for (const auto& held : held_) merge(held.snapshot, sum, merged);
+  }
+  static void merge(const std::shared_ptr<const Snapshot>& snapshot, Clock& sum, Merged& merged) {
+    for (auto layer = snapshot; layer != nullptr && merged.insert(layer).second; layer = layer->below)
+      merge(layer->steps, sum);
+  }
+  /// All of it in one: what is not in the largest stands above that.
+  std::shared_ptr<Snapshot> all() const {
+    auto sum = std::make_shared<Snapshot>();
+    size_t largest = 0;
     for (const auto& held : held_) {
-      if (!merged.insert(held.snapshot).second) continue;
-      for (const auto& [tid, step] : *held.snapshot) {
-        auto& known = sum[tid];
-        known = std::max(known, step);
-      }
+      if (const size_t size = held.snapshot->size(); size > largest) sum->below = held.snapshot, largest = size;
     }
+    Merged merged;
+    for (auto layer = sum->below; layer != nullptr; layer = layer->below) merged.insert(layer);
+    merge_into(sum->steps, merged);
+    while (sum->below != nullptr && 2 * sum->steps.size() >= sum->below->steps.size()) {
+      merge(sum->below->steps, sum->steps);
+      sum->below = std::shared_ptr<const Snapshot>(sum->below->below);
+    }
+    return sum;
   }
 
  private:
+  static constexpr size_t most_held = 32;
+  static void merge(const Clock& more, Clock& sum) {
+    for (const auto& [tid, step] : more) {
+      auto& known = sum[tid];
+      known = std::max(known, step);
+    }
+  }
   struct Held {
     std::shared_ptr<const Snapshot> snapshot;
     size_t since = 0;  ///< the runner's own step when it learned it

@@ -138,8 +138,9 @@ Status TreeMemory::finish(CaptureContext& context) {
   without_pages_.clear();
   std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
   std::set<ObjectId> done;
+  const model::TaskIndex tasks(application);
   for (const model::Task& task : application.tasks) {
-    const model::Task* parent = application.find(task.parent);
+    const model::Task* parent = tasks.find(task.parent);
     if (parent == nullptr || !spaces_.contains(task.address_space) || !spaces_.contains(parent->address_space))
       continue;
     if (parent->address_space != task.address_space && done.insert(task.address_space).second)

@@ -330,8 +330,9 @@ class Decoder {
   }
 
   Status check_parents() {
+    const model::TaskIndex tasks(application_);
     for (const model::Task& task : application_.tasks) {
-      const model::Task* parent = application_.find(task.parent);
+      const model::Task* parent = tasks.find(task.parent);
       if (parent && parent->state == model::TaskState::zombie)
         return reject("pstree.img", "ppid", fmt::format("{} is a child of the zombie {}", task.pid, task.parent));
     }
