@@ -7,6 +7,8 @@
 #include <functional>
 #include <optional>
 
+#include "plan/tree_conflict.h"
+
 namespace stasis::plan {
 namespace {
 
@@ -17,25 +19,25 @@ class TreePlanner {
   TreePlanner(const model::Application& application, const TreeLimits& limits)
       : application_(application), limits_(limits) {}
 
-  Result<CreationTree> run(const Births& likely) {
+  Result<Verdict> decide(const Births& likely) {
     TRY(collect());
     TRY(check_invariants());
     add_dead_leaders();
     list_sessions();
     list_demands();
     list_related();
-    if (!take_over(likely) && !search(0) && !search_anew(limits_.search_steps / 2, false) &&
-        !search_anew(limits_.search_steps, true)) {
-      if (steps_ >= limits_.search_steps) {
-        return fail(Error::unsupported(
-            operation, fmt::format("undecided after {} steps of search over the birth sessions of {} leaders; the last "
-                                   "contradiction was: {}",
-                                   steps_, leaders_.size(), conflict_)));
-      }
-      return fail(Error::conflict(
-          operation, "no sequence of fork, setsid and exit leads to these parents and sessions: " + conflict_));
-    }
-    return std::move(tree_);
+    if (take_over(likely) || search(0) || search_anew(limits_.search_steps / 2, false) ||
+        search_anew(limits_.search_steps, true))
+      return Verdict::restorable;
+    return steps_ >= limits_.search_steps ? Verdict::undecided : Verdict::not_restorable;
+  }
+  CreationTree take_tree() { return std::move(tree_); }
+  /// How far an undecided search came.
+  std::string progress() const {
+    return fmt::format(
+        "undecided after {} steps of search over the birth sessions of {} leaders; the last "
+        "contradiction was: {}",
+        steps_, leaders_.size(), conflict_);
   }
 
  private:
@@ -498,8 +500,17 @@ class TreePlanner {
 
 }  // namespace
 
+Result<Verdict> decide_tree(const model::Application& application, const TreeLimits& limits) {
+  return TreePlanner(application, limits).decide({});
+}
+
 Result<CreationTree> plan_tree(const model::Application& application, const TreeLimits& limits, const Births& likely) {
-  return TreePlanner(application, limits).run(likely);
+  TreePlanner planner(application, limits);
+  const auto verdict = TRY(planner.decide(likely));
+  if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, planner.progress()));
+  if (verdict == Verdict::restorable) return planner.take_tree();
+  return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
+                                             describe_conflict(application, smallest_conflict(application, limits))));
 }
 
 Births births_in(const Program& program, Pid root_session) {

@@ -42,11 +42,15 @@ struct TreeLimits {
   size_t search_steps = 100'000;  ///< bound of the search for born sessions
 };
 
+enum class Verdict { restorable, not_restorable, undecided };
+/// Errors: invalid_input names a broken invariant; conflict says what of the tree lies outside.
+Result<Verdict> decide_tree(const model::Application&, const TreeLimits& = {});
+
 using Births = std::map<Pid, Pid>;  ///< session leaders → the session that each was born in
 
-/// Errors: invalid_input names a broken invariant; conflict says that no history leads to this tree and why;
-/// unsupported that the search was given up. `likely` is tried before anything is searched for: births that were right
-/// for a tree of this shape. It may hold anything.
+/// Errors: as above; conflict, too, if no history leads to this tree, with the processes that cannot be together
+/// (plan/tree_conflict.h); unsupported says that the search was given up. `likely` is tried before anything is searched
+/// for: births that were right for a tree of this shape. It may hold anything.
 Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
 
 /// Those of a program that builds a tree whose root is in `root_session`, and in which no two processes that lead

@@ -5,9 +5,11 @@
 // wait, subreaper on and off) reaches with a helper pid beside the four.
 #include <gmock/gmock.h>
 
+#include <bit>
 #include <unordered_set>
 
 #include "plan/bare_tree.h"
+#include "plan/tree_conflict.h"
 #include "plan/verify.h"
 
 namespace stasis::plan {
@@ -128,6 +130,26 @@ model::Application tree_of(State state) {
   return *tree;
 }
 
+/// Where all but these are children of the init.
+State without_others(State state, unsigned these) {
+  for (int p = 1; p <= pids; ++p) {
+    if (state.exists(p) && (these >> p & 1) == 0) state.set(p, 0, state.session(p), false);
+  }
+  return state;
+}
+
+/// The kernel leads to no tree with these demands, and to one with any fewer.
+void check_conflict(State state, const std::unordered_set<uint64_t>& reachable) {
+  const auto conflict = smallest_conflict(tree_of(state), {});
+  unsigned these = 0;
+  for (const Pid pid : conflict) these |= 1u << (pid.value - 1);
+  EXPECT_FALSE(reachable.contains(without_others(state, these).bits())) << tree_to_json(tree_of(state));
+  for (unsigned fewer = 0; fewer < 2u << pids; fewer += 2) {
+    if (std::popcount(fewer) >= static_cast<int>(conflict.size())) continue;
+    EXPECT_EQ(*decide_tree(tree_of(without_others(state, fewer))), Verdict::restorable) << tree_to_json(tree_of(state));
+  }
+}
+
 TEST(SmallTrees, AreDecidedAsTheKernelDecides) {
   const auto reachable = reachable_trees();
   size_t candidates = 0, restorable = 0, beyond_the_pool = 0;
@@ -144,6 +166,7 @@ TEST(SmallTrees, AreDecidedAsTheKernelDecides) {
     }
     EXPECT_EQ(program.error().code(), ErrorCode::conflict) << program.error().message() << "\n" << tree_to_json(tree);
     EXPECT_FALSE(reachable.contains(state.bits())) << program.error().message() << "\n" << tree_to_json(tree);
+    check_conflict(state, reachable);
   });
   EXPECT_EQ(candidates, 16417u);
   EXPECT_EQ(restorable, 9841u);
