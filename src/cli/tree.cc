@@ -46,7 +46,7 @@ Result<int> plan_tree(const Options& options) {
 
 Result<int> check(const Options& options) {
   const auto program =
-      plan::with_root(TRY_IN(options.program, plan::from_json(TRY(kernel::read_file(options.program)))));
+      plan::completed(TRY_IN(options.program, plan::from_json(TRY(kernel::read_file(options.program)))));
   const auto outcome = plan::outcome_of(program);
   auto rejection = outcome.rejection;
   if (!rejection && !options.file.empty())
@@ -113,7 +113,7 @@ Result<TreeOrProgram> tree_or_program_in(const std::string& path) {
   auto tree = plan::tree_from_json(text);
   if (tree) return std::move(*tree);
   auto program = plan::from_json(text);
-  if (program) return plan::with_root(std::move(*program));
+  if (program) return plan::completed(std::move(*program));
   const bool meant_tree = text.find("\"processes\"") != std::string::npos;
   return TRY_IN(path, Result<TreeOrProgram>(fail(meant_tree ? tree.error() : program.error())));
 }

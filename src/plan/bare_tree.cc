@@ -240,6 +240,30 @@ Result<Program> make_tree_program(const model::Application& application, const T
   return std::move(out.program);
 }
 
+namespace {
+
+/// Of the mappings in each process, by where they begin.
+class Lengths {
+ public:
+  void follow(Pid pid, Fork& fork) { known_[fork.child_pid] = known_[pid]; }
+  void follow(Pid pid, Clone& clone) { known_[clone.child_pid] = known_[pid]; }
+  void follow(Pid pid, Mmap& map) { known_[pid][map.addr] = map.length; }
+  void follow(Pid pid, MmapAnon& map) { known_[pid][map.addr] = map.length; }
+  void follow(Pid pid, Mremap& map) {
+    take(pid, map.addr, map.length);
+    known_[pid][map.new_addr] = map.length;
+  }
+  void follow(Pid pid, Munmap& map) { take(pid, map.addr, map.length); }
+  void follow(Pid, auto&) {}
+
+ private:
+  void take(Pid pid, uint64_t addr, uint64_t& length) {
+    const auto mapping = known_[pid].extract(addr);
+    if (length == 0 && !mapping.empty()) length = mapping.mapped();
+  }
+  std::map<Pid, std::map<uint64_t, uint64_t>> known_;
+};
+
 Program with_root(Program program) {
   std::set<Pid> created;
   Pid root;
@@ -254,6 +278,15 @@ Program with_root(Program program) {
   fork.new_pid_namespace = root.value == 1;
   if (root.value != 0) program.commands.insert(program.commands.begin(), Command{Pid{0}, Tid{0}, fork});
   return program;
+}
+
+}  // namespace
+
+Program completed(Program program) {
+  Lengths lengths;
+  for (auto& command : program.commands)
+    std::visit([&](auto& action) { lengths.follow(command.pid, action); }, command.action);
+  return with_root(std::move(program));
 }
 
 std::vector<std::string> tree_differences(const model::Application& wanted, const model::Application& found,

@@ -27,8 +27,9 @@ std::string tree_to_json(const model::Application&);
 /// FORK … READY. Errors as of plan_tree.
 Result<Program> make_tree_program(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
 
-/// A program may speak of its root as if it were there already (the published language does): then somebody forks it.
-Program with_root(Program program);
+/// What programs in the published language leave open: the root is there without anybody forking it, and MREMAP and
+/// MUNMAP mean the whole mapping that begins at their address. Then a FORK and the lengths are put in.
+Program completed(Program program);
 
 /// What differs between two trees with the same pids, one sentence each; nothing: they are equal. States of stopped
 /// processes count only if `with_stops`.

@@ -238,6 +238,7 @@ struct MmapAnon {
 };
 struct Mremap {
   static constexpr std::string_view name = "MREMAP";
+  static constexpr std::string_view optional_field = "length";  ///< the published language has none: plan::completed
   uint64_t addr = 0, length = 0, new_addr = 0;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
@@ -248,6 +249,7 @@ struct Mremap {
 };
 struct Munmap {
   static constexpr std::string_view name = "MUNMAP";
+  static constexpr std::string_view optional_field = "length";  ///< likewise
   uint64_t addr = 0, length = 0;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {

@@ -434,12 +434,9 @@ class Interpreter {
     if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));
   }
   void apply(const Munmap& unmapped) {
-    if (spares_agent(unmapped.addr, unmapped.length))
-      now_->space->unmap({unmapped.addr, unmapped.addr + unmapped.length});
+    if (spares_agent(unmapped.addr, unmapped.length)) obey(now_->space->unmap(unmapped.addr, unmapped.length));
   }
-  void apply(const Mprotect& protect) {
-    obey(now_->space->protect({protect.addr, protect.addr + protect.length}, protect.prot));
-  }
+  void apply(const Mprotect& protect) { obey(now_->space->protect(protect.addr, protect.length, protect.prot)); }
   void apply(const ClearMemory&) {
     require(!program_.agent_area.empty(), "there is no agent area to keep");
     now_->space = std::make_shared<SpaceModel>();

@@ -40,12 +40,16 @@ bool is_shared(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
 }
 
+Broken check_pages(uint64_t begin, uint64_t length) {
+  if (begin % page_size == 0 && length % page_size == 0 && length != 0 && begin + length > begin) return {};
+  return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
+}
+
 }  // namespace
 
 Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared) {
+  if (auto broken = check_pages(begin, length)) return broken;
   const uint64_t end = begin + length;
-  if (begin % page_size != 0 || length % page_size != 0 || length == 0 || end <= begin)
-    return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
   const auto above = areas_.lower_bound(begin);
   const bool overlaps = (above != areas_.end() && above->first < end) ||
                         (above != areas_.begin() && std::prev(above)->second.end > begin);
@@ -71,12 +75,17 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
   return {};
 }
 
-void SpaceModel::unmap(AddressRange range) {
+Broken SpaceModel::unmap(uint64_t begin, uint64_t length) {
+  if (auto broken = check_pages(begin, length)) return broken;
+  const AddressRange range{begin, begin + length};
   cut(areas_, range, [](auto& area) -> auto& { return area.end; });
   forget_filled(range);
+  return {};
 }
 
-Broken SpaceModel::protect(AddressRange range, uint32_t protection) {
+Broken SpaceModel::protect(uint64_t begin, uint64_t length, uint32_t protection) {
+  if (auto broken = check_pages(begin, length)) return broken;
+  const AddressRange range{begin, begin + length};
   if (const uint64_t covered = covered_until(range, 0); covered < range.end)
     return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
   const bool shared = std::prev(areas_.upper_bound(range.begin))->second.shared;

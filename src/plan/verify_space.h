@@ -27,8 +27,8 @@ class SpaceModel {
   /// mmap with MAP_FIXED_NOREPLACE.
   Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared);
   Broken move(uint64_t from, uint64_t length, uint64_t to);
-  void unmap(AddressRange range);
-  Broken protect(AddressRange range, uint32_t protection);
+  Broken unmap(uint64_t begin, uint64_t length);
+  Broken protect(uint64_t begin, uint64_t length, uint32_t protection);
   /// Bytes are written to it.
   Broken fill(AddressRange range);
   /// Everything wanted is there, nothing else is, and private pages that the images hold have been filled.

@@ -59,11 +59,48 @@ TEST(BareTree, AProgramWithoutARootGetsOne) {
   const auto published = from_json(R"([{"command": "FORK", "pid": 1, "child_pid": 6},
                                        {"command": "SET_SID", "pid": 6}])");
   ASSERT_TRUE(published) << published.error().message();
-  const auto outcome = outcome_of(with_root(*published));
+  const auto outcome = outcome_of(completed(*published));
   ASSERT_FALSE(outcome.rejection);
   ASSERT_EQ(outcome.tree.tasks.size(), 2u);
   EXPECT_TRUE(outcome.tree.root_is_namespace_init);
   EXPECT_EQ(outcome.tree.find(Pid{6})->session, Pid{6});
+}
+
+/// Each of the 16 commands of the published language, with just the fields that it has there.
+TEST(PublishedLanguage, IsReadAndUnderstood) {
+  const auto published = from_json(R"([
+      {"command": "FORK", "pid": 1, "child_pid": 6},
+      {"command": "SET_CHILD_REAPER", "pid": 1, "value": true},
+      {"command": "CLONE", "pid": 6, "child_pid": 7},
+      {"command": "SET_SID", "pid": 6},
+      {"command": "START_THREAD", "pid": 6, "tid": 8},
+      {"command": "MMAP_ANON", "pid": 6, "addr": 1048576, "length": 8192, "is_shared": false},
+      {"command": "OPEN", "pid": 6, "path": "/etc/hostname", "fd": 3},
+      {"command": "MMAP", "pid": 6, "addr": 2097152, "length": 4096, "fd": 3, "offset": 0, "is_shared": false},
+      {"command": "LSEEK", "pid": 6, "fd": 3, "offset": 5},
+      {"command": "DUP2", "pid": 6, "old_fd": 3, "new_fd": 4},
+      {"command": "FORK", "pid": 6, "child_pid": 9},
+      {"command": "CLOSE", "pid": 9, "fd": 3},
+      {"command": "MREMAP", "pid": 9, "addr": 1048576, "new_addr": 3145728},
+      {"command": "MUNMAP", "pid": 9, "addr": 3145728},
+      {"command": "MUNMAP", "pid": 9, "addr": 2097152},
+      {"command": "TRANSFER_FD", "from_pid": 6, "to_pid": 9, "fd": 3, "target_fd": 5},
+      {"command": "EXIT", "pid": 9},
+      {"command": "WAIT", "pid": 6, "child_pid": 9}])");
+  ASSERT_TRUE(published) << published.error().message();
+  const auto program = completed(*published);
+  const auto outcome = outcome_of(program);
+  ASSERT_FALSE(outcome.rejection) << outcome.rejection->message(program);
+  EXPECT_EQ(outcome.tree.tasks.size(), 3u);
+  EXPECT_EQ(outcome.tree.find(Pid{7})->parent, Pid{1});
+  auto wrong = *published;  // nothing begins there
+  std::get<Munmap>(wrong.commands[14].action).addr = 0x10000000;
+  EXPECT_TRUE(outcome_of(completed(wrong)).rejection);
+  for (const auto action : {Action(Munmap{0, 0}), Action(Mprotect{4096, 0, 1}), Action(Mprotect{1, 4096, 1}),
+                            Action(Munmap{~uint64_t{4095}, 8192})}) {
+    wrong.commands[14].action = action;
+    EXPECT_TRUE(outcome_of(completed(wrong)).rejection);
+  }
 }
 
 TEST(ProgramJson, LosesNothing) {
