@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <deque>
 #include <map>
 #include <span>
 
@@ -197,20 +198,25 @@ class Killing {
   /// all: the last thread of a pid namespace's init, whichever that is, ends only when all others have been reaped
   /// (kernel/pid_namespace.c, zap_pid_ns_processes).
   void wait_for_end(LiveProcess& process) {
-    auto& threads = process.frozen.threads;
     const bool our_child = process.stat.ppid == self_;
-    for (;;) {
-      bool all = true;
-      for (auto& thread : threads) {
-        const bool ours = our_child && thread.pid() == thread.tid();
-        all = thread.has_ended(!ours) && all;
-      }
-      if (all) return;
+    std::deque<Tracee*> dying;
+    for (auto& thread : process.frozen.threads) dying.push_back(&thread);
+    // Each look takes the lock that the dying need to end (tasklist_lock): a few misses are reason enough to wait.
+    for (size_t misses = 0; !dying.empty();) {
+      Tracee* thread = dying.front();
+      dying.pop_front();
+      const bool ours = our_child && thread->pid() == thread->tid();
+      if (thread->has_ended(!ours)) continue;
+      dying.push_back(thread);
+      if (++misses < std::min(dying.size(), few_misses)) continue;
       if (Clock::now() > deadline_)
         return error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+      misses = 0;
       usleep(50);
     }
   }
+
+  static constexpr size_t few_misses = 4;
 
   std::vector<LiveProcess>& processes_;
   std::vector<size_t> depths_;
