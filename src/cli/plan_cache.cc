@@ -41,9 +41,8 @@ Result<PlanCache> PlanCache::open(const std::string& directory, const model::App
 Result<bool> PlanCache::look_up() {
   const auto program = TRY(plan::from_json(TRY(kernel::read_file(path_))));
   if (plan::verify(program, shape_.tree, plan::Extent::tree)) return false;
-  std::map<pid_t, pid_t> back;
-  for (const auto& [id, name] : shape_.renaming) back[name] = id;
-  births_ = renamed(plan::births_in(program, Pid{shape_.renaming.at(root_session_.value)}), back);
+  const Pid root_session{shape_.renaming.at(root_session_.value)};
+  births_ = renamed(plan::births_in(program, root_session), plan::inverted(shape_.renaming));
   return true;
 }
 

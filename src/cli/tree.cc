@@ -90,8 +90,8 @@ Result<int> canon(const Options& options) {
 Result<int> same(const Options& options) {
   const auto tree = TRY(tree_in(options.file)), other = TRY(tree_in(options.other));
   const auto shape = TRY(plan::canonical_form(tree)), other_shape = TRY(plan::canonical_form(other));
-  std::map<pid_t, pid_t> back, renaming;
-  for (const auto& [id, name] : other_shape.renaming) back[name] = id;
+  auto back = plan::inverted(other_shape.renaming);
+  std::map<pid_t, pid_t> renaming;
   for (const auto& [id, name] : shape.renaming) renaming[id] = back[name];
   if (shape.hash != other_shape.hash ||
       plan::tree_to_json(plan::renamed(tree, renaming)) != plan::tree_to_json(other)) {
@@ -158,18 +158,31 @@ Result<int> dataset(const Options& options) {
   return 0;
 }
 
-/// Sets what happens when `command` is chosen.
-void do_when_chosen(CLI::App& command, Action& chosen, const std::shared_ptr<Options>& options,
-                    Result<int> (*action)(const Options&)) {
-  command.callback([options, action, &chosen] {
-    chosen = [options, action] {
-      const auto status = action(*options);
-      if (status) return *status;
-      fmt::print(stderr, "Error: {}\n", status.error().message());
-      return 1;
-    };
-  });
-}
+/// The subcommands share their options.
+struct Subcommands {
+  CLI::App& tree;
+  Action& chosen;
+  std::shared_ptr<Options> options = std::make_shared<Options>();
+
+  CLI::App& add(const char* name, const char* description, Result<int> (*action)(const Options&)) {
+    CLI::App& command = *tree.add_subcommand(name, description);
+    command.callback([options = options, action, &chosen = chosen] {
+      chosen = [options, action] {
+        const auto status = action(*options);
+        if (status) return *status;
+        fmt::print(stderr, "Error: {}\n", status.error().message());
+        return 1;
+      };
+    });
+    return command;
+  }
+  /// One that works on a file.
+  CLI::App& add(const char* name, const char* description, Result<int> (*action)(const Options&), const char* file) {
+    CLI::App& command = add(name, description, action);
+    command.add_option("file", options->file, file)->required();
+    return command;
+  }
+};
 
 void add_search_limit(CLI::App& command, Options& options) {
   command.add_option("--search-limit", options.search_limit, "Steps after which the search for a history is given up")
@@ -181,70 +194,55 @@ void add_history_options(CLI::App& command, Options& options) {
   command.add_option("--operations", options.operations, "How many (at most 100000)")->check(CLI::Range(0, 100'000));
 }
 
-void add_forms(CLI::App& tree, Action& chosen, const std::shared_ptr<Options>& options) {
-  CLI::App* canonical = tree.add_subcommand("canon", "Print the canonical form of a tree: what its shape is");
-  canonical->add_option("file", options->file, "The tree, as JSON")->required();
-  canonical->add_flag("--hash", options->print_hash, "Print the hash of the shape instead (128 bits)");
-  do_when_chosen(*canonical, chosen, options, canon);
+void add_forms(Subcommands& all) {
+  auto& options = *all.options;
+  constexpr const char* tree = "The tree, as JSON";
+  constexpr const char* either = "The tree or the program, as JSON";
+  all.add("canon", "Print the canonical form of a tree: what its shape is", canon, tree)
+      .add_flag("--hash", options.print_hash, "Print the hash of the shape instead (128 bits)");
+  all.add("same", "Say whether two trees differ in no more than their pids", same, "A tree, as JSON")
+      .add_option("other", options.other, "Another")
+      ->required();
+  all.add("draw", "Draw a tree or a program, as SVG", draw, either);
+  all.add("encode", "Print the shape of a tree, or a program, as a sequence of words", encode, either);
+  all.add("decode", "Print what a sequence of words says, as JSON", decode, "The words");
 
-  CLI::App* compared = tree.add_subcommand("same", "Say whether two trees differ in no more than their pids");
-  compared->add_option("file", options->file, "A tree, as JSON")->required();
-  compared->add_option("other", options->other, "Another")->required();
-  do_when_chosen(*compared, chosen, options, same);
-
-  CLI::App* drawn = tree.add_subcommand("draw", "Draw a tree or a program, as SVG");
-  drawn->add_option("file", options->file, "The tree or the program, as JSON")->required();
-  do_when_chosen(*drawn, chosen, options, draw);
-
-  CLI::App* encoded = tree.add_subcommand("encode", "Print the shape of a tree, or a program, as a sequence of words");
-  encoded->add_option("file", options->file, "The tree or the program, as JSON")->required();
-  do_when_chosen(*encoded, chosen, options, encode);
-
-  CLI::App* decoded = tree.add_subcommand("decode", "Print what a sequence of words says, as JSON");
-  decoded->add_option("file", options->file, "The words")->required();
-  do_when_chosen(*decoded, chosen, options, decode);
-
-  CLI::App* pairs = tree.add_subcommand("dataset", "Print random trees and programs for them, as words in JSON lines");
-  pairs->add_option("--count", options->count, "How many pairs")->check(CLI::PositiveNumber);
-  add_history_options(*pairs, *options);
-  add_search_limit(*pairs, *options);
-  do_when_chosen(*pairs, chosen, options, dataset);
+  CLI::App& pairs = all.add("dataset", "Print random trees and programs for them, as words in JSON lines", dataset);
+  pairs.add_option("--count", options.count, "How many pairs")->check(CLI::PositiveNumber);
+  add_history_options(pairs, options);
+  add_search_limit(pairs, options);
 }
 
 }  // namespace
 
 void add_tree(CLI::App& app, Action& chosen, Face) {
-  const auto options = std::make_shared<Options>();
   CLI::App* tree = app.add_subcommand("tree", "Bare process trees: plan, check and run programs that build them");
   tree->require_subcommand(1);
+  Subcommands all{*tree, chosen};
+  auto& options = *all.options;
 
-  CLI::App* made = tree->add_subcommand("plan", "Print a verified program that builds the tree");
-  made->add_option("file", options->file, "The tree, as JSON")->required();
-  add_format_option(*made, options->format);
-  add_search_limit(*made, *options);
-  do_when_chosen(*made, chosen, options, plan_tree);
+  CLI::App& made = all.add("plan", "Print a verified program that builds the tree", plan_tree, "The tree, as JSON");
+  add_format_option(made, options.format);
+  add_search_limit(made, options);
 
-  CLI::App* checked = tree->add_subcommand("check", "Say what a program leads to, or which command cannot work");
-  checked->add_option("program", options->program, "The program, as JSON")->required();
-  checked->add_option("file", options->file, "The tree that it should lead to, as JSON");
-  do_when_chosen(*checked, chosen, options, check);
+  CLI::App& checked = all.add("check", "Say what a program leads to, or which command cannot work", check);
+  checked.add_option("program", options.program, "The program, as JSON")->required();
+  checked.add_option("file", options.file, "The tree that it should lead to, as JSON");
 
-  CLI::App* ran = tree->add_subcommand("run", "Build the tree in a new pid namespace, compare it, take it down");
-  ran->add_option("file", options->file, "The tree, as JSON")->required();
-  add_search_limit(*ran, *options);
-  do_when_chosen(*ran, chosen, options, run);
+  CLI::App& ran =
+      all.add("run", "Build the tree in a new pid namespace, compare it, take it down", run, "The tree, as JSON");
+  add_search_limit(ran, options);
 
-  CLI::App* invented = tree->add_subcommand("random", "Print a tree that random operations of a kernel lead to");
-  add_history_options(*invented, *options);
-  invented->add_flag("--program", options->print_program, "Print the operations instead of the tree");
-  add_format_option(*invented, options->format);
-  do_when_chosen(*invented, chosen, options, random);
+  CLI::App& invented = all.add("random", "Print a tree that random operations of a kernel lead to", random);
+  add_history_options(invented, options);
+  invented.add_flag("--program", options.print_program, "Print the operations instead of the tree");
+  add_format_option(invented, options.format);
 
-  add_forms(*tree, chosen, options);
+  add_forms(all);
 
-  CLI::App* captured = tree->add_subcommand("capture", "Print the tree below a process, as /proc shows it");
-  captured->add_option("-t,--tree", options->pid, "The root's pid")->required();
-  do_when_chosen(*captured, chosen, options, capture);
+  all.add("capture", "Print the tree below a process, as /proc shows it", capture)
+      .add_option("-t,--tree", options.pid, "The root's pid")
+      ->required();
 }
 
 }  // namespace stasis::cli

@@ -64,11 +64,7 @@ class Lowering {
   /// Spawns refer to slots of children before any command of theirs has been seen, and posts to what is awaited.
   void create_slots() {
     for (const auto& command : program_.commands) {
-      if (const auto* fork = std::get_if<plan::Fork>(&command.action))
-        add_slot({fork->child_pid, leader_of(fork->child_pid)});
-      if (const auto* clone = std::get_if<plan::Clone>(&command.action)) {
-        add_slot({clone->child_pid, leader_of(clone->child_pid)});
-      }
+      if (const auto child = plan::created_by(command.action)) add_slot({*child, leader_of(*child)});
       if (const auto* thread = std::get_if<plan::StartThread>(&command.action)) add_slot({command.pid, thread->tid});
       if (const auto* await = std::get_if<plan::Await>(&command.action)) {
         const auto known = lowest_awaited_.try_emplace(await->event, await->count).first;

@@ -34,10 +34,10 @@ Result<std::string> read_link_at(int directory, const std::string& name);
 Result<size_t> count_threads(pid_t pid);
 Result<std::vector<pid_t>> list_threads(pid_t pid);   ///< /proc/PID/task, leader first
 Result<std::vector<pid_t>> list_children(pid_t pid);  ///< of all its threads: /proc/PID/task/*/children
-/// Everything below a process, itself included, parents first.
-std::vector<pid_t> list_descendants(pid_t root);
 /// The same where the threads are known.
 Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids);
+/// Everything below a process, itself included, parents first.
+std::vector<pid_t> list_descendants(pid_t root);
 Result<std::vector<int>> list_descriptors(pid_t pid);  ///< ascending
 
 /// /proc/PID/stat

@@ -142,18 +142,15 @@ class Reader {
 
   /// A parent stands before its children, among which pids ascend.
   Status order() {
-    std::map<Pid, std::vector<Pid>> children;
-    for (const auto& task : application_.tasks) children[task.parent].push_back(task.pid);
-    const model::TaskIndex tasks(application_);
+    auto children = children_in(application_);
     std::vector<model::Task> ordered;
-    std::vector<Pid> open{application_.root};
+    std::vector<const model::Task*> open{application_.find(application_.root)};
     while (!open.empty()) {
-      const Pid pid = open.back();
+      const auto* task = open.back();
       open.pop_back();
-      ordered.push_back(*tasks.find(pid));
-      auto& below = children[pid];
-      std::ranges::sort(below, std::ranges::greater());
-      open.insert(open.end(), below.begin(), below.end());
+      ordered.push_back(*task);
+      const auto& below = children[task->pid];
+      open.insert(open.end(), below.rbegin(), below.rend());
     }
     if (ordered.size() != application_.tasks.size())
       return fail(Error::invalid(operation, "some parents form a cycle: they do not descend from the root"));
@@ -269,8 +266,7 @@ Program with_root(Program program) {
   Pid root;
   for (const auto& command : program.commands) {
     if (command.pid.value == 0) return program;
-    if (const auto* fork = std::get_if<Fork>(&command.action)) created.insert(fork->child_pid);
-    if (const auto* clone = std::get_if<Clone>(&command.action)) created.insert(clone->child_pid);
+    if (const auto child = created_by(command.action)) created.insert(*child);
     if (root.value == 0 && !created.contains(command.pid)) root = command.pid;
   }
   Fork fork;
@@ -287,6 +283,15 @@ Program completed(Program program) {
   for (auto& command : program.commands)
     std::visit([&](auto& action) { lengths.follow(command.pid, action); }, command.action);
   return with_root(std::move(program));
+}
+
+std::map<Pid, std::vector<const model::Task*>> children_in(const model::Application& tree) {
+  std::map<Pid, std::vector<const model::Task*>> children;
+  for (const auto& task : tree.tasks) {
+    if (task.pid != tree.root) children[task.parent].push_back(&task);
+  }
+  for (auto& [parent, below] : children) std::ranges::sort(below, {}, &model::Task::pid);
+  return children;
 }
 
 std::vector<std::string> tree_differences(const model::Application& wanted, const model::Application& found,

@@ -9,8 +9,10 @@
 // session, session and group come from outside.
 #pragma once
 
+#include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "model/application.h"
@@ -30,6 +32,9 @@ Result<Program> make_tree_program(const model::Application&, const TreeLimits& =
 /// What programs in the published language leave open: the root is there without anybody forking it, and MREMAP and
 /// MUNMAP mean the whole mapping that begins at their address. Then a FORK and the lengths are put in.
 Program completed(Program program);
+
+/// Of every process that has any, its children by ascending pid.
+std::map<Pid, std::vector<const model::Task*>> children_in(const model::Application&);
 
 /// What differs between two trees with the same pids, one sentence each; nothing: they are equal. States of stopped
 /// processes count only if `with_stops`.

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -331,5 +332,7 @@ struct Command {
 };
 
 std::string_view name_of(const Action& action);
+/// The process that a FORK or CLONE begins.
+std::optional<Pid> created_by(const Action& action);
 
 }  // namespace stasis::plan

@@ -7,8 +7,9 @@
 #include <cmath>
 #include <map>
 #include <optional>
-#include <set>
 #include <vector>
+
+#include "plan/bare_tree.h"
 
 namespace stasis::plan {
 namespace {
@@ -49,13 +50,11 @@ std::string label(double x, double y, std::string_view text, std::string_view mo
 
 class TreeDrawing {
  public:
-  explicit TreeDrawing(const model::Application& tree) : tree_(tree) {
+  explicit TreeDrawing(const model::Application& tree) : tree_(tree), children_(children_in(tree)) {
     for (const auto& task : tree.tasks) {
-      if (task.pid != tree.root) children_[task.parent].push_back(&task);
       sessions_.try_emplace(task.session, sessions_.size());
       groups_.try_emplace(task.group, groups_.size());
     }
-    for (auto& [parent, below] : children_) std::ranges::sort(below, {}, &model::Task::pid);
   }
 
   std::string run() {
@@ -215,10 +214,7 @@ class ProgramDrawing {
     steps_ += label(x + (step - 4) / 2, y + 12, sign_of(command.action), "text-anchor=\"middle\" font-size=\"8\"");
     steps_ += "</g>\n";
     signs_[sign_of(command.action)] = name_of(command.action);
-    std::optional<Pid> child;
-    if (const auto* fork = std::get_if<Fork>(&command.action)) child = fork->child_pid;
-    if (const auto* clone = std::get_if<Clone>(&command.action)) child = clone->child_pid;
-    if (child) {
+    if (const auto child = created_by(command.action)) {
       const double below = y_of(life_of(*child, index + 1).row);
       births_ += fmt::format(
           "<path d=\"M{:.0f} {:.0f} V{:.0f} H{:.0f}\" fill=\"none\" stroke=\"#555\" stroke-width=\"1.2\"/>\n",

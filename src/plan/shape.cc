@@ -171,20 +171,20 @@ class Canonizer {
   };
   Settled with_description(std::vector<Index> order) {
     Settled settled{std::move(order), {}};
-    for (const Index node : order_marked(settled.order)) {
+    mark(settled.order);
+    for (const Index node : settled.order) {
       settled.description.push_back(nodes_[node].label);
       for (const Index to : nodes_[node].to)
         settled.description.push_back(to == none ? 0 : part_[to] == stamp_ ? place_[to] : colors_[to]);
     }
     return settled;
   }
-  const std::vector<Index>& order_marked(const std::vector<Index>& order) {
+  void mark(const std::vector<Index>& order) {
     ++stamp_;
     for (size_t i = 0; i < order.size(); ++i) {
       part_[order[i]] = stamp_;
       place_[order[i]] = i + 1;
     }
-    return order;
   }
 
   /// Connected by links, in any direction.
@@ -246,17 +246,16 @@ class Canonizer {
 
 class Renaming {
  public:
-  Renaming(const model::Application& tree, const std::vector<Pid>& ids_in_order) : tree_(tree) {
+  Renaming(const model::Application& tree, const std::vector<Pid>& ids_in_order) : tree_(tree), tasks_(tree) {
     for (size_t i = 0; i < ids_in_order.size(); ++i) rank_[ids_in_order[i]] = i;
     for (const auto& task : tree.tasks) {
-      tasks_[task.pid] = &task;
       if (task.pid != tree.root) children_[task.parent].push_back(task.pid);
     }
     next_ = tree.root_is_namespace_init ? 1 : 2;
     names_[0] = 0;
     walk();
     for (const Pid id : ids_in_order) name(id.value);  // dead leaders
-    for (const auto& [unused, task] : by_name_) name_threads(*task);
+    for (const auto* task : walked_) name_threads(*task);
   }
   std::map<pid_t, pid_t> take() { return std::move(names_); }
 
@@ -266,7 +265,8 @@ class Renaming {
     while (!open.empty()) {
       const Pid pid = open.back();
       open.pop_back();
-      by_name_[name(pid.value)] = tasks_.at(pid);
+      name(pid.value);
+      walked_.push_back(tasks_.find(pid));
       auto& below = children_[pid];
       std::ranges::sort(below, std::ranges::greater(), [&](Pid child) { return rank_.at(child); });
       open.insert(open.end(), below.begin(), below.end());
@@ -277,22 +277,26 @@ class Renaming {
     for (const auto& thread : task.threads) tids.insert(thread.tid);
     for (const Tid tid : tids) name(tid.value);
   }
-  pid_t name(pid_t id) {
-    const auto [entry, fresh] = names_.try_emplace(id, next_);
-    if (fresh) ++next_;
-    return entry->second;
+  void name(pid_t id) {
+    if (names_.try_emplace(id, next_).second) ++next_;
   }
 
   const model::Application& tree_;
+  const model::TaskIndex tasks_;
   std::map<Pid, size_t> rank_;
   std::map<Pid, std::vector<Pid>> children_;
-  std::map<pid_t, const model::Task*> by_name_;
-  std::map<Pid, const model::Task*> tasks_;
+  std::vector<const model::Task*> walked_;
   std::map<pid_t, pid_t> names_;
   pid_t next_ = 0;
 };
 
 }  // namespace
+
+std::map<pid_t, pid_t> inverted(const std::map<pid_t, pid_t>& renaming) {
+  std::map<pid_t, pid_t> back;
+  for (const auto& [id, name] : renaming) back[name] = id;
+  return back;
+}
 
 model::Application renamed(const model::Application& tree, const std::map<pid_t, pid_t>& renaming) {
   const auto other = [&](auto id) {

@@ -33,6 +33,9 @@ struct ShapeLimits {
 /// Two trees have the same shape if and only if their canonical trees are equal. unsupported: too many trials.
 Result<Shape> canonical_form(const model::Application&, const ShapeLimits& = {});
 
+/// From canonical ids to the original ones.
+std::map<pid_t, pid_t> inverted(const std::map<pid_t, pid_t>& renaming);
+
 /// The tree with other ids; what is not in `renaming` stays. Only what makes a bare tree is kept.
 model::Application renamed(const model::Application&, const std::map<pid_t, pid_t>& renaming);
 

@@ -97,6 +97,12 @@ std::string_view name_of(const Action& action) {
   return std::visit([](const auto& one) { return std::remove_cvref_t<decltype(one)>::name; }, action);
 }
 
+std::optional<Pid> created_by(const Action& action) {
+  if (const auto* fork = std::get_if<Fork>(&action)) return fork->child_pid;
+  if (const auto* clone = std::get_if<Clone>(&action)) return clone->child_pid;
+  return std::nullopt;
+}
+
 std::string to_text(const Action& action) { return fmt::format("{}{}", name_of(action), details(action)); }
 
 std::string to_text(const Program& program) {
@@ -120,8 +126,7 @@ std::string to_dot(const Program& program) {
                         quoted(details(command.action).substr(0, 60)));
     if (last.contains(who)) text += fmt::format("  c{} -> c{};\n", last[who], i);
     last[who] = i;
-    if (const auto* fork = std::get_if<Fork>(&command.action)) last[fmt::format("{}", fork->child_pid)] = i;
-    if (const auto* clone = std::get_if<Clone>(&command.action)) last[fmt::format("{}", clone->child_pid)] = i;
+    if (const auto child = created_by(command.action)) last[fmt::format("{}", *child)] = i;
     if (const auto* thread = std::get_if<StartThread>(&command.action))
       last[fmt::format("{}/{}", command.pid, thread->tid)] = i;
     if (const auto* post = std::get_if<Post>(&command.action)) posts[post->event].push_back(i);

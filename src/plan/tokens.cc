@@ -30,12 +30,7 @@ void add(Tokens& tokens, std::string_view word, int64_t number) {
 
 class TreeWriter {
  public:
-  explicit TreeWriter(const model::Application& tree) : tree_(tree) {
-    for (const auto& task : tree.tasks) {
-      if (task.pid != tree.root) children_[task.parent].push_back(&task);
-    }
-    for (auto& [parent, below] : children_) std::ranges::sort(below, {}, &model::Task::pid);
-  }
+  explicit TreeWriter(const model::Application& tree) : tree_(tree), children_(children_in(tree)) {}
   Tokens run() {
     tokens_ = {"tree"};
     if (tree_.root_is_namespace_init) tokens_.emplace_back("init");

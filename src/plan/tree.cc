@@ -24,10 +24,10 @@ class TreePlanner {
     TRY(check_invariants());
     add_dead_leaders();
     list_sessions();
+    if (take_over(likely)) return Verdict::restorable;
     list_demands();
     list_related();
-    if (take_over(likely) || search(0) || search_anew(limits_.search_steps / 2, false) ||
-        search_anew(limits_.search_steps, true))
+    if (search(0) || search_anew(limits_.search_steps / 2, false) || search_anew(limits_.search_steps, true))
       return Verdict::restorable;
     return steps_ >= limits_.search_steps ? Verdict::undecided : Verdict::not_restorable;
   }
@@ -35,8 +35,7 @@ class TreePlanner {
   /// How far an undecided search came.
   std::string progress() const {
     return fmt::format(
-        "undecided after {} steps of search over the birth sessions of {} leaders; the last "
-        "contradiction was: {}",
+        "undecided after {} steps of search over the birth sessions of {} leaders; the last contradiction was: {}",
         steps_, leaders_.size(), conflict_);
   }
 
@@ -517,8 +516,7 @@ Births births_in(const Program& program, Pid root_session) {
   std::map<Pid, Pid> session{{Pid{0}, root_session}};  // of everybody, as the program goes on
   Births births;
   for (const auto& command : program.commands) {
-    if (const auto* fork = std::get_if<Fork>(&command.action)) session[fork->child_pid] = session[command.pid];
-    if (const auto* clone = std::get_if<Clone>(&command.action)) session[clone->child_pid] = session[command.pid];
+    if (const auto child = created_by(command.action)) session[*child] = session[command.pid];
     if (!std::holds_alternative<SetSid>(command.action)) continue;
     auto& own = session[command.pid];
     if (own != command.pid) births[command.pid] = own;  // not the root

@@ -6,6 +6,8 @@
 #include <optional>
 #include <set>
 
+#include "plan/shape.h"
+
 namespace stasis::plan {
 namespace {
 
@@ -13,7 +15,7 @@ namespace {
 class Relaxation {
  public:
   Relaxation(const model::Application& application, const TreeLimits& limits)
-      : application_(application), limits_{std::min(limits.search_steps, steps_of_one_question)} {
+      : bare_(renamed(application, {})), limits_{std::min(limits.search_steps, steps_of_one_question)} {
     for (const auto& task : application.tasks) {
       if (task.pid != application.root && task.parent != application.root) demanding_.push_back(task.pid);
     }
@@ -24,7 +26,7 @@ class Relaxation {
   bool conflict_without_others(const std::set<Pid>& processes) {
     if (questions_left_ == 0) return false;
     --questions_left_;
-    auto relaxed = application_;
+    auto relaxed = bare_;
     for (auto& task : relaxed.tasks) {
       if (task.pid != relaxed.root && !processes.contains(task.pid)) task.parent = relaxed.root;
     }
@@ -36,7 +38,7 @@ class Relaxation {
  private:
   static constexpr size_t steps_of_one_question = 2000;
 
-  const model::Application& application_;
+  const model::Application bare_;
   TreeLimits limits_;
   std::vector<Pid> demanding_;
   size_t questions_left_ = 5000;

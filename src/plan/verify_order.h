@@ -81,7 +81,7 @@ class Knowledge {
     merge_into(sum->steps, merged);
     while (sum->below != nullptr && 2 * sum->steps.size() >= sum->below->steps.size()) {
       merge(sum->below->steps, sum->steps);
-      sum->below = std::shared_ptr<const Snapshot>(sum->below->below);
+      sum->below = sum->below->below;
     }
     return sum;
   }

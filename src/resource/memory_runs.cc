@@ -124,8 +124,7 @@ Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<m
                               std::min(one->range.end, mapping.range.end)};
       if ((one->categories & page_is_guard) != 0)
         mapping.guards.push_back(part);
-      else if ((mapping.map_flags & model::map_droppable) ==
-               0)  // its pages may go at any time, and secrets stay out of images
+      else if ((mapping.map_flags & model::map_droppable) == 0)  // pages that may go, and secrets, stay out of images
         append(runs, {part, false, mapping.backing == model::Backing::private_file});
     }
   }

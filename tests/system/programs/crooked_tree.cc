@@ -101,22 +101,19 @@ void held_group() {
 
 /// Each of two siblings leads the group that the other is in. A third held one group while they changed places.
 void crosswise() {
-  board->first = start([] {
-    CHECK(setpgid(0, 0) == 0);
-    board->first_leads = true;
-    until(board->helper_joined);
-    CHECK(setpgid(0, board->second) == 0);
-    board->first_moved = true;
-    check_steady();
-  });
-  board->second = start([] {
-    CHECK(setpgid(0, 0) == 0);
-    board->second_leads = true;
-    until(board->first_moved);
-    CHECK(setpgid(0, board->first) == 0);
-    board->second_moved = true;
-    check_steady();
-  });
+  const auto exchange = [](volatile bool& leads, const volatile bool& turn, const volatile pid_t& other,
+                           volatile bool& moved) {
+    return start([&] {
+      CHECK(setpgid(0, 0) == 0);
+      leads = true;
+      until(turn);
+      CHECK(setpgid(0, other) == 0);
+      moved = true;
+      check_steady();
+    });
+  };
+  board->first = exchange(board->first_leads, board->helper_joined, board->second, board->first_moved);
+  board->second = exchange(board->second_leads, board->first_moved, board->first, board->second_moved);
   until(board->first_leads);
   until(board->second_leads);
   const pid_t helper = start([] {
