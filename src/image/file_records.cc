@@ -27,19 +27,22 @@ Status FileRecords::finish() {
 }
 
 Status FileRecords::load() {
-  files.clear();
-  index_.clear();
+  loaded_.clear();
+  by_id_.clear();
   const std::string name = file_name("files");
   if (!directory_.has(name)) return {};
   auto reader = TRY(directory_.read(name));
-  while (TRY(reader.next(files.emplace_back()))) index_.emplace(files.back().id(), files.size() - 1);
-  files.pop_back();  // the one that was not there
-  return {};
+  for (;;) {
+    auto* record = google::protobuf::Arena::CreateMessage<FileRecord>(&arena_);
+    if (!TRY(reader.next(*record))) return {};
+    loaded_.push_back(record);
+    by_id_.emplace(record->id(), record);
+  }
 }
 
 const FileRecord* FileRecords::find(uint32_t id) const {
-  const auto found = index_.find(id);
-  return found == index_.end() ? nullptr : &files[found->second];
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : found->second;
 }
 
 }  // namespace stasis::image

@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include <google/protobuf/arena.h>
+
 #include "fdinfo.pb.h"
 #include "image/directory.h"
 #include "image/names.h"
@@ -26,7 +28,7 @@ class FileRecords {
   explicit FileRecords(const Directory& directory) : directory_(directory) {}
   const Directory& directory() const { return directory_; }
 
-  std::deque<FileRecord> files;  ///< files.img, by ascending id. Records are expensive to move
+  std::deque<FileRecord> files;  ///< to be written to files.img. Records are expensive to move
 
   /// True when asked for the first time: whether what several records share must be written or read now.
   bool first_time(std::string_view kind, uint64_t id) const { return shared_.emplace(kind, id).second; }
@@ -43,13 +45,17 @@ class FileRecords {
   // -- decoding
   /// Reads files.img.
   Status load();
+  /// What it holds, in its order; valid while this object lives.
+  std::span<const FileRecord* const> loaded() const { return loaded_; }
   /// The record of files.img with this id; nullptr if there is none.
   const FileRecord* find(uint32_t id) const;
   /// All records of a side image that has only records; empty if there is no such file. Read once, valid while this
   /// object lives.
   template <typename Message>
   Result<std::span<const Message>> all(std::string_view pattern) const {
-    std::any& known = sides_[std::string(pattern)];
+    auto side = sides_.find(pattern);  // asked for each of thousands of files
+    if (side == sides_.end()) side = sides_.emplace(pattern, std::any()).first;
+    std::any& known = side->second;
     if (!known.has_value()) {
       std::vector<Message> records;
       const std::string name = file_name(pattern);
@@ -70,8 +76,11 @@ class FileRecords {
   const Directory& directory_;
   std::map<std::string, Writer> writers_;
   mutable std::set<std::pair<std::string, uint64_t>> shared_;
-  std::unordered_map<uint32_t, size_t> index_;  ///< id → position in `files` after load()
-  mutable std::map<std::string, std::any> sides_;
+  /// Thousands of records of several parts each: they come from one piece of memory and go with it.
+  google::protobuf::Arena arena_;
+  std::vector<const FileRecord*> loaded_;
+  std::unordered_map<uint32_t, const FileRecord*> by_id_;  ///< the first of each id
+  mutable std::map<std::string, std::any, std::less<>> sides_;
 };
 
 }  // namespace stasis::image

@@ -73,7 +73,7 @@ class Tree {
   Result<std::string> print() {
     FileRecords records(directory_);
     TRY(records.load());
-    for (const file_entry& file : records.files) files_.emplace(file.id(), describe(file));
+    for (const file_entry* file : records.loaded()) files_.emplace(file->id(), describe(*file));
     std::vector<pstree_entry> tasks;
     TRY(read_all(directory_, file_name("pstree"), tasks));
     std::set<uint32_t> known;

@@ -54,41 +54,48 @@ class Decoder {
   Status descriptions() {
     TRY(files_.load());
     const auto parts = parts_of_others();
-    for (const image::FileRecord& record : files_.files) {
-      if (parts.contains(record.id())) continue;
-      const auto where = [&] { return fmt::format("files.img, id {}", record.id()); };
-      if (record.id() == 0) return reject(where(), "id", "0 is no id");
-      auto description = TRY_IN("read open file", description_of(record));
-      const auto [known, fresh] = application_.descriptions.emplace(ObjectId{record.id()}, std::move(description));
-      if (!fresh) return reject(where(), "id", "occurs twice");
+    for (const image::FileRecord* record : files_.loaded()) {
+      if (parts.contains(record->id())) continue;
+      const auto where = [&] { return fmt::format("files.img, id {}", record->id()); };
+      if (record->id() == 0) return reject(where(), "id", "0 is no id");
+      auto description = TRY_IN("read open file", description_of(*record));
+      // Ids ascend in what we and CRIU write.
+      const size_t before = application_.descriptions.size();
+      application_.descriptions.emplace_hint(application_.descriptions.end(), ObjectId{record->id()},
+                                             std::move(description));
+      if (application_.descriptions.size() == before) return reject(where(), "id", "occurs twice");
     }
     return {};
   }
 
   std::set<uint32_t> parts_of_others() const {
     std::set<uint32_t> parts;
-    for (const image::FileRecord& record : files_.files) {
-      for (const FileRoom* room : file_rooms()) {
-        if (!room->decodes(files_, record)) continue;
-        for (const uint32_t id : room->parts(files_, record))
-          if (id != record.id()) parts.insert(id);
-        break;
-      }
+    for (const image::FileRecord* record : files_.loaded()) {
+      const FileRoom* room = room_of(*record);
+      if (room == nullptr) continue;
+      for (const uint32_t id : room->parts(files_, *record))
+        if (id != record->id()) parts.insert(id);
     }
     return parts;
   }
 
+  const FileRoom* room_of(const image::FileRecord& record) const {
+    const auto rooms = file_rooms();
+    const auto room = std::ranges::find_if(rooms, [&](const FileRoom* one) { return one->decodes(files_, record); });
+    return room == rooms.end() ? nullptr : *room;
+  }
+
   Result<model::OpenDescription> description_of(const image::FileRecord& record) {
-    for (const FileRoom* room : file_rooms()) {
-      if (!room->decodes(files_, record)) continue;
-      auto description = TRY(room->decode(files_, record, application_));
-      if (!description.state.value) return fail(Error::internal("read open file", "its room left it empty"));
-      description.id = ObjectId{record.id()};
-      return description;
+    const FileRoom* room = room_of(record);
+    if (room == nullptr) {
+      return fail(Error::unsupported("read open file",
+                                     fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
+                                     fmt::format("files.img, id {}, field type", record.id())));
     }
-    return fail(Error::unsupported("read open file",
-                                   fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),
-                                   fmt::format("files.img, id {}, field type", record.id())));
+    auto description = TRY(room->decode(files_, record, application_));
+    if (!description.state.value) return fail(Error::internal("read open file", "its room left it empty"));
+    description.id = ObjectId{record.id()};
+    return description;
   }
 
   /// What was read of one task, not yet judged. A file that is missing is found missing when it is needed.

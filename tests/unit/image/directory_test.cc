@@ -245,8 +245,8 @@ TEST_F(DirectoryTest, SideImagesAreReadOnceAndSorted) {
   ASSERT_TRUE(written.finish());
   FileRecords read(*directory);
   ASSERT_TRUE(read.load());
-  ASSERT_EQ(read.files.size(), 2u);
-  EXPECT_EQ(read.files.front().id(), 1u);
+  ASSERT_EQ(read.loaded().size(), 2u);
+  EXPECT_EQ(read.loaded().front()->id(), 1u);
   EXPECT_EQ(read.all<remap_file_path_entry>("remap-fpath")->size(), 2u);
   EXPECT_EQ(read.all<memfd_inode_entry>("memfd")->size(), 0u);
   EXPECT_FALSE(read.all<memfd_inode_entry>("remap-fpath"));

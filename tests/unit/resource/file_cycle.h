@@ -153,10 +153,10 @@ class FileCycle : public testing::Test {
 
   static void each_room(const image::FileRecords& records,
                         const std::function<void(const FileRoom&, const image::FileRecord&)>& visit) {
-    for (const auto& record : records.files) {
+    for (const auto* record : records.loaded()) {
       for (const auto* room : file_rooms()) {
-        if (!room->decodes(records, record)) continue;
-        visit(*room, record);
+        if (!room->decodes(records, *record)) continue;
+        visit(*room, *record);
         break;
       }
     }
