@@ -278,6 +278,10 @@ class Lowering {
     add(call(SYS_mprotect, protect.addr, protect.length, protect.prot));
     return {};
   }
+  Status lower(const plan::Command&, const plan::DropPages& drop) {
+    add(call(SYS_madvise, drop.addr, drop.length, MADV_DONTNEED));
+    return {};
+  }
   Status lower(const plan::Command&, const plan::ClearMemory&) {
     // The kernel writes to a registered rseq area whenever it preempts us: unregister it before it is unmapped.
     constexpr int unregister = 1, signature = 0x53053053;

@@ -275,6 +275,16 @@ struct ClearMemory {
   template <typename S, typename V>
   static void fields(S&, V&&) {}
 };
+/// Private pages become what they were before anybody wrote to them.
+struct DropPages {
+  static constexpr std::string_view name = "DROP_PAGES";
+  uint64_t addr = 0, length = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("addr", s.addr);
+    v("length", s.length);
+  }
+};
 /// Fills `runs` (address, length pairs, flattened) from consecutive bytes of a file.
 struct LoadPages {
   static constexpr std::string_view name = "LOAD_PAGES";
@@ -323,7 +333,7 @@ struct Ready {
 
 using Action = std::variant<Fork, Clone, StartThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post, Open,
                             Close, Dup2, SetCloseOnExec, Lseek, TransferFd, Mmap, MmapAnon, Mremap, Munmap, Mprotect,
-                            ClearMemory, LoadPages, Perform, Ready>;
+                            ClearMemory, DropPages, LoadPages, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -120,9 +120,8 @@ class MappingPlanner {
   /// Pages of the parent's that are not the child's.
   void drop_unshared(AddressRange part) {
     uint64_t at = part.begin;
-    Calls drops;
     const auto drop_until = [&](uint64_t end) {
-      if (at < end) drops.push_back(call(SYS_madvise, at, end - at, MADV_DONTNEED));
+      if (at < end) sink().add(DropPages{at, end - at});
     };
     for (const auto& page : pages_within(pages_, part)) {
       if (!page.shared_with_parent) continue;
@@ -130,7 +129,6 @@ class MappingPlanner {
       at = page.range.end;
     }
     drop_until(part.end);
-    if (!drops.empty()) sink().perform("drop pages that are not shared with the parent", "", std::move(drops));
   }
 
   std::vector<AddressRange> inherited_in(AddressRange where) const {

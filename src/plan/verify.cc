@@ -437,12 +437,14 @@ class Interpreter {
     if (spares_agent(unmapped.addr, unmapped.length)) obey(now_->space->unmap(unmapped.addr, unmapped.length));
   }
   void apply(const Mprotect& protect) { obey(now_->space->protect(protect.addr, protect.length, protect.prot)); }
+  void apply(const DropPages& drop) { obey(now_->space->drop(drop.addr, drop.length)); }
   void apply(const ClearMemory&) {
     require(!program_.agent_area.empty(), "there is no agent area to keep");
-    now_->space = std::make_shared<SpaceModel>();
+    *now_->space = SpaceModel();  // also for those who share it
   }
   void apply(const LoadPages& load) {
     require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
+    require(load.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", load.fd);
     if (problem_ || open_slot(load.fd) == nullptr) return;
     for (size_t i = 0; i + 1 < load.runs.size(); i += 2)
       obey(now_->space->fill({load.runs[i], load.runs[i] + load.runs[i + 1]}));

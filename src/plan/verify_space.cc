@@ -8,6 +8,8 @@
 namespace stasis::plan {
 namespace {
 
+constexpr uint64_t task_size = 0x7ffffffff000;  // TASK_SIZE_MAX with four levels of page tables
+
 /// Removes the range from disjoint entries keyed by their begin; `end_of` gives a reference to an entry's end. What
 /// sticks out on either side stays.
 template <typename Entries, typename EndOf>
@@ -41,8 +43,9 @@ bool is_shared(const model::Mapping& mapping) {
 }
 
 Broken check_pages(uint64_t begin, uint64_t length) {
-  if (begin % page_size == 0 && length % page_size == 0 && length != 0 && begin + length > begin) return {};
-  return fmt::format("the range {:#x}+{:#x} is not one of pages (EINVAL)", begin, length);
+  const bool whole = begin % page_size == 0 && length % page_size == 0;
+  if (whole && length != 0 && length <= task_size && begin <= task_size - length) return {};
+  return fmt::format("the range {:#x}+{:#x} is not one of pages of a task (EINVAL)", begin, length);
 }
 
 }  // namespace
@@ -105,6 +108,15 @@ Broken SpaceModel::fill(AddressRange range) {
   return {};
 }
 
+Broken SpaceModel::drop(uint64_t begin, uint64_t length) {
+  if (auto broken = check_pages(begin, length)) return broken;
+  const AddressRange range{begin, begin + length};
+  if (const uint64_t covered = covered_until(range, 0); covered < range.end)
+    return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
+  forget_filled(range);
+  return {};
+}
+
 uint64_t SpaceModel::covered_until(AddressRange range, uint32_t protection) const {
   uint64_t covered = range.begin;
   auto at = areas_.upper_bound(covered);
@@ -125,12 +137,23 @@ uint64_t SpaceModel::filled_until(AddressRange range) const {
   return std::min(covered, range.end);
 }
 
+uint64_t SpaceModel::first_filled(AddressRange range) const {
+  auto at = filled_.upper_bound(range.begin);
+  if (at != filled_.begin() && std::prev(at)->second > range.begin) return range.begin;
+  return at == filled_.end() ? range.end : std::min(at->first, range.end);
+}
+
 void SpaceModel::forget_filled(AddressRange range) {
   cut(filled_, range, [](auto& end) -> auto& { return end; });
 }
 
 Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
   if (foreign_) return "its memory is still that of stasis";
+  const auto find_excess = [this](AddressRange between) -> Broken {
+    const uint64_t filled = first_filled(between);
+    if (between.empty() || filled == between.end) return {};
+    return fmt::format("the page at {:#x} is filled, and should be empty", filled);
+  };
   size_t ours = 0;
   auto page = wanted.pages.begin();
   for (const auto& mapping : wanted.mappings) {
@@ -147,13 +170,17 @@ Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
       return fmt::format("{:#x} is {}shared", mapping.range.begin, is_shared(mapping) ? "not " : "");
     if (is_shared(mapping)) continue;  // its pages are the segment's or the file's
     while (page != wanted.pages.end() && page->range.end <= mapping.range.begin) ++page;
+    uint64_t seen = mapping.range.begin;  // up to here, no page is filled that should not be
     for (; page != wanted.pages.end() && page->range.begin < mapping.range.end; ++page) {
       const AddressRange stored{std::max(page->range.begin, mapping.range.begin),
                                 std::min(page->range.end, mapping.range.end)};
       if (const uint64_t filled = filled_until(stored); filled < stored.end)
         return fmt::format("the page at {:#x} is not filled", filled);
+      if (auto excess = find_excess({seen, stored.begin})) return excess;
+      seen = stored.end;
       if (page->range.end > mapping.range.end) break;  // the rest belongs to the next mapping
     }
+    if (auto excess = find_excess({seen, mapping.range.end})) return excess;
   }
   if (areas_.size() != ours) return fmt::format("it has {} mappings instead of {}", areas_.size(), ours);
   return {};

@@ -31,7 +31,10 @@ class SpaceModel {
   Broken protect(uint64_t begin, uint64_t length, uint32_t protection);
   /// Bytes are written to it.
   Broken fill(AddressRange range);
-  /// Everything wanted is there, nothing else is, and private pages that the images hold have been filled.
+  /// What was written to private pages is gone again.
+  Broken drop(uint64_t begin, uint64_t length);
+  /// Everything wanted is there, nothing else is, and those private pages that the images hold have been filled, and no
+  /// others.
   Broken compare(const model::AddressSpace& wanted) const;
 
  private:
@@ -46,6 +49,8 @@ class SpaceModel {
   /// The first address of the range that no area with these protection bits covers; its end: all is covered.
   uint64_t covered_until(AddressRange range, uint32_t protection) const;
   uint64_t filled_until(AddressRange range) const;
+  /// The first address of the range that is filled; its end: there is none.
+  uint64_t first_filled(AddressRange range) const;
   void forget_filled(AddressRange range);
 
   bool foreign_ = false;

@@ -115,6 +115,9 @@ class MemoryPlans : public testing::Test {
     std::string operator()(const Mprotect& m) const {
       return fmt::format("protect {:x}-{:x} {}", m.addr, m.addr + m.length, m.prot);
     }
+    std::string operator()(const DropPages& d) const {
+      return fmt::format("drop {:x}-{:x}", d.addr, d.addr + d.length);
+    }
     std::string operator()(const LoadPages& l) const {
       std::string text = fmt::format("load {} at {:x}:", l.fd, l.offset);
       for (size_t i = 0; i < l.runs.size(); i += 2)
@@ -223,8 +226,8 @@ TEST_F(MemoryPlans, a_child_keeps_what_it_shares_with_its_parent) {
   store(8, 0x406000, 0x407000, 0x4000);  // its own
   store(8, 0x410000, 0x411000, 0x5000);
   EXPECT_EQ(planned(8, true), (Lines{"unmap 0-400000", "unmap 410000-10000000", "unmap 10100000-7ffffffff000",
-                                     "perform: madvise 404000 c000 4", "anon 410000-420000 3 flags 0",
-                                     "protect 400000-420000 3", "perform: openat 64 80000 0: move_fd 65 80000",
+                                     "drop 404000-410000", "anon 410000-420000 3 flags 0", "protect 400000-420000 3",
+                                     "perform: openat 64 80000 0: move_fd 65 80000",
                                      "load 101 at 4000: 406000-407000 410000-411000", "close 101"}));
 }
 
