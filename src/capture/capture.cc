@@ -7,6 +7,7 @@
 #include "capture/freezer.h"
 #include "capture/interview.h"
 #include "capture/release.h"
+#include "capture/sleeps.h"
 #include "capture/walk.h"
 #include "resource/address_space.h"
 #include "resource/descriptors.h"
@@ -49,6 +50,8 @@ class LiveTree final : public SeizedTree {
     // A tree that is not wholly ours cannot be looked at further.
     if (context_.diagnostics.refused()) return {};
 
+    TRY_IN("find out how long the tasks sleep",
+           measure_sleeps(processes_, context_, options_.at_point, Clock::now() + agent_patience));
     facts.hand_out(processes_);
     TRY(look_from_outside());
     options_.at_point("looked");

@@ -52,6 +52,8 @@ class Tracee {
   Status wait_for_signal(const Waiting&, int signal, Clock::time_point deadline);
   /// Keeps the signal of the present stop, to be sent again when the thread is let go.
   void keep_signal();
+  /// They are pending again, for a thread that is stopped.
+  void send_kept_signals();
 
   /// Registers and signal mask as save() found them.
   Status put_back();
@@ -67,7 +69,6 @@ class Tracee {
   Status ended(const kernel::WaitStatus&);
   Status next_stop(const Waiting&, Clock::time_point deadline);
   Status stop_again();
-  void send_kept_signals();
 
   pid_t pid_ = 0, tid_ = 0;
   State state_ = State::running;

@@ -3,6 +3,8 @@
 #include <elf.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
 
 #include <algorithm>
 #include <map>
@@ -11,7 +13,9 @@
 #include "agent/area.h"
 #include "execute/arch/x86_64/final_registers.h"
 #include "kernel/proc.h"
+#include "kernel/process.h"
 #include "kernel/ptrace.h"
+#include "kernel/timed_calls.h"
 
 namespace stasis::execute {
 namespace {
@@ -21,6 +25,7 @@ struct LiveThread {
   const model::Thread* thread = nullptr;
   pid_t host_tid = 0;
   pid_t host_pid = 0;
+  Bytes general = {};  ///< the registers it is let go with
 };
 
 /// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
@@ -48,7 +53,12 @@ class SeizedThreads final : public Resumption {
 
   Status let_go(bool leave_stopped) override {
     syscall_instruction_ = area_.begin + TRY(find_syscall_instruction(agent::blob()));
-    for (auto& live : threads_) TRY_IN(name_of(live), set_state(live));
+    for (auto& live : threads_) {
+      live.general = TRY_IN(name_of(live), final_general(live.thread->registers));
+      TRY_IN(name_of(live), set_extended_state(live));
+    }
+    TRY(enter_sleeps());
+    for (const auto& live : threads_) TRY_IN(name_of(live), set_general(live, live.general));
     TRY(unmap_agent());
     return detach(leave_stopped);
   }
@@ -99,13 +109,57 @@ class SeizedThreads final : public Resumption {
     return {};
   }
 
-  Status set_state(const LiveThread& live) {
+  static Result<Bytes> general_now(const LiveThread& live) {
+    return kernel::ptrace_get_regset(live.host_tid, NT_PRSTATUS);
+  }
+  static Status set_general(const LiveThread& live, ByteView general) {
+    return kernel::ptrace_set_regset(live.host_tid, NT_PRSTATUS, general);
+  }
+
+  Status set_extended_state(const LiveThread& live) {
     if (machine_state_size_ == 0) {
       machine_state_size_ = TRY(kernel::ptrace_get_regset(live.host_tid, NT_X86_XSTATE)).size();
     }
-    TRY(kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE,
-                                  TRY(final_extended(live.thread->registers, machine_state_size_))));
-    return kernel::ptrace_set_regset(live.host_tid, NT_PRSTATUS, TRY(final_general(live.thread->registers)));
+    return kernel::ptrace_set_regset(live.host_tid, NT_X86_XSTATE,
+                                     TRY(final_extended(live.thread->registers, machine_state_size_)));
+  }
+
+  /// Threads that slept for a duration make their calls for what remained of it, and are interrupted at once: that is
+  /// how a thread gets a restart block (model::InterruptedCall; kernel/timed_calls.h). Then they are where a stop
+  /// would have left them, and the kernel does the rest: goes on with the sleep, or ends it if a signal is handled
+  /// first.
+  Status enter_sleeps() {
+    std::vector<LiveThread*> sleepers;
+    for (auto& live : threads_) {
+      if (!live.thread->interrupted_call) continue;
+      TRY_IN(name_of(live), prepare_sleep(live));
+      sleepers.push_back(&live);
+    }
+    for (const auto* live : sleepers) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
+    for (const auto* live : sleepers) {
+      TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
+      TRY_IN(name_of(*live), kernel::ptrace_interrupt(live->host_tid));
+      TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
+    }
+    for (auto* live : sleepers) {
+      TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
+      const int64_t result = call_result(TRY_IN(name_of(*live), general_now(*live)));
+      live->general = registers_after_call(live->general, result);
+    }
+    return {};
+  }
+
+  Status prepare_sleep(const LiveThread& live) const {
+    constexpr uint64_t ns_per_s = 1'000'000'000;
+    const auto& call = *live.thread->interrupted_call;
+    const Bytes now = TRY(general_now(live));
+    const timespec remaining{static_cast<time_t>(call.remaining_ns / ns_per_s),
+                             static_cast<long>(call.remaining_ns % ns_per_s)};
+    // Nobody will return to the agent's frames.
+    const uint64_t place = stack_pointer(now);
+    TRY(kernel::write_memory(live.host_tid, RemoteAddress{place}, bytes_of(remaining)));
+    const auto arguments = kernel::with_duration(call.number, call_arguments(live.general), call.remaining_ns, place);
+    return set_general(live, registers_for_call(now, syscall_instruction_, call.number, arguments));
   }
 
   /// One thread of each address space unmaps the area; the stop at the call's end comes before it would run on.
@@ -116,19 +170,17 @@ class SeizedThreads final : public Resumption {
       if (spaces.insert(live.task->address_space).second) runners.push_back(&live);
     }
     for (const auto* live : runners) {
-      const Bytes now = TRY_IN(name_of(*live), kernel::ptrace_get_regset(live->host_tid, NT_PRSTATUS));
-      TRY_IN(name_of(*live), kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS,
-                                                       registers_for_unmapping(now, area_, syscall_instruction_)));
+      TRY_IN(name_of(*live), set_general(*live, registers_for_call(live->general, syscall_instruction_, SYS_munmap,
+                                                                   {area_.begin, area_.size()})));
     }
     for (int stop = 0; stop < 2; ++stop) {  // at the call's entry and at its end
       for (const auto* live : runners) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
       for (const auto* live : runners) TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
     }
     for (const auto* live : runners) {
-      const int64_t result = call_result(TRY(kernel::ptrace_get_regset(live->host_tid, NT_PRSTATUS)));
+      const int64_t result = call_result(TRY_IN(name_of(*live), general_now(*live)));
       if (result != 0) return fail(Error::system("unmap the agent", static_cast<int>(-result), name_of(*live)));
-      TRY_IN(name_of(*live),
-             kernel::ptrace_set_regset(live->host_tid, NT_PRSTATUS, TRY(final_general(live->thread->registers))));
+      TRY_IN(name_of(*live), set_general(*live, live->general));
     }
     return {};
   }
@@ -137,7 +189,7 @@ class SeizedThreads final : public Resumption {
   static Status wait_for_syscall_stop(const LiveThread& live) {
     for (;;) {
       const auto waited = TRY(kernel::wait_for(live.host_tid));
-      if (!waited.status.stopped()) return fail(Error::gone("unmap the agent", name_of(live)));
+      if (!waited.status.stopped()) return fail(Error::gone("finish the restored task", name_of(live)));
       if (waited.status.is_syscall_stop()) return {};
       TRY(kernel::ptrace_to_syscall(live.host_tid));
     }

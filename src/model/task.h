@@ -79,11 +79,20 @@ struct RestartableSequence {  ///< rseq(2)
   friend bool operator==(const RestartableSequence&, const RestartableSequence&) = default;
 };
 
+/// A system call that slept for a duration when the thread was stopped. The registers stand before it, ready to make it
+/// again from the start; this is what remained.
+struct InterruptedCall {
+  uint32_t number = 0;
+  uint64_t remaining_ns = 0;
+  friend bool operator==(const InterruptedCall&, const InterruptedCall&) = default;
+};
+
 struct Thread {
   Tid tid;                         ///< in the tree's namespace
   std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
   std::string name;                ///< comm, at most 15 bytes
   Registers registers;
+  std::optional<InterruptedCall> interrupted_call;
   Credentials credentials;
   Seccomp seccomp;
   Scheduling scheduling;

@@ -96,6 +96,23 @@ TEST_F(Hostile, ProcessesOfAnotherKind) {
               HasSubstr(core + ", field tc.stop_signo"));
 }
 
+TEST_F(Hostile, CallsThatAreNotInterrupted) {
+  const auto error_of_call = [&](uint64_t in_registers, uint32_t number, uint64_t remaining) {
+    return error_of_first<core_entry>(core, [&](auto& r) {
+      r.mutable_thread_info()->mutable_gpregs()->set_ax(in_registers);
+      auto& call = *r.mutable_thread_core()->mutable_interrupted_call();
+      call.set_number(number), call.set_remaining_ns(remaining);
+    });
+  };
+  constexpr uint32_t poll = 7, nanosleep = 35, pause = 34;
+  const std::string field = core + ", field thread_core.interrupted_call.";
+  EXPECT_EQ(error_of_call(poll, poll, 5), "none");
+  EXPECT_THAT(error_of_call(pause, pause, 5), AllOf(HasSubstr(field + "number"), HasSubstr("34")));
+  EXPECT_THAT(error_of_call(nanosleep, poll, 5),
+              AllOf(HasSubstr(field + "number"), HasSubstr("before system call 35")));
+  EXPECT_THAT(error_of_call(poll, poll, uint64_t{1} << 63), HasSubstr(field + "remaining_ns"));
+}
+
 TEST_F(Hostile, AZombieHasNoChildren) {
   const std::string before = bytes("theirs/core-31907.img");
   std::ofstream(root_ / "theirs/core-31907.img", std::ios::binary) << before;

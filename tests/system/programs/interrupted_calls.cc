@@ -11,7 +11,7 @@
 namespace {
 
 int pipe_ends[2], idle_pipe[2];
-volatile int futex_word = 0, started = 0;
+volatile int futex_word = 0, started = 0, cycle_is_over = 0;
 
 /// A thread sits in one call; what it returns is judged by the main thread.
 struct Sleeper {
@@ -61,6 +61,7 @@ void* run(void* argument) {
   __atomic_add_fetch(&started, 1, __ATOMIC_RELEASE);
   sleeper.result = sleeper.call();
   sleeper.error = errno;
+  probe::await(&cycle_is_over, 1);  // the tree is compared until then
   return nullptr;
 }
 
@@ -81,6 +82,7 @@ int main(int argc, char** argv) {
   usleep(50'000);
   probe::ready();
   probe::wait_for_go();
+  __atomic_store_n(&cycle_is_over, 1, __ATOMIC_RELEASE);
   CHECK(write(pipe_ends[1], "r", 1) == 1);
   __atomic_store_n(&futex_word, 1, __ATOMIC_RELEASE);
   syscall(SYS_futex, &futex_word, FUTEX_WAKE_PRIVATE, 100, nullptr, nullptr, 0);

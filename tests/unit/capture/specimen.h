@@ -22,6 +22,7 @@
 #include "capture/freezer.h"
 #include "capture/interview.h"
 #include "capture/release.h"
+#include "capture/sleeps.h"
 #include "capture/walk.h"
 #include "kernel/proc.h"
 
@@ -148,6 +149,7 @@ struct Captive {
     TRY(check_namespaces(captive->processes, captive->context));
     TRY(find_sharing(captive->processes, captive->context));
     at_point("walked");
+    TRY(measure_sleeps(captive->processes, captive->context, at_point, deadline));
     if (!ask || captive->context.diagnostics.refused()) return captive;
     const resource::TaskRoom* rooms[] = {&captive->who};
     Interview interview(captive->processes, captive->context, at_point, deadline);

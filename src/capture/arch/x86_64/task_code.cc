@@ -136,6 +136,23 @@ Bytes plain_registers(ByteView general, Resumption resumption, bool handler_wait
   return bytes_of(registers);
 }
 
+std::optional<uint64_t> restartable_call(ByteView general) {
+  const Registers registers = load(general);
+  if (registers.orig_rax == no_call || static_cast<int64_t>(registers.rax) != restart_block) return std::nullopt;
+  return registers.orig_rax;
+}
+
+kernel::CallArguments call_arguments(ByteView general) {
+  const Registers registers = load(general);
+  return {registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9};
+}
+
+Bytes with_call_number(ByteView general, uint64_t number) {
+  Registers registers = load(general);
+  registers.orig_rax = number;
+  return bytes_of(registers);
+}
+
 Status leave_restartable_sequence(pid_t tid, Bytes& general) {
   // include/uapi/linux/rseq.h: struct rseq has the pointer to the descriptor at 8; 0 outside of a section.
   struct Descriptor {

@@ -17,16 +17,18 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "base/result.h"
 #include "base/types.h"
+#include "kernel/timed_calls.h"
 
 namespace stasis::capture {
 
 /// What a task's own calls looked like when it was stopped.
 enum class Resumption {
   live,   ///< the thread still has its restart block: timed calls go on with what remains
-  image,  ///< it will be another thread: timed calls begin anew
+  image,  ///< it will be another thread: the call is made again (see model::InterruptedCall)
 };
 
 /// A thread of 64-bit code, which is the only kind we know.
@@ -35,6 +37,12 @@ bool is_native(ByteView general);
 /// Registers that continue the thread without the kernel's help. `handler_waits`: an unblocked signal with a handler
 /// was pending when the thread was stopped, so that calls which such a signal ends must end.
 Bytes plain_registers(ByteView general, Resumption, bool handler_waits);
+
+/// The number of the call that a restart block stands for: SYS_restart_syscall if it has been restarted before.
+std::optional<uint64_t> restartable_call(ByteView general);
+kernel::CallArguments call_arguments(ByteView general);
+/// As if another call with these arguments had been interrupted.
+Bytes with_call_number(ByteView general, uint64_t number);
 
 /// The address that the thread must go on from if it was stopped inside a restartable sequence; nothing to do
 /// otherwise.

@@ -44,14 +44,38 @@ Result<Bytes> final_extended(const model::Registers& saved, size_t machine_size)
   return state;
 }
 
-Bytes registers_for_unmapping(ByteView general_now, AddressRange area, uint64_t syscall_instruction) {
+Bytes registers_for_call(ByteView general_now, uint64_t syscall_instruction, uint64_t number,
+                         const kernel::CallArguments& arguments) {
   auto registers = general_of(general_now);
   registers.rip = syscall_instruction;
-  registers.rax = SYS_munmap;
+  registers.rax = number;
   registers.orig_rax = ~0ull;
-  registers.rdi = area.begin;
-  registers.rsi = area.size();
+  registers.rdi = arguments[0];
+  registers.rsi = arguments[1];
+  registers.rdx = arguments[2];
+  registers.r10 = arguments[3];
+  registers.r8 = arguments[4];
+  registers.r9 = arguments[5];
   return bytes_of(registers);
+}
+
+kernel::CallArguments call_arguments(ByteView general) {
+  const auto registers = general_of(general);
+  return {registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9};
+}
+
+Bytes registers_after_call(ByteView general, int64_t result) {
+  constexpr uint64_t instruction_size = 2;
+  auto registers = general_of(general);
+  registers.orig_rax = registers.rax;
+  registers.rax = static_cast<uint64_t>(result);
+  registers.rip += instruction_size;
+  return bytes_of(registers);
+}
+
+uint64_t stack_pointer(ByteView general) {
+  constexpr uint64_t alignment = 16;
+  return general_of(general).rsp & ~(alignment - 1);
 }
 
 Result<uint64_t> find_syscall_instruction(ByteView code) {

@@ -13,7 +13,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 
+#include "kernel/timed_calls.h"
 #include "resource/registers.h"
 
 namespace stasis::resource {
@@ -21,6 +23,7 @@ namespace {
 
 constexpr size_t legacy_size = 512, header_size = 64;
 constexpr size_t st_at = 32, xmm_at = 160;
+constexpr uint64_t longest_duration_ns = std::numeric_limits<int64_t>::max();  // KTIME_MAX
 
 struct Component {
   unsigned bit;
@@ -170,6 +173,25 @@ Result<Bytes> load_extended(const user_x86_fpregs_entry& from, const std::string
   return state;
 }
 
+/// A call that is not the one before which the registers stand would be made with arguments of another.
+Result<std::optional<model::InterruptedCall>> load_interrupted_call(const core_entry& core,
+                                                                    const std::string& subject) {
+  if (!core.thread_core().has_interrupted_call()) return std::nullopt;
+  const auto& call = core.thread_core().interrupted_call();
+  const auto refuse = [&](std::string_view field, const std::string& cause) {
+    return fail(Error::invalid("decode registers", cause,
+                               fmt::format("{}, field thread_core.interrupted_call.{}", subject, field)));
+  };
+  if (!kernel::is_timed_call(call.number()))
+    return refuse("number", fmt::format("{} is not a system call that sleeps for a duration", call.number()));
+  if (core.thread_info().gpregs().ax() != call.number())
+    return refuse("number", fmt::format("the registers stand before system call {}, not {}",
+                                        core.thread_info().gpregs().ax(), call.number()));
+  if (call.remaining_ns() > longest_duration_ns)
+    return refuse("remaining_ns", fmt::format("{} is longer than any sleep", call.remaining_ns()));
+  return model::InterruptedCall{call.number(), call.remaining_ns()};
+}
+
 class RegistersRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "registers"; }
@@ -182,6 +204,10 @@ class RegistersRoom final : public TaskRoom {
       const auto& registers = task.threads[i].registers;
       save_general(registers.general, *info.mutable_gpregs());
       save_extended(registers.extended, *info.mutable_fpregs());
+      if (const auto& call = task.threads[i].interrupted_call) {
+        auto& entry = *core.mutable_thread_core()->mutable_interrupted_call();
+        entry.set_number(call->number), entry.set_remaining_ns(call->remaining_ns);
+      }
     }
     return {};
   }
@@ -204,6 +230,7 @@ class RegistersRoom final : public TaskRoom {
       }
       task.threads[i].registers.general = load_general(info.gpregs());
       task.threads[i].registers.extended = TRY(load_extended(info.fpregs(), subject));
+      task.threads[i].interrupted_call = TRY(load_interrupted_call(core, subject));
     }
     return {};
   }

@@ -1,0 +1,179 @@
+#include "capture/sleeps.h"
+
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include <fmt/format.h>
+
+#include "capture/arch/x86_64/task_code.h"
+#include "capture/timer_match.h"
+#include "kernel/process.h"
+#include "kernel/timed_calls.h"
+
+namespace stasis::capture {
+namespace {
+
+constexpr int64_t ns_per_s = 1'000'000'000;
+
+/// A thread whose call goes on by its restart block.
+struct Sleeper {
+  Tracee* tracee = nullptr;
+  model::Thread* thread = nullptr;
+  uint64_t number = 0;  ///< SYS_restart_syscall as long as it is not known what that restarts
+  kernel::TimedRequest request;
+  bool has_ended = false;  ///< the call came to its end when it was looked at
+};
+using Sleepers = std::vector<Sleeper*>;
+
+std::optional<uint64_t> read_duration(pid_t pid, uint64_t address) {
+  timespec time{};
+  if (!kernel::read_memory(pid, RemoteAddress{address}, {reinterpret_cast<uint8_t*>(&time), sizeof time})) return {};
+  if (time.tv_sec < 0 || time.tv_nsec < 0 || time.tv_nsec >= ns_per_s) return std::nullopt;
+  // The kernel saturates, too (timespec64_to_ktime).
+  if (time.tv_sec >= std::numeric_limits<int64_t>::max() / ns_per_s) return std::numeric_limits<int64_t>::max();
+  return static_cast<uint64_t>(time.tv_sec * ns_per_s + time.tv_nsec);
+}
+
+void note(const Sleeper& sleeper, std::optional<uint64_t> remaining) {
+  if (remaining) sleeper.thread->interrupted_call = {sleeper.request.number, *remaining};
+}
+
+bool is_recognised(Sleeper& sleeper) {
+  const auto request = kernel::timed_request(sleeper.number, call_arguments(sleeper.tracee->general()));
+  if (request) sleeper.request = *request;
+  return request.has_value();
+}
+
+bool is_a_restart(const Sleeper& sleeper) { return sleeper.number == SYS_restart_syscall; }
+/// The other calls have a place where they note what remains whenever they are interrupted.
+bool needs_its_timer(const Sleeper& sleeper) { return sleeper.request.remainder_at == 0; }
+
+/// Those that must be looked at: what has been restarted before, for the number of its call alone; what notes its
+/// remainder, because it may have been stopped long before it was seized.
+Result<std::vector<Sleeper>> find_sleepers(std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
+  std::vector<Sleeper> found;
+  for (auto& process : processes) {
+    auto& task = *context.application.find(process.pid);
+    for (size_t index = 0; index < task.threads.size(); ++index) {
+      auto& tracee = process.frozen.threads[index];
+      const auto number = restartable_call(tracee.general());
+      if (!number) continue;
+      // A signal that waits would end the call at once.
+      const auto& status = *TRY(process.view.status(index));
+      if (((status.sig_pending | status.shared_pending) & ~tracee.signal_mask()) != 0) continue;
+      Sleeper sleeper{.tracee = &tracee, .thread = &task.threads[index], .number = *number};
+      if (is_a_restart(sleeper) || is_recognised(sleeper)) found.push_back(sleeper);
+    }
+  }
+  const auto in_vain = [](const Sleeper& sleeper) { return !is_a_restart(sleeper) && needs_its_timer(sleeper); };
+  if (!found.empty() && !kernel::may_read_timer_list()) std::erase_if(found, in_vain);
+  return found;
+}
+
+class Measurement {
+ public:
+  Measurement(std::vector<Sleeper> sleepers, const AtPoint& at_point, Clock::time_point deadline)
+      : sleepers_(std::move(sleepers)), at_point_(at_point), deadline_(deadline) {}
+
+  Status run() {
+    Sleepers all;
+    for (auto& sleeper : sleepers_) all.push_back(&sleeper);
+    const auto list = TRY(look_at(all));
+    Sleepers timed;
+    for (auto* sleeper : all) {
+      if (sleeper->has_ended || !is_recognised(*sleeper)) continue;
+      const auto& request = sleeper->request;
+      if (!needs_its_timer(*sleeper))
+        note(*sleeper, read_duration(sleeper->tracee->pid(), request.remainder_at));
+      else if (request.clock)
+        timed.push_back(sleeper);
+    }
+    return list ? match(timed, *list) : Status();
+  }
+
+ private:
+  Status match(const Sleepers& timed, const kernel::TimerList& all_asleep) {
+    std::vector<TimerMatch::Sleep> sleeps;
+    for (const auto* sleeper : timed) {
+      const auto& request = sleeper->request;
+      const auto duration =
+          request.duration_ns ? request.duration_ns : read_duration(sleeper->tracee->pid(), request.duration_at);
+      sleeps.push_back({*request.clock, duration.value_or(std::numeric_limits<int64_t>::max()), request.exact});
+    }
+    TimerMatch match(std::move(sleeps), all_asleep);
+    while (const auto round = match.next_round()) {
+      Sleepers some;
+      for (size_t index = 0; index < timed.size(); ++index) {
+        if ((*round)[index] && !timed[index]->has_ended) some.push_back(timed[index]);
+      }
+      if (const auto list = TRY(look_at(some))) match.learn(*round, *list);
+    }
+    for (size_t index = 0; index < timed.size(); ++index) {
+      if (!timed[index]->has_ended) note(*timed[index], match.remaining(index));
+    }
+    return {};
+  }
+
+  /// The timers that are armed while just these threads sleep; nothing if the list cannot be read.
+  Result<std::optional<kernel::TimerList>> look_at(const Sleepers& sleepers) {
+    for (const auto* sleeper : sleepers) TRY(sleeper->tracee->run(Tracee::Run::to_system_call));
+    for (const auto* sleeper : sleepers) {
+      TRY(sleeper->tracee->wait_for_system_call(waiting_, deadline_));
+      TRY(sleeper->tracee->run(Tracee::Run::to_system_call));
+    }
+    for (auto* sleeper : sleepers) TRY(wait_until_asleep(*sleeper));
+    at_point_("sleeping");
+    Result<kernel::TimerList> list = kernel::TimerList{};
+    if (std::ranges::any_of(sleepers, [](const auto* sleeper) { return needs_its_timer(*sleeper); }))
+      list = kernel::read_timer_list();
+    for (const auto* sleeper : sleepers) TRY(sleeper->tracee->interrupt());
+    for (auto* sleeper : sleepers) TRY(take_back(*sleeper));
+    if (!list) return std::nullopt;
+    return std::move(*list);
+  }
+
+  /// /proc/PID/syscall looks when the thread has left the processor (kernel/sched/core.c, wait_task_inactive): its
+  /// timer is armed by then.
+  Status wait_until_asleep(Sleeper& sleeper) const {
+    const pid_t pid = sleeper.tracee->pid(), tid = sleeper.tracee->tid();
+    const auto file = fmt::format("task/{}/syscall", tid);
+    while (TRY(kernel::read_record(pid, file)).starts_with("running") && Clock::now() < deadline_) sched_yield();
+    if (sleeper.number != SYS_restart_syscall) return {};
+    const auto wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+    const auto number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
+    sleeper.number = number.value_or(sleeper.number);
+    return {};
+  }
+
+  Status take_back(Sleeper& sleeper) const {
+    auto& tracee = *sleeper.tracee;
+    TRY(tracee.wait_for_system_call(waiting_, deadline_));
+    tracee.send_kept_signals();
+    sleeper.has_ended = !restartable_call(TRY(tracee.registers()));
+    if (sleeper.has_ended) TRY(tracee.save());
+    const Bytes general = sleeper.has_ended ? tracee.general() : with_call_number(tracee.general(), sleeper.number);
+    sleeper.thread->registers.general = plain_registers(general, Resumption::image, false);
+    return {};
+  }
+
+  std::vector<Sleeper> sleepers_;
+  const AtPoint& at_point_;
+  Clock::time_point deadline_;
+  Waiting waiting_;
+};
+
+}  // namespace
+
+Status measure_sleeps(std::vector<LiveProcess>& processes, resource::CaptureContext& context, const AtPoint& at_point,
+                      Clock::time_point deadline) {
+  auto sleepers = TRY(find_sleepers(processes, context));
+  if (sleepers.empty()) return {};
+  return Measurement(std::move(sleepers), at_point, deadline).run();
+}
+
+}  // namespace stasis::capture

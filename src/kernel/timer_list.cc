@@ -1,0 +1,83 @@
+#include "kernel/timer_list.h"
+
+#include <unistd.h>
+
+#include <string>
+
+#include <fmt/format.h>
+
+#include "kernel/proc.h"
+#include "kernel/text.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr const char* path = "/proc/timer_list";
+
+Error malformed(std::string_view line) {
+  return Error::invalid("parse timer_list", fmt::format("malformed line '{}'", line.substr(0, 80)));
+}
+
+/// The number behind a label, which may follow blanks.
+std::optional<int64_t> labelled(std::string_view line, std::string_view label) {
+  const size_t at = line.find(label);
+  if (at == std::string_view::npos) return std::nullopt;
+  return to_number<int64_t>(line.substr(at + label.size()));
+}
+
+/// " # expires at 657004527767-657004577767 nsecs [in …]"
+bool parse_expiry(std::string_view line, SleepTimer& timer) {
+  constexpr std::string_view label = "expires at ";
+  const size_t at = line.find(label);
+  if (at == std::string_view::npos) return false;
+  TextCursor cursor(line.substr(at + label.size()));
+  const auto soft = cursor.number<int64_t>();
+  if (!soft || !cursor.rest().starts_with('-')) return false;
+  cursor.skip(1);
+  const auto hard = cursor.number<int64_t>();
+  if (!hard || *hard < *soft) return false;
+  timer.soft = *soft, timer.hard = *hard;
+  return true;
+}
+
+}  // namespace
+
+Result<TimerList> parse_timer_list(std::string_view text) {
+  TimerList list;
+  TextCursor cursor(text);
+  bool has_time = false;
+  std::array<int64_t, timer_clocks> offsets{};
+  size_t clock = 0;
+  while (!cursor.done()) {
+    const auto line = cursor.line();
+    if (line.starts_with("now at ")) {
+      const auto now = labelled(line, "now at ");
+      if (!now) return fail(malformed(line));
+      list.now.fill(*now);
+      has_time = true;
+    } else if (line.starts_with(" clock ")) {
+      const auto number = to_number<size_t>(line.substr(7));
+      if (!number) return fail(malformed(line));
+      clock = *number % timer_clocks;  // each has a second base, for timers that expire in softirq context
+    } else if (line.starts_with("  .offset:")) {
+      const auto offset = labelled(line, ":");
+      if (!offset) return fail(malformed(line));
+      offsets[clock] = *offset;
+    } else if (line.starts_with(" #") && line.find(", hrtimer_wakeup,") != std::string_view::npos) {
+      SleepTimer timer{.clock = static_cast<TimerClock>(clock)};
+      const auto expiry = cursor.line();
+      if (!parse_expiry(expiry, timer)) return fail(malformed(expiry));
+      list.sleeps.push_back(timer);
+    }
+  }
+  // Masked files are empty.
+  if (!has_time) return fail(Error::invalid("parse timer_list", "there is no line 'now at'"));
+  for (size_t index = 0; index < timer_clocks; ++index) list.now[index] += offsets[index];
+  return list;
+}
+
+Result<TimerList> read_timer_list() { return parse_timer_list(TRY(read_file(path))); }
+
+bool may_read_timer_list() { return access(path, R_OK) == 0; }
+
+}  // namespace stasis::kernel
