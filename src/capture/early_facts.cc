@@ -6,14 +6,14 @@ namespace stasis::capture {
 
 EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen) {
   for (const auto& process : frozen) {
-    if (!process.zombie && !process.refused) readings_.push_back({process.host_pid, nullptr});
+    if (!process.zombie && !process.refused) readings_.push_back({process.witness(), nullptr});
   }
   thread_ = std::jthread([this] { work(); });
 }
 
 void EarlyFacts::work() {
   for (size_t index = next_++; index < readings_.size(); index = next_++) {
-    if (auto facts = resource::read_facts(readings_[index].host_pid)) readings_[index].facts = std::move(*facts);
+    if (auto facts = resource::read_facts(readings_[index].witness)) readings_[index].facts = std::move(*facts);
   }
 }
 
@@ -21,8 +21,8 @@ void EarlyFacts::hand_out(std::vector<LiveProcess>& processes) {
   work();
   thread_.join();
   std::map<pid_t, std::shared_ptr<const resource::ProcessFacts>> known;
-  for (auto& reading : readings_) known[reading.host_pid] = std::move(reading.facts);
-  for (auto& process : processes) process.view.known_facts = known[process.view.host_pid];
+  for (auto& reading : readings_) known[reading.witness] = std::move(reading.facts);
+  for (auto& process : processes) process.view.known_facts = known[process.view.witness()];
 }
 
 }  // namespace stasis::capture

@@ -26,7 +26,7 @@ class EarlyFacts {
 
  private:
   struct Reading {
-    pid_t host_pid = 0;
+    pid_t witness = 0;
     std::shared_ptr<const resource::ProcessFacts> facts;
   };
   void work();

@@ -21,8 +21,6 @@ std::string subject(pid_t pid) {
   return stat ? fmt::format("task {} '{}'", pid, stat->comm) : fmt::format("task {}", pid);
 }
 
-bool is_dead(char state) { return state == 'Z' || state == 'X'; }
-
 }  // namespace
 
 int FrozenProcess::stop_signal() const {
@@ -41,7 +39,7 @@ Status Freezer::check_root(pid_t root) const {
   if ((stat->flags & kernel_thread_flag) != 0) {
     return fail(Error::unsupported("seize the tree", "it is a kernel thread", subject(root)));
   }
-  if (is_dead(stat->state)) {
+  if (stat->is_dead() && !stat->has_left_threads()) {
     return fail(Error::conflict("seize the tree", "it has ended and waits to be reaped", subject(root)));
   }
   for (pid_t ancestor = getpid(); ancestor > 0;) {
@@ -87,7 +85,8 @@ Result<bool> Freezer::complete(size_t index) {
   const auto& threads = processes_[index].threads;
   const bool stands_still = !threads.empty() && std::ranges::all_of(threads, &Tracee::stopped);
   // Whose threads are all stopped starts no other: if it has no more than those, there is nothing to list.
-  const bool is_all = stands_still && kernel::count_threads(processes_[index].host_pid) == threads.size();
+  const size_t known = threads.size() + (processes_[index].leader_ended ? 1 : 0);
+  const bool is_all = stands_still && kernel::count_threads(processes_[index].host_pid) == known;
   if (!is_all && TRY(adopt_threads(index))) return true;
   if (processes_[index].zombie) return false;
   const bool found = TRY(adopt_children(index));
@@ -140,6 +139,7 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
   auto& process = processes_[index];
   const pid_t pid = process.host_pid;
   const auto status = kernel::read_thread_status(pid, tid);
+  const auto stat = kernel::read_stat(pid);
   if (!status && status.error().code() == ErrorCode::gone) return {};
   if (!status) return fail(status.error());
   known_tids_.insert(tid);
@@ -147,28 +147,16 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
     process.refused = true;
     diagnostics_.refuse(subject(pid), fmt::format("is traced by {}", subject(status->tracer)),
                         "End the debugger or strace first: a task has one tracer only");
-  } else if (is_dead(status->state) && tid == pid) {
-    const auto stat = kernel::read_stat(pid);
-    process.zombie = !stat || stat->num_threads <= 1;
-    if (process.zombie) {
-      somebody_died_ = true;
-      return {};
-    }
-    return refuse_headless(process);
-  } else if (is_dead(status->state)) {
-    return {};
+  } else if (status->state == 'Z' || status->state == 'X') {
+    if (tid != pid) return {};
+    process.leader_ended = stat && stat->has_left_threads();
+    process.zombie = !process.leader_ended;
+    somebody_died_ = somebody_died_ || process.zombie;
   } else {
     process.refused = true;
     diagnostics_.refuse(subject(pid), fmt::format("cannot be traced: {}", reason.message()),
                         "Run as root, or with CAP_SYS_PTRACE (and kernel.yama.ptrace_scope below 3)");
   }
-  return {};
-}
-
-Status Freezer::refuse_headless(FrozenProcess& process) {
-  process.refused = true;
-  diagnostics_.refuse(subject(process.host_pid), "its main thread has ended while others go on",
-                      "Such a process cannot be rebuilt");
   return {};
 }
 
@@ -188,7 +176,12 @@ Status Freezer::settle_all() {
 /// have stopped, then the child runs until it lets go of its parent.
 Status Freezer::settle_slow(size_t index, Tracee& slow) {
   const auto stat = kernel::read_thread_stat(slow.pid(), slow.tid());
-  if (stat && is_dead(stat->state) && slow.pid() == slow.tid()) return refuse_headless(processes_[index]);
+  if (stat && stat->has_left_threads() && slow.pid() == slow.tid()) {
+    // It has ended between our seizing it and its stop, of which nobody is told before the other threads have.
+    slow.give_up();
+    processes_[index].leader_ended = true;
+    return {};
+  }
   if (stat && stat->state == 'D') {
     bool settled = false;
     Status failure;
@@ -217,7 +210,7 @@ Status Freezer::run_vfork_child_of(const Tracee& parent, const std::function<boo
   for (auto& process : processes_) {
     if (process.threads.empty() || process.host_pid == parent.pid()) continue;
     const auto stat = kernel::read_stat(process.host_pid);
-    const auto same = kernel::kcmp(parent.tid(), process.host_pid, kernel::KcmpType::vm);
+    const auto same = kernel::kcmp(parent.tid(), process.witness(), kernel::KcmpType::vm);
     if (!stat || stat->ppid != parent.pid() || !same || *same != std::strong_ordering::equal) continue;
     for (auto& thread : process.threads) running.push_back(&thread);
     process.whole = false;
@@ -247,10 +240,11 @@ void Freezer::forget_the_dead() {
   for (auto& process : processes_) {
     if (std::erase_if(process.threads, [](const Tracee& thread) { return !thread.alive(); }) > 0) somebody_died_ = true;
     if (process.zombie || process.refused || !process.threads.empty()) continue;
-    const auto stat = kernel::read_stat(process.host_pid);
-    process.zombie = stat && is_dead(stat->state);
-    if (!process.zombie) process.host_pid = 0;
     somebody_died_ = true;
+    const auto stat = kernel::read_stat(process.host_pid);
+    if (stat && stat->has_left_threads()) continue;  // they have just begun to end, or have not been listed yet
+    process.zombie = stat && stat->is_dead();
+    if (!process.zombie) process.host_pid = 0;
   }
   std::erase_if(processes_, [](const FrozenProcess& process) { return process.host_pid == 0; });
 }

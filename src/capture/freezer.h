@@ -22,9 +22,13 @@ struct FrozenProcess {
   bool zombie = false;          ///< nothing is left to stop: threads is empty
   bool refused = false;         ///< not (wholly) ours; the diagnostics say why
   bool whole = false;           ///< see above
-  std::vector<Tracee> threads;  ///< leader first
+  bool leader_ended = false;    ///< while other threads go on
+  std::vector<Tracee> threads;  ///< those that live, leader first
   /// The signal of the group-stop it was found in; 0: it ran.
   int stop_signal() const;
+  /// The thread through which the kernel shows what the process has. A leader that has ended has let go of memory,
+  /// files and namespaces (kernel/exit.c, do_exit): its entries in /proc are empty then, those of the others are not.
+  pid_t witness() const { return leader_ended && !threads.empty() ? threads.front().tid() : host_pid; }
 };
 
 using AtPoint = std::function<void(std::string_view)>;
@@ -45,7 +49,6 @@ class Freezer {
   Result<bool> adopt_threads(size_t index);
   Result<bool> adopt_children(size_t index);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
-  Status refuse_headless(FrozenProcess&);
   Status settle_all();
   Status settle_slow(size_t index, Tracee& slow);
   Status run_vfork_child_of(const Tracee& parent, const std::function<bool()>& until);

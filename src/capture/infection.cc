@@ -44,7 +44,7 @@ Infection::~Infection() {
 // ---- places and contents
 
 Status Infection::choose_places() {
-  stub_address_ = TRY(find_stub_place(pid(), occupied_));
+  stub_address_ = TRY(find_stub_place(tid(), occupied_));
   stub_call_ = stub_address_;
   stub_unmap_ = stub_address_ + make_stub(first().general(), 0, {}).unmap_entry;
   TRY(build_area());
@@ -74,14 +74,14 @@ Status Infection::plant_stub() {
   const Bytes plain = plain_registers(first().general(), Resumption::live, patient.handler_waits);
   const Stub stub = make_stub(plain, first().signal_mask(), place_);
   under_stub_.resize(stub.code.size());
-  TRY(kernel::read_memory(pid(), RemoteAddress{stub_address_}, under_stub_));
+  TRY(kernel::read_memory(tid(), RemoteAddress{stub_address_}, under_stub_));
   stub_planted_ = true;
-  return kernel::write_memory(pid(), RemoteAddress{stub_address_}, stub.code);
+  return kernel::write_memory(tid(), RemoteAddress{stub_address_}, stub.code);
 }
 
 Status Infection::remove_stub() {
   if (!stub_planted_) return {};
-  TRY(kernel::write_memory(pid(), RemoteAddress{stub_address_}, under_stub_));
+  TRY(kernel::write_memory(tid(), RemoteAddress{stub_address_}, under_stub_));
   stub_planted_ = false;
   return {};
 }
@@ -97,7 +97,7 @@ Status Infection::upload() {
     uint64_t end = page;
     while (end < bytes.size() && !is_empty(end)) end += page_size;
     if (end > page)
-      TRY(kernel::write_own_memory(pid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
+      TRY(kernel::write_own_memory(tid(), RemoteAddress{place_.begin + page}, bytes.subspan(page, end - page)));
     page = end + page_size;
   }
   return {};
@@ -132,7 +132,7 @@ Status Infection::start_agents(const Waiting& waiting) {
   const int64_t result = call_result(TRY(first().registers()));
   if (result != static_cast<int64_t>(place_.begin)) {
     return fail(
-        Error::system("map the agent", result < 0 ? static_cast<int>(-result) : EEXIST, fmt::format("task {}", pid()))
+        Error::system("map the agent", result < 0 ? static_cast<int>(-result) : EEXIST, fmt::format("task {}", tid()))
             .advise("Limits of address space or locked memory, or a rule against executable memory, may forbid it"));
   }
   mapped_ = true;
@@ -171,14 +171,14 @@ uint32_t slot_state(const agent::Area& area, ByteView bytes, size_t index) {
 Status Infection::collect_answers(const Waiting& waiting) {
   for (size_t index = 0; index < patients_.size(); ++index) TRY(wait_for_agent(index, waiting));
   answers_.resize(area_.bytes.size());
-  TRY(kernel::read_memory(pid(), RemoteAddress{place_.begin}, answers_));
+  TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin}, answers_));
   for (size_t index = 0; index < patients_.size(); ++index) {
     while (slot_state(area_, answers_, index) != agent::slot_done) {
       // Somebody else's signal of the same number: it is kept, and the agent goes on.
       patients_[index].tracee->keep_signal();
       TRY(patients_[index].tracee->run(Tracee::Run::freely));
       TRY(wait_for_agent(index, waiting));
-      TRY(kernel::read_memory(pid(), RemoteAddress{place_.begin}, answers_));
+      TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin}, answers_));
     }
   }
   at("agent-done");
@@ -194,7 +194,7 @@ Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
   for (;;) {
     TRY(tracee.wait_for_system_call(waiting, deadline_));
     agent::Slot slot;
-    TRY(kernel::read_memory(pid(), RemoteAddress{place_.begin + area_.slots[index].slot},
+    TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin + area_.slots[index].slot},
                             {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
     const auto registers = TRY(tracee.registers());
     if (slot.state == agent::slot_done && is_leaving(registers)) break;
@@ -228,7 +228,7 @@ Status Infection::finish(const Waiting& waiting) {
   TRY(first().wait_for_system_call(waiting, deadline_));
   const int64_t result = call_result(TRY(first().registers()));
   if (result != 0)
-    return fail(Error::system("unmap the agent", static_cast<int>(-result), fmt::format("task {}", pid())));
+    return fail(Error::system("unmap the agent", static_cast<int>(-result), fmt::format("task {}", tid())));
   mapped_ = false;
   at("unmapped");
   TRY(first().put_back());

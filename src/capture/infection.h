@@ -72,7 +72,8 @@ class Infection {
   Status wait_for_agent(size_t index, const Waiting&);
   Status start_unmapping();
   void clean_up();
-  pid_t pid() const { return patients_.front().tracee->pid(); }
+  /// Through whom the address space is reached: the leader may have ended.
+  pid_t tid() const { return patients_.front().tracee->tid(); }
   Tracee& first() { return *patients_.front().tracee; }
   void at(std::string_view point) const {
     if (*at_point_) (*at_point_)(point);

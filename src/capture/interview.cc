@@ -41,10 +41,11 @@ Status Interview::prepare(std::span<const resource::TaskRoom* const> rooms) {
   for (auto& process : processes_) {
     if (process.frozen.zombie) continue;
     auto& task = *context_.application.find(process.pid);
-    for (size_t index = 0; index < task.threads.size(); ++index) {
+    const size_t first = task.leader_has_ended() ? 1 : 0;
+    for (size_t index = first; index < task.threads.size(); ++index) {
       resource::Inquiry inquiry;
       for (const auto* room : rooms) {
-        if (index == 0) TRY(room->ask(context_, task, inquiry));
+        if (index == first) TRY(room->ask(context_, task, inquiry));
         TRY(room->ask(context_, task, task.threads[index], inquiry));
       }
       TRY(prepare_thread(process, task, index, std::move(inquiry)));
@@ -55,7 +56,7 @@ Status Interview::prepare(std::span<const resource::TaskRoom* const> rooms) {
 
 Status Interview::prepare_thread(LiveProcess& process, model::Task& task, size_t index, resource::Inquiry inquiry) {
   if (inquiry.questions().empty()) return {};
-  auto& tracee = process.frozen.threads[index];
+  auto& tracee = process.tracee(index);
   const auto& status = *TRY(process.view.status(index));
   Patient patient;
   patient.tracee = &tracee;
@@ -77,7 +78,7 @@ Status Interview::prepare_thread(LiveProcess& process, model::Task& task, size_t
 Result<std::vector<Occupied>> Interview::occupied(ObjectId address_space, const Patient& patient) const {
   const auto known = context_.application.address_spaces.find(address_space);
   if (known != context_.application.address_spaces.end()) return occupied_by(known->second);
-  return occupied_by(TRY(kernel::read_maps(patient.tracee->pid())));
+  return occupied_by(TRY(kernel::read_maps(patient.tracee->tid())));
 }
 
 /// Each step is taken in all address spaces before the next, so that the tasks' answers overlap.

@@ -46,13 +46,13 @@ class NamespaceLinks {
 Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
   std::vector<std::pair<Namespace, std::string>> expected;
   const NamespaceLinks ours("self");
-  const NamespaceLinks roots(fmt::format("{}", processes.front().view.host_pid));
+  const NamespaceLinks roots(fmt::format("{}", processes.front().view.witness()));
   for (const auto& kind : shared_with_us) expected.emplace_back(kind, ours.id(kind.file));
   for (const auto& kind : shared_with_root) expected.emplace_back(kind, roots.id(kind.file));
   std::vector<std::vector<const char*>> foreign(processes.size());  // names of kinds
   TRY(parallel_for(processes.size(), [&](size_t index) -> Status {
     if (processes[index].frozen.zombie) return {};
-    const NamespaceLinks links(fmt::format("{}", processes[index].view.host_pid));
+    const NamespaceLinks links(fmt::format("{}", processes[index].view.witness()));
     for (const auto& [kind, id] : expected) {
       if (links.id(kind.file) != id) foreign[index].push_back(kind.name);
     }
@@ -62,7 +62,7 @@ Status check_namespaces(const std::vector<LiveProcess>& processes, resource::Cap
     for (const char* kind : foreign[index]) {
       context.diagnostics.refuse(
           subject_of(processes[index]), fmt::format("lives in another {} namespace", kind),
-          fmt::format("Run stasis inside it: nsenter --target {} --all", processes[index].view.host_pid));
+          fmt::format("Run stasis inside it: nsenter --target {} --all", processes[index].view.witness()));
     }
   }
   return {};

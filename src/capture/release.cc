@@ -54,9 +54,9 @@ Status let_run(std::vector<LiveProcess>& processes) {
   return error.take();
 }
 
-bool is_stopped(pid_t pid) {
-  const auto stat = kernel::read_stat(pid);
-  return !stat || stat->state == 'T' || stat->state == 'Z' || stat->state == 'X';
+bool is_stopped(pid_t tid) {
+  const auto stat = kernel::read_stat(tid);
+  return !stat || stat->state == 'T' || stat->is_dead();
 }
 
 /// Every thread has a SIGSTOP of its own in its queue before it runs again, so that none executes an instruction.
@@ -72,7 +72,7 @@ Status leave_stopped(std::vector<LiveProcess>& processes) {
   const auto deadline = Clock::now() + patience;
   for (const auto& process : processes) {
     if (process.frozen.zombie) continue;
-    if (!poll_until(deadline, [&] { return is_stopped(process.view.host_pid); })) {
+    if (!poll_until(deadline, [&] { return is_stopped(process.view.witness()); })) {
       error.note(fail(Error::conflict("leave the tree stopped", "the task does not stop", subject_of(process))));
     }
   }
@@ -100,8 +100,8 @@ class LastWill {
       uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
       uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
     } planted;
-    place_ = TRY(find_stub_place(parent_.pid(), occupied_by(TRY(kernel::read_maps(parent_.pid())))));
-    TRY(kernel::write_memory(parent_.pid(), RemoteAddress{place_}, bytes_of(planted)));
+    place_ = TRY(find_stub_place(parent_.tid(), occupied_by(TRY(kernel::read_maps(parent_.tid())))));
+    TRY(kernel::write_memory(parent_.tid(), RemoteAddress{place_}, bytes_of(planted)));
     TRY(parent_.set_signal_mask(~uint64_t{0}));
     const uint64_t action = place_ + offsetof(decltype(planted), handler);
     TRY(call(SYS_rt_sigaction, {SIGCHLD, action, 0, sizeof(uint64_t), 0, 0}));
@@ -209,11 +209,16 @@ class Killing {
       if (thread->has_ended(!ours)) continue;
       dying.push_back(thread);
       if (++misses < std::min(dying.size(), few_misses)) continue;
-      if (Clock::now() > deadline_)
-        return error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+      if (Clock::now() > deadline_) return does_not_end(process);
       misses = 0;
       usleep(50);
     }
+    // A leader that ended between its seizure and its stop is ours still: its parent is told when we have looked.
+    const auto leader_is_told = [&] { return Tracee::has_ended(process.view.host_pid, !our_child); };
+    if (process.frozen.leader_ended && !poll_until(deadline_, leader_is_told)) does_not_end(process);
+  }
+  void does_not_end(const LiveProcess& process) {
+    error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
   }
 
   static constexpr size_t few_misses = 4;

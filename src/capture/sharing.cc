@@ -24,7 +24,7 @@ class Kind {
     kernel::OrderedObjects known;
     for (const size_t index : candidates) {
       first_of_[index] = TRY(known.first_like(index, [&](size_t a, size_t b) {
-        return kernel::kcmp(processes_[a].view.host_pid, processes_[b].view.host_pid, type_);
+        return kernel::kcmp(processes_[a].view.witness(), processes_[b].view.witness(), type_);
       }));
     }
     return {};
@@ -42,10 +42,12 @@ Status check_threads(const LiveProcess& process, resource::CaptureContext& conte
   constexpr std::pair<KcmpType, const char*> kinds[] = {{KcmpType::files, "descriptor table"},
                                                         {KcmpType::fs, "working directory"}};
   const auto& tids = process.view.host_tids;
+  const pid_t witness = process.view.witness();
   std::vector<std::array<bool, std::size(kinds)>> own(tids.size());
   TRY(parallel_for(tids.size(), [&](size_t index) -> Status {
-    for (size_t kind = 0; kind < std::size(kinds) && tids[index] != process.view.host_pid; ++kind) {
-      const auto order = TRY(kernel::kcmp(process.view.host_pid, tids[index], kinds[kind].first));
+    const bool has_none = index == 0 && process.frozen.leader_ended;
+    for (size_t kind = 0; kind < std::size(kinds) && tids[index] != witness && !has_none; ++kind) {
+      const auto order = TRY(kernel::kcmp(witness, tids[index], kinds[kind].first));
       own[index][kind] = order != std::strong_ordering::equal;
     }
     return {};

@@ -60,7 +60,8 @@ Result<std::vector<Sleeper>> find_sleepers(std::vector<LiveProcess>& processes, 
   for (auto& process : processes) {
     auto& task = *context.application.find(process.pid);
     for (size_t index = 0; index < task.threads.size(); ++index) {
-      auto& tracee = process.frozen.threads[index];
+      if (task.threads[index].has_ended()) continue;
+      auto& tracee = process.tracee(index);
       const auto number = restartable_call(tracee.general());
       if (!number) continue;
       // A signal that waits would end the call at once.
@@ -89,7 +90,7 @@ class Measurement {
       if (sleeper->has_ended || !is_recognised(*sleeper)) continue;
       const auto& request = sleeper->request;
       if (!needs_its_timer(*sleeper))
-        note(*sleeper, read_duration(sleeper->tracee->pid(), request.remainder_at));
+        note(*sleeper, read_duration(sleeper->tracee->tid(), request.remainder_at));
       else if (request.clock)
         timed.push_back(sleeper);
     }
@@ -102,7 +103,7 @@ class Measurement {
     for (const auto* sleeper : timed) {
       const auto& request = sleeper->request;
       const auto duration =
-          request.duration_ns ? request.duration_ns : read_duration(sleeper->tracee->pid(), request.duration_at);
+          request.duration_ns ? request.duration_ns : read_duration(sleeper->tracee->tid(), request.duration_at);
       sleeps.push_back({*request.clock, duration.value_or(std::numeric_limits<int64_t>::max()), request.exact});
     }
     TimerMatch match(std::move(sleeps), all_asleep);

@@ -222,12 +222,15 @@ Status Tracee::detach() {
 }
 
 bool Tracee::has_ended(bool reap) {
-  if (!alive()) return true;
+  if (alive() && has_ended(tid_, reap)) state_ = State::gone;
+  return !alive();
+}
+
+bool Tracee::has_ended(pid_t tid, bool reap) {
   siginfo_t info{};
   const int how = WEXITED | WNOHANG | __WALL | (reap ? 0 : WNOWAIT);
   // No such child: somebody else has been told already.
-  if (waitid(P_PID, static_cast<id_t>(tid_), &info, how) != 0 || info.si_pid != 0) state_ = State::gone;
-  return !alive();
+  return waitid(P_PID, static_cast<id_t>(tid), &info, how) != 0 || info.si_pid != 0;
 }
 
 }  // namespace stasis::capture

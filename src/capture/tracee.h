@@ -30,6 +30,9 @@ class Tracee {
   /// Whether seccomp is suspended while we trace (it needs CAP_SYS_ADMIN).
   bool seccomp_suspended() const { return seccomp_suspended_; }
 
+  /// Forgets a leader that has ended while other threads go on: it can be neither stopped nor let go.
+  void give_up() { state_ = State::gone; }
+
   Status interrupt();
   /// Looks for the stop that PTRACE_INTERRUPT asked for; true: it has come (or the thread has died).
   Result<bool> settle(const Waiting&, Clock::time_point deadline);
@@ -62,6 +65,8 @@ class Tracee {
   /// Whether a killed thread has ended, without waiting. `reap`: false for a leader that is our own child, whose status
   /// its owner wants.
   bool has_ended(bool reap);
+  /// The same of a thread that need not be ours.
+  static bool has_ended(pid_t tid, bool reap);
 
  private:
   enum class State { running, stopped, gone };

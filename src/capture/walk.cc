@@ -1,8 +1,10 @@
 #include "capture/walk.h"
 
 #include <elf.h>
+#include <sys/wait.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <set>
 
@@ -52,7 +54,8 @@ class Walk {
     looks_.resize(frozen_.size());
     for (size_t index = 0; index < frozen_.size(); ++index) {
       auto& look = looks_[index];
-      if (frozen_[index].zombie) look.tids.push_back(frozen_[index].host_pid);
+      const bool ended_leader = frozen_[index].leader_ended && !frozen_[index].threads.empty();
+      if (frozen_[index].zombie || ended_leader) look.tids.push_back(frozen_[index].host_pid);
       for (const auto& thread : frozen_[index].threads) look.tids.push_back(thread.tid());
       look.statuses.resize(look.tids.size());
       for (size_t i = 0; i < look.tids.size(); ++i) threads.emplace_back(index, i);
@@ -74,6 +77,7 @@ class Walk {
   Status take(FrozenProcess& frozen, Look& look) {
     LiveProcess live;
     live.view.host_pid = frozen.host_pid;
+    live.view.leader_ended = frozen.leader_ended && !frozen.zombie;
     // A zombie that was reaped before its parent was stopped.
     if (!look.stat && look.stat.error().code() == ErrorCode::gone && frozen.zombie) return {};
     live.stat = TRY(std::move(look.stat));
@@ -171,22 +175,42 @@ class Walk {
   }
 
   Status save_threads(LiveProcess& process, model::Task& task) {
-    task.threads.reserve(process.frozen.threads.size());
-    for (size_t index = 0; index < process.frozen.threads.size(); ++index) {
-      auto& tracee = process.frozen.threads[index];
+    if (process.frozen.zombie) return {};
+    task.threads.reserve(process.view.host_tids.size());
+    if (process.frozen.leader_ended) TRY(save_ended_leader(process, task));
+    for (size_t index = task.threads.size(); index < process.view.host_tids.size(); ++index) {
+      auto& tracee = process.tracee(index);
       const auto& status = *process.view.statuses[index];
       if (!tracee.stopped()) continue;  // refused by the freezer, and said so
       TRY(tracee.save());
-      model::Thread thread;
-      thread.tid = Tid{in_tree(status.ns_pid).value};
-      thread.name = status.name;
+      auto& thread = task.threads.emplace_back(identify(status));
       // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
       thread.blocked_signals = tracee.signal_mask();
       thread.registers.general =
           plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
       thread.registers.extended = TRY(kernel::ptrace_get_regset(tracee.tid(), NT_X86_XSTATE));
       check_thread(process, tracee, status);
-      task.threads.push_back(std::move(thread));
+    }
+    return {};
+  }
+
+  model::Thread identify(const kernel::StatusInfo& status) const {
+    model::Thread thread;
+    thread.tid = Tid{in_tree(status.ns_pid).value};
+    thread.name = status.name;
+    return thread;
+  }
+
+  Status save_ended_leader(const LiveProcess& process, model::Task& task) {
+    // In /proc/PID/stat a stopped process shows what stopped it in place of the leader's own status.
+    const auto stat = TRY(kernel::read_thread_stat(process.view.host_pid, process.view.host_pid));
+    task.threads.push_back(identify(*process.view.statuses.front()));
+    task.threads.front().exit_status = stat.exit_code;
+    if (!WIFEXITED(stat.exit_code)) {
+      context_.diagnostics.refuse(subject_of(process),
+                                  fmt::format("its first thread was ended by seccomp ({}) while others go on",
+                                              strsignal(WTERMSIG(stat.exit_code))),
+                                  "A first thread that has ended is rebuilt only if it called exit");
     }
     return {};
   }

@@ -16,6 +16,8 @@ struct LiveProcess {
   resource::ProcessView view;  ///< with the status of every thread
   kernel::StatInfo stat;
   Pid pid;  ///< in the Application
+  /// Of the thread with this index in model::Task::threads. Not of a leader that has ended.
+  Tracee& tracee(size_t thread) { return frozen.threads.at(thread - (frozen.leader_ended ? 1 : 0)); }
 };
 
 /// Fills context.application.tasks with ids, names, states and registers, and context.host_to_tree. What stasis does

@@ -182,14 +182,13 @@ class Watchdog {
     }
   }
   void look() {
-    std::map<pid_t, char> states;  // of processes, by their ids in the tree's namespace
+    std::map<pid_t, bool> states;
     if (!same_namespace_) states = namespace_states();
     for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
       const auto& slot = area_.slot(index);
       if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
       const auto state = states.find(slot.host_pid);
-      const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid)
-                                        : state == states.end() || state->second == 'Z' || state->second == 'X';
+      const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid) : state == states.end() || state->second;
       if (dead && !may_end_now(slot)) {
         dead_slot_ = index;
         area_.cancel();
@@ -197,17 +196,20 @@ class Watchdog {
       }
     }
   }
-  static std::map<pid_t, char> namespace_states() {
-    std::map<pid_t, char> states;
+  /// Whether processes are dead, by their ids in the tree's namespace. Their threads are not looked at.
+  static std::map<pid_t, bool> namespace_states() {
+    std::map<pid_t, bool> states;
     for (const pid_t pid : kernel::list_descendants(getpid())) {
       const auto status = kernel::read_status(pid);
-      if (status && status->ns_pid.size() > 1) states[status->ns_pid.back()] = status->state;
+      const auto stat = kernel::read_stat(pid);
+      if (status && stat && status->ns_pid.size() > 1)
+        states[status->ns_pid.back()] = stat->is_dead() && !stat->has_left_threads();
     }
     return states;
   }
   static bool is_dead(pid_t pid, pid_t tid) {
     const auto stat = kernel::read_thread_stat(pid, tid);
-    return !stat || stat->state == 'Z' || stat->state == 'X';
+    return !stat || stat->is_dead();
   }
   /// A slot at its EXIT command is dying as it was told.
   bool may_end_now(const agent::Slot& slot) const {

@@ -138,10 +138,13 @@ class Lowering {
     result_.slots[slot].call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), static_cast<uint32_t>(origin_));
   }
 
-  /// Alive in the end, and with the same parent: nobody whom it depends on ends before.
+  /// Alive in the end, and with the same parent: nobody whom it depends on ends before. A death signal comes when the
+  /// *thread* ends that is the parent (kernel/exit.c, reparent_leader), which is the leader here.
   bool stays_child(Pid child, Pid creator) const {
     const auto* task = tasks_.find(child);
-    return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator;
+    const auto* parent = tasks_.find(creator);
+    const bool loses_parent = parent != nullptr && parent->leader_has_ended();
+    return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator && !loses_parent;
   }
 
   /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images.
@@ -169,6 +172,11 @@ class Lowering {
     constexpr uint64_t flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     now().spawn(flags, 0, ids(thread.tid.value, thread.nested_tids), result_.slot_of.at({command.pid, thread.tid}),
                 static_cast<uint32_t>(origin_));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::ExitThread& exit) {
+    constexpr uint64_t one_thread = 2;
+    now().exit(one_thread, static_cast<uint64_t>(WEXITSTATUS(exit.status)), static_cast<uint32_t>(origin_));
     return {};
   }
   Status lower(const plan::Command&, const plan::SetChildReaper& reaper) {

@@ -25,8 +25,18 @@ struct LiveThread {
   const model::Thread* thread = nullptr;
   pid_t host_tid = 0;
   pid_t host_pid = 0;
-  Bytes general = {};  ///< the registers it is let go with
+  bool is_first = false;  ///< of its process
+  Bytes general = {};     ///< the registers it is let go with
 };
+
+/// It runs in the agent area until it has: that must not be unmapped before.
+Status wait_for_end_of_leader(pid_t host_pid) {
+  constexpr timespec pause{0, 100'000};
+  for (;;) {
+    if (TRY(kernel::read_thread_stat(host_pid, host_pid)).is_dead()) return {};
+    nanosleep(&pause, nullptr);
+  }
+}
 
 /// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
 Result<std::map<pid_t, pid_t>> host_ids(pid_t host_root) {
@@ -81,8 +91,11 @@ class SeizedThreads final : public Resumption {
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
       const pid_t host_pid = TRY(host(task.pid.value));
-      for (const auto& thread : task.threads) {
-        threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid});
+      const size_t first = task.leader_has_ended() ? 1 : 0;
+      if (first != 0) TRY(wait_for_end_of_leader(host_pid));
+      for (size_t index = first; index < task.threads.size(); ++index) {
+        const auto& thread = task.threads[index];
+        threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid, index == first});
       }
     }
     return {};
@@ -215,10 +228,9 @@ class SeizedThreads final : public Resumption {
 
   Status detach(bool leave_stopped) {
     for (const auto& live : threads_) {
-      const bool leader = live.host_tid == live.host_pid;
-      if (leader && live.task->state == model::TaskState::stopped)
+      if (live.is_first && live.task->state == model::TaskState::stopped)
         kill(live.host_pid, stop_signal_of(*live.task));
-      else if (leader && leave_stopped)
+      else if (live.is_first && leave_stopped)
         kill(live.host_pid, SIGSTOP);
     }
     for (const auto& live : threads_) {

@@ -124,6 +124,23 @@ Result<std::vector<std::string>> run_tree(const plan::Program& program, const mo
   return lines_of(text);
 }
 
+namespace {
+
+void look_at_threads(pid_t host_pid, model::Task& task) {
+  const auto tids = kernel::list_threads(host_pid);
+  for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
+    const auto status = kernel::read_thread_status(host_pid, tid);
+    const auto stat = kernel::read_thread_stat(host_pid, tid);
+    if (!status || !stat) continue;
+    auto& thread = task.threads.emplace_back();
+    thread.tid = Tid{status->ns_pid.back()};
+    if (tid == host_pid && stat->has_left_threads()) thread.exit_status = stat->exit_code;
+    if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
+  }
+}
+
+}  // namespace
+
 Result<model::Application> look_at_tree(pid_t root) {
   model::Application tree;
   std::map<pid_t, Pid> known;  // by the pid that we see
@@ -139,16 +156,11 @@ Result<model::Application> look_at_tree(pid_t root) {
     task.group = Pid{status->ns_pgid.back()}, task.session = Pid{status->ns_sid.back()};
     task.parent = host_pid == root ? Pid{0} : known[stat->ppid];
     known[host_pid] = task.pid;
-    if (stat->state == 'Z') {
+    if (stat->is_dead() && !stat->has_left_threads()) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat->exit_code;
     } else {
-      if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
-      const auto tids = kernel::list_threads(host_pid);
-      for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
-        const auto thread = kernel::read_thread_status(host_pid, tid);
-        if (thread) task.threads.emplace_back().tid = Tid{thread->ns_pid.back()};
-      }
+      look_at_threads(host_pid, task);
     }
     tree.tasks.push_back(std::move(task));
   }

@@ -144,6 +144,8 @@ class Tree {
       line += fmt::format(", {} threads:", task.threads_size());
       for (const uint32_t tid : task.threads()) line += fmt::format(" {}", tid);
     }
+    if (core.has_leader_exit_status())
+      line += fmt::format(", the first has ended with exit status {}", core.leader_exit_status() >> 8 & 255);
     return line;
   }
 

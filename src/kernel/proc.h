@@ -54,6 +54,9 @@ struct StatInfo {
   uint64_t start_data = 0, end_data = 0, start_brk = 0;
   uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
   int exit_code = 0;
+  bool is_dead() const { return state == 'Z' || state == 'X'; }
+  /// A leader that has ended stays as a zombie until the other threads have (kernel/exit.c, delay_group_leader).
+  bool has_left_threads() const { return is_dead() && num_threads > 1; }
 };
 Result<StatInfo> parse_stat(std::string_view text);
 Result<StatInfo> read_stat(pid_t pid);

@@ -56,6 +56,19 @@ Result<UniqueFd> pidfd_open(pid_t pid) {
   return fd;
 }
 
+Result<UniqueFd> pidfd_open_thread(pid_t tid) {
+  constexpr unsigned pidfd_thread = O_EXCL;  // PIDFD_THREAD, linux/pidfd.h
+  auto leader = pidfd_open(tid);
+  // "No leader" was EINVAL before Linux 6.15 (kernel/fork.c, pidfd_prepare).
+  if (leader || (leader.error().errno_value() != EINVAL && leader.error().errno_value() != ENOENT)) return leader;
+  UniqueFd fd(static_cast<int>(syscall(SYS_pidfd_open, tid, pidfd_thread)));
+  if (fd.valid()) return fd;
+  if (errno == EINVAL)
+    return fail(Error::unsupported("pidfd_open", "descriptors of a process whose first thread has ended need Linux 6.9",
+                                   fmt::format("thread {}", tid)));
+  return fail(process_error("pidfd_open", tid));
+}
+
 Result<UniqueFd> pidfd_getfd(int pidfd, int fd) {
   UniqueFd copy(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd, fd, 0)));
   if (copy.valid()) return copy;

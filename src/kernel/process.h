@@ -14,6 +14,8 @@
 namespace stasis::kernel {
 
 Result<UniqueFd> pidfd_open(pid_t pid);
+/// To take descriptors through: of any thread that lives. Those beside the leader need PIDFD_THREAD (Linux 6.9).
+Result<UniqueFd> pidfd_open_thread(pid_t tid);
 Result<UniqueFd> pidfd_getfd(int pidfd, int fd);
 Status pidfd_kill(int pidfd, int signal);
 

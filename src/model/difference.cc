@@ -66,6 +66,7 @@ void compare_credentials(Comparison& check, const std::string& subject, const Cr
 void compare_threads(Comparison& check, const std::string& task, const Thread& a, const Thread& b) {
   const std::string subject = fmt::format("{}, thread {}", task, a.tid);
   check.values("threads", subject, a.tid, b.tid);
+  check.values("threads.exit_status", subject, a.exit_status.value_or(-1), b.exit_status.value_or(-1));
   check.values("threads.name", subject, a.name, b.name);
   compare_credentials(check, subject, a.credentials, b.credentials);
   check.equal("seccomp", subject, a.seccomp, b.seccomp);

@@ -88,7 +88,10 @@ struct InterruptedCall {
 };
 
 struct Thread {
-  Tid tid;                         ///< in the tree's namespace
+  Tid tid;  ///< in the tree's namespace
+  /// Of a leader that has ended while other threads of its process go on: as wait(2) would give it. Nothing else of it
+  /// is left but its ids, name, credentials and scheduling. Any other thread that ends is gone.
+  std::optional<int> exit_status;
   std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
   std::string name;                ///< comm, at most 15 bytes
   Registers registers;
@@ -103,6 +106,7 @@ struct Thread {
   RestartableSequence rseq;
   uint64_t clear_child_tid = 0;
   int parent_death_signal = 0;
+  bool has_ended() const { return exit_status.has_value(); }
   friend bool operator==(const Thread&, const Thread&) = default;
 };
 
@@ -161,6 +165,7 @@ struct Task {
   std::vector<Thread> threads;                     ///< leader first; empty for a zombie except its name
   std::string name;                                ///< a zombie's comm (a live task's is its leader's)
   uint64_t controlling_terminal = 0;               ///< device number, 0: none
+  bool leader_has_ended() const { return !threads.empty() && threads.front().has_ended(); }
   friend bool operator==(const Task&, const Task&) = default;
 };
 

@@ -58,8 +58,8 @@ class Reader {
   Result<model::Task> task(const Json& process) {
     if (!process.is_object()) return reject("(itself)", "it is not an object");
     for (const auto& [field, value] : process.items()) {
-      constexpr std::string_view known[] = {"pid",       "ppid",        "pgid",      "sid",    "state",
-                                            "exit_code", "exit_signal", "subreaper", "threads"};
+      constexpr std::string_view known[] = {"pid",       "ppid",        "pgid",      "sid",     "state",
+                                            "exit_code", "exit_signal", "subreaper", "threads", "leader_exit_code"};
       if (std::ranges::find(known, field) == std::end(known)) return reject(field, "there is no such field");
     }
     model::Task task;
@@ -73,6 +73,7 @@ class Reader {
       task.child_subreaper = subreaper->get<bool>();
     }
     TRY(threads(process, task));
+    TRY(ended_leader(process, task));
     return task;
   }
 
@@ -108,6 +109,14 @@ class Reader {
     if (found == process.end()) return {};
     for (const auto& tid : *found)
       task.threads.emplace_back().tid = Tid{static_cast<pid_t>(TRY(number_of(tid, "threads", 1, highest_pid)))};
+    return {};
+  }
+
+  Status ended_leader(const Json& process, model::Task& task) const {
+    constexpr const char* field = "leader_exit_code";
+    if (!process.contains(field)) return {};
+    if (task.threads.size() < 2) return reject(field, "only a process with other threads has it");
+    task.threads.front().exit_status = static_cast<int>(TRY(number(process, field, 0, highest_exit_code))) << 8;
     return {};
   }
 
@@ -186,6 +195,7 @@ Json json_of(const model::Task& task) {
     if (tid != leader_of(task.pid)) threads.push_back(tid.value);
   }
   if (!threads.empty()) made["threads"] = std::move(threads);
+  if (task.leader_has_ended()) made["leader_exit_code"] = WEXITSTATUS(*task.threads.front().exit_status);
   return made;
 }
 
@@ -232,7 +242,7 @@ Result<Program> make_tree_program(const model::Application& application, const T
     out.process(task.pid).add(SetChildReaper{true});
   });
   live([&](const model::Task& task) {
-    for (const auto& thread : task.threads) out.thread(task.pid, thread.tid).add(Ready{});
+    for (const auto& thread : task.threads) out.end(task, thread);
   });
   return std::move(out.program);
 }
@@ -320,6 +330,12 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     differ(task.pid, "subreaper flag", task.child_subreaper, other->child_subreaper);
     if (threads_of(task) != threads_of(*other))
       differ(task.pid, "number of threads", threads_of(task).size(), threads_of(*other).size());
+    if (task.leader_has_ended() != other->leader_has_ended())
+      differences.push_back(
+          fmt::format("process {}: its first thread has {}ended", task.pid, other->leader_has_ended() ? "" : "not "));
+    else if (task.leader_has_ended())
+      differ(task.pid, "first thread's exit status", *task.threads.front().exit_status,
+             *other->threads.front().exit_status);
   }
   return differences;
 }

@@ -4,9 +4,9 @@
 //                  {"pid": 10, "ppid": 7, "pgid": 7, "sid": 7, "state": "zombie", "exit_code": 3}]}
 //
 // pid, ppid, pgid and sid are required. `state` is "alive" (which it is without it), "stopped" or "zombie"; a zombie
-// has `exit_code` (0 to 255) or `exit_signal`. `threads` are those beside the first. Exactly one process, the root, has
-// a parent that is not in the tree. A root with pid 1 is the init of a pid namespace. Where the root does not lead its
-// session, session and group come from outside.
+// has `exit_code` (0 to 255) or `exit_signal`. `threads` are those beside the first, which has ended alone if there is
+// a `leader_exit_code`. Exactly one process, the root, has a parent that is not in the tree. A root with pid 1 is the
+// init of a pid namespace. Where the root does not lead its session, session and group come from outside.
 #pragma once
 
 #include <map>

@@ -62,6 +62,15 @@ struct StartThread {
     v("nested_tids", s.nested_tids);
   }
 };
+/// The runner is the leader: it ends with this wait(2) status, alone. Its process goes on with the other threads.
+struct ExitThread {
+  static constexpr std::string_view name = "EXIT_THREAD";
+  int status = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("status", s.status);
+  }
+};
 struct SetChildReaper {
   static constexpr std::string_view name = "SET_CHILD_REAPER";
   bool value = false;
@@ -331,9 +340,9 @@ struct Ready {
   static void fields(S&, V&&) {}
 };
 
-using Action = std::variant<Fork, Clone, StartThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post, Open,
-                            Close, Dup2, SetCloseOnExec, Lseek, TransferFd, Mmap, MmapAnon, Mremap, Munmap, Mprotect,
-                            ClearMemory, DropPages, LoadPages, Perform, Ready>;
+using Action = std::variant<Fork, Clone, StartThread, ExitThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await,
+                            Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, Mmap, MmapAnon, Mremap, Munmap,
+                            Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

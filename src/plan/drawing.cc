@@ -132,7 +132,8 @@ class TreeDrawing {
     if (task.state == model::TaskState::zombie) found.push_back(end_of(task));
     if (task.state == model::TaskState::stopped) found.emplace_back("stopped");
     if (task.child_subreaper) found.emplace_back("reaper");
-    if (task.threads.size() > 1) found.push_back(fmt::format("+{} thr.", task.threads.size() - 1));
+    if (task.threads.size() > 1)
+      found.push_back(fmt::format("{}{} thr.", task.leader_has_ended() ? "" : "+", task.threads.size() - 1));
     return fmt::format("{}", fmt::join(found, " "));
   }
   static std::string end_of(const model::Task& task) {

@@ -35,6 +35,15 @@ class Emission {
     }
   }
 
+  /// The last word of a thread.
+  void end(const model::Task& task, const model::Thread& thread) {
+    auto sink = this->thread(task.pid, thread.tid);
+    if (thread.has_ended())
+      sink.add(ExitThread{*thread.exit_status});
+    else
+      sink.add(Ready{});
+  }
+
   /// With another task that lives in the end.
   bool shares_table(Pid pid) const { return tables_.at(tasks.find(pid)->descriptors).users > 1; }
 

@@ -309,7 +309,7 @@ class Planner {
           room->contribute(Stage::final, application_, task, thread, sink);
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::privileges, application_, task, thread, sink);
-        sink.add(Ready{});
+        out_.end(task, thread);
       }
     }
   }

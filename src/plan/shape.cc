@@ -57,8 +57,10 @@ class Graph {
   static Color label_of(const model::Application& tree, const model::Task& task) {
     const bool zombie = task.state == model::TaskState::zombie;
     const bool stopped = task.state == model::TaskState::stopped;
-    return mix(process, zombie, stopped, task.exit_status, task.child_subreaper, task.threads.size(),
-               task.pid == tree.root, task.pid == tree.root && tree.root_is_namespace_init);
+    // A zombie has no threads: the two are told apart by their number.
+    const int status = task.leader_has_ended() ? 1 + *task.threads.front().exit_status : task.exit_status;
+    return mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(), task.pid == tree.root,
+               task.pid == tree.root && tree.root_is_namespace_init);
   }
   Index add(Pid id, Color label) {
     const auto [found, fresh] = index_.try_emplace(id, static_cast<Index>(nodes_.size()));
@@ -317,7 +319,11 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
     copy.stop_signal = task.state == model::TaskState::stopped ? SIGSTOP : 0;
     copy.exit_status = task.exit_status;
     copy.child_subreaper = task.child_subreaper;
-    for (const auto& thread : task.threads) copy.threads.emplace_back().tid = other(thread.tid);
+    for (const auto& thread : task.threads) {
+      auto& made_thread = copy.threads.emplace_back();
+      made_thread.tid = other(thread.tid);
+      made_thread.exit_status = thread.exit_status;
+    }
     std::ranges::sort(copy.threads, {}, [&](const auto& t) { return std::pair(t.tid != leader_of(copy.pid), t.tid); });
   }
   return made;

@@ -71,6 +71,7 @@ class TreeWriter {
     }
     if (task.child_subreaper) tokens_.emplace_back("subreaper");
     if (task.threads.size() > 1) add(tokens_, "threads", static_cast<int64_t>(task.threads.size()) - 1);
+    if (task.leader_has_ended()) add(tokens_, "leader", WEXITSTATUS(*task.threads.front().exit_status));
   }
   void link(std::string_view name, Pid to, Pid self, Pid inherited) {
     if (to == inherited) return;
@@ -189,6 +190,7 @@ class Reader {
       thread_count_ += count;
       threads_.emplace_back(processes_.size(), count);
     }
+    if (take("leader")) process["leader_exit_code"] = TRY(number());
     return process;
   }
   Result<Json> link(std::string_view word, const char* field, int64_t pid, const Json* parent) {

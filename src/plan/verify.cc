@@ -41,6 +41,7 @@ struct Process {
   std::shared_ptr<SpaceModel> space;
   std::shared_ptr<const int> fs, handlers;  ///< only who shares them with whom
   std::set<Tid> threads, ready;
+  std::optional<int> leader_status;  ///< it has ended, and others go on
 };
 
 class Interpreter {
@@ -85,6 +86,7 @@ class Interpreter {
         if (!process.alive) continue;
         model::Thread thread;
         thread.tid = tid;
+        if (tid == leader_of(pid)) thread.exit_status = process.leader_status;
         task.threads.insert(tid == leader_of(pid) ? task.threads.begin() : task.threads.end(), thread);
       }
       tasks.push_back(std::move(task));
@@ -115,6 +117,7 @@ class Interpreter {
     require(now_->alive, "the process has ended (ESRCH)");
     require(now_->threads.contains(tid_), "the thread {} does not exist (ESRCH)", tid_);
     require(!now_->ready.contains(tid_), "the thread is READY: it runs nothing any more");
+    require(!now_->leader_status || tid_ != leader_of(now_->pid), "the thread has ended (ESRCH)");
     if (problem_) return;
     runner_ = &runners_[tid_.value];
     ++runner_->steps;
@@ -240,6 +243,19 @@ class Interpreter {
     now_->reachable[thread.tid];
     numbers_[thread.tid.value] += 1;
     begin_runner(thread.tid.value);
+  }
+  void apply(const ExitThread& exit) {
+    require(tid_ == leader_of(now_->pid), "nothing is left of a thread that ends, unless it is the leader");
+    require(now_->threads.size() > 1, "it is the only thread: the whole process would end");
+    // The thread is the parent; those who wait for its end are told at once (kernel/exit.c, reparent_leader).
+    for (const Pid child : children_[now_->pid]) {
+      const auto* task = wanted_.find(child);
+      const bool waits = task != nullptr && std::ranges::any_of(task->threads, &model::Thread::parent_death_signal);
+      require(!waits, "its child {} would be sent its parent-death signal", child);
+    }
+    now_->leader_status = exit.status;
+    // With its descriptor table: whoever takes descriptors names the process, and finds the leader.
+    writes(now_->reachable[tid_], "the right to take its descriptors");
   }
   void apply(const SetChildReaper& set) {
     now_->subreaper = set.value;
@@ -402,7 +418,8 @@ class Interpreter {
   void apply(const TransferFd& transfer) {
     const auto from = processes_.find(transfer.from_pid);
     require(transfer.to_pid == now_->pid, "only the receiver can take a descriptor");
-    require(from != processes_.end() && from->second.alive, "{} does not exist (ESRCH)", transfer.from_pid);
+    require(from != processes_.end() && from->second.alive && !from->second.leader_status,
+            "{} does not exist, or its first thread has ended (ESRCH)", transfer.from_pid);
     if (problem_) return;
     const auto slot = from->second.table->slots.find(transfer.fd);
     require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
@@ -506,12 +523,23 @@ class Interpreter {
     std::set<Tid> threads;
     for (const auto& thread : task.threads) threads.insert(thread.tid);
     require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
+    compare_leader(task, made);
     if (extent_ == Extent::tree) return;
+    if (task.leader_has_ended()) threads.erase(leader_of(task.pid));
     require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
     compare_sharing(task, made);
     compare_table(task, *made.table);
     if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space)));
     if (!problem_) obey(attributes_.compare(task));
+  }
+
+  void compare_leader(const model::Task& task, const Process& made) {
+    require(made.leader_status.has_value() == task.leader_has_ended(), "its first thread should {}",
+            task.leader_has_ended() ? "have ended" : "live");
+    if (problem_ || !made.leader_status) return;
+    const int status = *task.threads.front().exit_status;
+    require(*made.leader_status == status, "its first thread ends with {:#x} instead of {:#x}", *made.leader_status,
+            status);
   }
 
   /// Two tasks have the same object if and only if the Application says so.

@@ -49,9 +49,9 @@ std::string subject_of(const model::Task& task, const kernel::MapsEntry& vma) {
 }
 
 /// How a mapped file has to be opened: a private mapping needs to be read only, whatever it was opened for.
-Result<uint32_t> open_flags(pid_t host_pid, const kernel::MapsEntry& vma) {
+Result<uint32_t> open_flags(pid_t witness, const kernel::MapsEntry& vma) {
   if (!vma.shared) return O_RDONLY;
-  const std::string path = map_files_path(host_pid, vma.range);
+  const std::string path = map_files_path(witness, vma.range);
   struct stat link{};
   // The link's own permissions are the access mode of the mapped description (proc_map_files_instantiate,
   // fs/proc/base.c).
@@ -66,7 +66,7 @@ TreeMemory::~TreeMemory() = default;
 
 Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, const model::Task& task,
                            std::span<const AddressRange> ours) {
-  if (!spaces_.emplace(task.address_space, view.host_pid).second) return {};
+  if (!spaces_.emplace(task.address_space, view.witness()).second) return {};
   without_pages_.push_back(task.address_space);
   auto& space = context.application.address_spaces[task.address_space];
   space.id = task.address_space;
@@ -74,7 +74,7 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
   space.layout = layout_of(facts->stat);
   space.layout.auxv = facts->auxv;
   space.executable = TRY(capture_file_at(context,
-                                         {view.host_pid, fmt::format("/proc/{}/exe", view.host_pid), O_RDONLY,
+                                         {view.witness(), fmt::format("/proc/{}/exe", view.witness()), O_RDONLY,
                                           fmt::format("task {} '{}', executable", task.pid, task.name)},
                                          facts->executable));
   for (const kernel::MapsEntry& vma : facts->mappings) {
@@ -86,31 +86,30 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       continue;
     }
     auto mapping = mapping_of(vma, found.kind);
-    if (found.kind == VmaKind::file) mapping.file = TRY(file_of(context, view.host_pid, task, vma));
-    if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.host_pid, vma));
+    if (found.kind == VmaKind::file) mapping.file = TRY(file_of(context, view.witness(), task, vma));
+    if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.witness(), vma));
     space.mappings.push_back(std::move(mapping));
   }
   return {};
 }
 
 /// All processes of a tree mostly map the same few files, and following a link of map_files is slow.
-Result<ObjectId> TreeMemory::file_of(CaptureContext& context, pid_t host_pid, const model::Task& task,
+Result<ObjectId> TreeMemory::file_of(CaptureContext& context, pid_t witness, const model::Task& task,
                                      const kernel::MapsEntry& vma) {
-  const uint32_t flags = TRY(open_flags(host_pid, vma));
+  const uint32_t flags = TRY(open_flags(witness, vma));
   ObjectId& file = files_[{vma.device_major, vma.device_minor, vma.inode, flags, vma.path}];
   if (file.value != 0) return file;
-  const auto path = map_files_path(host_pid, vma.range);
-  return file =
-             TRY(capture_file_at(context, {host_pid, path, flags, subject_of(task, vma)}, TRY(read_file_link(path))));
+  const auto path = map_files_path(witness, vma.range);
+  return file = TRY(capture_file_at(context, {witness, path, flags, subject_of(task, vma)}, TRY(read_file_link(path))));
 }
 
-Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t host_pid, const kernel::MapsEntry& vma) {
+Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t witness, const kernel::MapsEntry& vma) {
   bool fresh = false;
   const ObjectId id =
       context.object(fmt::format("segment:{}:{}:{}", vma.device_major, vma.device_minor, vma.inode), fresh);
   if (!fresh) return id;
   auto segment = std::make_unique<Segment>();
-  segment->name = map_files_path(host_pid, vma.range);
+  segment->name = map_files_path(witness, vma.range);
   segment->fd = UniqueFd(open(segment->name.c_str(), O_RDONLY | O_CLOEXEC));
   if (!segment->fd.valid()) {
     auto error = Error::system("open shared memory", errno, segment->name);

@@ -39,8 +39,8 @@ class TreeMemory : public ApplicationMemory {
 
  private:
   struct Segment;
-  Result<ObjectId> file_of(CaptureContext&, pid_t host_pid, const model::Task&, const kernel::MapsEntry&);
-  Result<ObjectId> segment_of(CaptureContext&, pid_t host_pid, const kernel::MapsEntry&);
+  Result<ObjectId> file_of(CaptureContext&, pid_t witness, const model::Task&, const kernel::MapsEntry&);
+  Result<ObjectId> segment_of(CaptureContext&, pid_t witness, const kernel::MapsEntry&);
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::vector<ObjectId> without_pages_;

@@ -13,9 +13,10 @@ ObjectId CaptureContext::object(const std::string& key, bool& fresh) {
   return objects_[key] = new_id();
 }
 
-pid_t CaptureContext::host_pid(Pid pid) const {
-  const auto found = std::ranges::find(host_to_tree, pid.value, [](const auto& entry) { return entry.second; });
-  return found == host_to_tree.end() ? pid.value : found->first;
+pid_t CaptureContext::witness(const model::Task& task) const {
+  const pid_t tid = task.leader_has_ended() ? task.threads.at(1).tid.value : task.pid.value;
+  const auto found = std::ranges::find(host_to_tree, tid, [](const auto& entry) { return entry.second; });
+  return found == host_to_tree.end() ? tid : found->first;
 }
 
 void CaptureContext::roll_back() {
@@ -47,23 +48,23 @@ Result<T> read_number(pid_t pid, std::string_view file, int base) {
 
 }  // namespace
 
-Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t host_pid) {
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness) {
   auto facts = std::make_shared<ProcessFacts>();
-  facts->stat = TRY(kernel::read_stat(host_pid));
-  facts->auxv = TRY(kernel::read_auxv(host_pid));
-  facts->mappings = TRY(kernel::read_smaps(host_pid));
-  facts->limits = TRY(kernel::read_limits(host_pid));
-  facts->timers = TRY(kernel::read_timers(host_pid));
-  facts->personality = TRY(read_number<uint32_t>(host_pid, "personality", 16));
-  facts->oom_score_adj = TRY(read_number<int32_t>(host_pid, "oom_score_adj", 10));
-  facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", host_pid)));
-  facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", host_pid)));
-  facts->root_directory = TRY(read_file_link(fmt::format("/proc/{}/root", host_pid)));
+  facts->stat = TRY(kernel::read_stat(witness));
+  facts->auxv = TRY(kernel::read_auxv(witness));
+  facts->mappings = TRY(kernel::read_smaps(witness));
+  facts->limits = TRY(kernel::read_limits(witness));
+  facts->timers = TRY(kernel::read_timers(witness));
+  facts->personality = TRY(read_number<uint32_t>(witness, "personality", 16));
+  facts->oom_score_adj = TRY(read_number<int32_t>(witness, "oom_score_adj", 10));
+  facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", witness)));
+  facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", witness)));
+  facts->root_directory = TRY(read_file_link(fmt::format("/proc/{}/root", witness)));
   return facts;
 }
 
 Result<const ProcessFacts*> ProcessView::facts() const {
-  if (!known_facts) known_facts = TRY(read_facts(host_pid));
+  if (!known_facts) known_facts = TRY(read_facts(witness()));
   return known_facts.get();
 }
 

@@ -45,8 +45,8 @@ class CaptureContext {
   void roll_back();
   /// The host's pid for a pid of the tree and back (they differ under a pid namespace). 0: not of the tree.
   std::map<pid_t, pid_t> host_to_tree;
-  /// The host's pid of a task.
-  pid_t host_pid(Pid pid) const;
+  /// The host's id of the thread through which the kernel shows what a task has (ProcessView::witness).
+  pid_t witness(const model::Task&) const;
 
  private:
   uint32_t last_id_ = 0;
@@ -75,16 +75,21 @@ struct ProcessFacts {
   FileLink executable, working_directory, root_directory;
 };
 
-Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t host_pid);
+/// `witness`: as in ProcessView.
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness);
 
 /// A stopped process as rooms see it.
 struct ProcessView {
   pid_t host_pid = 0;
+  bool leader_ended = false;     ///< while other threads go on
   std::vector<pid_t> host_tids;  ///< leader first, same order as model::Task::threads
+  /// The thread whose entries in /proc show memory, files and namespaces: the leader, unless it has ended.
+  pid_t witness() const { return leader_ended ? host_tids.at(1) : host_pid; }
   /// Read on first use, once for all rooms. Capture has mostly read them beforehand (capture/early_facts.h).
   Result<const ProcessFacts*> facts() const;
   /// /proc/PID/task/TID/status of a thread, likewise.
   Result<const kernel::StatusInfo*> status(size_t thread) const;
+  Result<const kernel::StatusInfo*> witness_status() const { return status(leader_ended ? 1 : 0); }
   mutable std::vector<std::optional<kernel::StatusInfo>> statuses;
   mutable std::shared_ptr<const ProcessFacts> known_facts;
 };
@@ -112,7 +117,7 @@ class Inquiry {
 
 /// One descriptor of a stopped task, looked at from outside.
 struct DescriptorProbe {
-  pid_t host_pid = 0;
+  pid_t witness = 0;      ///< ProcessView::witness of the task
   int fd = -1;            ///< -1: not a descriptor (exe, cwd, root, a mapped file)
   std::string proc_path;  ///< "/proc/4711/fd/7", "/proc/4711/exe", "/proc/4711/map_files/…": opens the same object
   std::string link;       ///< what readlink says: "/etc/passwd", "pipe:[123]", "anon_inode:[eventfd]"

@@ -135,6 +135,7 @@ class Encoder {
     if (task.state == model::TaskState::stopped && task.stop_signal)
       tc.set_stop_signo(static_cast<uint32_t>(task.stop_signal));
     if (task.controlling_terminal) tc.set_controlling_terminal(task.controlling_terminal);
+    if (task.leader_has_ended()) tc.set_leader_exit_status(static_cast<uint32_t>(*task.threads.front().exit_status));
     return core;
   }
 

@@ -167,7 +167,19 @@ class Decoder {
     if (leader && !core.has_tc()) return reject(file, "tc", "missing, but this is the leader of a process");
     const bool dead = leader && core.tc().task_state() == static_cast<uint32_t>(TaskStateRecord::dead);
     if (!dead && !core.has_thread_core()) return reject(file, "thread_core", "missing");
-    if (!dead && !core.has_thread_info()) return reject(file, "thread_info", "missing: there are no registers");
+    const bool ended = leader && core.tc().has_leader_exit_status();
+    if (!dead && !ended && !core.has_thread_info())
+      return reject(file, "thread_info", "missing: there are no registers");
+    if (ended && core.has_thread_info()) return reject(file, "thread_info", "a thread that has ended has no registers");
+    return {};
+  }
+
+  static Status ended_leader(model::Task& task, const std::string& file, uint32_t status) {
+    constexpr std::string_view field = "tc.leader_exit_status";
+    if (task.state == model::TaskState::zombie) return reject(file, field, "a zombie has it in tc.exit_code");
+    if (task.threads.size() < 2) return reject(file, field, "the process has no other thread to live by");
+    if ((status & ~0xff00u) != 0) return reject(file, field, fmt::format("{:#x} is no status of exit(2)", status));
+    task.threads.front().exit_status = static_cast<int>(status);
     return {};
   }
 
@@ -186,6 +198,7 @@ class Decoder {
       task.exit_status = static_cast<int>(tc.exit_code());
       task.name = tc.comm().substr(0, name_limit);
     }
+    if (tc.has_leader_exit_status()) TRY(ended_leader(task, file, tc.leader_exit_status()));
     if (task.state == model::TaskState::stopped) {
       // Images of CRIU before 4.0 do not say which signal it was.
       constexpr uint32_t sigstop = 19, sigttou = 22;

@@ -39,10 +39,10 @@ struct Reach {
   static constexpr size_t descriptors = 3;  ///< of ours that each has
   UniqueFd pidfd, links, infos;
 
-  static Result<Reach> open(pid_t host_pid) {
+  static Result<Reach> open(pid_t witness) {
     Reach reach;
-    reach.pidfd = TRY(kernel::pidfd_open(host_pid));
-    const auto path = fmt::format("/proc/{}/fd", host_pid);
+    reach.pidfd = TRY(kernel::pidfd_open_thread(witness));
+    const auto path = fmt::format("/proc/{}/fd", witness);
     reach.links = UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     reach.infos = UniqueFd(::open((path + "info").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     if (!reach.links.valid() || !reach.infos.valid()) return fail_errno("open", path);
@@ -115,8 +115,8 @@ std::string lock_on(const Reach& reach, int fd) {
 /// descriptor itself: the task is asked for it (DescriptorsRoom).
 Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
-  made.host_pid = slot.holder->view->host_pid;
-  made.proc_path = fmt::format("/proc/{}/fd/{}", made.host_pid, made.fd);
+  made.witness = slot.holder->view->witness();
+  made.proc_path = fmt::format("/proc/{}/fd/{}", made.witness, made.fd);
   auto duplicate = kernel::pidfd_getfd(reach.pidfd.get(), made.fd);
   slot.open = duplicate || duplicate.error().errno_value() != EBADF;
   if (!slot.open) return {};
@@ -206,7 +206,7 @@ class DescriptorCapture {
     const size_t needed = first.size() * Reach::descriptors;
     if (needed <= allowed_) reserve_descriptors(needed);
     TRY(parallel_for(first.size(), [&](size_t index) -> Status {
-      reaches_[index] = TRY(Reach::open(first[index]->view->host_pid));
+      reaches_[index] = TRY(Reach::open(first[index]->view->witness()));
       numbers[index] = TRY(candidates(*first[index], reaches_[index]));
       return {};
     }));
@@ -223,10 +223,10 @@ class DescriptorCapture {
   /// try all that it has room for.
   static Result<std::vector<int>> candidates(const DescriptorHolder& holder, const Reach& reach) {
     struct stat links{};
-    const size_t room = TRY(holder.view->status(0))->descriptor_table_size;
+    const size_t room = TRY(holder.view->witness_status())->descriptor_table_size;
     // Since Linux 6.2 the size of the directory is the number of descriptors (fs/proc/fd.c, proc_readfd_count).
     if (fstat(reach.links.get(), &links) != 0 || static_cast<size_t>(links.st_size) < room / 2)
-      return kernel::list_descriptors(holder.view->host_pid);
+      return kernel::list_descriptors(holder.view->witness());
     std::vector<int> all(room);
     std::iota(all.begin(), all.end(), 0);
     return all;
@@ -306,7 +306,7 @@ class DescriptorCapture {
       thread_local const pid_t self = gettid();
       return kernel::kcmp(self, self, kernel::KcmpType::file, a.cached_duplicate.get(), b.cached_duplicate.get());
     }
-    return kernel::kcmp(a.host_pid, b.host_pid, kernel::KcmpType::file, a.fd, b.fd);
+    return kernel::kcmp(a.witness, b.witness, kernel::KcmpType::file, a.fd, b.fd);
   }
 
   /// In order of tasks and numbers: ids come out the same each time.
@@ -340,13 +340,13 @@ class DescriptorCapture {
     const auto directory = [&](const char* name, const FileLink& link) {
       return capture_file_at(
           context_,
-          {holder.view->host_pid, fmt::format("/proc/{}/{}", holder.view->host_pid, name), O_RDONLY | O_DIRECTORY,
+          {holder.view->witness(), fmt::format("/proc/{}/{}", holder.view->witness(), name), O_RDONLY | O_DIRECTORY,
            fmt::format("task {} '{}', {}", holder.task->pid, holder.task->name, name)},
           link);
     };
     fs.working_directory = TRY(directory("cwd", facts->working_directory));
     fs.root_directory = TRY(directory("root", facts->root_directory));
-    fs.umask = TRY(holder.view->status(0))->umask;
+    fs.umask = TRY(holder.view->witness_status())->umask;
     return {};
   }
 
@@ -394,7 +394,7 @@ Result<int> DescriptorProbe::duplicate() const {
     if (!cached_duplicate.valid()) return fail_errno("open", subject);
     return cached_duplicate.get();
   }
-  const auto pidfd = TRY(kernel::pidfd_open(host_pid));
+  const auto pidfd = TRY(kernel::pidfd_open_thread(witness));
   cached_duplicate = TRY(kernel::pidfd_getfd(pidfd.get(), fd));
   return cached_duplicate.get();
 }
@@ -409,7 +409,7 @@ Result<ObjectId> capture_file_at(CaptureContext& context, HeldFile held, const F
   const ObjectId known = context.object(key, fresh);
   if (!fresh) return known;
   DescriptorProbe made;
-  made.host_pid = held.host_pid;
+  made.witness = held.witness;
   made.proc_path = std::move(held.proc_path);
   made.link = link.target;
   made.stat = link.stat;

@@ -29,7 +29,7 @@ const TaskRoom& descriptors_room();
 
 /// A file that is held without a descriptor.
 struct HeldFile {
-  pid_t host_pid = 0;
+  pid_t witness = 0;      ///< ProcessView::witness of the task
   std::string proc_path;  ///< opens it: "/proc/7/map_files/…", "/proc/7/exe"
   uint32_t flags = 0;     ///< what it is opened with at restore
   std::string subject;    ///< for diagnostics: "task 7 'nginx', executable"

@@ -1,5 +1,6 @@
 #include "resource/inventory.h"
 
+#include <algorithm>
 #include <array>
 
 #include "image/names.h"
@@ -10,6 +11,13 @@ namespace {
 constexpr const char* file = "inventory.img";
 /// CRIU's layout since 1.3: a common magic in front of every file.
 constexpr uint32_t image_version = 2;
+/// Of images that CRIU would misread: it refuses versions that it does not know before it creates anybody.
+constexpr uint32_t version_beyond_criu = 1000;
+
+/// CRIU knows no thread that has ended: it would bring it back to life.
+bool is_beyond_criu(const model::Application& application) {
+  return std::ranges::any_of(application.tasks, &model::Task::leader_has_ended);
+}
 
 // Ids mean nothing but equality. An id that differs from the inventory's makes the namespace the tree's own.
 enum NamespaceId : uint32_t { pid_ns = 1, net_ns, ipc_ns, uts_ns, time_ns, mnt_ns, user_ns, cgroup_ns, own_pid_ns };
@@ -54,10 +62,10 @@ Result<inventory_entry> read_inventory(const image::Directory& directory) {
   auto reader = TRY(directory.read(file));
   inventory_entry inventory;
   TRY(reader.single(inventory));
-  if (inventory.img_version() != image_version)
+  if (inventory.img_version() != image_version && inventory.img_version() != version_beyond_criu)
     return fail(Error::unsupported("read checkpoint",
-                                   fmt::format("images are of version {}, but only version {} can be read",
-                                               inventory.img_version(), image_version),
+                                   fmt::format("images are of version {}, but only versions {} and {} can be read",
+                                               inventory.img_version(), image_version, version_beyond_criu),
                                    "inventory.img, field img_version"));
   if (!inventory.fdinfo_per_id())
     return fail(Error::unsupported("read checkpoint", "images without shared descriptor tables are too old",
@@ -65,9 +73,9 @@ Result<inventory_entry> read_inventory(const image::Directory& directory) {
   return inventory;
 }
 
-inventory_entry make_inventory(const model::Application&) {
+inventory_entry make_inventory(const model::Application& application) {
   inventory_entry inventory;
-  inventory.set_img_version(image_version);
+  inventory.set_img_version(is_beyond_criu(application) ? version_beyond_criu : image_version);
   inventory.set_fdinfo_per_id(true);
   inventory.set_ns_per_id(true);
   // Object ids of tasks begin at 1: none is ever equal to the dumper's, so nothing is shared with it but namespaces.

@@ -23,8 +23,8 @@ using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
 /// The VMA that is there only because of us tells whether new mappings are locked on fault.
-Status look_at_our_own_mapping(pid_t host_pid, model::AddressSpace& space) {
-  for (const auto& vma : TRY(kernel::read_smaps(host_pid))) {
+Status look_at_our_own_mapping(pid_t witness, model::AddressSpace& space) {
+  for (const auto& vma : TRY(kernel::read_smaps(witness))) {
     const bool known = std::ranges::any_of(
         space.mappings, [&](const model::Mapping& mapping) { return mapping.range.overlaps(vma.range); });
     if (known || !vma.vm_flags.contains("lo")) continue;
@@ -35,7 +35,7 @@ Status look_at_our_own_mapping(pid_t host_pid, model::AddressSpace& space) {
 }
 
 /// A page that is there although nobody has touched it was locked when it was mapped.
-void ask_about_locking(model::AddressSpace& space, std::function<pid_t()> host_pid, Inquiry& inquiry) {
+void ask_about_locking(model::AddressSpace& space, std::function<pid_t()> witness, Inquiry& inquiry) {
   const uint32_t flags = MAP_PRIVATE | MAP_ANONYMOUS;
   inquiry.ask(expecting(call(SYS_mmap, 0, page_size, PROT_READ | PROT_WRITE, flags, -1, 0), Expected::anything),
               [](const Inquiry::Answer&) -> Status { return {}; });
@@ -46,9 +46,9 @@ void ask_about_locking(model::AddressSpace& space, std::function<pid_t()> host_p
                 return {};
               });
   inquiry.ask(expecting(call(SYS_munmap, ResultOf{-2}, page_size), Expected::anything),
-              [&space, host_pid = std::move(host_pid)](const Inquiry::Answer&) -> Status {
+              [&space, witness = std::move(witness)](const Inquiry::Answer&) -> Status {
                 const bool on_fault = std::ranges::any_of(space.mappings, &model::Mapping::locked_on_fault);
-                return on_fault && !space.lock_future ? look_at_our_own_mapping(host_pid(), space) : Status{};
+                return on_fault && !space.lock_future ? look_at_our_own_mapping(witness(), space) : Status{};
               });
 }
 
@@ -62,7 +62,7 @@ class MemoryRoom final : public TaskRoom {
       space.layout.brk = static_cast<uint64_t>(answer.result);
       return {};
     });
-    ask_about_locking(space, [&context, pid = task.pid] { return context.host_pid(pid); }, inquiry);
+    ask_about_locking(space, [&context, &task] { return context.witness(task); }, inquiry);
     return {};
   }
 

@@ -17,10 +17,10 @@ using kernel::page_is_present;
 using kernel::page_is_swapped;
 using kernel::page_is_zero_frame;
 
-Result<UniqueFd> open_pagemap(pid_t host_pid) {
-  const std::string path = fmt::format("/proc/{}/pagemap", host_pid);
+Result<UniqueFd> open_pagemap(pid_t witness) {
+  const std::string path = fmt::format("/proc/{}/pagemap", witness);
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid() && errno == ENOENT) return fail(Error::gone("open " + path, fmt::format("task {}", host_pid)));
+  if (!fd.valid() && errno == ENOENT) return fail(Error::gone("open " + path, fmt::format("task {}", witness)));
   if (!fd.valid()) return fail_errno("open", path);
   return fd;
 }
@@ -105,15 +105,15 @@ std::vector<model::PageRun> runs_within(const std::vector<model::PageRun>& runs,
   return inside;
 }
 
-Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<model::Mapping>& mappings) {
+Result<std::vector<model::PageRun>> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
   std::vector<model::PageRun> runs;
   uint64_t end = 0;
   for (const model::Mapping& mapping : mappings) {
     if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
   }
   if (end == 0) return runs;
-  const auto pagemap = TRY(open_pagemap(host_pid));
-  const auto found = TRY_IN(fmt::format("find the pages of task {}", host_pid), scan(pagemap.get(), {0, end}));
+  const auto pagemap = TRY(open_pagemap(witness));
+  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
   auto next = found.begin();
   for (model::Mapping& mapping : mappings) {
     if (mapping.backing == model::Backing::vdso) append(runs, {mapping.range, false, true});

@@ -12,7 +12,7 @@ namespace stasis::resource {
 
 /// Pages of private mappings that the application has made its own (anonymous pages, in memory or swapped out) and
 /// those of the vDSO, ascending. Guards (MADV_GUARD_INSTALL) are noted in the mappings.
-Result<std::vector<model::PageRun>> find_own_pages(pid_t host_pid, std::vector<model::Mapping>& mappings);
+Result<std::vector<model::PageRun>> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings);
 
 /// Marks the runs of `child` whose page frames are those of the parent at the same addresses. Needs CAP_SYS_ADMIN for
 /// the frame numbers; without it nothing is marked.

@@ -351,7 +351,7 @@ class PipeRoom final : public PipeRoomBase {
   /// The kernel says through poll(2) whether the other side is open anywhere: hang-up for a reader, error for a writer.
   static bool is_alone(const CaptureContext& context, const Held& held) {
     DescriptorProbe probe;
-    probe.host_pid = context.host_pid(held.task->pid);
+    probe.witness = context.witness(*held.task);
     probe.fd = held.fd;
     const auto duplicate = probe.duplicate();
     if (!duplicate) return true;

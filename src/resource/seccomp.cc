@@ -91,14 +91,18 @@ std::optional<plan::Calls> install_all(const Chain& chain, uint32_t more_flags) 
 /// Whether the last thread can install the chain for all threads.
 bool installs_for_all(const model::Task& task) {
   const auto& last = task.threads.back();
-  if (task.threads.size() < 2 || !has_filters(last)) return false;
+  const size_t living = task.threads.size() - (task.leader_has_ended() ? 1 : 0);
+  if (living < 2 || !has_filters(last)) return false;
   const auto& chain = last.seccomp.filters;
   const bool same = std::ranges::all_of(task.threads, [&](const auto& thread) {
     // TSYNC passes no_new_privs on as well.
-    return thread.seccomp == last.seccomp && (thread.credentials.no_new_privs || !last.credentials.no_new_privs);
+    return (thread.has_ended() || thread.seccomp == last.seccomp) &&
+           (thread.credentials.no_new_privs || !last.credentials.no_new_privs);
   });
+  // A leader that is to end may find itself under the chain by then.
+  const bool lets_leader_end = !task.leader_has_ended() || seccomp_allows(chain, SYS_exit, {});
   constexpr uint64_t any_address = 0, wake = 1, everybody = 0x7fffffff;  // as the agent posts
-  return same && seccomp_allows(chain, SYS_futex, {any_address, wake, everybody}) &&
+  return same && lets_leader_end && seccomp_allows(chain, SYS_futex, {any_address, wake, everybody}) &&
          std::ranges::all_of(std::views::iota(1u, chain.size()), [&](size_t index) {
            return allows_seccomp(ChainView(chain).first(index), chain[index].flags | SECCOMP_FILTER_FLAG_TSYNC);
          });
@@ -116,6 +120,7 @@ class SeccompRoom final : public TaskRoom {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       auto& seccomp = task.threads[i].seccomp;
       const auto& status = *TRY(view.status(i));
+      if (task.threads[i].has_ended()) continue;  // it has let go of its filters
       seccomp.mode = static_cast<model::Seccomp::Mode>(status.seccomp);
       if (seccomp.mode != model::Seccomp::Mode::filter) continue;
       const auto chain = read_chain(view.host_tids[i]);
@@ -172,7 +177,9 @@ class SeccompRoom final : public TaskRoom {
 
   void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
                   plan::Sink& sink) const override {
-    if (stage != plan::Stage::privileges || thread.seccomp.mode == model::Seccomp::Mode::disabled) return;
+    if (stage != plan::Stage::privileges) return;
+    if (thread.has_ended() && turn_ == Turn::late && installs_for_all(task)) sink.add(plan::Post{event(task)});
+    if (thread.seccomp.mode == model::Seccomp::Mode::disabled) return;
     if (thread.seccomp.mode == model::Seccomp::Mode::strict) {
       if (turn_ == Turn::early) return;
       return sink.perform("seccomp", "seccomp", {call(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0)});

@@ -72,8 +72,9 @@ class SignalsRoom final : public TaskRoom {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       const auto& status = *TRY(view.status(i));
       auto& thread = task.threads[i];
+      if (thread.has_ended()) continue;
       if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
-      if (i == 0 && status.shared_pending != 0)
+      if (view.host_tids[i] == view.witness() && status.shared_pending != 0)
         task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
       take_absolute(thread.pending, task);
     }

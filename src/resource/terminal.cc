@@ -326,7 +326,7 @@ class TerminalRoom final : public FileRoom {
     (void)ioctl(fd, TIOCGWINSZ, &device->window);
     int exclusive = 0;
     if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device->exclusive = exclusive != 0;
-    const auto stat = kernel::read_stat(probe.host_pid);
+    const auto stat = kernel::read_stat(probe.witness);
     if (stat && static_cast<uint32_t>(stat->tty_nr) == device->device) {
       const auto group = context.host_to_tree.find(stat->tty_pgrp);
       if (group != context.host_to_tree.end()) device->foreground = group->second;

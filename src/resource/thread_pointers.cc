@@ -23,6 +23,7 @@ class ThreadPointersRoom final : public TaskRoom {
   Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       auto& thread = task.threads[i];
+      if (thread.has_ended()) continue;
       if (syscall(SYS_get_robust_list, view.host_tids[i], &thread.robust_list, &thread.robust_list_length) != 0) {
         return fail_errno("get_robust_list", fmt::format("thread {}", thread.tid));
       }
@@ -44,7 +45,7 @@ class ThreadPointersRoom final : public TaskRoom {
   Status encode(const model::Application&, const model::Task& task, image::TaskRecords& records) const override {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       const auto& thread = task.threads[i];
-      records.cores.at(i).mutable_thread_info()->set_clear_tid_addr(thread.clear_child_tid);
+      if (!thread.has_ended()) records.cores.at(i).mutable_thread_info()->set_clear_tid_addr(thread.clear_child_tid);
       auto& core = *records.cores.at(i).mutable_thread_core();
       core.set_futex_rla(thread.robust_list);
       core.set_futex_rla_len(static_cast<uint32_t>(thread.robust_list_length));

@@ -1,6 +1,6 @@
 // A tree that computes something checkable all the time: threads and a child hash in lockstep with themselves and
 // notice any register, page, lock or signal mask that is not as they left it. Ends when told, and says whether all was
-// well.
+// well. With --leader-ends before the directory the first thread ends as soon as the others are there.
 #include <pthread.h>
 
 #include "../system/programs/probe.h"
@@ -15,6 +15,7 @@ struct Board {
 };
 Board* board;
 volatile int started = 0;
+sigset_t blocked;
 
 uint64_t mix(uint64_t value) {
   value ^= value >> 33;
@@ -59,24 +60,11 @@ void* thread(void* argument) {
   return nullptr;
 }
 
-}  // namespace
+pthread_t workers[threads];
+pid_t child = 0;
 
-int main(int argc, char** argv) {
-  probe::begin(argc, argv);
-  board = probe::shared_memory<Board>();
-  sigset_t blocked, now;
-  sigemptyset(&blocked);
-  sigaddset(&blocked, SIGUSR2);
-  sigprocmask(SIG_SETMASK, &blocked, nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    work(threads);
-    _exit(0);
-  }
-  pthread_t workers[threads];
-  for (long i = 0; i < threads; ++i)
-    CHECK(pthread_create(&workers[i], nullptr, thread, reinterpret_cast<void*>(i)) == 0);
-  probe::await(&started, threads);
+int see_to_the_end() {
+  sigset_t now;
   probe::ready();
   for (auto& worker : workers) CHECK(pthread_join(worker, nullptr) == 0);
   probe::expect_child_passed(child);
@@ -84,4 +72,32 @@ int main(int argc, char** argv) {
   CHECK(memcmp(&now, &blocked, 8) == 0);
   for (int i = 0; i <= threads; ++i) CHECK(board->rounds[i] > 0);
   return probe::passed();
+}
+
+void* see_to_the_end_alone(void*) {
+  probe::await_end_of_first_thread();
+  _exit(see_to_the_end());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool leader_ends = argc == 3 && strcmp(argv[1], "--leader-ends") == 0;
+  probe::begin(argc - leader_ends, argv + leader_ends);
+  board = probe::shared_memory<Board>();
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGUSR2);
+  sigprocmask(SIG_SETMASK, &blocked, nullptr);
+  child = fork();
+  if (child == 0) {
+    work(threads);
+    _exit(0);
+  }
+  for (long i = 0; i < threads; ++i)
+    CHECK(pthread_create(&workers[i], nullptr, thread, reinterpret_cast<void*>(i)) == 0);
+  probe::await(&started, threads);
+  if (!leader_ends) return see_to_the_end();
+  pthread_t last;
+  CHECK(pthread_create(&last, nullptr, see_to_the_end_alone, nullptr) == 0);
+  pthread_exit(nullptr);
 }

@@ -113,6 +113,41 @@ TEST_F(Hostile, CallsThatAreNotInterrupted) {
   EXPECT_THAT(error_of_call(poll, poll, uint64_t{1} << 63), HasSubstr(field + "remaining_ns"));
 }
 
+TEST_F(Hostile, LeadersThatHaveEnded) {
+  const auto error_of_status = [&](const std::string& file, uint32_t status, uint32_t state = 1) {
+    return error_of_first<core_entry>(file, [&](auto& r) {
+      r.clear_thread_info();
+      r.mutable_tc()->set_leader_exit_status(status);
+      r.mutable_tc()->set_task_state(state);
+    });
+  };
+  EXPECT_THAT(error_of_first<core_entry>(core, [](auto& r) { r.mutable_tc()->set_leader_exit_status(0); }),
+              AllOf(HasSubstr(core + ", field thread_info"), HasSubstr("has no registers")));
+  EXPECT_THAT(error_of_status(core, 0),
+              AllOf(HasSubstr(core + ", field tc.leader_exit_status"), HasSubstr("no other")));
+  EXPECT_THAT(error_of_status("core-31907.img", 0, 2),
+              AllOf(HasSubstr("core-31907.img, field tc.leader_exit_status"), HasSubstr("a zombie")));
+  const std::string before = bytes("theirs/" + core);
+  std::ofstream(root_ / "theirs/core-40000.img", std::ios::binary) << before;
+  const auto error_beside_another = [&](uint32_t status) {
+    auto error = error_after<pstree_entry>("pstree.img", [&](auto& tasks) {
+      tasks[0].add_threads(40000);
+      core_entry record;
+      ASSERT_TRUE(theirs->read(core)->single(record));
+      record.clear_thread_info();
+      record.mutable_tc()->set_leader_exit_status(status);
+      auto writer = theirs->create(core);
+      ASSERT_TRUE(writer->append(record));
+      ASSERT_TRUE(writer->finish());
+    });
+    std::ofstream(root_ / "theirs" / core, std::ios::binary) << before;
+    return error;
+  };
+  EXPECT_THAT(error_beside_another(9), HasSubstr("0x9 is no status of exit"));
+  EXPECT_THAT(error_beside_another(0x10000), HasSubstr("0x10000 is no status of exit"));
+  EXPECT_EQ(error_beside_another(0x700), "none");
+}
+
 TEST_F(Hostile, AZombieHasNoChildren) {
   const std::string before = bytes("theirs/core-31907.img");
   std::ofstream(root_ / "theirs/core-31907.img", std::ios::binary) << before;

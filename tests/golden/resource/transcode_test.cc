@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "criu_images.h"
+#include "inventory.pb.h"
 #include "memory/pages.h"
 #include "model/difference.h"
 #include "resource/codec.h"
@@ -64,6 +65,27 @@ TEST_F(Transcode, LosesNothing) {
   EXPECT_TRUE(joined(*before) == joined(*after));
   for (const char* file : {"pages-1.img", "pages-2.img", "pages-3.img"})
     EXPECT_EQ(bytes(std::string("theirs/") + file), bytes(std::string("ours/") + file)) << file;
+}
+
+/// CRIU would bring the thread back to life: it must not take such images for its own.
+TEST_F(Transcode, ALeaderThatHasEndedIsSaidAndTheImagesAreNotForCriu) {
+  auto application = decode(*theirs)->application;
+  auto& task = application.tasks.front();
+  task.threads.push_back(task.threads.front());
+  task.threads.back().tid = Tid{40000};
+  auto& ended = task.threads.front();
+  ended.exit_status = 7 << 8;
+  ended.registers = {}, ended.clear_child_tid = 0;
+  StoredMemory memory(application, *theirs);
+  ASSERT_TRUE(encode(application, memory, *ours, [](uint64_t, uint64_t) {}));
+  ASSERT_TRUE(commit(application, *ours));
+  inventory_entry inventory;
+  ASSERT_TRUE(ours->read("inventory.img")->single(inventory));
+  EXPECT_GT(inventory.img_version(), 2u);
+  const auto again = decode(*ours);
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_THAT(model::differences(application, again->application), testing::IsEmpty());
+  EXPECT_EQ(again->application.tasks.front().threads.front().exit_status, 7 << 8);
 }
 
 TEST_F(Transcode, PagesAreFoundWhereTheyLie) {

@@ -65,6 +65,21 @@ RC_GTEST_PROP(Shapes, AreTheTreeUnderOtherNames, ()) {
   RC_ASSERT(tree_to_json(renamed(shape->tree, back)) == tree_to_json(history.tree));
 }
 
+TEST(Shapes, SayWhoseFirstThreadHasEnded) {
+  const ordered_json one{{"pid", 1}, {"ppid", 0}, {"pgid", 1}, {"sid", 1}};
+  ordered_json other{{"pid", 2}, {"ppid", 1}, {"pgid", 1}, {"sid", 1}, {"state", "alive"}, {"threads", {3}}};
+  const auto living = canonical_form(read({one, other}));
+  other["leader_exit_code"] = 7;
+  const auto ended = canonical_form(read({one, other}));
+  ASSERT_TRUE(living && ended);
+  EXPECT_NE(living->hash, ended->hash);
+  const auto tokens = tree_tokens(ended->tree);
+  EXPECT_THAT(join(tokens), testing::HasSubstr("threads 1 leader 7 )"));
+  const auto back = from_tokens(tokens);
+  ASSERT_TRUE(back) << back.error().message();
+  EXPECT_EQ(tree_to_json(std::get<model::Application>(*back)), tree_to_json(ended->tree));
+}
+
 /// Every tree of a family: is it told apart from all others but those that some renaming makes it?
 class Family {
  public:

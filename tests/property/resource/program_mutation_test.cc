@@ -1,5 +1,6 @@
 // The verifier against wrong programs: a correct one with one command left out, doubled, moved or changed.
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <nlohmann/json.hpp>
@@ -34,8 +35,9 @@ struct FakeMaker : DescriptionMaker {
   }
 };
 
-/// Six processes: threads, a zombie, a session whose leader is dead, a group led from elsewhere, a lift to a subreaper,
-/// descriptors and a table shared, memory with stored pages, one of which a child inherits.
+/// Seven processes: threads, one whose first has ended, a zombie, a session whose leader is dead, a group led from
+/// elsewhere, a lift to a subreaper, descriptors and a table shared, memory with stored pages, one of which a child
+/// inherits.
 class Sample {
  public:
   Sample() {
@@ -49,6 +51,8 @@ class Sample {
     zombie.state = model::TaskState::zombie;
     zombie.exit_status = 3 << 8;
     zombie.threads.clear();
+    add(107, 100, 100, 100, 3).threads[0].exit_status = 5 << 8;
+    add(108, 107, 100, 100);
     application_.root = Pid{100};
     task(102).descriptors = task(100).descriptors;
     task(102).fs = task(100).fs;
@@ -67,6 +71,7 @@ class Sample {
     contributors_.makers = {&maker_};
   }
 
+  model::Application& application() { return application_; }
   const model::Application& application() const { return application_; }
   Program program() const {
     auto made = make_program(application_, contributors_, options_);
@@ -207,6 +212,70 @@ TEST_F(Mutations, a_command_by_another_runner_is_noticed) {
       EXPECT_FALSE(accepted(mutant)) << index << " by " << other << ": " << text_of(correct_, index);
     }
   }
+}
+
+/// The first thread of 107 ends, alone, and last of all that it does.
+class EndOfALeader : public Mutations {
+ protected:
+  static constexpr Pid pid{107};
+  size_t end_of_leader() const {
+    for (size_t index = 0; index < correct_.commands.size(); ++index) {
+      if (std::holds_alternative<ExitThread>(correct_.commands[index].action)) return index;
+    }
+    return correct_.commands.size();
+  }
+  std::string rule_for(const Program& program) const {
+    const auto rejection = verify(program, sample_.application());
+    return rejection ? rejection->rule : "accepted";
+  }
+};
+
+TEST_F(EndOfALeader, comes_after_everything_else_that_it_does) {
+  const size_t end = end_of_leader();
+  ASSERT_LT(end, correct_.commands.size());
+  EXPECT_EQ(correct_.commands[end].tid, leader_of(pid));
+  bool later_steps = false;
+  for (size_t earlier = end; earlier-- > 0;) {
+    const auto& passed_by = correct_.commands[earlier];
+    const auto* birth = std::get_if<Fork>(&passed_by.action);
+    if (birth != nullptr && birth->child_pid == pid) break;
+    later_steps = later_steps || passed_by.tid == leader_of(pid);
+    Program mutant = correct_;
+    mutant.commands.erase(mutant.commands.begin() + static_cast<ptrdiff_t>(end));
+    mutant.commands.insert(mutant.commands.begin() + static_cast<ptrdiff_t>(earlier), correct_.commands[end]);
+    EXPECT_EQ(accepted(mutant), !later_steps) << "before " << text_of(correct_, earlier);
+  }
+  EXPECT_TRUE(later_steps);
+}
+
+TEST_F(EndOfALeader, is_what_the_application_says) {
+  const size_t end = end_of_leader();
+  Program mutant = correct_;
+  mutant.commands[end].action = Ready{};
+  EXPECT_EQ(rule_for(mutant), "its first thread should have ended");
+  mutant.commands[end].action = ExitThread{6 << 8};
+  EXPECT_EQ(rule_for(mutant), "its first thread ends with 0x600 instead of 0x500");
+  sample_.application().find(pid)->threads[0].exit_status.reset();
+  EXPECT_EQ(rule_for(correct_), "its first thread should live");
+}
+
+TEST_F(EndOfALeader, is_not_for_other_threads_nor_for_the_only_one) {
+  Program mutant = correct_;
+  for (auto& command : mutant.commands) {
+    const bool another = command.pid == pid && command.tid != leader_of(pid);
+    if (another && std::holds_alternative<Ready>(command.action)) command.action = ExitThread{5 << 8};
+  }
+  EXPECT_EQ(rule_for(mutant), "nothing is left of a thread that ends, unless it is the leader");
+  mutant = correct_;
+  for (auto& command : mutant.commands) {
+    if (command.pid == Pid{105} && std::holds_alternative<Ready>(command.action)) command.action = ExitThread{0};
+  }
+  EXPECT_EQ(rule_for(mutant), "it is the only thread: the whole process would end");
+}
+
+TEST_F(EndOfALeader, would_send_death_signals_to_children) {
+  sample_.application().find(Pid{108})->threads[0].parent_death_signal = SIGTERM;
+  EXPECT_EQ(rule_for(sample_.program()), "its child 108 would be sent its parent-death signal");
 }
 
 /// Fields whose value is a room's or the file system's business.

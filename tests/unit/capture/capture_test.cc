@@ -84,6 +84,70 @@ TEST(Capture, ThreadsAreAskedEach) {
   EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
 }
 
+/// Its memory and files are seen, and the process is asked, through a thread that lives.
+TEST(Capture, FirstThreadHasEnded) {
+  Shared<std::atomic<pid_t>> other, child;
+  Specimen specimen([&] {
+    std::thread([&] {
+      *child = fork();
+      if (*child == 0) {
+        for (;;) pause();
+      }
+      *other = gettid();
+      for (;;) pause();
+    }).detach();
+    syscall(SYS_exit, 7);
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] {
+    const auto stat = kernel::read_stat(specimen.pid());
+    return *other != 0 && stat && stat->has_left_threads();
+  }));
+  auto captive = Captive::take(specimen.pid());
+  ASSERT_OK(captive);
+  const auto& task = (*captive)->context.application.tasks.at(0);
+  EXPECT_EQ(task.state, model::TaskState::running);
+  ASSERT_EQ(task.threads.size(), 2u);
+  EXPECT_EQ(task.threads[0].tid.value, specimen.pid());
+  EXPECT_EQ(task.threads[0].exit_status, 7 << 8);
+  EXPECT_EQ(task.threads[1].tid.value, *other);
+  EXPECT_FALSE(task.threads[1].has_ended());
+  EXPECT_EQ((*captive)->context.witness(task), *other);
+  ASSERT_EQ((*captive)->who.seen.size(), 2u);  // the other thread's answer, and the child's
+  EXPECT_EQ((*captive)->who.seen[0].tid, *other);
+  EXPECT_EQ((*captive)->context.application.tasks.at(1).parent.value, specimen.pid());
+  ASSERT_OK((*captive)->release(AfterDump::kill));
+  EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
+}
+
+/// Before it is seized, between that and its stop (of which nobody is told before the other threads have ended), after.
+TEST(Capture, FirstThreadEndsMeanwhile) {
+  for (int round = 0; round < 200; ++round) {
+    Shared<std::atomic<pid_t>> other;
+    Shared<std::atomic<bool>> go;
+    Specimen specimen([&] {
+      std::thread([&] {
+        *other = gettid();
+        for (;;) pause();
+      }).detach();
+      while (!*go) {
+      }
+      for (int step = 0; step < round * 500; ++step) asm volatile("");
+      syscall(SYS_exit, 0);
+      return 0;
+    });
+    ASSERT_TRUE(eventually([&] { return *other != 0; }));
+    auto captive = Captive::take(specimen.pid(), [&](std::string_view point) { *go = *go || point == "seizing"; });
+    ASSERT_OK(captive);
+    ASSERT_FALSE((*captive)->context.diagnostics.refused());
+    const auto& task = (*captive)->context.application.tasks.at(0);
+    EXPECT_EQ(task.threads.size(), 2u);
+    EXPECT_EQ((*captive)->who.seen.size(), task.leader_has_ended() ? 1u : 2u);
+    ASSERT_OK((*captive)->release(AfterDump::kill));
+    EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
+  }
+}
+
 TEST(Capture, TreeWithZombieAndGroups) {
   Shared<std::atomic<pid_t>> zombie, grandchild;
   Specimen specimen([&] {

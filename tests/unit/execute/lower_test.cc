@@ -131,6 +131,32 @@ TEST_F(Lowering, AnEndBySignalWritesNoCore) {
   EXPECT_EQ(made[1].args[1], static_cast<uint64_t>(SIGSEGV));
 }
 
+TEST_F(Lowering, AThreadEndsAlone) {
+  const auto made = lowered(plan::ExitThread{7 << 8});
+  ASSERT_EQ(made.size(), 1u);
+  EXPECT_EQ(made[0].operation, agent::Operation::exit);
+  EXPECT_EQ(made[0].args[0], 2u);
+  EXPECT_EQ(made[0].args[1], 7u);
+}
+
+/// The guard is a parent-death signal, which the end of the leader would send.
+TEST_F(Lowering, ChildrenOfALeaderThatEndsAreNotGuarded) {
+  const Pid child{501};
+  model::Task parent, made;
+  parent.pid = root, parent.threads.resize(2);
+  made.pid = child, made.parent = root, made.threads.resize(1);
+  application.tasks = {parent, made};
+  const auto guards = [&] {
+    lowered(plan::Fork{child, {}, false, false, false, false, false});
+    program.commands.pop_back();
+    auto& slot = last.slots.at(last.slot_of.at({child, leader_of(child)}));
+    return slot.size();
+  };
+  EXPECT_EQ(guards(), 1u);
+  application.tasks[0].threads[0].exit_status = 0;
+  EXPECT_EQ(guards(), 0u);
+}
+
 TEST_F(Lowering, TheFailingCommandFailsAndNoOther) {
   options.fail_at_command = 1;
   const auto made = lowered(plan::SetSid{});

@@ -110,6 +110,34 @@ TEST_F(Workshop, ThreadsHaveTheirIdsAndAllRun) {
   EXPECT_EQ(WEXITSTATUS(reap(root.value)), 43);
 }
 
+TEST_F(Workshop, TheFirstThreadEndsAloneAndTheProcessGoesOn) {
+  const auto pids = free_pids(3);
+  const auto [root, other, child] = std::tuple(pids[0], Tid{pids[1].value}, pids[2]);
+  begin(root);
+  does(root, fork_of(child));
+  ready(child);
+  does(root, plan::StartThread{other, {}});
+  does(root, other, plan::Ready{});
+  does(root, plan::Close{program.images_fd});
+  does(root, plan::ExitThread{7 << 8});
+  auto& made = task(root, Pid{0}, code_pause);
+  made.threads[0].exit_status = 7 << 8;
+  made.threads.push_back(thread(other, address_of(code_exit_42)));
+  task(child, root, code_pause);
+  const auto built = build();
+  ASSERT_TRUE(built) << built.error().message();
+  const auto leader = kernel::read_thread_stat(root.value, root.value);
+  ASSERT_TRUE(leader);
+  EXPECT_TRUE(leader->has_left_threads());
+  EXPECT_EQ(leader->exit_code, 7 << 8);
+  const auto stat = kernel::read_stat(child.value);
+  ASSERT_TRUE(stat) << "its end killed the child";
+  EXPECT_EQ(stat->ppid, root.value);
+  const auto done = tree->resume();
+  ASSERT_TRUE(done) << done.error().message();
+  EXPECT_EQ(WEXITSTATUS(reap(root.value)), 42);
+}
+
 class Zombies : public Workshop, public testing::WithParamInterface<int> {};
 
 TEST_P(Zombies, KeepTheirStatusForTheirParent) {

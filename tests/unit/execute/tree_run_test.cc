@@ -42,6 +42,14 @@ TEST(RunTree, DeadLeadersThreeSessionsDeep) {
   EXPECT_THAT(run(deep, deep), IsEmpty());
 }
 
+TEST(RunTree, FirstThreadsThatHaveEnded) {
+  const auto ended = tree(R"({"pid": 1, "ppid": 0, "pgid": 1, "sid": 1, "threads": [30], "leader_exit_code": 3},
+                             {"pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "threads": [31], "leader_exit_code": 0},
+                             {"pid": 4, "ppid": 2, "pgid": 2, "sid": 2},
+                             {"pid": 5, "ppid": 2, "pgid": 2, "sid": 2, "state": "zombie", "exit_code": 7})");
+  EXPECT_THAT(run(ended, ended), IsEmpty());
+}
+
 TEST(RunTree, WhatDiffersIsNamed) {
   const auto one = tree(R"({"pid": 5, "ppid": 0, "pgid": 5, "sid": 5}, {"pid": 6, "ppid": 5, "pgid": 5, "sid": 5},
                            {"pid": 7, "ppid": 6, "pgid": 5, "sid": 5})");

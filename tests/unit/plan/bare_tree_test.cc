@@ -44,6 +44,33 @@ TEST(BareTree, IsReadStrictly) {
               HasSubstr("cycle"));
 }
 
+TEST(BareTree, TheFirstThreadMayHaveEndedAlone) {
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "leader_exit_code": 3)"),
+              HasSubstr("field leader_exit_code): only a process with other threads"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "threads": [3], "leader_exit_code": -1)"),
+              HasSubstr("-1 is not between 0 and 255"));
+  const std::string text = R"({"processes": [
+{"pid":1,"ppid":0,"pgid":1,"sid":1,"state":"alive"},
+{"pid":2,"ppid":1,"pgid":1,"sid":1,"state":"alive","threads":[3],"leader_exit_code":7}
+]})";
+  const auto tree = tree_from_json(text);
+  ASSERT_TRUE(tree) << tree.error().message();
+  EXPECT_EQ(tree_to_json(*tree), text);
+  const auto program = make_tree_program(*tree);
+  ASSERT_TRUE(program) << program.error().message();
+  const auto outcome = outcome_of(*program);
+  ASSERT_FALSE(outcome.rejection) << outcome.rejection->message(*program);
+  EXPECT_THAT(tree_differences(*tree, outcome.tree), testing::IsEmpty());
+  EXPECT_FALSE(verify(*program, *tree, Extent::tree));
+  auto other = *tree;
+  other.find(Pid{2})->threads[0].exit_status = 0;
+  EXPECT_THAT(tree_differences(other, *tree), testing::ElementsAre(HasSubstr("exit status is 1792 instead of 0")));
+  EXPECT_TRUE(verify(*program, other, Extent::tree));
+  other.find(Pid{2})->threads[0].exit_status.reset();
+  EXPECT_THAT(tree_differences(other, *tree), testing::ElementsAre(HasSubstr("its first thread has ended")));
+  EXPECT_TRUE(verify(*program, other, Extent::tree));
+}
+
 TEST(BareTree, WhatHasNoHistoryIsRefused) {
   // 3 is of session 1, below 2, which is of session 9, which nobody above 2 leads: session 1 is not to be had below 9.
   const auto tree = tree_from_json(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1},

@@ -198,6 +198,7 @@ class RegistersRoom final : public TaskRoom {
 
   Status encode(const model::Application&, const model::Task& task, image::TaskRecords& records) const override {
     for (size_t i = 0; i < task.threads.size() && i < records.cores.size(); ++i) {
+      if (task.threads[i].has_ended()) continue;
       auto& core = records.cores[i];
       core.set_mtype(core_entry::X86_64);
       auto& info = *core.mutable_thread_info();
@@ -214,6 +215,7 @@ class RegistersRoom final : public TaskRoom {
 
   Status decode(const image::TaskRecords& records, model::Application&, model::Task& task) const override {
     for (size_t i = 0; i < task.threads.size() && i < records.cores.size(); ++i) {
+      if (task.threads[i].has_ended()) continue;
       const auto& core = records.cores[i];
       const std::string subject = fmt::format("core-{}.img", task.threads[i].tid);
       if (core.mtype() != core_entry::X86_64 || !core.has_thread_info()) {
