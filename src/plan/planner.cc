@@ -307,6 +307,9 @@ class Planner {
         }
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::final, application_, task, thread, sink);
+      }
+      for (const auto& thread : task.threads) {  // the last may wait for all others
+        auto sink = out_.thread(task.pid, thread.tid);
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::privileges, application_, task, thread, sink);
         out_.end(task, thread);
