@@ -257,6 +257,18 @@ class Tree final : public BuiltTree {
 
   pid_t host_root() const override { return host_root_; }
 
+  std::vector<Bytes> answers_of(size_t command) const override {
+    const uint32_t slot = lowered_.slot_of.at(runner_of(program_.commands[command]));
+    const auto& origins = area_description_.slots[slot].origins;
+    std::vector<Bytes> answers;
+    for (uint32_t instruction = 0; instruction < origins.size(); ++instruction) {
+      if (origins[instruction] != command) continue;
+      auto outs = agent::outs_of(area_description_, area_->bytes(), slot, instruction);
+      std::ranges::move(outs, std::back_inserter(answers));
+    }
+    return answers;
+  }
+
   Status resume() override {
     TRY(resumption_->let_go(options_.leave_stopped));
     resumed_ = true;
@@ -338,6 +350,7 @@ class Tree final : public BuiltTree {
                              subject)
           .advise("end that process, or restore in a pid namespace of its own");
     }
+    if (creates && result == -EINVAL) return std::move(error).advise("ids must be below the sysctl kernel.pid_max");
     if (creates && result == -EPERM) {
       return std::move(error).advise("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
     }
