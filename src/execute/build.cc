@@ -181,7 +181,10 @@ class Watchdog {
       look();
     }
   }
+  /// Who cannot be seen need not be dead: a process that is born or gets another parent while the tree is walked may be
+  /// missed. One that is dead is so the next time, too, and has not come further.
   void look() {
+    std::map<uint32_t, uint32_t> suspects;
     std::map<pid_t, char> states;  // of processes, by their ids in the tree's namespace
     if (!same_namespace_) states = namespace_states();
     for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
@@ -190,12 +193,15 @@ class Watchdog {
       const auto state = states.find(slot.host_pid);
       const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid)
                                         : state == states.end() || state->second == 'Z' || state->second == 'X';
-      if (dead && !may_end_now(slot)) {
-        dead_slot_ = index;
-        area_.cancel();
-        return;
-      }
+      if (!dead || may_end_now(slot)) continue;
+      suspects[index] = slot.program_counter;
+      if (const auto before = suspects_.find(index); before == suspects_.end() || *before != *suspects.find(index))
+        continue;
+      dead_slot_ = index;
+      area_.cancel();
+      return;
     }
+    suspects_ = std::move(suspects);
   }
   static std::map<pid_t, char> namespace_states() {
     std::map<pid_t, char> states;
@@ -222,6 +228,7 @@ class Watchdog {
   std::mutex mutex_;
   std::condition_variable wake_;
   bool done_ = false;
+  std::map<uint32_t, uint32_t> suspects_;  ///< slots that looked dead the last time, and where they stood
   std::atomic<uint32_t> dead_slot_{0};
   std::atomic<bool> timed_out_{false};
   std::thread thread_;  // last: it uses all of the above
