@@ -4,7 +4,7 @@ BUILD := build/$(PRESET)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all deps build test demo bench lint tidy asan fuzz install uninstall clean
+.PHONY: all deps build test nightly demo bench lint tidy asan fuzz install uninstall clean
 
 all: build
 
@@ -19,6 +19,11 @@ build: $(BUILD)/build.ninja
 
 test: deps build
 	ctest --test-dir $(BUILD) --output-on-failure
+
+# What takes too long for every change.
+nightly: deps build
+	$(BUILD)/tests/property_plan --gtest_also_run_disabled_tests --gtest_filter='*.DISABLED_Nightly*'
+	tests/system/trees --stasis $(BUILD)/stasis --count 5000
 
 demo: deps
 	$(MAKE) build

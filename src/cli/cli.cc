@@ -21,7 +21,17 @@ Face face_of(const char* program) {
 
 int wrong_usage(const CLI::App& app, const CLI::ParseError& problem, Face face) {
   if (problem.get_exit_code() == 0) return app.exit(problem);  // --help, --version
-  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", app.get_name(), problem.what(), app.get_name());
+  const CLI::App* command = &app;
+  std::string name = app.get_name(), text = problem.what();
+  while (!command->get_subcommands().empty()) {  // those that have been given
+    command = command->get_subcommands().front();
+    name += " " + command->get_name();
+  }
+  const auto unknown = command->remaining();
+  const bool lacks_command = problem.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) &&
+                             command->get_require_subcommand_min() > 0;
+  if (lacks_command && !unknown.empty()) text = fmt::format("There is no subcommand '{}'", unknown.front());
+  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", name, text, name);
   return face == Face::criu ? 1 : 2;
 }
 

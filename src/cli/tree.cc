@@ -1,6 +1,7 @@
 // stasis tree: bare process trees, planned, checked, run for real, made up, compared, drawn, spelled out.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <variant>
 
@@ -27,6 +28,8 @@ struct Options {
   size_t search_limit = plan::TreeLimits{}.search_steps;
 };
 
+constexpr unsigned most = 1'000'000'000;  ///< of what takes a while each
+
 Result<model::Application> tree_in(const std::string& path) {
   return TRY_IN(path, plan::tree_from_json(TRY(kernel::read_file(path))));
 }
@@ -45,14 +48,16 @@ Result<int> plan_tree(const Options& options) {
 }
 
 Result<int> check(const Options& options) {
-  const auto program =
-      plan::completed(TRY_IN(options.program, plan::from_json(TRY(kernel::read_file(options.program)))));
+  const auto given = TRY_IN(options.program, plan::from_json(TRY(kernel::read_file(options.program))));
+  const auto program = plan::completed(given);
   const auto outcome = plan::outcome_of(program);
   auto rejection = outcome.rejection;
   if (!rejection && !options.file.empty())
     rejection = plan::verify(program, TRY(tree_in(options.file)), plan::Extent::tree);
   if (rejection) {
-    fmt::print("rejected: {}\n", rejection->message(program));
+    // What has been put in stands before what was given: commands are counted as its author counts them.
+    rejection->command -= std::min(rejection->command, program.commands.size() - given.commands.size());
+    fmt::print("rejected: {}\n", rejection->message(given));
     return 1;
   }
   fmt::print("{}\n", options.file.empty() ? plan::tree_to_json(outcome.tree) : "accepted: it leads to this tree");
@@ -186,7 +191,7 @@ struct Subcommands {
 
 void add_search_limit(CLI::App& command, Options& options) {
   command.add_option("--search-limit", options.search_limit, "Steps after which the search for a history is given up")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1u, most));
 }
 
 void add_history_options(CLI::App& command, Options& options) {
@@ -208,7 +213,7 @@ void add_forms(Subcommands& all) {
   all.add("decode", "Print what a sequence of words says, as JSON", decode, "The words");
 
   CLI::App& pairs = all.add("dataset", "Print random trees and programs for them, as words in JSON lines", dataset);
-  pairs.add_option("--count", options.count, "How many pairs")->check(CLI::PositiveNumber);
+  pairs.add_option("--count", options.count, "How many pairs")->check(CLI::Range(1u, most));
   add_history_options(pairs, options);
   add_search_limit(pairs, options);
 }
@@ -242,7 +247,8 @@ void add_tree(CLI::App& app, Action& chosen, Face) {
 
   all.add("capture", "Print the tree below a process, as /proc shows it", capture)
       .add_option("-t,--tree", options.pid, "The root's pid")
-      ->required();
+      ->required()
+      ->check(CLI::Range(1, 1 << 22));
 }
 
 }  // namespace stasis::cli

@@ -181,7 +181,10 @@ class Watchdog {
       look();
     }
   }
+  /// Who cannot be seen need not be dead: a process that is born or gets another parent while the tree is walked may be
+  /// missed. One that is dead is so the next time, too, and has not come further.
   void look() {
+    std::map<uint32_t, uint32_t> suspects;
     std::map<pid_t, bool> states;
     if (!same_namespace_) states = namespace_states();
     for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
@@ -189,12 +192,15 @@ class Watchdog {
       if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
       const auto state = states.find(slot.host_pid);
       const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid) : state == states.end() || state->second;
-      if (dead && !may_end_now(slot)) {
-        dead_slot_ = index;
-        area_.cancel();
-        return;
-      }
+      if (!dead || may_end_now(slot)) continue;
+      suspects[index] = slot.program_counter;
+      if (const auto before = suspects_.find(index); before == suspects_.end() || *before != *suspects.find(index))
+        continue;
+      dead_slot_ = index;
+      area_.cancel();
+      return;
     }
+    suspects_ = std::move(suspects);
   }
   /// Whether processes are dead, by their ids in the tree's namespace. Their threads are not looked at.
   static std::map<pid_t, bool> namespace_states() {
@@ -224,6 +230,7 @@ class Watchdog {
   std::mutex mutex_;
   std::condition_variable wake_;
   bool done_ = false;
+  std::map<uint32_t, uint32_t> suspects_;  ///< slots that looked dead the last time, and where they stood
   std::atomic<uint32_t> dead_slot_{0};
   std::atomic<bool> timed_out_{false};
   std::thread thread_;  // last: it uses all of the above
@@ -258,6 +265,18 @@ class Tree final : public BuiltTree {
   }
 
   pid_t host_root() const override { return host_root_; }
+
+  std::vector<Bytes> answers_of(size_t command) const override {
+    const uint32_t slot = lowered_.slot_of.at(runner_of(program_.commands[command]));
+    const auto& origins = area_description_.slots[slot].origins;
+    std::vector<Bytes> answers;
+    for (uint32_t instruction = 0; instruction < origins.size(); ++instruction) {
+      if (origins[instruction] != command) continue;
+      auto outs = agent::outs_of(area_description_, area_->bytes(), slot, instruction);
+      std::ranges::move(outs, std::back_inserter(answers));
+    }
+    return answers;
+  }
 
   Status resume() override {
     TRY(resumption_->let_go(options_.leave_stopped));
@@ -340,6 +359,7 @@ class Tree final : public BuiltTree {
                              subject)
           .advise("end that process, or restore in a pid namespace of its own");
     }
+    if (creates && result == -EINVAL) return std::move(error).advise("ids must be below the sysctl kernel.pid_max");
     if (creates && result == -EPERM) {
       return std::move(error).advise("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
     }

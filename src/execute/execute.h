@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 #include "image/directory.h"
@@ -33,6 +34,8 @@ class BuiltTree {
                                                   const image::Directory&, const ExecuteOptions&);
   virtual ~BuiltTree() = default;
   virtual pid_t host_root() const = 0;
+  /// The Out arguments of a PERFORM's calls, as the kernel has filled them.
+  virtual std::vector<Bytes> answers_of(size_t command) const = 0;
   /// Sets final registers, removes the agent, lets every task go. From here on there is no way back.
   virtual Status resume() = 0;
 };

@@ -57,10 +57,6 @@ class Lowering {
   }
 
  private:
-  static Runner runner_of(const plan::Command& command) {
-    return {command.pid, command.pid.value != 0 && command.tid.value == 0 ? leader_of(command.pid) : command.tid};
-  }
-
   /// Spawns refer to slots of children before any command of theirs has been seen, and posts to what is awaited.
   void create_slots() {
     for (const auto& command : program_.commands) {
@@ -365,6 +361,10 @@ class Lowering {
 };
 
 }  // namespace
+
+Runner runner_of(const plan::Command& command) {
+  return {command.pid, command.pid.value != 0 && command.tid.value == 0 ? leader_of(command.pid) : command.tid};
+}
 
 Result<Lowered> lower(const plan::Program& program, const model::Application& application,
                       const LowerOptions& options) {

@@ -14,6 +14,7 @@
 namespace stasis::execute {
 
 using Runner = std::pair<Pid, Tid>;
+Runner runner_of(const plan::Command&);
 
 struct LowerOptions {
   bool sibling = false;  ///< the root is created with CLONE_PARENT

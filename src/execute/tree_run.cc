@@ -3,16 +3,21 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <cstring>
 #include <map>
 #include <thread>
 
 #include "base/unique_fd.h"
 #include "execute/execute.h"
+#include "execute/lower.h"
 #include "image/directory.h"
 #include "kernel/proc.h"
 #include "plan/bare_tree.h"
@@ -24,40 +29,90 @@ namespace {
 constexpr auto patience = std::chrono::seconds(5);
 constexpr int equal = 0, different = 1, failed = 2;
 
-/// Zombies come about when they come about: looked at until it is equal, or for a while.
-Result<std::vector<std::string>> compare(pid_t host_root, const model::Application& wanted) {
-  const auto end = std::chrono::steady_clock::now() + patience;
-  for (;;) {
-    auto found = TRY(look_at_tree(host_root));
-    for (auto& task : found.tasks) {
-      const auto* other = wanted.find(task.pid);
-      if (other != nullptr) task.child_subreaper = other->child_subreaper;
+using Differences = std::vector<std::string>;
+
+/// Subreaper flags are not in /proc: each process is asked before it is READY. Gives the commands that ask.
+std::map<Pid, size_t> ask_for_reaper_flags(plan::Program& program) {
+  std::map<Pid, size_t> asking;
+  std::vector<plan::Command> commands;
+  for (auto& command : program.commands) {
+    if (std::holds_alternative<plan::Ready>(command.action) && runner_of(command).second == leader_of(command.pid)) {
+      asking[command.pid] = commands.size();
+      plan::Perform ask{.purpose = "what its subreaper flag is"};
+      ask.calls = {plan::call(SYS_prctl, PR_GET_CHILD_SUBREAPER, plan::Out{sizeof(int)})};
+      commands.push_back({command.pid, command.tid, std::move(ask)});
     }
-    auto differences = plan::tree_differences(wanted, found, false);
-    if (differences.empty() || std::chrono::steady_clock::now() > end) return differences;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    commands.push_back(std::move(command));
   }
+  program.commands = std::move(commands);
+  return asking;
 }
 
+/// A tree that stands.
+class Specimen {
+ public:
+  Specimen(const BuiltTree& built, const std::map<Pid, size_t>& asking, const model::Application& wanted)
+      : built_(built), asking_(asking), wanted_(wanted) {}
+
+  /// Zombies and stops come about when they come about: looked at until it is equal, or for a while.
+  Result<Differences> compare(bool with_stops) const {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    for (;;) {
+      auto differences = plan::tree_differences(wanted_, TRY(look()), with_stops);
+      if (differences.empty() || std::chrono::steady_clock::now() > end) return differences;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  /// As a restore's last step does. Nobody's end may come later: it would continue the stopped of a group that it
+  /// leaves orphaned (kernel/exit.c, kill_orphaned_pgrp).
+  Status stop() const {
+    for (const pid_t host_pid : kernel::list_descendants(built_.host_root())) {
+      const auto status = TRY(kernel::read_status(host_pid));
+      const auto* task = wanted_.find(Pid{status.ns_tgid.back()});
+      if (task == nullptr || task->state != model::TaskState::stopped) continue;
+      if (kill(host_pid, SIGSTOP) != 0) return fail_errno("stop", fmt::format("task {}", task->pid));
+    }
+    return {};
+  }
+
+ private:
+  Result<model::Application> look() const {
+    auto found = TRY(look_at_tree(built_.host_root()));
+    for (auto& task : found.tasks) {
+      const auto asked = asking_.find(task.pid);
+      if (asked == asking_.end()) continue;
+      const auto answers = built_.answers_of(asked->second);
+      int flag = 0;
+      std::memcpy(&flag, answers.front().data(), sizeof flag);
+      task.child_subreaper = flag != 0;
+    }
+    return found;
+  }
+
+  const BuiltTree& built_;
+  const std::map<Pid, size_t>& asking_;
+  const model::Application& wanted_;
+};
+
 /// In the new namespace, of which we are the init.
-Result<std::vector<std::string>> build_and_compare(plan::Program program, const model::Application& wanted) {
+Result<Differences> build_and_compare(plan::Program program, const model::Application& wanted) {
   if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return fail_errno("make mounts private", "/");
   if (mount("proc", "/proc", "proc", 0, nullptr) != 0) return fail_errno("mount", "/proc");
+  const auto asking = ask_for_reaper_flags(program);
   TRY(plan::place_agent(program, TRY(own_mappings())));
   const auto nothing = TRY(image::Directory::open("/"));  // a bare tree reads no images
   program.images_fd = TRY(own_highest_fd()) + 1;
-  std::vector<std::string> differences;
   ExecuteOptions options;
   options.only_build = true;
-  options.before_resume = [&](pid_t host_root) -> Status {
-    differences = TRY(compare(host_root, wanted));
-    return {};
-  };
-  TRY(BuiltTree::build(program, wanted, nothing, options));
-  return differences;
+  const auto built = TRY(BuiltTree::build(program, wanted, nothing, options));
+  const Specimen specimen(*built, asking, wanted);
+  auto differences = TRY(specimen.compare(false));
+  if (!differences.empty()) return differences;
+  TRY(specimen.stop());
+  return specimen.compare(true);
 }
 
-std::string joined(const std::vector<std::string>& lines) {
+std::string joined(const Differences& lines) {
   std::string text;
   for (const auto& line : lines) text += line + '\n';
   return text;
@@ -78,8 +133,8 @@ std::string read_all(int fd) {
   return text;
 }
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
+Differences lines_of(const std::string& text) {
+  Differences lines;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
     lines.push_back(text.substr(at, end - at));
@@ -90,7 +145,7 @@ std::vector<std::string> lines_of(const std::string& text) {
 
 }  // namespace
 
-Result<std::vector<std::string>> run_tree(const plan::Program& program, const model::Application& wanted) {
+Result<Differences> run_tree(const plan::Program& program, const model::Application& wanted) {
   const auto* root = wanted.find(wanted.root);
   if (root == nullptr || (root->session != root->pid)) {
     return fail(Error::unsupported("run the tree", "its root does not lead its session, which comes from outside")

@@ -10,9 +10,9 @@
 
 namespace stasis::execute {
 
-/// Runs the program in a new pid namespace and compares what /proc shows with the tree. Gives the differences; nothing:
-/// they are equal. What /proc does not show is taken for granted: subreaper flags, and that those who are to be stopped
-/// are (they are stopped by a restore's last step). Whatever happens, nothing is left. Needs CAP_SYS_ADMIN.
+/// Runs the program in a new pid namespace, stops whoever is to be stopped, and compares what /proc shows and, of their
+/// subreaper flags, what the processes themselves answer, with the tree. Gives the differences; nothing: they are
+/// equal. Whatever happens, nothing is left. Needs CAP_SYS_ADMIN.
 Result<std::vector<std::string>> run_tree(const plan::Program&, const model::Application& wanted);
 
 /// The tree below a process as /proc shows it now, without stopping anybody: ids as the innermost pid namespace of the

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "plan/emission.h"
+#include "plan/json_text.h"
 #include "plan/tree_emission.h"
 
 namespace stasis::plan {
@@ -16,14 +17,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* operation = "read the process tree";
-constexpr int64_t highest_pid = 1 << 22;  // PID_MAX_LIMIT
+constexpr int64_t highest_pid = (1 << 22) - 1;  // below PID_MAX_LIMIT
 constexpr int64_t highest_signal = 64, highest_exit_code = 255;
 
 class Reader {
  public:
   Result<model::Application> run(std::string_view text) {
-    const auto json = Json::parse(text, nullptr, false);
-    if (json.is_discarded()) return fail(Error::invalid(operation, "it is not JSON"));
+    const auto json = TRY(parse_json(text, operation));
     if (!json.is_object() || json.size() != 1 || !json.contains("processes") || !json["processes"].is_array())
       return fail(Error::invalid(operation, "it is not an object with one field, the array \"processes\""));
     for (const auto& process : json["processes"]) {
@@ -177,6 +177,12 @@ std::set<Tid> threads_of(const model::Task& task) {
   return tids;
 }
 
+std::string list_of(const std::set<Tid>& tids) {
+  std::string text;
+  for (const Tid tid : tids) text += fmt::format("{}{}", text.empty() ? "" : ", ", tid);
+  return fmt::format("[{}]", text);
+}
+
 Json json_of(const model::Task& task) {
   Json made{
       {"pid", task.pid.value}, {"ppid", task.parent.value}, {"pgid", task.group.value}, {"sid", task.session.value}};
@@ -328,8 +334,7 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     differ(task.pid, "state", name_of(stop_apart ? model::TaskState::running : task.state), name_of(other->state));
     differ(task.pid, "exit status", task.exit_status, other->exit_status);
     differ(task.pid, "subreaper flag", task.child_subreaper, other->child_subreaper);
-    if (threads_of(task) != threads_of(*other))
-      differ(task.pid, "number of threads", threads_of(task).size(), threads_of(*other).size());
+    differ(task.pid, "list of threads", list_of(threads_of(task)), list_of(threads_of(*other)));
     if (task.leader_has_ended() != other->leader_has_ended())
       differences.push_back(
           fmt::format("process {}: its first thread has {}ended", task.pid, other->leader_has_ended() ? "" : "not "));

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "plan/json_text.h"
 #include "plan/program.h"
 
 namespace stasis::plan {
@@ -355,8 +356,7 @@ std::string to_json(const Program& program) {
 Result<Program> from_json(std::string_view text) {
   Program program;
   try {
-    const auto json = Json::parse(text);
-    read_program(json, program);
+    read_program(TRY(parse_json(text, "read the program")), program);
   } catch (const Mismatch& mismatch) {
     return fail(Error::invalid("read the program", mismatch.text));
   } catch (const nlohmann::json::exception& problem) {

@@ -133,6 +133,10 @@ std::string to_dot(const Program& program) {
     if (const auto* await = std::get_if<Await>(&command.action)) {
       for (const size_t from : posts[await->event]) text += fmt::format("  c{} -> c{} [style=dashed];\n", from, i);
     }
+    if (const auto* wait = std::get_if<Wait>(&command.action)) {
+      const auto end = last.find(fmt::format("{}", wait->child_pid));
+      if (end != last.end()) text += fmt::format("  c{} -> c{} [style=dashed];\n", end->second, i);
+    }
   }
   return text + "}\n";
 }

@@ -13,9 +13,10 @@ struct TreeHistory {
   Program program;  ///< the operations, one after the other
 };
 
-/// So many operations (fork, sibling, setsid, setpgid, subreaper on and off, thread, exit and wait), begun by the init
-/// of a pid namespace; at the end some processes without children become zombies, and all waits that are needed between
-/// operations of different processes are there. The same seed gives the same history, on any machine.
+/// So many operations (fork, sibling, setsid, setpgid, subreaper on and off, thread, exit, wait), begun by the init of
+/// a pid namespace; at the end some processes without children become zombies, and some others are to be stopped. All
+/// waits that are needed between operations of different processes are there. The same seed gives the same history, on
+/// any machine. Takes n log n.
 TreeHistory random_history(uint64_t seed, unsigned operations);
 
 }  // namespace stasis::plan

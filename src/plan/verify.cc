@@ -33,6 +33,7 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
+  bool has_death_signal = false;    ///< is sent one when its parent ends
   Shared identity;                  ///< group and session
   Shared reaper_flag;               ///< subreaper
   Shared parentage;                 ///< parent
@@ -47,7 +48,7 @@ struct Process {
 class Interpreter {
  public:
   Interpreter(const Program& program, const model::Application& wanted, Extent extent)
-      : program_(program), wanted_(wanted), extent_(extent), attributes_(wanted) {
+      : program_(program), wanted_(wanted), tasks_wanted_(wanted), extent_(extent), attributes_(wanted) {
     auto& supervisor = processes_[Pid{0}];
     supervisor.table = std::make_shared<Table>();
     supervisor.space = std::make_shared<SpaceModel>(SpaceModel::of_supervisor());
@@ -329,6 +330,7 @@ class Interpreter {
       auto& child = processes_.at(pid);
       if (!reaper) reaper = reaper_of(*now_);
       require(reaper->value != 0, "its child {} would leave the tree", pid);
+      require(!child.has_death_signal, "its child {} would be sent its parent death signal", pid);
       child.parent = *reaper;
       children_[*reaper].insert(pid);
       writes(child.parentage, "the parent of its child");
@@ -473,11 +475,20 @@ class Interpreter {
     // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
     if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
       writes(now_->reachable[tid_], "the right to take its descriptors");
+    if (perform.attribute == "attributes.dumpable") set_death_signal();
     // What the supervisor makes and removes in the file system, others open.
     if (now_->pid.value == 0)
       writes(files_, "what it makes or removes");
     else if (!perform.creates.empty())
       reads(files_, "what the supervisor makes in the file system");
+  }
+  /// From here on it must keep its parent (kernel/exit.c, reparent_leader and forget_original_parent).
+  void set_death_signal() {
+    const auto* task = tasks_wanted_.find(now_->pid);
+    const auto sends = [](const model::Thread& thread) { return thread.parent_death_signal != 0; };
+    if (task == nullptr || std::ranges::none_of(task->threads, sends)) return;
+    reads(now_->parentage, "its parent");
+    now_->has_death_signal = true;
   }
   void apply(const Ready&) { now_->ready.insert(tid_); }
 
@@ -489,11 +500,11 @@ class Interpreter {
               "'{}' is posted {} times, awaited {} times: whom the waits wait for is open", name, event.count,
               event.awaited);
     }
-    const model::TaskIndex tasks(wanted_);
     for (const auto& [pid, process] : processes_) {
       culprit_ = pid;
       if (pid.value == 0 || process.reaped) continue;
-      require(tasks.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
+      require(tasks_wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
+      if (problem_) return;
     }
     for (const auto& task : wanted_.tasks) {
       culprit_ = task.pid;
@@ -590,6 +601,7 @@ class Interpreter {
 
   const Program& program_;
   const model::Application& wanted_;
+  const model::TaskIndex tasks_wanted_;
   Extent extent_;
   AttributeLedger attributes_;
   std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions

@@ -119,6 +119,8 @@ constexpr size_t index_of(std::string_view name) {
   return index;
 }
 constexpr size_t seccomp = index_of("seccomp"), final_capabilities = index_of("credentials.capabilities");
+/// A change of ids resets the other two (kernel/cred.c, commit_creds).
+constexpr size_t credentials = index_of("credentials"), dumpable = index_of("attributes.dumpable");
 
 /// capabilities(7): the names in use in PERFORM, and their numbers.
 struct Capability {
@@ -164,6 +166,8 @@ std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perfo
   const auto who = threads_.find(tid.value);
   if (who == threads_.end() || who->second.task->pid != pid)
     return fmt::format("'{}' is established in a task that is not part of the application", perform.attribute);
+  if (rule == credentials && by_thread_.at(tid.value)[dumpable] > 0)
+    return "it resets the thread's dumpable flag and death signal, which have been set already";
   auto& count = counts_of(who->second, rule)[rule];
   if (count > 0 && !rules[rule].repeatable) return fmt::format("'{}' is established already", perform.attribute);
   count = 1;

@@ -1,5 +1,5 @@
 // The verifier against wrong programs: a correct one with one command left out, doubled, moved or changed.
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -43,8 +43,8 @@ class Sample {
   Sample() {
     add(100, 0, 100, 100, 2);
     add(101, 100, 102, 100);
-    add(102, 100, 101, 100);  // two groups led crosswise
-    add(103, 101, 90, 90);    // the leader of session 90 is dead
+    add(102, 100, 101, 100);                                              // two groups led crosswise
+    add(103, 101, 90, 90).threads.front().parent_death_signal = SIGTERM;  // the leader of session 90 is dead
     add(104, 100, 100, 100).child_subreaper = true;
     add(105, 104, 105, 105);
     auto& zombie = add(106, 100, 100, 100);
@@ -349,6 +349,28 @@ TEST_F(Mutations, a_changed_field_is_noticed) {
     }
   }
   EXPECT_GT(changed - unreadable, 500U);
+}
+
+/// Whoever gets its death signal while a relay is still its parent is sent it when that ends; and whoever changes its
+/// ids afterwards loses it.
+TEST_F(Mutations, a_death_signal_that_comes_too_early_is_noticed) {
+  const auto performs = [](const Command& command, std::string_view attribute) {
+    const auto* perform = std::get_if<Perform>(&command.action);
+    return command.pid == Pid{103} && perform != nullptr && perform->attribute == attribute;
+  };
+  Program mutant = correct_;
+  auto& commands = mutant.commands;
+  const auto set = std::ranges::find_if(commands, [&](const auto& c) { return performs(c, "attributes.dumpable"); });
+  const auto ids = std::ranges::find_if(commands, [&](const auto& c) { return performs(c, "credentials"); });
+  ASSERT_TRUE(ids < set && set != commands.end());
+  std::iter_swap(ids, set);
+  EXPECT_THAT(verify(mutant, sample_.application())->rule, testing::HasSubstr("it resets the thread's dumpable flag"));
+
+  commands = correct_.commands;
+  const auto signal = std::ranges::find_if(commands, [&](const auto& c) { return performs(c, "attributes.dumpable"); });
+  const auto first = std::ranges::find(commands, Pid{103}, &Command::pid);
+  std::rotate(first, signal, signal + 1);
+  EXPECT_THAT(verify(mutant, sample_.application())->rule, testing::HasSubstr("would be sent its parent death signal"));
 }
 
 /// Neighbours of one runner, the other way round: accepted only if the order does not matter to the outcome.

@@ -59,6 +59,25 @@ TEST(RunTree, WhatDiffersIsNamed) {
                                            "process 7: its parent is 6 instead of 5", "process 8 is missing"));
 }
 
+/// Nobody of the session is outside of group 6: an end in it must not continue the others.
+TEST(RunTree, StoppedOnesStayStoppedInAnOrphanedGroup) {
+  const auto stopped = tree(R"({"pid": 1, "ppid": 0, "pgid": 1, "sid": 1, "subreaper": true},
+                               {"pid": 6, "ppid": 1, "pgid": 6, "sid": 6, "state": "stopped", "threads": [20, 21]},
+                               {"pid": 7, "ppid": 6, "pgid": 6, "sid": 6, "state": "stopped", "subreaper": true},
+                               {"pid": 8, "ppid": 6, "pgid": 6, "sid": 6, "state": "zombie", "exit_signal": 15})");
+  EXPECT_THAT(run(stopped, stopped), IsEmpty());
+}
+
+TEST(RunTree, FlagsAndThreadsAreCompared) {
+  const auto one = tree(R"({"pid": 5, "ppid": 0, "pgid": 5, "sid": 5, "threads": [8, 9]},
+                           {"pid": 6, "ppid": 5, "pgid": 5, "sid": 5, "subreaper": true})");
+  const auto other = tree(R"({"pid": 5, "ppid": 0, "pgid": 5, "sid": 5, "threads": [8, 10], "subreaper": true},
+                             {"pid": 6, "ppid": 5, "pgid": 5, "sid": 5})");
+  EXPECT_THAT(run(one, other), ElementsAre("process 5: its subreaper flag is false instead of true",
+                                           "process 5: its list of threads is [5, 8, 9] instead of [5, 8, 10]",
+                                           "process 6: its subreaper flag is true instead of false"));
+}
+
 TEST(RunTree, ASessionFromOutsideIsRefused) {
   const auto job = tree(R"({"pid": 5, "ppid": 0, "pgid": 5, "sid": 3})");
   const auto differences = run_tree(*plan::make_tree_program(job), job);

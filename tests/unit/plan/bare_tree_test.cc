@@ -18,7 +18,8 @@ std::string error_of_process(const std::string& fields) {
 }
 
 TEST(BareTree, IsReadStrictly) {
-  EXPECT_THAT(error_of("nonsense"), HasSubstr("not JSON"));
+  EXPECT_THAT(error_of("{\n\"processes\": [,]}"), HasSubstr("it is not JSON: parse error at line 2, column 15"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "pid": 3)"), HasSubstr("'pid' twice"));
   EXPECT_THAT(error_of("[]"), HasSubstr("processes"));
   EXPECT_THAT(error_of(R"({"processes": [], "more": 1})"), HasSubstr("one field"));
   EXPECT_THAT(error_of(R"({"processes": []})"), HasSubstr("0 processes have a parent that is not in the tree"));
