@@ -103,7 +103,7 @@ static_assert(sizeof(Header) == 56);
 
 inline constexpr uint32_t magic = 0x47415453;  // "STAG"
 inline constexpr uint64_t code_space = 8192;   ///< the blob fits into it: a build step checks
-inline constexpr uint32_t ready_counter = 0;   ///< counter that every parked slot adds 1 to
+inline constexpr uint32_t ready_counter = 0;   ///< every slot adds 1 when it is parked, or about to end alone
 inline constexpr uint64_t clone_args_size = 88;
 
 // Slot::state

@@ -171,6 +171,10 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::ExitThread& exit) {
+    // Counted like those that are parked: the tree is not complete before this thread is at its end, too.
+    constexpr uint32_t nobody_waits = ~0u;
+    now().post(agent::ready_counter, 1, nobody_waits, static_cast<uint32_t>(origin_));
+    ++result_.ready_threads;
     constexpr uint64_t one_thread = 2;
     now().exit(one_thread, static_cast<uint64_t>(WEXITSTATUS(exit.status)), static_cast<uint32_t>(origin_));
     return {};
