@@ -32,6 +32,7 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.at_point = fault_point;
   wanted.policy.shell_job = options.dump.shell_job;
   wanted.policy.link_remap = options.dump.link_remap;
+  wanted.policy.external_unix = options.dump.external_unix;
   wanted.policy.file_validation = options.dump.file_validation;
   wanted.policy.external = options.dump.external;
   wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
@@ -102,6 +103,18 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
                     "The session and terminal belong to a shell outside the tree");
   command->add_flag("--link-remap", options->dump.link_remap,
                     "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
+  command
+      ->add_option_function<std::vector<std::string>>(
+          "-x,--ext-unix-sk",
+          [options](const std::vector<std::string>& inodes) {
+            options->dump.external_unix = true;
+            for (const auto& inode : inodes) options->dump.external.push_back(fmt::format("unix[{}]", inode));
+          },
+          "Allow datagram sockets connected to named ones outside of the tree, and these sockets in any case")
+      ->type_name("INODE,…")
+      ->delimiter(',')
+      ->expected(0, 1)
+      ->allow_extra_args(false);
   command
       ->add_option("--ghost-limit", options->dump.ghost_limit,
                    "Largest unlinked file stored in the images (default 1M)")

@@ -29,6 +29,7 @@ struct DumpOptions {
   bool leave_running = false, leave_stopped = false;
   bool shell_job = false;
   bool link_remap = false;
+  bool external_unix = false;
   std::string ghost_limit = "1M";
   std::string file_validation = "buildid";
   std::vector<std::string> external;

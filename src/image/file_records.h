@@ -70,6 +70,16 @@ class FileRecords {
     return std::span<const Message>(**records);
   }
 
+  /// What `make` makes of the records when it is first asked for, under a name of its own.
+  template <typename Value, typename Make>
+  Result<const Value*> made_once(const std::string& name, Make make) const {
+    std::any& known = sides_[name];
+    if (!known.has_value()) known = std::make_shared<const Value>(TRY(make()));
+    const auto* value = std::any_cast<std::shared_ptr<const Value>>(&known);
+    if (!value) return fail(Error::internal("read image", name + " is read as two kinds of values"));
+    return value->get();
+  }
+
  private:
   Result<Writer*> open_side(const std::string& name);
 

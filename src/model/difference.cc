@@ -153,6 +153,7 @@ void compare_descriptions(Comparison& check, const OpenDescription& a, const Ope
   check.values("files.flags", subject, a.flags, b.flags);
   check.values("files.position", subject, a.position, b.position);
   check.equal("files.owner", subject, a.owner, b.owner);
+  check.values("files.carries", subject, a.carries, b.carries);
   if (!(a.state == b.state)) {
     check.note("files.state", fmt::format("{}: was {}, is {}", subject, describe(a.state), describe(b.state)));
   }

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/types.h"
 
@@ -59,7 +60,8 @@ struct OpenDescription {
   uint32_t flags = 0;  ///< access mode and status flags as in /proc/PID/fdinfo, without O_CLOEXEC
   uint64_t position = 0;
   FileOwner owner;
-  KindState state;  ///< what it refers to
+  KindState state;                ///< what it refers to
+  std::vector<ObjectId> carries;  ///< descriptions that it keeps open itself: in flight in a socket's queue; ascending
   friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
 };
 

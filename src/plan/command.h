@@ -324,12 +324,14 @@ struct Perform {
   std::vector<std::string> needs;  ///< "CAP_SYS_ADMIN" …
   std::vector<Created> creates;
   Calls calls;
+  std::vector<Created> completes = {};  ///< get here what they carry (model::OpenDescription::carries)
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("purpose", s.purpose);
     v("attribute", s.attribute);
     v("needs", s.needs);
     v("creates", s.creates);
+    v("completes", s.completes);
     v("calls", s.calls);
   }
 };

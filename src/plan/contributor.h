@@ -1,6 +1,7 @@
 // How rooms take part in planning without the planner knowing them.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,8 +50,12 @@ class Sink {
 struct Placement {
   const model::OpenDescription* description = nullptr;
   int fd = -1;
-  int scratch = -1;  ///< this number and the next are free for the maker's own use
+  int scratch = -1;  ///< so many numbers from here on are free for the maker's own use
+  static constexpr int scratch_numbers = 4;
 };
+
+/// Which descriptions are open in a process, under which number.
+using OpenNumbers = std::map<ObjectId, int>;
 
 class Contributor {
  public:
@@ -79,6 +84,11 @@ class DescriptionMaker {
   virtual void contribute(Stage, const model::Application&, Sink&) const {}
   /// Commands that make every placement at its number, with access mode and status flags right and offset 0.
   virtual Status make(const model::Application&, std::span<const Placement>, Sink&) const = 0;
+  /// The second phase, for what was made together if any of it carries other descriptions
+  /// (model::OpenDescription::carries): run by its maker once everything that is carried is open there, too.
+  virtual Status complete(const model::Application&, std::span<const Placement>, const OpenNumbers&, Sink&) const {
+    return {};
+  }
   /// Offset is restored by LSEEK after `make`.
   virtual bool seekable() const { return false; }
 };

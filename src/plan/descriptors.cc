@@ -38,6 +38,7 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
     }
   }
   add_mapped_files();
+  add_carried();
 }
 
 /// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
@@ -51,10 +52,10 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   made.temporary = fd < 0;
   const auto& description = out_.application.descriptions.at(id);
   made.maker = out_.maker(description);
-  const ObjectId together = made.maker != nullptr ? made.maker->made_together(description) : ObjectId{};
-  const auto group = together.value == 0 ? group_of_.end() : group_of_.find(together);
+  const std::pair together(made.maker, made.maker != nullptr ? made.maker->made_together(description) : ObjectId{});
+  const auto group = together.second.value == 0 ? group_of_.end() : group_of_.find(together);
   if (group == group_of_.end()) {
-    if (together.value != 0) group_of_[together] = {pid, groups_[pid].size()};
+    if (together.second.value != 0) group_of_[together] = {pid, groups_[pid].size()};
     groups_[pid].push_back({id});
     return made;
   }
@@ -79,11 +80,25 @@ void DescriptorPlan::add_mapped_files() {
       if (description == out_.application.descriptions.end()) continue;
       const auto* maker = out_.maker(description->second);
       if (maker == nullptr || maker->reopenable()) continue;
-      const Pid worker = table_worker_.at(task.descriptors);
-      if (known(mapping.file, worker, -1).mapped_at.emplace(worker, -1).second)
-        mapped_by_[worker].push_back(mapping.file);
+      need(mapping.file, table_worker_.at(task.descriptors));
     }
   }
+}
+
+/// What is carried has to be open where it is put into what carries it. It may carry something itself.
+void DescriptorPlan::add_carried() {
+  std::vector<ObjectId> carriers;
+  for (const auto& [id, made] : made_) carriers.push_back(id);
+  for (size_t i = 0; i < carriers.size(); ++i) {
+    for (const ObjectId id : out_.application.descriptions.at(carriers[i]).carries) {
+      if (!made_.contains(id)) carriers.push_back(id);
+      need(id, made_.at(carriers[i]).owner);
+    }
+  }
+}
+
+void DescriptorPlan::need(ObjectId id, Pid pid) {
+  if (known(id, pid, -1).needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(id);
 }
 
 bool DescriptorPlan::works_on_table(const model::Task& task) const {
@@ -105,6 +120,7 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
       // The owner may hold it, too, under numbers of its own: those are copies.
     }
     placements.push_back(out_.placement(description, made.fd));
+    made.scratch = placements.back().scratch;
   }
   auto sink = out_.process(pid);
   TRY(made_.at(group.front()).maker->make(out_.application, placements, sink));
@@ -131,7 +147,7 @@ Status DescriptorPlan::make(Pid pid) {
   for (const auto& group : groups->second) {
     for (const ObjectId id : group) {
       for (const auto& use : made_.at(id).uses) wanted_elsewhere = wanted_elsewhere || use.pid != pid;
-      for (const auto& [user, fd] : made_.at(id).mapped_at) wanted_elsewhere = wanted_elsewhere || user != pid;
+      for (const auto& [user, fd] : made_.at(id).needed_at) wanted_elsewhere = wanted_elsewhere || user != pid;
     }
   }
   if (wanted_elsewhere) out_.post(out_.process(pid), opened_by(pid));
@@ -166,20 +182,38 @@ void DescriptorPlan::take(Pid pid) {
     }
     here.emplace(id, use.fd);
   }
-  for (const ObjectId id : mapped_by_[pid]) {
+  for (const ObjectId id : needed_by_[pid]) {
     auto& made = made_.at(id);
     if (here.contains(id)) continue;
-    int& at = made.mapped_at.at(pid);
+    int& at = made.needed_at.at(pid);
     at = made.owner == pid ? made.fd : out_.temporary_fd();
     if (made.owner != pid) transfer(made, at, true);
   }
   for (const Pid source : sources) out_.post(sink, taken_from(source));
 }
 
+Status DescriptorPlan::complete(Pid pid) {
+  const auto groups = groups_.find(pid);
+  if (groups == groups_.end()) return {};
+  for (const auto& group : groups->second) {
+    std::vector<Placement> placements;
+    bool carries = false;
+    for (const ObjectId id : group) {
+      const auto& description = out_.application.descriptions.at(id);
+      placements.push_back({&description, made_.at(id).fd, made_.at(id).scratch});
+      carries = carries || !description.carries.empty();
+    }
+    if (!carries) continue;
+    auto sink = out_.process(pid);
+    TRY(made_.at(group.front()).maker->complete(out_.application, placements, open_in(pid), sink));
+  }
+  return {};
+}
+
 void DescriptorPlan::close_temporaries(Pid pid) {
-  for (const ObjectId id : mapped_by_[pid]) {
+  for (const ObjectId id : needed_by_[pid]) {
     const auto& made = made_.at(id);
-    if (made.mapped_at.at(pid) >= 0 && made.owner != pid) out_.process(pid).add(Close{made.mapped_at.at(pid)});
+    if (made.needed_at.at(pid) >= 0 && made.owner != pid) out_.process(pid).add(Close{made.needed_at.at(pid)});
   }
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return;
@@ -200,9 +234,9 @@ OpenNumbers DescriptorPlan::open_in(Pid pid) const {
   if (const auto used = used_by_.find(pid); used != used_by_.end()) {
     for (const auto& [id, use] : used->second) numbers.emplace(id, use.fd);
   }
-  if (const auto mapped = mapped_by_.find(pid); mapped != mapped_by_.end()) {
+  if (const auto mapped = needed_by_.find(pid); mapped != needed_by_.end()) {
     for (const ObjectId id : mapped->second) {
-      const int fd = made_.at(id).mapped_at.at(pid);
+      const int fd = made_.at(id).needed_at.at(pid);
       if (fd >= 0) numbers.emplace(id, fd);
     }
   }

@@ -14,10 +14,12 @@ class DescriptorPlan {
   Status make(Pid);
   /// The process takes what others made, and fills the rest of its table.
   void take(Pid);
+  /// Puts into descriptions that the process has made what they carry: after `take`.
+  Status complete(Pid);
   /// Descriptors that were open only for others.
   void close_temporaries(Pid);
-  /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only maps
-  /// and that cannot be opened a second time included.
+  /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only needs
+  /// for a while included.
   OpenNumbers open_in(Pid) const;
   /// The process runs the descriptor work of its table (one of those that share it does).
   bool works_on_table(const model::Task&) const;
@@ -32,13 +34,16 @@ class DescriptorPlan {
     Pid owner;
     int fd = -1;  ///< the number the owner makes it at
     bool temporary = false;
+    int scratch = -1;
     const DescriptionMaker* maker = nullptr;
     std::vector<Use> uses;
-    std::map<Pid, int> mapped_at;  ///< processes that only map it → the passing number it has there, -1: not yet
+    std::map<Pid, int> needed_at;  ///< processes that need it for a while → the passing number there, -1: not yet
   };
 
   Made& known(ObjectId, Pid, int fd);
   void add_mapped_files();
+  void add_carried();
+  void need(ObjectId, Pid);
   Status make_group(Pid, const std::vector<ObjectId>& group);
   void set_state(Pid, const model::OpenDescription&, const Made&);
   void duplicate_here(Pid, const Made&);
@@ -47,9 +52,10 @@ class DescriptorPlan {
   std::map<ObjectId, Pid> table_worker_;  ///< descriptor table → process
   std::map<ObjectId, Made> made_;
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
-  std::map<Pid, std::vector<ObjectId>> mapped_by_;                ///< likewise
+  std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
-  std::map<ObjectId, std::pair<Pid, size_t>> group_of_;  ///< "made together" object → owner and index in its groups
+  /// What a maker calls "made together" → owner and index in its groups.
+  std::map<std::pair<const DescriptionMaker*, ObjectId>, std::pair<Pid, size_t>> group_of_;
 };
 
 }  // namespace stasis::plan

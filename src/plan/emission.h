@@ -78,8 +78,8 @@ class Emission {
   /// A descriptor number that no table of the tree uses, different each time.
   int temporary_fd() { return next_temporary_++; }
   Placement placement(const model::OpenDescription& description, int fd) {
-    const int scratch = temporary_fd();
-    temporary_fd();
+    const int scratch = next_temporary_;
+    next_temporary_ += Placement::scratch_numbers;
     return {&description, fd, scratch};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }

@@ -20,9 +20,6 @@ class SharedSegments {
   std::map<ObjectId, Pid> owners_;
 };
 
-/// Which of the address space's descriptions is open in the process under which number already.
-using OpenNumbers = std::map<ObjectId, int>;
-
 struct MemoryPlan {
   Pid pid;
   const model::AddressSpace* space = nullptr;

@@ -236,7 +236,7 @@ class Planner {
       if (!descriptors_->works_on_table(task)) return {};
       out_.take_table(task.pid);
       descriptors_->take(task.pid);
-      return {};
+      return descriptors_->complete(task.pid);
     }));
     TRY(each_live([&](const model::Task& task) -> Status {
       out_.take_table(task.pid);

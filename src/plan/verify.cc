@@ -464,13 +464,17 @@ class Interpreter {
   void apply(const LoadPages& load) {
     require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
     require(load.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", load.fd);
-    if (problem_ || open_slot(load.fd) == nullptr) return;
+    const auto* slot = open_slot(load.fd);
+    if (problem_) return;
+    require(slot->description.value == 0, "descriptor {} is the application's own file {}, not one of pages", load.fd,
+            slot->description);
     for (size_t i = 0; i + 1 < load.runs.size(); i += 2)
       obey(now_->space->fill({load.runs[i], load.runs[i] + load.runs[i + 1]}));
   }
 
   void apply(const Perform& perform) {
     for (const auto& created : perform.creates) put(created.fd, created.description, false);
+    for (const auto& completed : perform.completes) complete(completed);
     if (!problem_ && extent_ == Extent::whole) obey(attributes_.record(now_->pid, tid_, perform));
     // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
     if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
@@ -491,6 +495,27 @@ class Interpreter {
     now_->has_death_signal = true;
   }
   void apply(const Ready&) { now_->ready.insert(tid_); }
+
+  /// A description gets what it carries: all of that is open here.
+  void complete(const Created& completed) {
+    const auto* slot = open_slot(completed.fd);
+    if (slot == nullptr) return;
+    reads(now_->table->uses[completed.fd], "descriptor {}", completed.fd);
+    require(slot->description == completed.description, "descriptor {} refers to {} instead of {}", completed.fd,
+            slot->description, completed.description);
+    const auto description = wanted_.descriptions.find(completed.description);
+    require(description != wanted_.descriptions.end() && !description->second.carries.empty(),
+            "{} carries nothing to complete it with", completed.description);
+    require(completed_.insert(completed.description).second, "{} is complete already", completed.description);
+    if (problem_) return;
+    for (const ObjectId carried : description->second.carries) {
+      const auto open =
+          std::ranges::find(now_->table->slots, carried, [](const auto& entry) { return entry.second.description; });
+      require(open != now_->table->slots.end(), "{}, which {} carries, is not open here (EBADF)", carried,
+              completed.description);
+      if (!problem_) reads(now_->table->uses[open->first], "descriptor {}", open->first);
+    }
+  }
 
   // ---- the outcome
 
@@ -577,6 +602,7 @@ class Interpreter {
       require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd,
               found->second.description, slot.description);
       require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
+      compare_carried(slot.description);
       const auto description = wanted_.descriptions.find(slot.description);
       const uint64_t position = description == wanted_.descriptions.end() ? 0 : description->second.position;
       const auto reached = positions_.find(slot.description);
@@ -584,6 +610,19 @@ class Interpreter {
               position);
     }
     for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
+  }
+
+  /// What is carried may carry something itself.
+  void compare_carried(ObjectId id) {
+    std::vector<ObjectId> open{id};
+    while (!open.empty() && !problem_) {
+      const auto description = wanted_.descriptions.find(open.back());
+      open.pop_back();
+      if (description == wanted_.descriptions.end() || description->second.carries.empty()) continue;
+      if (!compared_.insert(description->first).second) continue;
+      require(completed_.contains(description->first), "{} does not get what it carries", description->first);
+      open.insert(open.end(), description->second.carries.begin(), description->second.carries.end());
+    }
   }
 
   /// Somebody has joined a group because of these members.
@@ -605,6 +644,7 @@ class Interpreter {
   Extent extent_;
   AttributeLedger attributes_;
   std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions
+  std::set<ObjectId> completed_, compared_;           ///< those that carry something
   size_t index_ = 0;
   Process* now_ = nullptr;
   Tid tid_;

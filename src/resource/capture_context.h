@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <typeindex>
 #include <vector>
 
 #include "base/diagnostics.h"
@@ -23,6 +24,7 @@ namespace stasis::resource {
 struct CapturePolicy {
   bool shell_job = false;
   bool link_remap = false;
+  bool external_unix = false;  ///< --ext-unix-sk
   uint64_t ghost_limit = 1 << 20;
   std::string file_validation = "buildid";  ///< "buildid", "filesize" or "checksum"
   std::vector<std::string> external;        ///< --external values
@@ -40,6 +42,18 @@ class CaptureContext {
   ObjectId object(const std::string& key, bool& fresh);
   /// State that several descriptions have in common, under a key that names it completely.
   std::map<std::string, model::KindState> known_states;
+  /// What a room keeps for the time of a capture: one value of each type.
+  template <typename T>
+  T& kept() {
+    auto& value = kept_[typeid(T)];
+    if (!value) value = std::make_shared<T>();
+    return *std::static_pointer_cast<T>(value);
+  }
+  /// While descriptors are captured: the description behind a descriptor of ours that came out of something that the
+  /// tree holds (the queue of a socket). It is one that is known anyway, or is captured as one of its own.
+  std::function<Result<ObjectId>(UniqueFd, const std::string& subject)> captured_in_flight;
+  /// Such descriptors: until all contents are saved, their files can be reached through them alone.
+  std::vector<UniqueFd> in_flight;
   /// Undone when the dump fails or the application is left running (link remaps, temporary files).
   void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
   void roll_back();
@@ -51,6 +65,7 @@ class CaptureContext {
  private:
   uint32_t last_id_ = 0;
   std::map<std::string, ObjectId> objects_;
+  std::map<std::type_index, std::shared_ptr<void>> kept_;
   std::vector<std::function<void()>> rollback_;
 };
 

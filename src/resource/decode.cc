@@ -65,6 +65,7 @@ class Decoder {
                                              std::move(description));
       if (application_.descriptions.size() == before) return reject(where(), "id", "occurs twice");
     }
+    for (const FileRoom* room : file_rooms()) TRY(room->finish_decode(application_));
     return {};
   }
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <numeric>
 #include <tuple>
@@ -110,17 +111,11 @@ std::string lock_on(const Reach& reach, int fd) {
   return std::string(line.substr(0, line.find('\n')));
 }
 
-/// Looks at one descriptor; called for many at the same time. All is read from a duplicate, which shares the
-/// description: /proc/PID/fdinfo would say the same at three times the price. Only close-on-exec belongs to the
-/// descriptor itself: the task is asked for it (DescriptorsRoom).
-Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
+/// Looks at one descriptor through a duplicate, which shares the description: /proc/PID/fdinfo would say the same at
+/// three times the price. Only close-on-exec belongs to the descriptor itself: the task is asked for it
+/// (DescriptorsRoom).
+Status look_through_duplicate(const CaptureContext& context, Slot& slot) {
   auto& made = slot.probe;
-  made.witness = slot.holder->view->witness();
-  made.proc_path = fmt::format("/proc/{}/fd/{}", made.witness, made.fd);
-  auto duplicate = kernel::pidfd_getfd(reach.pidfd.get(), made.fd);
-  slot.open = duplicate || duplicate.error().errno_value() != EBADF;
-  if (!slot.open) return {};
-  made.cached_duplicate = TRY(std::move(duplicate));
   const int fd = made.cached_duplicate.get();
   struct statx about{};
   if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &about) != 0)
@@ -136,6 +131,19 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   const off_t position = has_position ? lseek(fd, 0, SEEK_CUR) : 0;
   made.position = position > 0 ? static_cast<uint64_t>(position) : 0;
   slot.owner = owner_of(context, fd);
+  return {};
+}
+
+/// Called for many at the same time.
+Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
+  auto& made = slot.probe;
+  made.witness = slot.holder->view->witness();
+  made.proc_path = fmt::format("/proc/{}/fd/{}", made.witness, made.fd);
+  auto duplicate = kernel::pidfd_getfd(reach.pidfd.get(), made.fd);
+  slot.open = duplicate || duplicate.error().errno_value() != EBADF;
+  if (!slot.open) return {};
+  made.cached_duplicate = TRY(std::move(duplicate));
+  TRY(look_through_duplicate(context, slot));
   if (S_ISREG(made.stat.st_mode)) slot.lock = lock_on(reach, made.fd);
   return {};
 }
@@ -153,9 +161,9 @@ size_t duplicates_allowed() {
   return limit.rlim_cur > for_everything_else ? limit.rlim_cur - for_everything_else : 0;
 }
 
-Result<model::OpenDescription> describe(CaptureContext& context, const DescriptorProbe& probe) {
+Result<model::OpenDescription> describe(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) {
   model::OpenDescription description;
-  description.id = context.new_id();
+  description.id = id;
   description.flags = probe.flags & ~static_cast<uint32_t>(O_CLOEXEC);
   // How it came into being: the file has a name again when it is opened the next time.
   if ((description.flags & tmpfile_bit) != 0) description.flags &= ~static_cast<uint32_t>(O_TMPFILE);
@@ -186,7 +194,11 @@ class DescriptorCapture {
     for (const auto& holder : holders) {
       if (holder.task->state != model::TaskState::zombie) TRY(capture_fs(holder));
     }
+    context_.captured_in_flight = [this](UniqueFd fd, const std::string& subject) {
+      return identify_in_flight(std::move(fd), subject);
+    };
     TRY(share());
+    context_.captured_in_flight = {};
     for (const auto* room : file_rooms()) TRY(room->finish_capture(context_));
     return {};
   }
@@ -311,25 +323,63 @@ class DescriptorCapture {
 
   /// In order of tasks and numbers: ids come out the same each time.
   Status describe_all() {
-    std::vector<ObjectId> ids(slots_.size());
+    ids_.resize(slots_.size());
     for (size_t i = 0; i < slots_.size(); ++i) {
       auto& slot = slots_[i];
       if (first_of_[i] == i) {
-        if (!slot.lock.empty()) {
-          context_.diagnostics.refuse(
-              slot.probe.subject, fmt::format("a lock is held on it ({})", slot.lock),
-              "File locks and leases cannot be saved by this version: let go of them before the dump");
-        }
-        auto description = TRY(describe(context_, slot.probe));
-        description.owner = slot.owner;
-        ids[i] = description.id;
-        context_.application.descriptions.emplace(description.id, std::move(description));
+        TRY(add_description(slot, id_of(i)));
       }
       context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
-          ids[first_of_[i]], false};
+          id_of(first_of_[i]), false};
       slot.probe.cached_duplicate.reset();
     }
+    // What is in flight may have something in flight itself: the list grows on the way.
+    for (size_t i = 0; i < in_flight_.size(); ++i) TRY(add_description(in_flight_[i].slot, in_flight_[i].id));
+    for (auto& [slot, id] : in_flight_) context_.in_flight.push_back(std::move(slot.probe.cached_duplicate));
     return {};
+  }
+
+  Status add_description(const Slot& slot, ObjectId id) {
+    if (!slot.lock.empty()) {
+      context_.diagnostics.refuse(
+          slot.probe.subject, fmt::format("a lock is held on it ({})", slot.lock),
+          "File locks and leases cannot be saved by this version: let go of them before the dump");
+    }
+    auto description = TRY(describe(context_, slot.probe, id));
+    description.owner = slot.owner;
+    context_.application.descriptions.emplace(id, std::move(description));
+    return {};
+  }
+
+  ObjectId id_of(size_t first_slot) {
+    auto& id = ids_[first_slot];
+    if (id.value == 0) id = context_.new_id();
+    return id;
+  }
+
+  Result<ObjectId> identify_in_flight(UniqueFd fd, const std::string& subject) {
+    Slot slot;
+    auto& probe = slot.probe;
+    probe.witness = getpid(), probe.fd = fd.get();
+    probe.proc_path = fmt::format("/proc/{}/fd/{}", probe.witness, probe.fd);
+    probe.link = TRY(kernel::read_link(probe.proc_path));
+    probe.subject = fmt::format("{}, in flight → {}", subject, probe.link);
+    probe.cached_duplicate = std::move(fd);
+    TRY(look_through_duplicate(context_, slot));
+    if (S_ISREG(probe.stat.st_mode)) slot.lock = lock_on(TRY(Reach::open(probe.witness)), probe.fd);
+    const auto same = [&](const DescriptorProbe& other) -> Result<bool> {
+      return TRY(kernel::kcmp(probe.witness, other.witness, kernel::KcmpType::file, probe.fd, other.fd)) == 0;
+    };
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      if (first_of_[i] != i || identity(slots_[i]) != identity(slot)) continue;
+      if (TRY(same(slots_[i].probe))) return id_of(i);
+    }
+    for (const auto& known : in_flight_) {
+      if (identity(known.slot) == identity(slot) && TRY(same(known.slot.probe))) return known.id;
+    }
+    const ObjectId id = context_.new_id();
+    in_flight_.push_back({std::move(slot), id});
+    return id;
   }
 
   Status capture_fs(const DescriptorHolder& holder) {
@@ -355,6 +405,12 @@ class DescriptorCapture {
   std::vector<Reach> reaches_;
   std::vector<Slot> slots_;
   std::vector<size_t> first_of_;  // slot → the first slot of the same description
+  std::vector<ObjectId> ids_;     // of the descriptions of those first slots; 0: not yet
+  struct InFlight {
+    Slot slot;
+    ObjectId id;
+  };
+  std::deque<InFlight> in_flight_;  // what is in no table
   bool has_duplicates_ = false;
 };
 
@@ -415,8 +471,7 @@ Result<ObjectId> capture_file_at(CaptureContext& context, HeldFile held, const F
   made.stat = link.stat;
   made.subject = held.subject + " → " + made.link;
   made.flags = held.flags;
-  auto description = TRY(describe(context, made));
-  description.id = known;
+  auto description = TRY(describe(context, made, known));
   context.application.descriptions.emplace(known, std::move(description));
   return known;
 }

@@ -34,6 +34,8 @@ class FileRoom : public plan::DescriptionMaker {
   virtual std::vector<uint32_t> parts(const image::FileRecords&, const image::FileRecord&) const { return {}; }
   virtual Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord&,
                                                 model::Application&) const = 0;
+  /// Called once after all records of all kinds have been decoded.
+  virtual Status finish_decode(model::Application&) const { return {}; }
 
   // -- before a restore
   virtual void validate(const model::Application&, const model::OpenDescription&, Diagnostics&) const {}

@@ -313,7 +313,7 @@ class PipeRoom final : public PipeRoomBase {
   Status finish_capture(CaptureContext& context) const override {
     TRY(PipeRoomBase::finish_capture(context));
     for (const auto& [buffer, held] : held_ends(context.application)) {
-      if (held.reads && held.writes) continue;
+      if ((held.reads && held.writes) || held.task == nullptr) continue;
       if (is_alone(context, held)) continue;
       context.diagnostics.refuse(
           fmt::format("task {} '{}', descriptor {} → pipe", held.task->pid, held.task->name, held.fd),
@@ -333,6 +333,12 @@ class PipeRoom final : public PipeRoomBase {
 
   static std::map<ObjectId, Held> held_ends(const model::Application& application) {
     std::map<ObjectId, Held> ends;
+    for (const auto& [id, description] : application.descriptions) {  // those in flight are in no table
+      const auto* end = description.state.as<PipeEnd>();
+      if (end == nullptr || !end->path.empty()) continue;
+      auto& held = ends[end->buffer];
+      held.reads |= reads(description.flags), held.writes |= writes(description.flags);
+    }
     for (const auto& task : application.tasks) {
       const auto table = application.descriptor_tables.find(task.descriptors);
       if (table == application.descriptor_tables.end()) continue;
@@ -341,7 +347,6 @@ class PipeRoom final : public PipeRoomBase {
         const auto* end = description.state.as<PipeEnd>();
         if (end == nullptr || !end->path.empty()) continue;
         auto& held = ends[end->buffer];
-        held.reads |= reads(description.flags), held.writes |= writes(description.flags);
         held.task = &task, held.fd = fd;
       }
     }

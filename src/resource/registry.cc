@@ -19,6 +19,7 @@
 #include "resource/terminal.h"
 #include "resource/thread_pointers.h"
 #include "resource/timers.h"
+#include "resource/unix_socket.h"
 #include "resource/unsupported.h"
 
 namespace stasis::resource {
@@ -48,7 +49,8 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(),     &fifo_room(),
-                                                     &memfd_room(),        &terminal_room(), &unsupported_room()};
+                                                     &memfd_room(),        &terminal_room(), &unix_socket_room(),
+                                                     &unsupported_room()};
   return rooms;
 }
 

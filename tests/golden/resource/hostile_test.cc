@@ -214,6 +214,129 @@ TEST_F(Hostile, PagesWhereNothingIs) {
   EXPECT_THAT(decoded(), AllOf(HasSubstr(pagemap + ", field vaddr"), HasSubstr("0x1000, where nothing is mapped")));
 }
 
+/// A good record; what is wrong with it is up to the caller.
+file_entry unix_socket(uint32_t id) {
+  file_entry record;
+  record.set_type(UNIXSK), record.set_id(id);
+  auto& socket = *record.mutable_usk();
+  socket.set_id(id), socket.set_ino(id), socket.set_type(1), socket.set_state(7), socket.set_flags(2);
+  socket.set_uflags(0), socket.set_backlog(0), socket.set_peer(0), socket.set_name("");
+  auto& owner = *socket.mutable_fown();
+  owner.set_uid(0), owner.set_euid(0), owner.set_signum(0), owner.set_pid_type(0), owner.set_pid(0);
+  auto& options = *socket.mutable_opts();
+  options.set_so_sndbuf(212992), options.set_so_rcvbuf(212992);
+  options.set_so_snd_tmo_sec(0), options.set_so_snd_tmo_usec(0);
+  options.set_so_rcv_tmo_sec(0), options.set_so_rcv_tmo_usec(0);
+  return record;
+}
+
+class HostileSockets : public Hostile {
+ protected:
+  static constexpr uint32_t first = 9001, second = 9002;
+  /// Two sockets that are good but for the change.
+  std::string error_with(const std::function<void(unix_sk_entry& a, unix_sk_entry& b)>& change) {
+    return error_after<file_entry>("files.img", [&](auto& files) {
+      files.push_back(unix_socket(first)), files.push_back(unix_socket(second));
+      change(*files[files.size() - 2].mutable_usk(), *files.back().mutable_usk());
+    });
+  }
+  std::string error_with_message(const std::function<void(sk_packet_entry&)>& change) {
+    auto writer = theirs->create("sk-queues.img");
+    EXPECT_TRUE(writer);
+    sk_packet_entry message;
+    message.set_id_for(first), message.set_length(3);
+    change(message);
+    EXPECT_TRUE(writer->append(message));
+    const Bytes content{1, 2, 3};
+    EXPECT_TRUE(writer->append_raw(content));
+    EXPECT_TRUE(writer->finish());
+    auto error = error_with(connect);
+    std::filesystem::remove(root_ / "theirs/sk-queues.img");
+    return error;
+  }
+  static void connect(unix_sk_entry& a, unix_sk_entry& b) {
+    a.set_state(1), b.set_state(1), a.set_peer(second), b.set_peer(first);
+  }
+};
+
+TEST_F(HostileSockets, GoodOnesAreGood) {
+  EXPECT_EQ(error_with([](auto&, auto&) {}), "none");
+  EXPECT_EQ(error_with(connect), "none");
+  EXPECT_EQ(error_with_message([](auto&) {}), "none");
+}
+
+TEST_F(HostileSockets, FieldsThatCannotBe) {
+  const std::string where = "files.img, file 9001, field usk.";
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_type(3); }), HasSubstr(where + "type"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_ino(0); }), HasSubstr(where + "ino"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_ino(second); }),
+              AllOf(HasSubstr("file 9002, field usk.ino"), HasSubstr("occurs twice")));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_state(10); }), HasSubstr(where + "state"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.add_pending(second); }), HasSubstr(where + "pending"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name(std::string(109, 'x')); }), HasSubstr(where + "name"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name("x"); }), HasSubstr(where + "name_dir"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_peer_name(std::string(109, 'x')); }),
+              HasSubstr(where + "peer_name"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_reset(true); }), HasSubstr(where + "reset"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.mutable_opts()->set_so_sndbuf(~0u); }),
+              HasSubstr("usk.opts, field so_sndbuf"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.mutable_opts()->set_so_rcv_tmo_usec(1'000'000); }),
+              HasSubstr("usk.opts, field so_rcv_tmo_usec"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.mutable_opts()->set_so_buf_lock(4); }), HasSubstr("so_buf_lock"));
+  EXPECT_THAT(error_with([](auto& a, auto&) {
+                auto& more = *a.mutable_opts()->add_more();
+                more.set_name(26), more.set_value(1);
+              }),
+              HasSubstr("option 26 does not belong there"));
+}
+
+TEST_F(HostileSockets, PeersThatCannotBe) {
+  const auto connected_as = [&](const std::function<void(unix_sk_entry&, unix_sk_entry&)>& change) {
+    return error_with([&](auto& a, auto& b) { connect(a, b), change(a, b); });
+  };
+  const std::string where = "files.img, file 9001, field usk.";
+  EXPECT_THAT(connected_as([](auto& a, auto&) { a.set_peer(4711); }), HasSubstr("there is no socket 4711"));
+  EXPECT_THAT(connected_as([](auto& a, auto&) { a.set_peer(first); }), HasSubstr(where + "peer"));
+  EXPECT_THAT(connected_as([](auto&, auto& b) { b.set_peer(0); }), HasSubstr("9002 is not connected to it"));
+  EXPECT_THAT(connected_as([](auto& a, auto&) { a.set_type(5); }), HasSubstr("its peer is of another type"));
+  EXPECT_THAT(connected_as([](auto& a, auto&) { a.set_peer_gone(true); }), HasSubstr(where + "peer_gone"));
+  const auto listening = [&](const std::function<void(unix_sk_entry&, unix_sk_entry&)>& change) {
+    return error_with([&](auto& a, auto& b) {
+      a.set_state(10), a.set_name("/run/x"), a.set_backlog(1), b.set_state(1), b.set_peer(first);
+      change(a, b);
+    });
+  };
+  EXPECT_EQ(listening([](auto&, auto&) {}), "none");
+  EXPECT_THAT(listening([](auto& a, auto&) { a.add_pending(4711); }), HasSubstr("4711 does not wait for it"));
+  EXPECT_THAT(listening([](auto& a, auto&) { a.set_peer(second); }), HasSubstr("a listening socket has none"));
+  EXPECT_THAT(listening([](auto& a, auto&) {
+                a.set_backlog(0), a.add_pending(second), a.add_pending(second), a.add_pending(second);
+              }),
+              HasSubstr("usk.backlog"));
+}
+
+TEST_F(HostileSockets, QueuesThatCannotBe) {
+  EXPECT_THAT(error_with_message([](auto& m) { m.set_length(4); }), HasSubstr("sk-queues.img"));
+  EXPECT_THAT(error_with_message([](auto& m) { m.add_scm()->set_type(9); }),
+              AllOf(HasSubstr("sk-queues.img, record 0"), HasSubstr("field scm.type")));
+  EXPECT_THAT(error_with_message([](auto& m) {
+                m.add_scm()->set_type(1);
+                m.mutable_scm(0)->add_rights(4711);
+              }),
+              AllOf(HasSubstr("field scm.rights"), HasSubstr("4711 is not in files.img")));
+  EXPECT_THAT(error_with_message([](auto& m) {
+                m.add_scm()->set_type(1);
+                for (int i = 0; i < 254; ++i) m.mutable_scm(0)->add_rights(first);
+              }),
+              HasSubstr("field scm.rights"));
+  EXPECT_THAT(error_with_message([](auto& m) {
+                m.mutable_credentials()->set_pid(0);
+                m.mutable_credentials()->set_uid(0), m.mutable_credentials()->set_gid(0);
+              }),
+              HasSubstr("field credentials.pid"));
+  EXPECT_THAT(error_with_message([](auto& m) { m.set_sender(std::string(109, 'x')); }), HasSubstr("field sender"));
+}
+
 TEST_F(Hostile, EveryTruncationIsAnError) {
   const auto files = *theirs->list();
   for (const std::string& file : files) {

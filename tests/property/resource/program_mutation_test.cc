@@ -29,6 +29,12 @@ struct FakeMaker : DescriptionMaker {
     for (const auto& placement : placements) sink.add(Open{"/fake", 0, 0, placement.fd, placement.description->id});
     return {};
   }
+  Status complete(const model::Application&, std::span<const Placement> placements, const OpenNumbers&,
+                  Sink& sink) const override {
+    for (const auto& [description, fd, scratch] : placements)
+      sink.add(Perform{"fill", "", {}, {}, {call(3)}, {{fd, description->id}}});
+    return {};
+  }
   void contribute(Stage stage, const model::Application&, Sink& sink) const override {
     if (stage == Stage::prepare) sink.perform("make /fake", "", {call(1)});
     if (stage == Stage::settle) sink.perform("remove /fake", std::string(only_on_success), {call(2)});
@@ -36,8 +42,8 @@ struct FakeMaker : DescriptionMaker {
 };
 
 /// Seven processes: threads, one whose first has ended, a zombie, a session whose leader is dead, a group led from
-/// elsewhere, a lift to a subreaper, descriptors and a table shared, memory with stored pages, one of which a child
-/// inherits.
+/// elsewhere, a lift to a subreaper, descriptors and a table shared, some in flight, memory with stored pages, one of
+/// which a child inherits.
 class Sample {
  public:
   Sample() {
@@ -62,6 +68,9 @@ class Sample {
     open(101, 7, 503);
     open(105, 3, 503);
     application_.descriptions.at(ObjectId{502}).position = 77;
+    describe(504), describe(505);  // in no table
+    application_.descriptions.at(ObjectId{501}).carries = {ObjectId{503}, ObjectId{504}};
+    application_.descriptions.at(ObjectId{504}).carries = {ObjectId{501}, ObjectId{505}};
     map(100, 0x10000, 4);
     map(105, 0x20000, 2);
     // 104 has the first page of 100 in common with it, and not the second.
@@ -150,7 +159,7 @@ TEST_F(Mutations, the_correct_program_is_accepted) {
 bool may_be_missing(const Program& program, const Command& command) {
   if (const auto* perform = std::get_if<Perform>(&command.action)) {
     const bool to_be_safe = perform->attribute == "attributes.dumpable" && command.tid != leader_of(command.pid);
-    return perform->creates.empty() &&
+    return perform->creates.empty() && perform->completes.empty() &&
            (perform->attribute.empty() || perform->attribute == only_on_success || to_be_safe);
   }
   if (const auto* post = std::get_if<Post>(&command.action)) {
@@ -320,6 +329,11 @@ bool is_passing(const Program& program, const model::Application& application, c
     const auto* task = application.find(command.pid);
     const auto& slots = application.descriptor_tables.at(task->descriptors).slots;
     return !slots.contains(open->fd);
+  }
+  if (const auto* transfer = std::get_if<TransferFd>(&command.action);
+      transfer != nullptr && field == "close_on_exec") {
+    const auto* task = application.find(command.pid);
+    return !application.descriptor_tables.at(task->descriptors).slots.contains(transfer->target_fd);
   }
   return std::holds_alternative<Post>(command.action) && may_be_missing(program, command);
 }

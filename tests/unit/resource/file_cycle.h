@@ -148,6 +148,7 @@ class FileCycle : public testing::Test {
         problem = description.error();
     });
     if (problem) return fail(std::move(*problem));
+    for (const auto* room : file_rooms()) TRY(room->finish_decode(decoded));
     return decoded;
   }
 
@@ -186,6 +187,8 @@ class FileCycle : public testing::Test {
     const Status made = descriptors.make(Pid{tree_pid});
     EXPECT_TRUE(made) << made.error().message();
     descriptors.take(Pid{tree_pid});
+    const Status completed = descriptors.complete(Pid{tree_pid});
+    EXPECT_TRUE(completed) << completed.error().message();
     descriptors.close_temporaries(Pid{tree_pid});
     const size_t own = out.program.commands.size();
     for (const auto* maker : all.makers) maker->contribute(plan::Stage::settle, application, supervisor);

@@ -1,0 +1,105 @@
+#include "kernel/sock_diag.h"
+
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+#include <linux/unix_diag.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <cstring>
+#include <functional>
+
+#include "base/unique_fd.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr size_t alignment = 4;  // of netlink messages and attributes
+
+template <typename T>
+T plain(ByteView bytes) {
+  T value{};
+  std::memcpy(&value, bytes.data(), std::min(bytes.size(), sizeof value));
+  return value;
+}
+
+/// Calls `use` for each attribute.
+void each_attribute(ByteView bytes, const std::function<void(uint16_t type, ByteView value)>& use) {
+  while (bytes.size() >= sizeof(nlattr)) {
+    const auto head = plain<nlattr>(bytes);
+    if (head.nla_len < sizeof head || head.nla_len > bytes.size()) return;
+    use(head.nla_type & NLA_TYPE_MASK, bytes.subspan(sizeof head, head.nla_len - sizeof head));
+    bytes = bytes.subspan(std::min<size_t>((head.nla_len + alignment - 1) / alignment * alignment, bytes.size()));
+  }
+}
+
+/// Sends the request and calls `use` for each message of the answer.
+template <typename Request>
+Status dump(const Request& request, const std::function<void(ByteView payload)>& use) {
+  const UniqueFd socket(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  if (!socket.valid()) return fail_errno("socket", "NETLINK_SOCK_DIAG");
+  struct {
+    nlmsghdr head;
+    Request request;
+  } message{};
+  message.head.nlmsg_len = sizeof message, message.head.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  message.head.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+  message.request = request;
+  if (send(socket.get(), &message, sizeof message, 0) < 0) return fail_errno("send", "NETLINK_SOCK_DIAG");
+  Bytes buffer(1 << 17);
+  for (;;) {
+    const ssize_t received = recv(socket.get(), buffer.data(), buffer.size(), 0);
+    if (received < 0 && errno == EINTR) continue;
+    if (received <= 0) return fail_errno("recv", "NETLINK_SOCK_DIAG");
+    ByteView rest(buffer.data(), static_cast<size_t>(received));
+    while (rest.size() >= sizeof(nlmsghdr)) {
+      const auto head = plain<nlmsghdr>(rest);
+      if (head.nlmsg_len < sizeof head || head.nlmsg_len > rest.size()) break;
+      const ByteView payload = rest.subspan(sizeof head, head.nlmsg_len - sizeof head);
+      if (head.nlmsg_type == NLMSG_DONE) return {};
+      if (head.nlmsg_type == NLMSG_ERROR)
+        return fail(Error::system("list sockets", -plain<nlmsgerr>(payload).error, "NETLINK_SOCK_DIAG"));
+      use(payload);
+      rest = rest.subspan(std::min<size_t>((head.nlmsg_len + alignment - 1) / alignment * alignment, rest.size()));
+    }
+  }
+}
+
+UnixSocketInfo unix_socket(ByteView payload) {
+  UnixSocketInfo info;
+  const auto message = plain<unix_diag_msg>(payload);
+  info.inode = message.udiag_ino, info.type = message.udiag_type, info.state = message.udiag_state;
+  each_attribute(payload.subspan(std::min(payload.size(), sizeof message)), [&](uint16_t type, ByteView value) {
+    if (type == UNIX_DIAG_NAME) info.name.assign(value.begin(), value.end());
+    if (type == UNIX_DIAG_PEER) info.peer = plain<uint32_t>(value);
+    if (type == UNIX_DIAG_SHUTDOWN) info.shutdown = plain<uint8_t>(value);
+    if (type == UNIX_DIAG_VFS) {
+      const auto file = plain<unix_diag_vfs>(value);
+      info.file_inode = file.udiag_vfs_ino, info.file_device = file.udiag_vfs_dev;
+    }
+    if (type == UNIX_DIAG_ICONS) {
+      for (; value.size() >= sizeof(uint32_t); value = value.subspan(sizeof(uint32_t)))
+        info.pending.push_back(plain<uint32_t>(value));
+    }
+    if (type == UNIX_DIAG_RQLEN) {
+      const auto lengths = plain<unix_diag_rqlen>(value);
+      info.receive_queue = lengths.udiag_rqueue;
+      info.backlog = info.state == TCP_LISTEN ? lengths.udiag_wqueue : 0;
+    }
+  });
+  return info;
+}
+
+}  // namespace
+
+Result<std::vector<UnixSocketInfo>> list_unix_sockets() {
+  unix_diag_req request{};
+  request.sdiag_family = AF_UNIX;
+  request.udiag_states = ~0u;
+  request.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+  std::vector<UnixSocketInfo> sockets;
+  TRY(dump(request, [&](ByteView payload) { sockets.push_back(unix_socket(payload)); }));
+  return sockets;
+}
+
+}  // namespace stasis::kernel
