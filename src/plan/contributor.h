@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -50,6 +51,7 @@ struct Placement {
   const model::OpenDescription* description = nullptr;
   int fd = -1;
   int scratch = -1;  ///< this number and the next are free for the maker's own use
+  Pid process;       ///< a child of the runner that has ended (DescriptionMaker::ended_process)
 };
 
 class Contributor {
@@ -79,6 +81,12 @@ class DescriptionMaker {
   virtual void contribute(Stage, const model::Application&, Sink&) const {}
   /// Commands that make every placement at its number, with access mode and status flags right and offset 0.
   virtual Status make(const model::Application&, std::span<const Placement>, Sink&) const = 0;
+  /// Commands that start what starts last, by a process that has it at this number, in stage final.
+  virtual void start(const model::Application&, const model::OpenDescription&, int /*fd*/, Sink&) const {}
+  /// The process that a pidfd refers to: it exists when `make` runs. 0: none.
+  virtual Pid process(const model::OpenDescription&) const { return {}; }
+  /// A pidfd of a process that has ended, with this wait status, and was reaped: one like it is there when `make` runs.
+  virtual std::optional<int> ended_process(const model::OpenDescription&) const { return std::nullopt; }
   /// Offset is restored by LSEEK after `make`.
   virtual bool seekable() const { return false; }
 };
