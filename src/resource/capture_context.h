@@ -40,6 +40,13 @@ class CaptureContext {
   ObjectId object(const std::string& key, bool& fresh);
   /// State that several descriptions have in common, under a key that names it completely.
   std::map<std::string, model::KindState> known_states;
+  /// What descriptions refer to, as stat(2) tells.
+  struct Identity {
+    dev_t device = 0;
+    ino_t inode = 0;
+    mode_t type = 0;  ///< S_IF…; 0: anonymous
+  };
+  std::map<ObjectId, Identity> identities;
   /// Undone when the dump fails or the application is left running (link remaps, temporary files).
   void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
   void roll_back();
@@ -125,6 +132,7 @@ struct DescriptorProbe {
   uint32_t flags = 0;  ///< F_GETFL: access mode and status
   uint64_t position = 0;
   int64_t mount_id = -1;
+  std::string info;     ///< fdinfo of an anonymous inode (eventfd, epoll …); nothing of other kinds
   std::string subject;  ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
   /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
   Result<int> duplicate() const;

@@ -21,7 +21,6 @@ namespace stasis::resource {
 namespace {
 
 constexpr uint32_t tmpfile_bit = 020000000;  ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
-constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;  ///< F_SETFL's
 
 /// One slot of one table, before it is known which description it is.
 struct Slot {
@@ -99,20 +98,17 @@ struct stat stat_of(const struct statx& about) {
 
 /// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all
 /// of them at once, but makes every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
-std::string lock_on(const Reach& reach, int fd) {
-  char text[2048];
-  const UniqueFd file(openat(reach.infos.get(), fmt::format("{}", fd).c_str(), O_RDONLY | O_CLOEXEC));
-  const ssize_t length = file.valid() ? read(file.get(), text, sizeof text) : 0;
-  const std::string_view info(text, length > 0 ? static_cast<size_t>(length) : 0);
+std::string_view lock_in(std::string_view info) {
   const size_t at = info.find("\nlock:");
   if (at == std::string_view::npos) return {};
   const auto line = info.substr(at + 1);
-  return std::string(line.substr(0, line.find('\n')));
+  return line.substr(0, line.find('\n'));
 }
 
 /// Looks at one descriptor; called for many at the same time. All is read from a duplicate, which shares the
-/// description: /proc/PID/fdinfo would say the same at three times the price. Only close-on-exec belongs to the
-/// descriptor itself: the task is asked for it (DescriptorsRoom).
+/// description: /proc/PID/fdinfo would say the same at three times the price, and is only read where it says more: of
+/// locks, and of what is no file. Close-on-exec belongs to the descriptor itself: the task is asked for it
+/// (DescriptorsRoom).
 Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
   made.witness = slot.holder->view->witness();
@@ -136,7 +132,13 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   const off_t position = has_position ? lseek(fd, 0, SEEK_CUR) : 0;
   made.position = position > 0 ? static_cast<uint64_t>(position) : 0;
   slot.owner = owner_of(context, fd);
-  if (S_ISREG(made.stat.st_mode)) slot.lock = lock_on(reach, made.fd);
+  const bool is_anonymous = (made.stat.st_mode & S_IFMT) == 0;
+  if (!S_ISREG(made.stat.st_mode) && !is_anonymous) return {};
+  auto info = TRY(kernel::read_record_at(reach.infos.get(), fmt::format("{}", made.fd)));
+  if (is_anonymous)
+    made.info = std::move(info);
+  else
+    slot.lock = lock_in(info);
   return {};
 }
 
@@ -163,6 +165,7 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
   for (const auto* room : file_rooms()) {
     if (!room->recognises(probe)) continue;
     description.state = TRY(room->capture(context, probe));
+    description.starts_last = room->starts_last(description.state);
     return description;
   }
   return fail(Error::internal("recognise a descriptor", "no room takes it: " + probe.subject));
@@ -323,6 +326,8 @@ class DescriptorCapture {
         auto description = TRY(describe(context_, slot.probe));
         description.owner = slot.owner;
         ids[i] = description.id;
+        const auto& stat = slot.probe.stat;
+        context_.identities[description.id] = {stat.st_dev, stat.st_ino, stat.st_mode & S_IFMT};
         context_.application.descriptions.emplace(description.id, std::move(description));
       }
       context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
@@ -457,9 +462,11 @@ uint32_t reopen_flags(uint32_t flags) {
   return flags | O_NOCTTY;
 }
 
+uint32_t settable_flags(uint32_t flags) { return flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME); }
+
 void set_status_flags(const model::OpenDescription& description, int fd, plan::Sink& sink) {
   if ((description.flags & O_ASYNC) == 0 || (description.flags & O_PATH) != 0) return;
-  sink.perform("status flags", "", {plan::call(SYS_fcntl, fd, F_SETFL, description.flags & settable)});
+  sink.perform("status flags", "", {plan::call(SYS_fcntl, fd, F_SETFL, settable_flags(description.flags))});
 }
 
 }  // namespace stasis::resource

@@ -5,6 +5,7 @@
 
 #include "resource/credentials.h"
 #include "resource/descriptors.h"
+#include "resource/eventfd.h"
 #include "resource/fs_context.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
@@ -16,8 +17,10 @@
 #include "resource/scheduling.h"
 #include "resource/seccomp.h"
 #include "resource/signals.h"
+#include "resource/signalfd.h"
 #include "resource/terminal.h"
 #include "resource/thread_pointers.h"
+#include "resource/timerfd.h"
 #include "resource/timers.h"
 #include "resource/unsupported.h"
 
@@ -48,7 +51,8 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(),     &fifo_room(),
-                                                     &memfd_room(),        &terminal_room(), &unsupported_room()};
+                                                     &memfd_room(),        &terminal_room(), &eventfd_room(),
+                                                     &timerfd_room(),      &signalfd_room(), &unsupported_room()};
   return rooms;
 }
 
