@@ -5,6 +5,7 @@
 
 #include "resource/credentials.h"
 #include "resource/descriptors.h"
+#include "resource/epoll.h"
 #include "resource/eventfd.h"
 #include "resource/fs_context.h"
 #include "resource/limits.h"
@@ -50,9 +51,9 @@ std::span<const TaskRoom* const> task_rooms() {
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(),     &fifo_room(),
-                                                     &memfd_room(),        &terminal_room(), &eventfd_room(),
-                                                     &timerfd_room(),      &signalfd_room(), &unsupported_room()};
+  static const std::vector<const FileRoom*> rooms = {
+      &regular_file_room(), &pipe_room(),    &fifo_room(),     &memfd_room(), &terminal_room(),
+      &eventfd_room(),      &timerfd_room(), &signalfd_room(), &epoll_room(), &unsupported_room()};
   return rooms;
 }
 
