@@ -11,6 +11,7 @@
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
+#include "resource/pidfd.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
 #include "resource/registers.h"
@@ -52,8 +53,8 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &regular_file_room(), &pipe_room(),    &fifo_room(),     &memfd_room(), &terminal_room(),
-      &eventfd_room(),      &timerfd_room(), &signalfd_room(), &epoll_room(), &unsupported_room()};
+      &regular_file_room(), &pipe_room(),     &fifo_room(),  &memfd_room(), &terminal_room(),   &eventfd_room(),
+      &timerfd_room(),      &signalfd_room(), &epoll_room(), &pidfd_room(), &unsupported_room()};
   return rooms;
 }
 
