@@ -7,7 +7,9 @@
 #include "resource/descriptors.h"
 #include "resource/epoll.h"
 #include "resource/eventfd.h"
+#include "resource/fanotify.h"
 #include "resource/fs_context.h"
+#include "resource/inotify.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
@@ -53,8 +55,9 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &regular_file_room(), &pipe_room(),     &fifo_room(),  &memfd_room(), &terminal_room(),   &eventfd_room(),
-      &timerfd_room(),      &signalfd_room(), &epoll_room(), &pidfd_room(), &unsupported_room()};
+      &regular_file_room(), &pipe_room(),     &fifo_room(),       &memfd_room(), &terminal_room(),
+      &eventfd_room(),      &timerfd_room(),  &signalfd_room(),   &epoll_room(), &pidfd_room(),
+      &inotify_room(),      &fanotify_room(), &unsupported_room()};
   return rooms;
 }
 
