@@ -28,7 +28,8 @@ enum class Operation : uint16_t {
   get_actions,  ///< args[0]: address of 64 struct sigaction: the dispositions of all signals, by rt_sigaction
   move_fd,      ///< args: descriptor, wanted number, O_CLOEXEC or 0, 1 if it was opened with that: plan::Call::move_fd
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns
-  halt,                 ///< the end. `end_mode` of the slot decides what follows
+  epoll_add_fired,  ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
+  halt,             ///< the end. `end_mode` of the slot decides what follows
 };
 
 enum class ArgumentKind : uint8_t {

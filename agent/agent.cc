@@ -88,6 +88,8 @@ class Interpreter {
         return move_fd(a[0], a[1], a[2], a[3]);
       case Operation::start_overrun_timer:
         return start_overrun_timer(a[0], a[1], reinterpret_cast<const Interval*>(a[2]), a[3], a[4]);
+      case Operation::epoll_add_fired:
+        return epoll_add_fired(a[0], a[1], a[2], a[3]);
       case Operation::halt:
         return 0;
     }
@@ -161,6 +163,17 @@ class Interpreter {
     const Time patience{10, 0};
     return raw_syscall(call_rt_sigtimedwait, reinterpret_cast<uint64_t>(&only), 0,
                        reinterpret_cast<uint64_t>(&patience), 8);
+  }
+
+  /// epoll_ctl always adds EPOLLERR and EPOLLHUP to what it is given: only firing leads to a one-shot that waits for
+  /// nothing. So it is added for all events and taken at once. If there is none to take, errors and hang-ups remain.
+  static int64_t epoll_add_fired(uint64_t epoll, uint64_t target, uint64_t all_events, uint64_t kept) {
+    constexpr uint64_t add = 1, modify = 3;
+    const int64_t added = raw_syscall(call_epoll_ctl, epoll, add, target, all_events);
+    if (added < 0) return added;
+    uint64_t taken[2];  // struct epoll_event is 12 or 16 bytes
+    const int64_t fired = raw_syscall(call_epoll_pwait, epoll, reinterpret_cast<uint64_t>(taken), 1, 0, 0, 8);
+    return fired != 0 ? fired : raw_syscall(call_epoll_ctl, epoll, modify, target, kept);
   }
 
   static int64_t get_actions(uint64_t into) {

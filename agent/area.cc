@@ -33,6 +33,8 @@ Operation operation_of(uint32_t number) {
       return Operation::move_fd;
     case plan::Call::start_overrun_timer:
       return Operation::start_overrun_timer;
+    case plan::Call::epoll_add_fired:
+      return Operation::epoll_add_fired;
     default:
       return Operation::call;
   }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -255,6 +256,20 @@ class Lowering {
     add(call(SYS_pidfd_getfd, ResultOf{-1}, transfer.fd, 0));
     add(call(SYS_close, ResultOf{-2}));  // before the move: it may have the number that is wanted
     add(call(plan::Call::move_fd, ResultOf{-2}, transfer.target_fd, transfer.close_on_exec ? O_CLOEXEC : 0));
+    return {};
+  }
+
+  Status lower(const plan::Command&, const plan::EpollAdd& add_it) {
+    epoll_event event{add_it.events, {.u64 = add_it.data}};
+    if (!plan::has_fired(add_it.events)) {
+      add(call(SYS_epoll_ctl, add_it.epoll_fd, EPOLL_CTL_ADD, add_it.fd, plan::struct_in(event)));
+      return {};
+    }
+    const auto kept = plan::struct_in(event);
+    constexpr uint32_t all = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDNORM | EPOLLRDBAND |
+                             EPOLLWRNORM | EPOLLWRBAND | EPOLLMSG | EPOLLRDHUP;
+    event.events |= all;
+    add(call(plan::Call::epoll_add_fired, add_it.epoll_fd, add_it.fd, plan::struct_in(event), kept));
     return {};
   }
 

@@ -24,6 +24,8 @@ Result<std::string> read_proc(pid_t pid, std::string_view name);
 /// The same of a file that is one record, all of which one read brings (seq_file's single_open: stat, status, limits,
 /// fdinfo/N).
 Result<std::string> read_record(pid_t pid, std::string_view name);
+/// Likewise, named from an open directory such as /proc/PID/fdinfo.
+Result<std::string> read_record_at(int directory, const std::string& name);
 Result<std::string> read_file(const std::string& path);
 /// Target of a link of any length.
 Result<std::string> read_link(const std::string& path);

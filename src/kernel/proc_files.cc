@@ -50,8 +50,9 @@ int read_all(int fd, std::string& text, Extent extent) {
   }
 }
 
-Result<std::string> read_path(const std::string& path, pid_t pid, Extent extent = Extent::open_ended) {
-  UniqueFd file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+Result<std::string> read_path(const std::string& path, pid_t pid, Extent extent = Extent::open_ended,
+                              int directory = AT_FDCWD) {
+  UniqueFd file(openat(directory, path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!file.valid()) return fail(proc_error("open", pid, path, errno));
   std::string text;
   if (const int error = read_all(file.get(), text, extent)) return fail(proc_error("read", pid, path, error));
@@ -94,6 +95,10 @@ Result<std::string> read_proc(pid_t pid, std::string_view name) {
 
 Result<std::string> read_record(pid_t pid, std::string_view name) {
   return read_path(fmt::format("/proc/{}/{}", pid, name), pid, Extent::record);
+}
+
+Result<std::string> read_record_at(int directory, const std::string& name) {
+  return read_path(name, 0, Extent::record, directory);
 }
 
 Result<std::string> read_file(const std::string& path) { return read_path(path, 0); }

@@ -82,10 +82,11 @@ Status pidfd_kill(int pidfd, int signal) {
   return fail_errno("pidfd_send_signal", fmt::format("signal {}", signal));
 }
 
-Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a, int b) {
-  // 0 equal, 1 less, 2 greater, 3 not equal but unordered: kernel/kcmp.c, kcmp_ptr() never gives 3.
-  switch (syscall(SYS_kcmp, pid1, pid2, kernel_kcmp_type(type), static_cast<unsigned long>(a),
-                  static_cast<unsigned long>(b))) {
+namespace {
+
+/// 0 equal, 1 less, 2 greater, 3 not equal but unordered: kernel/kcmp.c, kcmp_ptr() never gives 3.
+Result<std::strong_ordering> order_of(long answer, pid_t pid1, pid_t pid2) {
+  switch (answer) {
     case 0:
       return std::strong_ordering::equal;
     case 1:
@@ -97,6 +98,19 @@ Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a, 
     default:
       return fail(Error::unsupported("kcmp", "this kernel does not order objects"));
   }
+}
+
+}  // namespace
+
+Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a, int b) {
+  return order_of(syscall(SYS_kcmp, pid1, pid2, kernel_kcmp_type(type), static_cast<unsigned long>(a),
+                          static_cast<unsigned long>(b)),
+                  pid1, pid2);
+}
+
+Result<std::strong_ordering> kcmp_epoll(pid_t pid, int fd, pid_t holder, const EpollSlot& slot) {
+  const kcmp_epoll_slot wanted{static_cast<uint32_t>(slot.epoll), static_cast<uint32_t>(slot.target), slot.nth};
+  return order_of(syscall(SYS_kcmp, pid, holder, KCMP_EPOLL_TFD, static_cast<unsigned long>(fd), &wanted), pid, holder);
 }
 
 Status read_memory(pid_t pid, RemoteAddress from, std::span<uint8_t> into) {

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <compare>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,15 @@ Status pidfd_kill(int pidfd, int signal);
 enum class KcmpType { file, vm, files, fs, sighand, io, sysvsem };
 /// Order of two kernel objects: equal means the same object. For KcmpType::file a and b are descriptor numbers.
 Result<std::strong_ordering> kcmp(pid_t pid1, pid_t pid2, KcmpType type, int a = 0, int b = 0);
+/// One target of an epoll, as kcmp(2) finds it: `nth` of those that were added under this number, in the order of
+/// fdinfo.
+struct EpollSlot {
+  int epoll = -1, target = -1;
+  uint32_t nth = 0;
+};
+/// Order of the open file description behind a descriptor of `pid` to that of a target of an epoll of `holder`. The
+/// kernel looks through the targets one by one.
+Result<std::strong_ordering> kcmp_epoll(pid_t pid, int fd, pid_t holder, const EpollSlot&);
 /// Objects in the kernel's own order, which kcmp(2) tells: whether one is known takes the logarithm of their number.
 class OrderedObjects {
  public:
@@ -29,18 +39,36 @@ class OrderedObjects {
   /// `compare(a, b)` gives a Result<std::strong_ordering>.
   template <typename Compare>
   Result<size_t> first_like(size_t candidate, Compare compare) {
-    size_t low = 0, high = known_.size();
-    while (low < high) {
-      const size_t middle = (low + high) / 2;
-      const std::strong_ordering order = TRY(compare(candidate, known_[middle]));
-      if (order == std::strong_ordering::equal) return known_[middle];
-      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
-    }
-    known_.insert(known_.begin() + static_cast<ptrdiff_t>(low), candidate);
+    const auto [place, known] = TRY(place_of([&](size_t other) { return compare(candidate, other); }));
+    if (known) return known_[place];
+    known_.insert(known_.begin() + static_cast<ptrdiff_t>(place), candidate);
     return candidate;
+  }
+  /// The known one that is the same object as what `compare(known)` gives the order of to it, if there is one.
+  template <typename Compare>
+  Result<std::optional<size_t>> find(Compare compare) const {
+    const auto [place, known] = TRY(place_of(compare));
+    if (!known) return std::nullopt;
+    return known_[place];
   }
 
  private:
+  struct Place {
+    size_t index;
+    bool known;
+  };
+  template <typename Compare>
+  Result<Place> place_of(Compare compare) const {
+    size_t low = 0, high = known_.size();
+    while (low < high) {
+      const size_t middle = (low + high) / 2;
+      const std::strong_ordering order = TRY(compare(known_[middle]));
+      if (order == std::strong_ordering::equal) return Place{middle, true};
+      (order == std::strong_ordering::less ? high : low) = order == std::strong_ordering::less ? middle : middle + 1;
+    }
+    return Place{low, false};
+  }
+
   std::vector<size_t> known_;
 };
 

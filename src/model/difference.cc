@@ -148,12 +148,21 @@ void compare_address_spaces(Comparison& check, const AddressSpace& a, const Addr
 
 std::string describe(const KindState& state) { return state.value ? state.value->describe() : "nothing"; }
 
+std::vector<std::string> texts(const std::vector<Watch>& watches) {
+  std::vector<std::string> texts;
+  for (const auto& watch : watches)
+    texts.push_back(
+        fmt::format("{} as {}: events {:#x}, data {:#x}", watch.target, watch.fd, watch.events, watch.data));
+  return texts;
+}
+
 void compare_descriptions(Comparison& check, const OpenDescription& a, const OpenDescription& b) {
   const std::string subject = fmt::format("open file {} ({})", a.id, describe(a.state));
   check.values("files.flags", subject, a.flags, b.flags);
   check.values("files.position", subject, a.position, b.position);
   check.equal("files.owner", subject, a.owner, b.owner);
   check.values("files.carries", subject, a.carries, b.carries);
+  check.values("files.watches", subject, texts(a.watches), texts(b.watches));
   if (!(a.state == b.state)) {
     check.note("files.state", fmt::format("{}: was {}, is {}", subject, describe(a.state), describe(b.state)));
   }

@@ -54,6 +54,16 @@ struct FileOwner {
   friend bool operator==(const FileOwner&, const FileOwner&) = default;
 };
 
+/// One thing that an epoll waits for. The kernel tells them apart by description and number (fs/eventpoll.c,
+/// epoll_filefd).
+struct Watch {
+  ObjectId target;      ///< a description: it may be open under other numbers, and in other processes, than at first
+  int fd = -1;          ///< the number under which it was added, and under which it is changed and removed
+  uint32_t events = 0;  ///< EPOLL*; of a one-shot that has fired only what epoll_ctl(2) does not clear
+  uint64_t data = 0;
+  friend auto operator<=>(const Watch&, const Watch&) = default;
+};
+
 /// An open file description.
 struct OpenDescription {
   ObjectId id;
@@ -62,6 +72,8 @@ struct OpenDescription {
   FileOwner owner;
   KindState state;                ///< what it refers to
   std::vector<ObjectId> carries;  ///< descriptions that it keeps open itself: in flight in a socket's queue; ascending
+  bool starts_last = false;       ///< what goes on in it (a timer runs, files are watched) begins when all are complete
+  std::vector<Watch> watches;     ///< of an epoll; ascending
   friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
 };
 

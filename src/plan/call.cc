@@ -14,7 +14,8 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"write_fully", Call::write_fully},
                                                                   {"move_fd", Call::move_fd},
                                                                   {"get_actions", Call::get_actions},
-                                                                  {"start_overrun_timer", Call::start_overrun_timer}};
+                                                                  {"start_overrun_timer", Call::start_overrun_timer},
+                                                                  {"epoll_add_fired", Call::epoll_add_fired}};
 
 constexpr std::string_view unnamed = "syscall ";
 

@@ -61,6 +61,8 @@ struct Call {
   /// args: timer id, clock, struct itimerspec (interval and what remains), signal, overruns. Starts an interval timer
   /// as if its last signal had come after so many overruns (timer_getoverrun).
   static constexpr uint32_t start_overrun_timer = 0x10004;
+  /// args: epoll, target, struct epoll_event for all events, and one for those that a fired one-shot keeps.
+  static constexpr uint32_t epoll_add_fired = 0x10005;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -212,6 +212,26 @@ struct TransferFd {
   }
 };
 
+/// What is left of the events of a one-shot that has fired (fs/eventpoll.c, EP_PRIVATE_BITS): EPOLLWAKEUP,
+/// EPOLLONESHOT, EPOLLET and EPOLLEXCLUSIVE.
+inline constexpr uint32_t kept_by_one_shot = 1u << 29 | 1u << 30 | 1u << 31 | 1u << 28;
+inline constexpr bool has_fired(uint32_t events) { return (events & ~kept_by_one_shot) == 0; }
+/// epoll_ctl(2), EPOLL_CTL_ADD. What has fired is made to fire again, and what that takes must not be of other targets:
+/// such are added before all others.
+struct EpollAdd {
+  static constexpr std::string_view name = "EPOLL_ADD";
+  int epoll_fd = 0, fd = 0;
+  uint32_t events = 0;
+  uint64_t data = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("epoll_fd", s.epoll_fd);
+    v("fd", s.fd);
+    v("events", s.events);
+    v("data", s.data);
+  }
+};
+
 // ---- memory. prot and flags are PROT_* and MAP_* beyond what the command itself says.
 
 struct Mmap {
@@ -311,7 +331,8 @@ struct LoadPages {
 // ---- everything else
 
 /// A room's own system calls. What the verifier has to know of them is declared: the attribute of the task they
-/// establish, descriptors that appear, capabilities they need.
+/// establish, descriptors that appear or are started, capabilities and processes they need.
+/// A descriptor and the open file description that is behind it.
 struct Created {
   int fd = 0;
   ObjectId description;
@@ -325,6 +346,8 @@ struct Perform {
   std::vector<Created> creates;
   Calls calls;
   std::vector<Created> completes = {};  ///< get here what they carry (model::OpenDescription::carries)
+  std::vector<Created> starts = {};     ///< what goes on in them begins (model::OpenDescription::starts_last)
+  std::vector<Pid> processes = {};      ///< that have to be there: those that a pidfd is opened for
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("purpose", s.purpose);
@@ -332,6 +355,8 @@ struct Perform {
     v("needs", s.needs);
     v("creates", s.creates);
     v("completes", s.completes);
+    v("starts", s.starts);
+    v("processes", s.processes);
     v("calls", s.calls);
   }
 };
@@ -343,8 +368,8 @@ struct Ready {
 };
 
 using Action = std::variant<Fork, Clone, StartThread, ExitThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await,
-                            Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, Mmap, MmapAnon, Mremap, Munmap,
-                            Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
+                            Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, EpollAdd, Mmap, MmapAnon,
+                            Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

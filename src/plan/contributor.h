@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -52,6 +53,7 @@ struct Placement {
   int fd = -1;
   int scratch = -1;  ///< so many numbers from here on are free for the maker's own use
   static constexpr int scratch_numbers = 4;
+  Pid process;  ///< a child of the runner that has ended (DescriptionMaker::ended_process)
 };
 
 /// Which descriptions are open in a process, under which number.
@@ -89,6 +91,12 @@ class DescriptionMaker {
   virtual Status complete(const model::Application&, std::span<const Placement>, const OpenNumbers&, Sink&) const {
     return {};
   }
+  /// Commands that start what starts last, by a process that has it at this number, in stage final.
+  virtual void start(const model::Application&, const model::OpenDescription&, int /*fd*/, Sink&) const {}
+  /// The process that a pidfd refers to: it exists when `make` runs. 0: none.
+  virtual Pid process(const model::OpenDescription&) const { return {}; }
+  /// A pidfd of a process that has ended, with this wait status, and was reaped: one like it is there when `make` runs.
+  virtual std::optional<int> ended_process(const model::OpenDescription&) const { return std::nullopt; }
   /// Offset is restored by LSEEK after `make`.
   virtual bool seekable() const { return false; }
 };

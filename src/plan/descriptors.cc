@@ -11,6 +11,8 @@ namespace {
 
 std::string opened_by(Pid pid) { return fmt::format("opened by {}", pid); }
 std::string taken_from(Pid pid) { return fmt::format("taken from {}", pid); }
+std::string borrowed_from(Pid pid) { return fmt::format("borrowed from {}", pid); }
+std::string is_there(Pid pid) { return fmt::format("{} is there", pid); }
 
 /// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones,
 /// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm).
@@ -39,6 +41,11 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
   }
   add_mapped_files();
   add_carried();
+  add_watchers();
+  for (const auto& [id, made] : made_) {
+    if (out.application.descriptions.at(id).starts_last && !made.uses.empty())
+      starters_[made.uses.front().pid].push_back(id);
+  }
 }
 
 /// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
@@ -52,6 +59,8 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   made.temporary = fd < 0;
   const auto& description = out_.application.descriptions.at(id);
   made.maker = out_.maker(description);
+  if (const Pid wanted = made.maker == nullptr ? Pid{} : made.maker->process(description); wanted.value != 0)
+    referred_.insert(wanted);
   const std::pair together(made.maker, made.maker != nullptr ? made.maker->made_together(description) : ObjectId{});
   const auto group = together.second.value == 0 ? group_of_.end() : group_of_.find(together);
   if (group == group_of_.end()) {
@@ -97,8 +106,50 @@ void DescriptorPlan::add_carried() {
   }
 }
 
+void DescriptorPlan::add_watchers() {
+  for (const auto& [id, made] : made_) {
+    const auto& watches = out_.application.descriptions.at(id).watches;
+    if (watches.empty()) continue;
+    const Pid watcher = watcher_of(made, watches);
+    watchers_[watcher].push_back(id);
+    for (const auto& watch : watches) {
+      const auto target = made_.find(watch.target);
+      if (target == made_.end() || holds(watcher, target->second)) continue;
+      target->second.borrowed = true;
+      borrowed_by_[watcher].emplace(watch.target, -1);
+    }
+  }
+}
+
 void DescriptorPlan::need(ObjectId id, Pid pid) {
   if (known(id, pid, -1).needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(id);
+}
+
+/// Of those who hold the epoll the one that has most of what it waits for in its place: mostly the one who added it.
+Pid DescriptorPlan::watcher_of(const Made& epoll, const std::vector<model::Watch>& watches) const {
+  Pid best = epoll.owner;
+  ptrdiff_t most = -1;
+  for (const auto& use : epoll.uses) {
+    const auto count = std::ranges::count_if(watches, [&](const auto& watch) { return is_in_place(use.pid, watch); });
+    if (count > most) most = count, best = use.pid;
+    if (static_cast<size_t>(most) == watches.size()) break;
+  }
+  return best;
+}
+
+bool DescriptorPlan::holds(Pid pid, const Made& made) {
+  return made.owner == pid || std::ranges::find(made.uses, pid, &Use::pid) != made.uses.end();
+}
+
+int DescriptorPlan::number_in(Pid pid, const Made& made) {
+  const auto use = std::ranges::find(made.uses, pid, &Use::pid);
+  return use == made.uses.end() ? made.fd : use->fd;
+}
+
+bool DescriptorPlan::is_in_place(Pid pid, const model::Watch& watch) const {
+  const auto& slots = out_.application.descriptor_tables.at(out_.tasks.find(pid)->descriptors).slots;
+  const auto slot = slots.find(watch.fd);
+  return slot != slots.end() && slot->second.description == watch.target;
 }
 
 bool DescriptorPlan::works_on_table(const model::Task& task) const {
@@ -123,7 +174,22 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     made.scratch = placements.back().scratch;
   }
   auto sink = out_.process(pid);
-  TRY(made_.at(group.front()).maker->make(out_.application, placements, sink));
+  const auto& maker = *made_.at(group.front()).maker;
+  const auto& first = *placements.front().description;
+  if (const Pid needed = maker.process(first); needed.value != 0 && needed != pid)
+    out_.await_all(sink, is_there(needed));
+  const auto ended = maker.ended_process(first);
+  const Pid child = ended ? out_.fresh_pid() : Pid{};
+  if (ended) {
+    sink.add(Fork{child});
+    for (auto& placement : placements) placement.process = child;
+  }
+  TRY(maker.make(out_.application, placements, sink));
+  if (ended) {
+    out_.process(child).add(Exit{*ended});
+    sink.add(Wait{child});
+    out_.bereaved.insert(pid);
+  }
   for (const auto& placement : placements) set_state(pid, *placement.description, made_.at(placement.description->id));
   return {};
 }
@@ -134,6 +200,11 @@ void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descriptio
   if (auto calls = owner_calls(made.fd, description.owner); !calls.empty()) {
     sink.perform(fmt::format("owner of descriptor {}", made.fd), "", std::move(calls));
   }
+  if (description.starts_last && made.uses.empty()) made.maker->start(out_.application, description, made.fd, sink);
+}
+
+void DescriptorPlan::born(Pid pid) {
+  if (referred_.contains(pid)) out_.post(out_.process(pid), is_there(pid));
 }
 
 Status DescriptorPlan::make(Pid pid) {
@@ -148,6 +219,7 @@ Status DescriptorPlan::make(Pid pid) {
     for (const ObjectId id : group) {
       for (const auto& use : made_.at(id).uses) wanted_elsewhere = wanted_elsewhere || use.pid != pid;
       for (const auto& [user, fd] : made_.at(id).needed_at) wanted_elsewhere = wanted_elsewhere || user != pid;
+      wanted_elsewhere = wanted_elsewhere || made_.at(id).borrowed;
     }
   }
   if (wanted_elsewhere) out_.post(out_.process(pid), opened_by(pid));
@@ -210,6 +282,71 @@ Status DescriptorPlan::complete(Pid pid) {
   return {};
 }
 
+void DescriptorPlan::borrow(Pid pid) {
+  const auto wanted = borrowed_by_.find(pid);
+  if (wanted == borrowed_by_.end()) return;
+  auto sink = out_.process(pid);
+  std::set<Pid> sources;
+  for (auto& [id, fd] : wanted->second) {
+    const auto& made = made_.at(id);
+    fd = out_.temporary_fd();
+    if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
+    sink.add(TransferFd{made.owner, pid, made.fd, fd, true});
+  }
+  for (const Pid source : sources) out_.post(sink, borrowed_from(source));
+}
+
+void DescriptorPlan::watch(Pid pid) {
+  const auto epolls = watchers_.find(pid);
+  if (epolls == watchers_.end()) return;
+  auto sink = out_.process(pid);
+  for (const ObjectId id : epolls->second) {
+    const int epoll = number_in(pid, made_.at(id));
+    auto watches = out_.application.descriptions.at(id).watches;
+    std::ranges::stable_partition(watches, has_fired, &model::Watch::events);  // EpollAdd
+    for (const auto& watch : watches) {
+      if (is_in_place(pid, watch))
+        sink.add(EpollAdd{epoll, watch.fd, watch.events, watch.data});
+      else if (made_.contains(watch.target))
+        watch_out_of_place(pid, watch, epoll);
+    }
+  }
+  for (const auto& [id, fd] : borrowed_by_[pid]) sink.add(Close{fd});
+}
+
+/// Its number has been closed since, or given to something else, which steps aside for a moment.
+void DescriptorPlan::watch_out_of_place(Pid pid, const model::Watch& watch, int epoll) {
+  auto sink = out_.process(pid);
+  const auto borrowed = borrowed_by_[pid].find(watch.target);
+  const int source = borrowed != borrowed_by_[pid].end() ? borrowed->second : number_in(pid, made_.at(watch.target));
+  const auto& slots = out_.application.descriptor_tables.at(out_.tasks.find(pid)->descriptors).slots;
+  const auto other = slots.find(watch.fd);
+  const int aside = other == slots.end() ? -1 : out_.temporary_fd();
+  if (aside >= 0) {
+    out_.await_all(sink, taken_from(pid));
+    out_.await_all(sink, borrowed_from(pid));
+    sink.add(Dup2{watch.fd, aside, true});
+    sink.add(Close{watch.fd});
+  }
+  sink.add(Dup2{source, watch.fd, true});
+  sink.add(EpollAdd{epoll == watch.fd ? aside : epoll, watch.fd, watch.events, watch.data});
+  sink.add(Close{watch.fd});
+  if (aside >= 0) {
+    sink.add(Dup2{aside, watch.fd, other->second.close_on_exec});
+    sink.add(Close{aside});
+  }
+}
+
+void DescriptorPlan::start(Pid pid) {
+  const auto started = starters_.find(pid);
+  if (started == starters_.end()) return;
+  auto sink = out_.process(pid);
+  for (const ObjectId id : started->second) {
+    const auto& made = made_.at(id);
+    made.maker->start(out_.application, out_.application.descriptions.at(id), number_in(pid, made), sink);
+  }
+}
+
 void DescriptorPlan::close_temporaries(Pid pid) {
   for (const ObjectId id : needed_by_[pid]) {
     const auto& made = made_.at(id);
@@ -222,7 +359,10 @@ void DescriptorPlan::close_temporaries(Pid pid) {
     for (const ObjectId id : group) {
       const auto& made = made_.at(id);
       if (!made.temporary) continue;
-      if (!waited) out_.await_all(out_.process(pid), taken_from(pid));
+      if (!waited) {
+        out_.await_all(out_.process(pid), taken_from(pid));
+        out_.await_all(out_.process(pid), borrowed_from(pid));
+      }
       waited = true;
       out_.process(pid).add(Close{made.fd});
     }

@@ -16,6 +16,14 @@ class DescriptorPlan {
   void take(Pid);
   /// Puts into descriptions that the process has made what they carry: after `take`.
   Status complete(Pid);
+  /// A process of the tree has just been created.
+  void born(Pid);
+  /// What the process adds to its epolls and does not hold itself comes to it for a while.
+  void borrow(Pid);
+  /// Epolls get what they wait for, under the numbers it was added under, whatever these are now.
+  void watch(Pid);
+  /// Starts what starts last: every process is complete.
+  void start(Pid);
   /// Descriptors that were open only for others.
   void close_temporaries(Pid);
   /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only needs
@@ -36,6 +44,7 @@ class DescriptorPlan {
     bool temporary = false;
     int scratch = -1;
     const DescriptionMaker* maker = nullptr;
+    bool borrowed = false;  ///< by a process that does not hold it (`borrow`)
     std::vector<Use> uses;
     std::map<Pid, int> needed_at;  ///< processes that need it for a while → the passing number there, -1: not yet
   };
@@ -44,6 +53,13 @@ class DescriptorPlan {
   void add_mapped_files();
   void add_carried();
   void need(ObjectId, Pid);
+  void add_watchers();
+  Pid watcher_of(const Made& epoll, const std::vector<model::Watch>&) const;
+  static bool holds(Pid, const Made&);
+  /// The number under which a process that holds it has it.
+  static int number_in(Pid, const Made&);
+  bool is_in_place(Pid, const model::Watch&) const;
+  void watch_out_of_place(Pid, const model::Watch&, int epoll);
   Status make_group(Pid, const std::vector<ObjectId>& group);
   void set_state(Pid, const model::OpenDescription&, const Made&);
   void duplicate_here(Pid, const Made&);
@@ -54,6 +70,10 @@ class DescriptorPlan {
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
+  std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for
+  std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
+  std::map<Pid, std::vector<ObjectId>> starters_;       ///< what starts last, by the process that starts it
+  std::set<Pid> referred_;                              ///< processes that a pidfd refers to
   /// What a maker calls "made together" → owner and index in its groups.
   std::map<std::pair<const DescriptionMaker*, ObjectId>, std::pair<Pid, size_t>> group_of_;
 };

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "model/application.h"
@@ -27,6 +28,8 @@ class Emission {
   const PlanOptions& options;
   Program program;
   std::map<std::string, uint32_t> posted;  ///< how often an event is posted so far
+  /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
+  std::set<Pid> bereaved;
 
   /// START_THREAD of all but the leader.
   void start_threads(const model::Task& task) {
@@ -75,12 +78,20 @@ class Emission {
     table.last = pid;
   }
 
+  /// A number for a process that is there for a while only. `taken`: by others.
+  void reserve_pids(std::set<pid_t> taken, pid_t first) { taken_pids_ = std::move(taken), next_pid_ = first; }
+  Pid fresh_pid() {
+    while (taken_pids_.contains(next_pid_)) ++next_pid_;
+    taken_pids_.insert(next_pid_);
+    return Pid{next_pid_++};
+  }
+
   /// A descriptor number that no table of the tree uses, different each time.
   int temporary_fd() { return next_temporary_++; }
   Placement placement(const model::OpenDescription& description, int fd) {
     const int scratch = next_temporary_;
     next_temporary_ += Placement::scratch_numbers;
-    return {&description, fd, scratch};
+    return {&description, fd, scratch, {}};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
   /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
@@ -100,6 +111,8 @@ class Emission {
   };
   std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
+  std::set<pid_t> taken_pids_;
+  pid_t next_pid_ = 0;
 };
 
 }  // namespace stasis::plan

@@ -107,7 +107,7 @@ class Planner {
     build_threads();
     complete();
     supervise(Stage::settle);
-    finish(emission.bereaved());
+    finish();
     return std::move(out_.program);
   }
 
@@ -118,6 +118,9 @@ class Planner {
     int highest = 2;
     for (const auto& [id, table] : application_.descriptor_tables) {
       if (!table.slots.empty()) highest = std::max(highest, table.slots.rbegin()->first);
+    }
+    for (const auto& [id, description] : application_.descriptions) {
+      for (const auto& watch : description.watches) highest = std::max(highest, watch.fd);
     }
     const int first = std::max(highest + 1, options_.first_free_fd);
     out_.program.images_fd = first;
@@ -174,6 +177,7 @@ class Planner {
 
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
+    descriptors_->born(pid);
     const auto* task = out_.tasks.find(pid);
     const auto* parent = out_.tasks.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
@@ -238,6 +242,19 @@ class Planner {
       descriptors_->take(task.pid);
       return descriptors_->complete(task.pid);
     }));
+    // Everybody has what belongs to him: now epolls get what they wait for.
+    TRY(each_live([&](const model::Task& task) -> Status {
+      if (!descriptors_->works_on_table(task)) return {};
+      out_.take_table(task.pid);
+      descriptors_->borrow(task.pid);
+      return {};
+    }));
+    TRY(each_live([&](const model::Task& task) -> Status {
+      if (!descriptors_->works_on_table(task)) return {};
+      out_.take_table(task.pid);
+      descriptors_->watch(task.pid);
+      return {};
+    }));
     TRY(each_live([&](const model::Task& task) -> Status {
       out_.take_table(task.pid);
       auto plan = memory_plan(task);
@@ -294,7 +311,7 @@ class Planner {
     out_.await_all(out_.process(Pid{0}), "complete");
   }
 
-  void finish(const std::set<Pid>& bereaved) {
+  void finish() {
     out_.post(out_.process(Pid{0}), "settled");
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
@@ -302,8 +319,11 @@ class Planner {
         auto sink = out_.thread(task.pid, thread.tid);
         out_.await_all(sink, "settled");
         if (thread.tid == leader_of(task.pid)) {
-          if (bereaved.contains(task.pid)) forget_children(task, sink);
-          if (descriptors_->works_on_table(task)) sink.add(Close{out_.program.images_fd});
+          if (out_.bereaved.contains(task.pid)) forget_children(task, sink);
+          if (descriptors_->works_on_table(task)) {
+            sink.add(Close{out_.program.images_fd});
+            descriptors_->start(task.pid);
+          }
         }
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::final, application_, task, thread, sink);

@@ -9,15 +9,9 @@
 namespace stasis::plan {
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
-    : out_(out), tree_(tree), hooks_(std::move(hooks)), taken_(tree.taken) {
+    : out_(out), tree_(tree), hooks_(std::move(hooks)) {
   const auto first = out.options.first_transient_pid;
-  next_pid_ = first != 0 && !tree.root_is_namespace_init ? first : *std::ranges::max_element(taken_) + 1;
-}
-
-Pid TreeEmission::fresh_pid() {
-  while (taken_.contains(next_pid_)) ++next_pid_;
-  taken_.insert(next_pid_);
-  return Pid{next_pid_++};
+  out.reserve_pids(tree.taken, first != 0 && !tree.root_is_namespace_init ? first : *tree.taken.rbegin() + 1);
 }
 
 Status TreeEmission::create() {
@@ -127,7 +121,7 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
 /// subreaper among the relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would
 /// take each other's children.
 Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
-  const Pid relay = fresh_pid();
+  const Pid relay = out_.fresh_pid();
   const Pid adopter = tree_.nodes.at(child).parent;
   const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
   Fork fork = birth_of<Fork>(out_.tasks, creator, child);
@@ -149,7 +143,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   out_.await_all(out_.process(relay), lift + " grown");
   out_.process(relay).add(Exit{0});
   out_.process(creator).add(Wait{relay});
-  bereaved_.insert(creator);
+  out_.bereaved.insert(creator);
   out_.post(out_.process(creator), lift + " moved");
   out_.await_all(out_.process(adopter), lift + " moved");
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{false});
@@ -158,9 +152,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   return {};
 }
 
-void TreeEmission::groups() {
-  emit_groups(out_, tree_, [this] { return fresh_pid(); }, bereaved_);
-}
+void TreeEmission::groups() { emit_groups(out_, tree_); }
 
 void TreeEmission::end_dead_leaders(Pid pid) {
   for (const auto* of : {&tree_.before_setsid, &tree_.children}) {
@@ -173,7 +165,7 @@ void TreeEmission::end_dead_leaders(Pid pid) {
   out_.process(pid).add(Exit{0});
   const Pid creator = tree_.creator.at(pid);
   out_.process(creator).add(Wait{pid});
-  bereaved_.insert(creator);
+  out_.bereaved.insert(creator);
 }
 
 void TreeEmission::finish() {
@@ -187,7 +179,7 @@ void TreeEmission::finish() {
     if (!node.zombie) continue;
     out_.await_all(out_.process(pid), "grouped");
     out_.process(pid).add(Exit{node.exit_status});
-    bereaved_.insert(node.parent);
+    out_.bereaved.insert(node.parent);
   }
 }
 

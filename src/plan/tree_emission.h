@@ -24,8 +24,6 @@ class TreeEmission {
   /// Groups, then the ends of dead leaders and zombies.
   void groups();
   void finish();
-  /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
-  const std::set<Pid>& bereaved() const { return bereaved_; }
 
  private:
   Status create(Pid pid, Pid creator);
@@ -33,17 +31,13 @@ class TreeEmission {
   Status spawn_through_relay(Pid creator, Pid child);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
-  Pid fresh_pid();
   void end_dead_leaders(Pid pid);
 
   Emission& out_;
   const CreationTree& tree_;
   TreeHooks hooks_;
-  std::set<pid_t> taken_;
-  pid_t next_pid_ = 0;
   std::string last_lift_;  ///< event: the lift before is over
   unsigned lifts_ = 0;
-  std::set<Pid> bereaved_;
   std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };
 

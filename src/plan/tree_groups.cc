@@ -9,8 +9,7 @@ namespace {
 
 class Groups {
  public:
-  Groups(Emission& out, const CreationTree& tree, const std::function<Pid()>& fresh_pid, std::set<Pid>& bereaved)
-      : out_(out), tree_(tree), fresh_pid_(fresh_pid), bereaved_(bereaved) {}
+  Groups(Emission& out, const CreationTree& tree) : out_(out), tree_(tree) {}
 
   void run() {
     for (const auto& [pid, node] : tree_.nodes) {
@@ -62,7 +61,7 @@ class Groups {
     fork.child_pid = child;
     out_.take_table(parent);
     out_.process(parent).add(fork);
-    bereaved_.insert(parent);
+    out_.bereaved.insert(parent);
   }
 
   void found(Pid id, Group& group) {
@@ -96,7 +95,7 @@ class Groups {
       if (next == left.end()) {  // only circles are left: each leader waits for another's coming
         next = left.begin();
         auto& group = groups_.at(*next);
-        group.helper = fresh_pid_(), group.helped_by = *next;
+        group.helper = out_.fresh_pid(), group.helped_by = *next;
         fork(*next, group.helper);
         group.is_safe = true;
       }
@@ -137,16 +136,11 @@ class Groups {
 
   Emission& out_;
   const CreationTree& tree_;
-  const std::function<Pid()>& fresh_pid_;
-  std::set<Pid>& bereaved_;
   std::map<Pid, Group> groups_;
 };
 
 }  // namespace
 
-void emit_groups(Emission& out, const CreationTree& tree, const std::function<Pid()>& fresh_pid,
-                 std::set<Pid>& bereaved) {
-  Groups(out, tree, fresh_pid, bereaved).run();
-}
+void emit_groups(Emission& out, const CreationTree& tree) { Groups(out, tree).run(); }
 
 }  // namespace stasis::plan

@@ -5,15 +5,11 @@
 // leaders holds its group for a moment.
 #pragma once
 
-#include <functional>
-#include <set>
-
 #include "plan/emission.h"
 #include "plan/tree.h"
 
 namespace stasis::plan {
 
-/// `fresh_pid` gives numbers for holders. Adds to `bereaved` whoever has had a transient child.
-void emit_groups(Emission&, const CreationTree&, const std::function<Pid()>& fresh_pid, std::set<Pid>& bereaved);
+void emit_groups(Emission&, const CreationTree&);
 
 }  // namespace stasis::plan

@@ -33,7 +33,8 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
-  bool has_death_signal = false;    ///< is sent one when its parent ends
+  bool has_death_signal = false;  ///< is sent one when its parent ends
+  Stamp born;
   Shared identity;                  ///< group and session
   Shared reaper_flag;               ///< subreaper
   Shared parentage;                 ///< parent
@@ -210,6 +211,7 @@ class Interpreter {
     Process child;
     child.pid = pid, child.parent = parent;
     child.group = now_->group, child.session = now_->session;
+    child.born = stamp();
     reads(now_->identity, "its own group and session");
     child.identity.write(stamp(), certain());
     child.parentage.write(stamp(), certain());
@@ -431,6 +433,34 @@ class Interpreter {
     if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
   }
 
+  using Watches = std::map<std::pair<ObjectId, int>, std::pair<uint32_t, uint64_t>>;  ///< target, number → events, data
+
+  void apply(const EpollAdd& add) {
+    const auto *epoll = open_slot(add.epoll_fd), *target = open_slot(add.fd);
+    if (problem_) return;
+    require(epoll->description != target->description, "an epoll cannot wait for itself (EINVAL)");
+    require(!leads_to(target->description, epoll->description), "epolls would wait for each other (ELOOP)");
+    auto& watches = watches_[epoll->description];
+    const bool fresh = watches.emplace(std::pair(target->description, add.fd), std::pair(add.events, add.data)).second;
+    require(fresh, "the epoll waits for descriptor {} already (EEXIST)", add.fd);
+    const bool in_order = !has_fired(add.events) ||
+                          std::ranges::all_of(watches, [](const auto& other) { return has_fired(other.second.first); });
+    require(in_order, "what is waited for already could fire in its place");
+  }
+  bool leads_to(ObjectId from, ObjectId to) const {
+    std::set<ObjectId> seen;
+    for (std::vector<ObjectId> open{from}; !open.empty();) {
+      const auto watches = watches_.find(open.back());
+      open.pop_back();
+      if (watches == watches_.end()) continue;
+      for (const auto& [target, what] : watches->second) {
+        if (target.first == to) return true;
+        if (seen.insert(target.first).second) open.push_back(target.first);
+      }
+    }
+    return false;
+  }
+
   // ---- memory
 
   /// The kernel's rules about mappings; those about the agent are ours.
@@ -473,8 +503,19 @@ class Interpreter {
   }
 
   void apply(const Perform& perform) {
+    for (const Pid pid : perform.processes) {
+      const auto needed = processes_.find(pid);
+      require(needed != processes_.end() && !needed->second.reaped && is_before(needed->second.born),
+              "process {} is not certain to be there (ESRCH)", pid);
+    }
     for (const auto& created : perform.creates) put(created.fd, created.description, false);
     for (const auto& completed : perform.completes) complete(completed);
+    for (const auto& started : perform.starts) {
+      const auto* slot = open_slot(started.fd);
+      require(slot == nullptr || slot->description == started.description, "descriptor {} is not what it starts",
+              started.fd);
+      require(started_.insert(started.description).second, "{} is started already", started.description);
+    }
     if (!problem_ && extent_ == Extent::whole) obey(attributes_.record(now_->pid, tid_, perform));
     // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
     if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
@@ -537,6 +578,22 @@ class Interpreter {
       require(found != processes_.end() && !found->second.reaped, "nothing creates it");
       if (!problem_) compare(task, found->second);
       if (problem_) return;
+    }
+    if (extent_ == Extent::whole) compare_descriptions();
+  }
+
+  void compare_descriptions() {
+    for (const auto& [id, description] : wanted_.descriptions) {
+      require(!description.starts_last || started_.contains(id), "nothing starts {}", id);
+      Watches watches;
+      for (const auto& watch : description.watches)
+        watches.emplace(std::pair(watch.target, watch.fd), std::pair(watch.events, watch.data));
+      require(watches == std::exchange(watches_[id], {}), "{} does not wait for what it should", id);
+    }
+    for (const auto& [id, watches] : watches_) require(watches.empty(), "{} waits for what it should not", id);
+    for (const ObjectId id : started_) {
+      const auto known = wanted_.descriptions.find(id);
+      require(known != wanted_.descriptions.end() && known->second.starts_last, "{} has nothing to start", id);
     }
   }
 
@@ -645,6 +702,8 @@ class Interpreter {
   AttributeLedger attributes_;
   std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions
   std::set<ObjectId> completed_, compared_;           ///< those that carry something
+  std::unordered_map<ObjectId, Watches> watches_;     ///< of epolls
+  std::set<ObjectId> started_;                        ///< open file descriptions
   size_t index_ = 0;
   Process* now_ = nullptr;
   Tid tid_;

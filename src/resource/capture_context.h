@@ -54,6 +54,13 @@ class CaptureContext {
   std::function<Result<ObjectId>(UniqueFd, const std::string& subject)> captured_in_flight;
   /// Such descriptors: until all contents are saved, their files can be reached through them alone.
   std::vector<UniqueFd> in_flight;
+  /// What descriptions refer to, as stat(2) tells.
+  struct Identity {
+    dev_t device = 0;
+    ino_t inode = 0;
+    mode_t type = 0;  ///< S_IF…; 0: anonymous
+  };
+  std::map<ObjectId, Identity> identities;
   /// Undone when the dump fails or the application is left running (link remaps, temporary files).
   void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
   void roll_back();
@@ -140,6 +147,7 @@ struct DescriptorProbe {
   uint32_t flags = 0;  ///< F_GETFL: access mode and status
   uint64_t position = 0;
   int64_t mount_id = -1;
+  std::string info;     ///< fdinfo of an anonymous inode (eventfd, epoll …); nothing of other kinds
   std::string subject;  ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
   /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
   Result<int> duplicate() const;

@@ -40,6 +40,7 @@ class Decoder {
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
     TRY(check_references());
+    for (const FileRoom* room : file_rooms()) TRY_IN("read open files", room->finish_decode(application_));
     TRY(pages());
     return Decoded{std::move(application_), std::move(located_)};
   }
@@ -65,7 +66,6 @@ class Decoder {
                                              std::move(description));
       if (application_.descriptions.size() == before) return reject(where(), "id", "occurs twice");
     }
-    for (const FileRoom* room : file_rooms()) TRY(room->finish_decode(application_));
     return {};
   }
 

@@ -22,7 +22,6 @@ namespace stasis::resource {
 namespace {
 
 constexpr uint32_t tmpfile_bit = 020000000;  ///< what sets O_TMPFILE apart from O_DIRECTORY, which it contains
-constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;  ///< F_SETFL's
 
 /// One slot of one table, before it is known which description it is.
 struct Slot {
@@ -100,15 +99,11 @@ struct stat stat_of(const struct statx& about) {
 
 /// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all
 /// of them at once, but makes every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
-std::string lock_on(const Reach& reach, int fd) {
-  char text[2048];
-  const UniqueFd file(openat(reach.infos.get(), fmt::format("{}", fd).c_str(), O_RDONLY | O_CLOEXEC));
-  const ssize_t length = file.valid() ? read(file.get(), text, sizeof text) : 0;
-  const std::string_view info(text, length > 0 ? static_cast<size_t>(length) : 0);
+std::string_view lock_in(std::string_view info) {
   const size_t at = info.find("\nlock:");
   if (at == std::string_view::npos) return {};
   const auto line = info.substr(at + 1);
-  return std::string(line.substr(0, line.find('\n')));
+  return line.substr(0, line.find('\n'));
 }
 
 /// Looks at one descriptor through a duplicate, which shares the description: /proc/PID/fdinfo would say the same at
@@ -134,6 +129,19 @@ Status look_through_duplicate(const CaptureContext& context, Slot& slot) {
   return {};
 }
 
+/// /proc/PID/fdinfo is only read where it says more: of locks, and of what is no file.
+Status read_info(const Reach& reach, Slot& slot) {
+  auto& made = slot.probe;
+  const bool is_anonymous = (made.stat.st_mode & S_IFMT) == 0;
+  if (!S_ISREG(made.stat.st_mode) && !is_anonymous) return {};
+  auto info = TRY(kernel::read_record_at(reach.infos.get(), fmt::format("{}", made.fd)));
+  if (is_anonymous)
+    made.info = std::move(info);
+  else
+    slot.lock = lock_in(info);
+  return {};
+}
+
 /// Called for many at the same time.
 Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
@@ -144,8 +152,7 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   if (!slot.open) return {};
   made.cached_duplicate = TRY(std::move(duplicate));
   TRY(look_through_duplicate(context, slot));
-  if (S_ISREG(made.stat.st_mode)) slot.lock = lock_on(reach, made.fd);
-  return {};
+  return read_info(reach, slot);
 }
 
 /// The descriptors that stasis may have open at once, over those it has anyway. The soft limit is raised: it guards
@@ -171,6 +178,7 @@ Result<model::OpenDescription> describe(CaptureContext& context, const Descripto
   for (const auto* room : file_rooms()) {
     if (!room->recognises(probe)) continue;
     description.state = TRY(room->capture(context, probe));
+    description.starts_last = room->starts_last(description.state);
     return description;
   }
   return fail(Error::internal("recognise a descriptor", "no room takes it: " + probe.subject));
@@ -347,6 +355,8 @@ class DescriptorCapture {
     }
     auto description = TRY(describe(context_, slot.probe, id));
     description.owner = slot.owner;
+    const auto& stat = slot.probe.stat;
+    context_.identities[id] = {stat.st_dev, stat.st_ino, stat.st_mode & S_IFMT};
     context_.application.descriptions.emplace(id, std::move(description));
     return {};
   }
@@ -366,7 +376,7 @@ class DescriptorCapture {
     probe.subject = fmt::format("{}, in flight → {}", subject, probe.link);
     probe.cached_duplicate = std::move(fd);
     TRY(look_through_duplicate(context_, slot));
-    if (S_ISREG(probe.stat.st_mode)) slot.lock = lock_on(TRY(Reach::open(probe.witness)), probe.fd);
+    TRY(read_info(TRY(Reach::open(probe.witness)), slot));
     const auto same = [&](const DescriptorProbe& other) -> Result<bool> {
       return TRY(kernel::kcmp(probe.witness, other.witness, kernel::KcmpType::file, probe.fd, other.fd)) == 0;
     };
@@ -512,9 +522,11 @@ uint32_t reopen_flags(uint32_t flags) {
   return flags | O_NOCTTY;
 }
 
+uint32_t settable_flags(uint32_t flags) { return flags & (O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME); }
+
 void set_status_flags(const model::OpenDescription& description, int fd, plan::Sink& sink) {
   if ((description.flags & O_ASYNC) == 0 || (description.flags & O_PATH) != 0) return;
-  sink.perform("status flags", "", {plan::call(SYS_fcntl, fd, F_SETFL, description.flags & settable)});
+  sink.perform("status flags", "", {plan::call(SYS_fcntl, fd, F_SETFL, settable_flags(description.flags))});
 }
 
 }  // namespace stasis::resource

@@ -45,6 +45,8 @@ model::FileOwner decode_owner(const fown_entry&);
 constexpr uint32_t path_record_id(ObjectId description) { return description.value | 0x20000000; }
 image::FileRecord path_record(const model::OpenDescription&, const std::string& path, uint32_t mode);
 
+/// Those of the status flags that F_SETFL sets.
+uint32_t settable_flags(uint32_t flags);
 /// Flags for opening a file anew: what open(2) acts on only once is left out, and O_ASYNC, which it does not act on.
 uint32_t reopen_flags(uint32_t flags);
 /// The status flags that open(2) leaves out, if there are any.

@@ -22,6 +22,8 @@ class FileRoom : public plan::DescriptionMaker {
   /// What stands behind it. Flags, position and owner are taken by the caller. A problem of the application goes to
   /// context.diagnostics and is no Error.
   virtual Result<model::KindState> capture(CaptureContext&, const DescriptorProbe&) const = 0;
+  /// Whether something goes on in it that begins when everybody is complete (plan::DescriptionMaker::start).
+  virtual bool starts_last(const model::KindState&) const { return false; }
   /// Called once after all descriptors of all tasks are known (pipes without a reader inside the tree …).
   virtual Status finish_capture(CaptureContext&) const { return {}; }
 
@@ -34,7 +36,7 @@ class FileRoom : public plan::DescriptionMaker {
   virtual std::vector<uint32_t> parts(const image::FileRecords&, const image::FileRecord&) const { return {}; }
   virtual Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord&,
                                                 model::Application&) const = 0;
-  /// Called once after all records of all kinds have been decoded.
+  /// Called once after all records of all kinds have been decoded and all tables are known.
   virtual Status finish_decode(model::Application&) const { return {}; }
 
   // -- before a restore

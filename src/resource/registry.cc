@@ -5,10 +5,15 @@
 
 #include "resource/credentials.h"
 #include "resource/descriptors.h"
+#include "resource/epoll.h"
+#include "resource/eventfd.h"
+#include "resource/fanotify.h"
 #include "resource/fs_context.h"
+#include "resource/inotify.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
+#include "resource/pidfd.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
 #include "resource/registers.h"
@@ -16,8 +21,10 @@
 #include "resource/scheduling.h"
 #include "resource/seccomp.h"
 #include "resource/signals.h"
+#include "resource/signalfd.h"
 #include "resource/terminal.h"
 #include "resource/thread_pointers.h"
+#include "resource/timerfd.h"
 #include "resource/timers.h"
 #include "resource/unix_socket.h"
 #include "resource/unsupported.h"
@@ -48,9 +55,10 @@ std::span<const TaskRoom* const> task_rooms() {
 
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
-  static const std::vector<const FileRoom*> rooms = {&regular_file_room(), &pipe_room(),     &fifo_room(),
-                                                     &memfd_room(),        &terminal_room(), &unix_socket_room(),
-                                                     &unsupported_room()};
+  static const std::vector<const FileRoom*> rooms = {
+      &regular_file_room(), &pipe_room(),    &fifo_room(),     &memfd_room(),      &terminal_room(),
+      &unix_socket_room(),  &eventfd_room(), &timerfd_room(),  &signalfd_room(),   &epoll_room(),
+      &pidfd_room(),        &inotify_room(), &fanotify_room(), &unsupported_room()};
   return rooms;
 }
 

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <iterator>
+
 namespace stasis::resource {
 namespace {
 
@@ -13,6 +16,20 @@ struct Unsupported final : model::KindValue {
     return same != nullptr && link == same->link;
   }
   std::string describe() const override { return link; }
+};
+
+/// Kinds of which more can be said than their names.
+struct Known {
+  std::string_view link, problem, advice;
+};
+constexpr Known known[] = {
+    {"anon_inode:[io_uring]",
+     "it is an io_uring: which requests are under way, and which files and buffers are registered, the kernel tells "
+     "nobody",
+     "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)"},
+    {"anon_inode:[userfaultfd]",
+     "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",
+     "have the program close it before the dump"},
 };
 
 /// What the thing is, for people.
@@ -30,8 +47,13 @@ class UnsupportedRoom final : public FileRoom {
   bool recognises(const DescriptorProbe&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
-    context.diagnostics.refuse(probe.subject, fmt::format("{} cannot be saved by this version", name_of(probe)),
-                               "close it before the dump");
+    const auto* reason = std::ranges::find(known, std::string_view(probe.link), &Known::link);
+    if (reason != std::end(known)) {
+      context.diagnostics.refuse(probe.subject, std::string(reason->problem), std::string(reason->advice));
+    } else {
+      context.diagnostics.refuse(probe.subject, fmt::format("{} cannot be saved by this version", name_of(probe)),
+                                 "close it before the dump");
+    }
     auto state = std::make_shared<Unsupported>();
     state->link = probe.link;
     return model::KindState{std::move(state)};

@@ -1,5 +1,6 @@
 // One thing is wrong in an otherwise good checkpoint: the error says which file and which field.
 #include <gmock/gmock.h>
+#include <sys/inotify.h>
 
 #include "core.pb.h"
 #include "criu_images.h"
@@ -196,6 +197,150 @@ TEST_F(Hostile, NamespacesOfItsOwn) {
               HasSubstr("ids-31907.img, field pid_ns_id"));
   EXPECT_THAT(error_of_first<inventory_entry>("inventory.img", [](auto& r) { r.set_img_version(1); }),
               HasSubstr("img_version"));
+}
+
+/// An open file of some other kind, which would be good if it were not for one field.
+class HostileFile : public Hostile {
+ protected:
+  static constexpr uint32_t id = 90001;
+  std::string error_of(fd_types type, const std::function<void(file_entry&)>& fill) {
+    return error_after<file_entry>("files.img", [&](auto& files) {
+      files.emplace_back();
+      files.back().set_type(type), files.back().set_id(id);
+      fill(files.back());
+    });
+  }
+  /// What each kind has: `entry` gets its id, flags and owner.
+  template <typename Entry>
+  static Entry& begun(Entry* entry) {
+    entry->set_id(id), entry->set_flags(2);
+    auto& owner = *entry->mutable_fown();
+    owner.set_uid(0), owner.set_euid(0), owner.set_signum(0), owner.set_pid_type(0), owner.set_pid(0);
+    return *entry;
+  }
+  static testing::Matcher<std::string> at(const std::string& field) {
+    return HasSubstr("files.img, file 90001, field " + field);
+  }
+};
+
+TEST_F(HostileFile, HasNothingOfItsKind) {
+  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD})
+    EXPECT_THAT(error_of(type, [](auto&) {}), at("type")) << fd_types_Name(type);
+}
+
+TEST_F(HostileFile, Eventfd) {
+  const auto with = [&](uint64_t counter) {
+    return error_of(EVENTFD, [&](auto& file) { begun(file.mutable_efd()).set_counter(counter); });
+  };
+  EXPECT_EQ(with(~0ull - 1), "none");
+  EXPECT_THAT(with(~0ull), at("efd.counter"));
+}
+
+TEST_F(HostileFile, Timerfd) {
+  const auto with = [&](const std::function<void(timerfd_entry&)>& change) {
+    return error_of(TIMERFD, [&](auto& file) {
+      auto& timer = begun(file.mutable_tfd());
+      timer.set_clockid(1), timer.set_ticks(0), timer.set_settime_flags(0);
+      timer.set_vsec(1), timer.set_vnsec(0), timer.set_isec(1), timer.set_insec(0);
+      change(timer);
+    });
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& t) { t.set_clockid(2); }), at("tfd.clockid"));
+  EXPECT_THAT(with([](auto& t) { t.set_settime_flags(4); }), at("tfd.settime_flags"));
+  EXPECT_THAT(with([](auto& t) { t.set_vnsec(1'000'000'000); }), at("tfd.vsec"));
+  EXPECT_THAT(with([](auto& t) { t.set_vsec(~0ull); }), at("tfd.vsec"));
+  EXPECT_THAT(with([](auto& t) { t.set_isec(1ull << 40); }), at("tfd.isec"));
+  EXPECT_THAT(with([](auto& t) { t.set_expires_ns(~0ull); }), at("tfd.expires_ns"));
+}
+
+TEST_F(HostileFile, Epoll) {
+  const auto with = [&](const std::function<void(eventpoll_tfd_entry&)>& change, int times = 1) {
+    std::string error;
+    error_after<fdinfo_entry>("fdinfo-2.img", [&](auto& slots) {
+      slots.push_back(slots.front());
+      slots.back().set_id(id), slots.back().set_type(EVENTPOLL), slots.back().set_fd(77);
+      auto writer = theirs->create("fdinfo-2.img");
+      for (const auto& slot : slots) EXPECT_TRUE(writer->append(slot));
+      EXPECT_TRUE(writer->finish());
+      error = error_of(EVENTPOLL, [&](auto& file) {
+        auto& epoll = begun(file.mutable_epfd());
+        for (int i = 0; i < times; ++i) {
+          auto& target = *epoll.add_tfd();
+          target.set_id(id), target.set_tfd(slots.front().fd()), target.set_events(0x19), target.set_data(5);
+          change(target);
+        }
+      });
+    });
+    return error;
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& t) { t.set_tfd(1u << 30); }), at("epfd.tfd"));
+  EXPECT_THAT(with([](auto& t) { t.set_added_under(~0u); }), at("epfd.tfd"));
+  EXPECT_THAT(with([](auto& t) { t.set_events(1u << 31); }), at("epfd.events"));
+  EXPECT_THAT(with([](auto& t) { t.set_tfd(4711); }), AllOf(at("epfd.tfd"), HasSubstr("not open in any")));
+  EXPECT_THAT(with([](auto& t) { t.set_target(4711); }), AllOf(at("epfd.tfd"), HasSubstr("not open in any")));
+  EXPECT_THAT(with([](auto& t) { t.set_tfd(77); }), at("epfd.tfd"));
+  EXPECT_THAT(with([](auto&) {}, 2), AllOf(at("epfd.tfd"), HasSubstr("twice")));
+}
+
+TEST_F(HostileFile, Pidfd) {
+  const auto with = [&](const std::function<void(pidfd_entry&)>& change) {
+    return error_of(PIDFD, [&](auto& file) {
+      auto& pidfd = begun(file.mutable_pidfd());
+      pidfd.set_ino(7), pidfd.set_nspid(31904);
+      change(pidfd);
+    });
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_EQ(with([](auto& p) { p.set_nspid(-1); }), "none");
+  EXPECT_THAT(with([](auto& p) { p.set_nspid(4711); }), AllOf(at("pidfd.nspid"), HasSubstr("not part of the tree")));
+  EXPECT_THAT(with([](auto& p) { p.set_nspid(-2); }), at("pidfd.nspid"));
+  EXPECT_THAT(with([](auto& p) { p.set_nspid(0); }), at("pidfd.nspid"));
+  for (const uint32_t status : {0x10000u, 0x7fu, 19u, 17u, 0x137fu})
+    EXPECT_THAT(with([&](auto& p) { p.set_nspid(-1), p.set_exit_status(status); }), at("pidfd.exit_status")) << status;
+}
+
+TEST_F(HostileFile, Inotify) {
+  const auto with = [&](const std::function<void(inotify_wd_entry&)>& change, int times = 1) {
+    return error_of(INOTIFY, [&](auto& file) {
+      auto& inotify = begun(file.mutable_ify());
+      for (int i = 0; i < times; ++i) {
+        auto& watch = *inotify.add_wd();
+        watch.set_id(id), watch.set_i_ino(1), watch.set_mask(2), watch.set_ignored_mask(0), watch.set_s_dev(0);
+        watch.set_wd(5), watch.mutable_f_handle()->set_bytes(0), watch.mutable_f_handle()->set_type(0);
+        watch.mutable_f_handle()->set_path("/");
+        change(watch);
+      }
+    });
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& w) { w.set_wd(0); }), at("ify.wd"));
+  EXPECT_THAT(with([](auto& w) { w.set_wd(1u << 31); }), at("ify.wd"));
+  EXPECT_THAT(with([](auto& w) { w.set_mask(IN_ISDIR); }), at("ify.wd.mask"));
+  EXPECT_THAT(with([](auto& w) { w.mutable_f_handle()->set_bytes(8); }), at("ify.wd.f_handle.bytes"));
+  EXPECT_THAT(with([](auto& w) { w.mutable_f_handle()->set_path("etc"); }), at("ify.wd.f_handle.path"));
+  EXPECT_THAT(with([](auto& w) { w.mutable_f_handle()->clear_path(); }), at("ify.wd.f_handle.path"));
+  EXPECT_THAT(with([](auto& w) { w.mutable_f_handle()->set_path(std::string("/a\0b", 4)); }),
+              at("ify.wd.f_handle.path"));
+  EXPECT_THAT(with([](auto&) {}, 2), AllOf(at("ify.wd"), HasSubstr("twice")));
+}
+
+TEST_F(HostileFile, Fanotify) {
+  const auto with = [&](const std::function<void(fanotify_mark_entry&)>& change) {
+    return error_of(FANOTIFY, [&](auto& file) {
+      auto& fanotify = begun(file.mutable_ffy());
+      fanotify.set_faflags(0), fanotify.set_evflags(0);
+      auto& mark = *fanotify.add_mark();
+      mark.set_id(id), mark.set_type(MOUNT), mark.set_mflags(0), mark.set_mask(2), mark.set_ignored_mask(0);
+      mark.set_s_dev(0), mark.mutable_me()->set_mnt_id(1), mark.mutable_me()->set_path("/");
+      change(mark);
+    });
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& m) { m.mutable_me()->clear_path(); }), at("ffy.mark.me.path"));
+  EXPECT_THAT(with([](auto& m) { m.clear_me(); }), at("ffy.mark.me.path"));
+  EXPECT_THAT(with([](auto& m) { m.set_type(INODE); }), at("ffy.mark.ie"));
 }
 
 TEST_F(Hostile, PagesWhereNothingIs) {

@@ -26,14 +26,32 @@ struct FakeMaker : DescriptionMaker {
   bool reopenable() const override { return true; }
   bool seekable() const override { return true; }
   Status make(const model::Application&, std::span<const Placement> placements, Sink& sink) const override {
-    for (const auto& placement : placements) sink.add(Open{"/fake", 0, 0, placement.fd, placement.description->id});
+    for (const auto& placement : placements) {
+      sink.add(Open{"/fake", 0, 0, placement.fd, placement.description->id});
+      if (const Pid needed = process(*placement.description); needed.value != 0) {
+        Perform perform{"look at a process", "", {}, {}, {call(4)}};
+        perform.processes.push_back(needed);
+        sink.add(std::move(perform));
+      }
+    }
     return {};
   }
   Status complete(const model::Application&, std::span<const Placement> placements, const OpenNumbers&,
                   Sink& sink) const override {
-    for (const auto& [description, fd, scratch] : placements)
-      sink.add(Perform{"fill", "", {}, {}, {call(3)}, {{fd, description->id}}});
+    for (const auto& placement : placements) {
+      Perform perform{"fill", "", {}, {}, {call(3)}};
+      perform.completes.push_back({placement.fd, placement.description->id});
+      sink.add(std::move(perform));
+    }
     return {};
+  }
+  void start(const model::Application&, const model::OpenDescription& description, int fd, Sink& sink) const override {
+    Perform perform{"start /fake", "", {}, {}, {call(3)}};
+    perform.starts.push_back({fd, description.id});
+    sink.add(std::move(perform));
+  }
+  Pid process(const model::OpenDescription& description) const override {
+    return description.id.value == 507 ? Pid{105} : Pid{};
   }
   void contribute(Stage stage, const model::Application&, Sink& sink) const override {
     if (stage == Stage::prepare) sink.perform("make /fake", "", {call(1)});
@@ -42,8 +60,9 @@ struct FakeMaker : DescriptionMaker {
 };
 
 /// Seven processes: threads, one whose first has ended, a zombie, a session whose leader is dead, a group led from
-/// elsewhere, a lift to a subreaper, descriptors and a table shared, some in flight, memory with stored pages, one of
-/// which a child inherits.
+/// elsewhere, a lift to a subreaper, descriptors and a table shared, some in flight, an epoll whose targets are under
+/// their numbers, in another process and under the number that it has itself by now, something that is started last,
+/// memory with stored pages, one of which a child inherits.
 class Sample {
  public:
   Sample() {
@@ -71,6 +90,11 @@ class Sample {
     describe(504), describe(505);  // in no table
     application_.descriptions.at(ObjectId{501}).carries = {ObjectId{503}, ObjectId{504}};
     application_.descriptions.at(ObjectId{504}).carries = {ObjectId{501}, ObjectId{505}};
+    open(105, 4, 506);
+    application_.descriptions.at(ObjectId{506}).starts_last = true;
+    open(103, 0, 507);
+    application_.descriptions.at(ObjectId{503}).watches = {
+        {ObjectId{501}, 1, 0x19, 11}, {ObjectId{501}, 7, 0x40000000, 12}, {ObjectId{502}, 5, 0x1d, 13}};
     map(100, 0x10000, 4);
     map(105, 0x20000, 2);
     // 104 has the first page of 100 in common with it, and not the second.
@@ -159,7 +183,7 @@ TEST_F(Mutations, the_correct_program_is_accepted) {
 bool may_be_missing(const Program& program, const Command& command) {
   if (const auto* perform = std::get_if<Perform>(&command.action)) {
     const bool to_be_safe = perform->attribute == "attributes.dumpable" && command.tid != leader_of(command.pid);
-    return perform->creates.empty() && perform->completes.empty() &&
+    return perform->creates.empty() && perform->completes.empty() && perform->starts.empty() &&
            (perform->attribute.empty() || perform->attribute == only_on_success || to_be_safe);
   }
   if (const auto* post = std::get_if<Post>(&command.action)) {
@@ -188,7 +212,7 @@ TEST_F(Mutations, a_command_left_out_is_noticed) {
   }
   // One for each rule; the others are implied by these or guard what no rule of ours is about.
   for (const auto* event : {"lift 1 ready", "lift 1 moved", "group 102", "moved 101", "moved 102", "opened by 100",
-                            "opened by 101", "table 100 is free, 5", "complete", "settled"})
+                            "opened by 101", "105 is there", "table 100 is free, 5", "complete", "settled"})
     EXPECT_TRUE(needed_waits.contains(event)) << event << " is not among " << testing::PrintToString(needed_waits);
 }
 
@@ -314,6 +338,15 @@ std::vector<Json> other_values(const Json& value) {
   return {};
 }
 
+/// By the same process, after the command.
+bool is_closed_later(const Program& program, const Command& command, int fd) {
+  for (const auto* later = &command; later != program.commands.data() + program.commands.size(); ++later) {
+    const auto* close = std::get_if<Close>(&later->action);
+    if (close != nullptr && later->pid == command.pid && close->fd == fd) return true;
+  }
+  return false;
+}
+
 /// Of processes that are gone in the end, of descriptors that are closed again, of events that nobody waits for: what
 /// such a field says does not reach the outcome.
 bool is_passing(const Program& program, const model::Application& application, const Command& command,
@@ -330,10 +363,10 @@ bool is_passing(const Program& program, const model::Application& application, c
     const auto& slots = application.descriptor_tables.at(task->descriptors).slots;
     return !slots.contains(open->fd);
   }
-  if (const auto* transfer = std::get_if<TransferFd>(&command.action);
-      transfer != nullptr && field == "close_on_exec") {
-    const auto* task = application.find(command.pid);
-    return !application.descriptor_tables.at(task->descriptors).slots.contains(transfer->target_fd);
+  if (field == "close_on_exec") {
+    const auto* dup = std::get_if<Dup2>(&command.action);
+    const auto* transfer = std::get_if<TransferFd>(&command.action);
+    return is_closed_later(program, command, dup != nullptr ? dup->new_fd : transfer->target_fd);
   }
   return std::holds_alternative<Post>(command.action) && may_be_missing(program, command);
 }

@@ -1,0 +1,207 @@
+// pidfd_open(2).
+//
+// A process of the tree is there again under its number when its pidfds are opened. One that has ended and was reaped
+// has no number any more, but its pidfds go on telling how it ended (PIDFD_GET_INFO, Linux 6.15): another is made to
+// end like it, and they are opened while it is a zombie.
+#include "resource/pidfd.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <set>
+
+#include "kernel/fdinfo.h"
+#include "resource/anonymous_room.h"
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+
+constexpr uint32_t pidfd_thread = O_EXCL;   ///< PIDFD_THREAD: of a thread, not of a process (Linux 6.9)
+constexpr uint32_t ended_bit = 0xc0000000;  ///< ids of ended processes have both bits, and no other ids
+constexpr int32_t no_process = -1;          ///< in the record: it has ended
+
+/// struct pidfd_info of linux/pidfd.h, its first version.
+struct ProcessInfo {
+  uint64_t mask = 0, cgroup = 0;
+  uint32_t pid = 0, tgid = 0, ppid = 0, ids[8]{};
+  int32_t exit_code = 0;
+};
+static_assert(sizeof(ProcessInfo) == 64);
+constexpr uint64_t exit_info = 1 << 3;  // PIDFD_INFO_EXIT
+constexpr unsigned long get_info = _IOWR(0xFF, 11, ProcessInfo);
+
+/// A process that is no more, which several descriptions may refer to.
+struct EndedProcess final : model::KindValue {
+  int status = 0;  ///< as wait(2) has it
+
+  std::string_view kind() const override { return "ended process"; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* same = dynamic_cast<const EndedProcess*>(&other);
+    return same != nullptr && status == same->status;
+  }
+  std::string describe() const override { return fmt::format("process that has ended with {:#x}", status); }
+};
+
+struct Pidfd final : model::KindValue {
+  Pid process;     ///< 0: it has ended
+  ObjectId ended;  ///< an EndedProcess
+  int status = 0;  ///< that one's
+
+  std::string_view kind() const override { return "pidfd"; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* same = dynamic_cast<const Pidfd*>(&other);
+    return same != nullptr && process == same->process && ended == same->ended && status == same->status;
+  }
+  std::string describe() const override {
+    return process.value != 0 ? fmt::format("pidfd of {}", process)
+                              : fmt::format("pidfd of a process that has ended with {:#x}", status);
+  }
+};
+
+/// Whether a process can end so, and can be made to.
+bool is_end(uint32_t status) {
+  static const std::set<int> harmless{SIGCHLD, SIGCONT, SIGURG, SIGWINCH, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU};
+  if (status > 0xffff) return false;
+  const int signal = WTERMSIG(static_cast<int>(status));
+  return WIFEXITED(status) || (WIFSIGNALED(status) && signal <= SIGRTMAX && !harmless.contains(signal));
+}
+
+class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::has_pidfd, &image::FileRecord::pidfd,
+                                             &image::FileRecord::mutable_pidfd> {
+ public:
+  PidfdRoom() : AnonymousRoom("anon_inode:[pidfd]", PIDFD) {}
+  std::string_view kind() const override { return "pidfd"; }
+
+  ObjectId made_together(const model::OpenDescription& description) const override {
+    return description.state.as<Pidfd>()->ended;
+  }
+  Pid process(const model::OpenDescription& description) const override {
+    return description.state.as<Pidfd>()->process;
+  }
+  std::optional<int> ended_process(const model::OpenDescription& description) const override {
+    const auto& state = *description.state.as<Pidfd>();
+    return state.process.value == 0 ? std::optional(state.status) : std::nullopt;
+  }
+
+  Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
+    const auto info = TRY_IN("look at " + probe.subject, kernel::parse_pidfd(probe.info));
+    auto state = std::make_shared<Pidfd>();
+    if (info.pid < 0) {
+      TRY(capture_ended(context, probe, *state));
+      return model::KindState{std::move(state)};
+    }
+    const auto known = context.host_to_tree.find(info.pid);
+    if (known == context.host_to_tree.end()) {
+      context.diagnostics.refuse(probe.subject,
+                                 info.pid == 0
+                                     ? std::string("the process it refers to is in another pid namespace")
+                                     : fmt::format("the process {} it refers to is not part of the tree", info.pid),
+                                 "dump that process as well, or close the descriptor before the dump");
+    } else if (context.application.find(Pid{known->second}) == nullptr) {
+      context.diagnostics.refuse(probe.subject, fmt::format("it refers to the thread {}", info.pid),
+                                 "pidfds of other threads than the first (PIDFD_THREAD) cannot be saved by this "
+                                 "version: close it before the dump");
+    } else {
+      state->process = Pid{known->second};
+    }
+    return model::KindState{std::move(state)};
+  }
+
+  Status finish_decode(model::Application& application) const override {
+    const model::TaskIndex tasks(application);
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* state = description.state.as<Pidfd>();
+      if (state == nullptr || state->process.value == 0 || tasks.find(state->process) != nullptr) continue;
+      return fail(Error::invalid("decode pidfd", fmt::format("process {} is not part of the tree", state->process),
+                                 fmt::format("files.img, file {}, field pidfd.nspid", id)));
+    }
+    return {};
+  }
+
+  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+    for (const auto& placement : placements) {
+      const auto& state = *placement.description->state.as<Pidfd>();
+      const Pid process = state.process.value != 0 ? state.process : placement.process;
+      plan::Perform perform{state.describe(), "", {}, {}, {}};
+      perform.processes.push_back(process);
+      perform.calls.push_back(call(SYS_pidfd_open, process.value, placement.description->flags & pidfd_thread));
+      place(placement, perform);
+      sink.add(std::move(perform));
+    }
+    return {};
+  }
+
+ protected:
+  /// CRIU hands the flags to pidfd_open.
+  Status write(const model::Application&, const model::OpenDescription& description,
+               pidfd_entry& entry) const override {
+    const auto& state = *description.state.as<Pidfd>();
+    entry.set_flags(description.flags & ~static_cast<uint32_t>(O_ACCMODE));
+    const bool has_ended = state.process.value == 0;
+    entry.set_nspid(has_ended ? no_process : state.process.value);
+    entry.set_ino(has_ended ? state.ended.value & ~ended_bit : static_cast<uint32_t>(state.process.value));
+    if (has_ended) entry.set_exit_status(static_cast<uint32_t>(state.status));
+    return {};
+  }
+
+  Status read(const image::FileRecord& record, const pidfd_entry& entry, model::Application& application,
+              model::OpenDescription& description) const override {
+    auto state = std::make_shared<Pidfd>();
+    description.flags |= O_RDWR;
+    if (entry.nspid() != no_process) {
+      if (entry.nspid() <= 0)
+        return bad_entry(kind(), record, "pidfd.nspid", fmt::format("{} is no pid", entry.nspid()));
+      state->process = Pid{entry.nspid()};
+    } else {
+      const uint32_t status = entry.has_exit_status() ? entry.exit_status() : SIGKILL;
+      if (!is_end(status))
+        return bad_entry(kind(), record, "pidfd.exit_status", fmt::format("no process ends with {:#x}", status));
+      state->ended = ObjectId{entry.ino() | ended_bit};
+      auto& object = application.objects[state->ended];
+      if (!object.value) object = ended_with(static_cast<int>(status));
+      const auto* process = object.as<EndedProcess>();
+      if (process == nullptr) return bad_entry(kind(), record, "pidfd.ino", "this number is of something else");
+      state->status = process->status;
+    }
+    description.state = {std::move(state)};
+    return {};
+  }
+
+ private:
+  static model::KindState ended_with(int status) {
+    auto process = std::make_shared<EndedProcess>();
+    process->status = status;
+    return {std::move(process)};
+  }
+
+  /// Pidfds of the same process have the same inode (since Linux 6.9).
+  static Status capture_ended(CaptureContext& context, const DescriptorProbe& probe, Pidfd& state) {
+    bool fresh = false;
+    const auto id = context.object(fmt::format("ended process {}", probe.stat.st_ino), fresh);
+    state.ended = ObjectId{id.value | ended_bit};
+    auto& object = context.application.objects[state.ended];
+    if (fresh) {
+      ProcessInfo info;
+      info.mask = exit_info;
+      const bool told = ioctl(TRY(probe.duplicate()), get_info, &info) == 0 && (info.mask & exit_info) != 0;
+      object = ended_with(told ? info.exit_code : SIGKILL);
+    }
+    state.status = object.as<EndedProcess>()->status;
+    return {};
+  }
+};
+
+}  // namespace
+
+const FileRoom& pidfd_room() {
+  static const PidfdRoom room;
+  return room;
+}
+
+}  // namespace stasis::resource

@@ -1,0 +1,114 @@
+#include "kernel/fdinfo.h"
+
+#include <gtest/gtest.h>
+
+#include "kernel/mounts.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr std::string_view head = "pos:\t0\nflags:\t02\nmnt_id:\t17\nino:\t1038\n";
+std::string with_head(std::string_view rest) { return std::string(head) + std::string(rest); }
+
+TEST(Fdinfo, Eventfd) {
+  const auto info = parse_eventfd(with_head("eventfd-count:               ff\neventfd-id: 1\neventfd-semaphore: 1\n"));
+  ASSERT_TRUE(info);
+  EXPECT_EQ(info->counter, 255u);
+  EXPECT_EQ(info->semaphore, true);
+  const auto old = parse_eventfd(with_head("eventfd-count:                3\n"));
+  ASSERT_TRUE(old);
+  EXPECT_EQ(old->semaphore, std::nullopt);
+  EXPECT_FALSE(parse_eventfd(head));
+}
+
+TEST(Fdinfo, Timerfd) {
+  const auto info =
+      parse_timerfd(with_head("clockid: 8\nticks: 3\nsettime flags: 03\nit_value: (1, 500)\nit_interval: (2, 0)\n"));
+  ASSERT_TRUE(info);
+  EXPECT_EQ(info->clock, 8);
+  EXPECT_EQ(info->ticks, 3u);
+  EXPECT_EQ(info->settime_flags, 3u);
+  EXPECT_EQ(info->remaining_ns, 1'000'000'500u);
+  EXPECT_EQ(info->interval_ns, 2'000'000'000u);
+  EXPECT_FALSE(parse_timerfd(with_head("clockid: 8\nticks: 3\nsettime flags: 03\nit_value: (1\n")));
+}
+
+TEST(Fdinfo, Signalfd) {
+  EXPECT_EQ(parse_signalfd(with_head("sigmask:\t0000000400000200\n")), 0x400000200u);
+  EXPECT_FALSE(parse_signalfd(head));
+}
+
+TEST(Fdinfo, Epoll) {
+  const auto targets =
+      parse_epoll(with_head("tfd:        3 events: 40000019 data: 1122334455667788  pos:0 ino:40e sdev:10\n"
+                            "tfd:       12 events:       1d data:                c  pos:-1 ino:2 sdev:fe00000\n"));
+  ASSERT_TRUE(targets);
+  ASSERT_EQ(targets->size(), 2u);
+  EXPECT_EQ(targets->front().fd, 3);
+  EXPECT_EQ(targets->front().events, 0x40000019u);
+  EXPECT_EQ(targets->front().data, 0x1122334455667788u);
+  EXPECT_EQ(targets->front().inode, 0x40eu);
+  EXPECT_EQ(targets->front().device, 0x10u);
+  EXPECT_EQ(targets->back().position, ~0ull);
+  EXPECT_EQ(parse_epoll(head)->size(), 0u);
+  EXPECT_FALSE(parse_epoll(with_head("tfd:        3 events: 40000019\n")));
+}
+
+TEST(Fdinfo, Inotify) {
+  const auto watches = parse_inotify(
+      with_head("inotify wd:1f ino:3c51a sdev:fe00000 mask:fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 "
+                "f_handle:1ac5030000000000\n"
+                "inotify wd:1 ino:1 sdev:4 mask:2 ignored_mask:0\n"));
+  ASSERT_TRUE(watches);
+  ASSERT_EQ(watches->size(), 2u);
+  EXPECT_EQ(watches->front().descriptor, 31);
+  EXPECT_EQ(watches->front().inode, 0x3c51au);
+  EXPECT_EQ(watches->front().handle.bytes, (Bytes{0x1a, 0xc5, 3, 0, 0, 0, 0, 0}));
+  EXPECT_TRUE(watches->back().handle.bytes.empty());
+  EXPECT_FALSE(
+      parse_inotify(with_head("inotify wd:1 ino:1 sdev:4 mask:2 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 "
+                              "f_handle:1ac5\n")));
+}
+
+TEST(Fdinfo, Fanotify) {
+  const auto info = parse_fanotify(
+      with_head("fanotify flags:11 event-flags:8000\n"
+                "fanotify sdev:fe00000 mflags:0 mask:8 ignored_mask:0\n"
+                "fanotify mnt_id:1b mflags:40 mask:8 ignored_mask:2\n"
+                "fanotify ino:3c51a sdev:fe00000 mflags:0 mask:40000008 ignored_mask:0 fhandle-bytes:8 fhandle-type:1 "
+                "f_handle:1ac5030000000000\n"));
+  ASSERT_TRUE(info);
+  EXPECT_EQ(info->flags, 0x11u);
+  EXPECT_EQ(info->event_flags, 0x8000u);
+  ASSERT_EQ(info->marks.size(), 3u);
+  EXPECT_EQ(info->marks[0].kind, FanotifyMark::Kind::filesystem);
+  EXPECT_EQ(info->marks[1].kind, FanotifyMark::Kind::mount);
+  EXPECT_EQ(info->marks[1].mount_id, 0x1bu);
+  EXPECT_EQ(info->marks[1].flags, 0x40u);
+  EXPECT_EQ(info->marks[1].ignored_mask, 2u);
+  EXPECT_EQ(info->marks[2].kind, FanotifyMark::Kind::inode);
+  EXPECT_EQ(info->marks[2].mask, 0x40000008u);
+  EXPECT_FALSE(parse_fanotify(head));
+}
+
+TEST(Fdinfo, Pidfd) {
+  EXPECT_EQ(parse_pidfd(with_head("Pid:\t-1\nNSpid:\t-1\n"))->pid, -1);
+  EXPECT_EQ(parse_pidfd(with_head("Pid:\t4711\nNSpid:\t4711\t3\n"))->pid, 4711);
+  EXPECT_FALSE(parse_pidfd(head));
+}
+
+TEST(Mountinfo, Lines) {
+  const auto mounts = parse_mountinfo(
+      "27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+      "30 27 0:25 /sub /mnt/with\\040blank rw - tmpfs none rw\n");
+  ASSERT_TRUE(mounts);
+  ASSERT_EQ(mounts->size(), 2u);
+  EXPECT_EQ(mounts->front().id, 27);
+  EXPECT_EQ(mounts->front().device_major, 254u);
+  EXPECT_EQ(mounts->back().device_minor, 25u);
+  EXPECT_EQ(mounts->back().point, "/mnt/with blank");
+  EXPECT_FALSE(parse_mountinfo("nonsense\n"));
+}
+
+}  // namespace
+}  // namespace stasis::kernel
