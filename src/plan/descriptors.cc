@@ -42,9 +42,9 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
   add_mapped_files();
   add_carried();
   add_watchers();
-  for (const auto& [id, made] : made_) {
-    if (out.application.descriptions.at(id).starts_last && !made.uses.empty())
-      starters_[made.uses.front().pid].push_back(id);
+  for (const auto& [id, description] : out.application.descriptions) {
+    const auto made = description.starts_last ? made_.find(id) : made_.end();
+    if (made != made_.end() && !made->second.uses.empty()) starters_[made->second.uses.front().pid].push_back(id);
   }
 }
 
@@ -97,7 +97,9 @@ void DescriptorPlan::add_mapped_files() {
 /// What is carried has to be open where it is put into what carries it. It may carry something itself.
 void DescriptorPlan::add_carried() {
   std::vector<ObjectId> carriers;
-  for (const auto& [id, made] : made_) carriers.push_back(id);
+  for (const auto& [id, description] : out_.application.descriptions) {
+    if (!description.carries.empty() && made_.contains(id)) carriers.push_back(id);
+  }
   for (size_t i = 0; i < carriers.size(); ++i) {
     for (const ObjectId id : out_.application.descriptions.at(carriers[i]).carries) {
       if (!made_.contains(id)) carriers.push_back(id);
@@ -107,10 +109,11 @@ void DescriptorPlan::add_carried() {
 }
 
 void DescriptorPlan::add_watchers() {
-  for (const auto& [id, made] : made_) {
-    const auto& watches = out_.application.descriptions.at(id).watches;
-    if (watches.empty()) continue;
-    const Pid watcher = watcher_of(made, watches);
+  for (const auto& [id, description] : out_.application.descriptions) {
+    const auto& watches = description.watches;
+    const auto made = watches.empty() ? made_.end() : made_.find(id);
+    if (made == made_.end()) continue;
+    const Pid watcher = watcher_of(made->second, watches);
     watchers_[watcher].push_back(id);
     for (const auto& watch : watches) {
       const auto target = made_.find(watch.target);
@@ -237,7 +240,7 @@ void DescriptorPlan::duplicate_here(Pid pid, const Made& made) {
 
 void DescriptorPlan::take(Pid pid) {
   std::set<Pid> sources;
-  std::map<ObjectId, int> here;  // already in our table under this number
+  std::unordered_map<ObjectId, int> here;  // already in our table under this number
   auto sink = out_.process(pid);
   const auto transfer = [&](const Made& made, int to, bool close_on_exec) {
     if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));

@@ -1,6 +1,8 @@
 // Who makes which open file description, under which number, and who takes it from there.
 #pragma once
 
+#include <unordered_map>
+
 #include "plan/emission.h"
 #include "plan/memory.h"
 
@@ -65,8 +67,8 @@ class DescriptorPlan {
   void duplicate_here(Pid, const Made&);
 
   Emission& out_;
-  std::map<ObjectId, Pid> table_worker_;  ///< descriptor table → process
-  std::map<ObjectId, Made> made_;
+  std::map<ObjectId, Pid> table_worker_;                          ///< descriptor table → process
+  std::unordered_map<ObjectId, Made> made_;                       ///< never walked: its order is nobody's
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
