@@ -31,7 +31,8 @@ int wrong_usage(const CLI::App& app, const CLI::ParseError& problem, Face face) 
   const bool lacks_command = problem.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) &&
                              command->get_require_subcommand_min() > 0;
   if (lacks_command && !unknown.empty()) text = fmt::format("There is no subcommand '{}'", unknown.front());
-  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", name, text, name);
+  // criu names itself alone.
+  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", face == Face::criu ? app.get_name() : name, text, name);
   return face == Face::criu ? 1 : 2;
 }
 

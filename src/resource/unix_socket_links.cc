@@ -151,7 +151,7 @@ class Linking {
     return id;
   }
   void join(ObjectId a, ObjectId b) {
-    const auto [low, high] = std::minmax(root(a), root(b));
+    const auto [low, high] = std::minmax({root(a), root(b)});  // values: of two arguments it would be references
     root_of_[high] = low;
   }
 
