@@ -2,6 +2,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "kernel/process.h"
 #include "file_cycle.h"
 
 namespace stasis::resource {
