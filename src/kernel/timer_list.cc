@@ -25,6 +25,12 @@ std::optional<int64_t> labelled(std::string_view line, std::string_view label) {
   return to_number<int64_t>(line.substr(at + label.size()));
 }
 
+/// " #3: <000000009647552f>, hrtimer_wakeup, S:01"
+std::string place_of(std::string_view line) {
+  const size_t begin = line.find('<'), end = line.find('>');
+  return begin < end && end != std::string_view::npos ? std::string(line.substr(begin, end - begin)) : std::string();
+}
+
 /// " # expires at 657004527767-657004577767 nsecs [in …]"
 bool parse_expiry(std::string_view line, SleepTimer& timer) {
   constexpr std::string_view label = "expires at ";
@@ -41,6 +47,18 @@ bool parse_expiry(std::string_view line, SleepTimer& timer) {
 }
 
 }  // namespace
+
+void TimerList::add(const SleepTimer& timer, const std::string& place) {
+  for (size_t index = 0; index < sleeps.size(); ++index) {
+    if (sleeps[index] == timer && places[index] == place) return;
+  }
+  sleeps.push_back(timer);
+  places.push_back(place);
+}
+
+void TimerList::merge(const TimerList& other) {
+  for (size_t index = 0; index < other.sleeps.size(); ++index) add(other.sleeps[index], other.places[index]);
+}
 
 Result<TimerList> parse_timer_list(std::string_view text) {
   TimerList list;
@@ -67,7 +85,7 @@ Result<TimerList> parse_timer_list(std::string_view text) {
       SleepTimer timer{.clock = static_cast<TimerClock>(clock)};
       const auto expiry = cursor.line();
       if (!parse_expiry(expiry, timer)) return fail(malformed(expiry));
-      list.sleeps.push_back(timer);
+      list.add(timer, place_of(line));
     }
   }
   // Masked files are empty.
@@ -76,7 +94,12 @@ Result<TimerList> parse_timer_list(std::string_view text) {
   return list;
 }
 
-Result<TimerList> read_timer_list() { return parse_timer_list(TRY(read_file(path))); }
+Result<TimerList> read_timer_list() {
+  constexpr int further_readings = 2;
+  auto list = TRY(parse_timer_list(TRY(read_file(path))));
+  for (int reading = 0; reading < further_readings; ++reading) list.merge(TRY(parse_timer_list(TRY(read_file(path)))));
+  return list;
+}
 
 bool may_read_timer_list() { return access(path, R_OK) == 0; }
 

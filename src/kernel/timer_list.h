@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -26,8 +27,17 @@ struct SleepTimer {
 struct TimerList {
   std::array<int64_t, timer_clocks> now{};  ///< when the list was begun
   std::vector<SleepTimer> sleeps;           ///< timers of other kinds are left out
+  std::vector<std::string> places;          ///< of each of them, as the kernel disguises addresses: tells them apart
+
+  /// Nothing if it is there already.
+  void add(const SleepTimer&, const std::string& place);
+  /// Adds what another reading has.
+  void merge(const TimerList& other);
 };
 Result<TimerList> parse_timer_list(std::string_view text);
+/// What stood in the list at any time of the call. The kernel lets go of its lock between two timers and goes on by
+/// their rank, so that whenever one ends another may be left out, or come twice (print_active_timers): the list is read
+/// several times.
 Result<TimerList> read_timer_list();
 /// Whether the file can be opened; what it says may still be empty.
 bool may_read_timer_list();

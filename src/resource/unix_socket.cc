@@ -426,9 +426,9 @@ class UnixSocketRoom final : public FileRoom {
     using Index = std::map<uint32_t, const image::FileRecord*>;
     const auto* outside = TRY(records.made_once<Index>("unix sockets outside", [&]() -> Result<Index> {
       Index index;
-      for (const auto& record : records.files) {
-        if (record.type() == UNIXSK && record.has_usk() && (record.usk().uflags() & is_external) != 0)
-          index.emplace(record.usk().ino(), &record);
+      for (const auto* record : records.loaded()) {
+        if (record->type() == UNIXSK && record->has_usk() && (record->usk().uflags() & is_external) != 0)
+          index.emplace(record->usk().ino(), record);
       }
       return index;
     }));

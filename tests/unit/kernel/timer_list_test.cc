@@ -45,6 +45,17 @@ TEST(TimerList, SleepsOfAllProcessorsAndTheTimeOnEachClock) {
   EXPECT_THAT(list->now, ElementsAre(1000, 1500, 993, 1000));
 }
 
+TEST(TimerList, ReadingsAreAddedUpAndNothingTwice) {
+  const std::string text = std::string(head) + two_clocks;
+  auto list = *parse_timer_list(text + "active timers:\n" + text.substr(text.find(" #0: <00000000cc80e0ad>")));
+  EXPECT_EQ(list.sleeps.size(), 2u) << "one of them came twice";
+  const auto size = list.sleeps.size();
+  list.merge(*parse_timer_list(text));
+  EXPECT_EQ(list.sleeps.size(), size);
+  list.merge(*parse_timer_list(text + second_processor));
+  EXPECT_EQ(list.sleeps.size(), size + 1);
+}
+
 TEST(TimerList, WhatIsMaskedOrCutIsAnError) {
   EXPECT_FALSE(parse_timer_list(""));
   EXPECT_FALSE(parse_timer_list(two_clocks));
