@@ -74,13 +74,15 @@ inline void begin(int argc, char** argv) {
   directory = argv[1];
 }
 
-/// Everything is set up: the dump may come at any moment from here on.
+/// Everything is set up: the dump may come at any moment from here on, and finds no trace of saying so.
 inline void ready() {
-  char path[4096];
+  char path[4096], temporary[4096];
   snprintf(path, sizeof path, "%s/ready", directory);
-  const int fd = open(path, O_CREAT | O_WRONLY, 0644);
-  if (fd < 0) failed("cannot create %s: %s", path, strerror(errno));
+  snprintf(temporary, sizeof temporary, "%s/ready.%d", directory, getpid());
+  const int fd = open(temporary, O_CREAT | O_WRONLY, 0644);
+  if (fd < 0) failed("cannot create %s: %s", temporary, strerror(errno));
   close(fd);
+  if (rename(temporary, path) != 0) failed("cannot rename %s: %s", temporary, strerror(errno));
 }
 
 inline bool go_has_come() {
