@@ -133,10 +133,12 @@ TEST_F(Lowering, AnEndBySignalWritesNoCore) {
 
 TEST_F(Lowering, AThreadEndsAlone) {
   const auto made = lowered(plan::ExitThread{7 << 8});
-  ASSERT_EQ(made.size(), 1u);
-  EXPECT_EQ(made[0].operation, agent::Operation::exit);
-  EXPECT_EQ(made[0].args[0], 2u);
-  EXPECT_EQ(made[0].args[1], 7u);
+  ASSERT_EQ(made.size(), 2u);
+  EXPECT_EQ(made[0].operation, agent::Operation::post);  // it counts among those who are ready
+  EXPECT_EQ(made[0].args[0], agent::ready_counter);
+  EXPECT_EQ(made[1].operation, agent::Operation::exit);
+  EXPECT_EQ(made[1].args[0], 2u);
+  EXPECT_EQ(made[1].args[1], 7u);
 }
 
 /// The guard is a parent-death signal, which the end of the leader would send.
