@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/application.h"
+#include "model/pid_namespaces.h"
 #include "plan/contributor.h"
 #include "plan/planner.h"
 
@@ -15,7 +16,11 @@ namespace stasis::plan {
 class Emission {
  public:
   Emission(const model::Application& application, const Contributors& contributors, const PlanOptions& options)
-      : application(application), tasks(application), contributors(contributors), options(options) {
+      : application(application),
+        tasks(application),
+        spaces(application),
+        contributors(contributors),
+        options(options) {
     for (const auto& task : application.tasks) {
       if (task.state != model::TaskState::zombie) ++tables_[task.descriptors].users;
     }
@@ -23,6 +28,7 @@ class Emission {
 
   const model::Application& application;
   const model::TaskIndex tasks;
+  const model::PidNamespaces spaces;
   const Contributors& contributors;
   const PlanOptions& options;
   Program program;
@@ -35,13 +41,20 @@ class Emission {
     }
   }
 
-  /// The last word of a thread.
+  /// Once it creates nobody any more, and the other namespace's init is there.
+  void enter_childrens_namespace(const model::Task& task) {
+    const Pid init = task.childrens_namespace;
+    if (init.value == 0) return;
+    process(task.pid).add(EnterPidNamespace{init});
+    if (tasks.find(init)->leader_has_ended()) post(process(task.pid), entered(init));
+  }
+
+  /// The last word of a thread. All who enter a pid namespace have done so.
   void end(const model::Task& task, const model::Thread& thread) {
     auto sink = this->thread(task.pid, thread.tid);
-    if (thread.has_ended())
-      sink.add(ExitThread{*thread.exit_status});
-    else
-      sink.add(Ready{});
+    if (!thread.has_ended()) return sink.add(Ready{});
+    await_all(sink, entered(task.pid));
+    sink.add(ExitThread{*thread.exit_status});
   }
 
   /// With another task that lives in the end.
@@ -83,6 +96,14 @@ class Emission {
     return {&description, fd, scratch};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
+
+  /// `to` takes a descriptor of another process.
+  void transfer(Pid from, Pid to, int fd, int target, bool close_on_exec);
+  /// For those in nested pid namespaces who have to take descriptors of processes that they cannot name: they inherit a
+  /// pidfd of the root, and take from there a pidfd of the other. Numbers from `first_fd` on are used for them, one
+  /// more than there are tasks. Nothing to do in trees without such namespaces.
+  void open_root_pidfd(int first_fd);
+  void close_pidfds(Pid);
   /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
   int first_temporary() const { return next_temporary_; }
 
@@ -98,8 +119,13 @@ class Emission {
     unsigned users = 0, turns = 0;
     Pid last;  ///< whose turn it is
   };
+  static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
+  int pidfd_in_root(Pid);
+
   std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
+  int root_pidfd_ = -1;
+  std::map<Pid, int> pidfds_;  ///< of other processes, in the root
 };
 
 }  // namespace stasis::plan

@@ -4,20 +4,28 @@
 
 #include <algorithm>
 
-#include "plan/tree_groups.h"
-
 namespace stasis::plan {
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
-    : out_(out), tree_(tree), hooks_(std::move(hooks)), taken_(tree.taken) {
-  const auto first = out.options.first_transient_pid;
-  next_pid_ = first != 0 && !tree.root_is_namespace_init ? first : *std::ranges::max_element(taken_) + 1;
+    : out_(out), tree_(tree), hooks_(std::move(hooks)) {
+  auto& own = numbers_[Pid{0}];
+  for (const pid_t id : tree.taken) {
+    own.take(id);
+    const auto& nested = out.spaces.nested(id);
+    const auto spaces = out.spaces.line(out.spaces.of(id));
+    for (size_t i = 0; i < spaces.size(); ++i) numbers_[spaces[i]].take(nested[i]);
+  }
+  if (!tree.root_is_namespace_init && out.options.first_transient_pid != 0)
+    own.begin_at(out.options.first_transient_pid);
 }
 
-Pid TreeEmission::fresh_pid() {
-  while (taken_.contains(next_pid_)) ++next_pid_;
-  taken_.insert(next_pid_);
-  return Pid{next_pid_++};
+/// A child that ends before the tree is complete.
+Fork TreeEmission::transient(Pid creator) {
+  Fork fork;
+  fork.child_pid = Pid{numbers_[Pid{0}].take_one()};
+  for (const Pid space : out_.spaces.line(out_.spaces.of(creator)))
+    fork.nested_pids.push_back(numbers_[space].take_one());
+  return fork;
 }
 
 Status TreeEmission::create() {
@@ -32,6 +40,7 @@ Status TreeEmission::create(Pid pid, Pid creator) {
   out_.take_table(pid);
   TRY(hooks_.born(pid, creator));
   note_objects(pid);
+  if (std::ranges::any_of(tree_.birth_groups, [&](const auto& birth) { return birth.second == pid; })) hold_group(pid);
   TRY(spawn_all(pid, tree_.before_setsid));
   if (tree_.is_leader(pid)) out_.process(pid).add(SetSid{});
   return spawn_all(pid, tree_.children);
@@ -53,10 +62,11 @@ bool shares(const model::Task* a, const model::Task* b, ObjectId model::Task::* 
 
 /// A FORK or CLONE by the giver: they have at birth in common what they have in the end.
 template <typename Birth>
-Birth birth_of(const model::TaskIndex& tasks, Pid giver, Pid child) {
-  const auto *a = tasks.find(giver), *b = tasks.find(child);
+Birth birth_of(const Emission& out, Pid giver, Pid child) {
+  const auto *a = out.tasks.find(giver), *b = out.tasks.find(child);
   Birth birth;
   birth.child_pid = child;
+  birth.nested_pids = out.spaces.nested(child.value);
   birth.share_files = shares(a, b, &model::Task::descriptors);
   birth.share_fs = shares(a, b, &model::Task::fs);
   birth.share_memory = shares(a, b, &model::Task::address_space);
@@ -92,7 +102,9 @@ Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid
   };
   if (has_all(creator)) return creator;
   for (const Pid sibling : siblings) {
-    if (!tree_.is_leader(sibling) && has_all(sibling)) return sibling;
+    // An init can neither create siblings nor be created as one.
+    const bool is_init = out_.spaces.is_init(sibling) || out_.spaces.is_init(child);
+    if (!tree_.is_leader(sibling) && !is_init && has_all(sibling)) return sibling;
   }
   return fail(Error::conflict("plan the process tree",
                               fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
@@ -106,7 +118,7 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
   std::vector<Pid> siblings;
   for (const Pid child : children->second) {
     const auto& node = tree_.nodes.at(child);
-    const bool moves = !node.transient && node.parent != creator;
+    const bool moves = (!node.transient && node.parent != creator) || tree_.birth_groups.contains(child);
     const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : siblings));
     if (moves) {
       TRY(spawn_through_relay(creator, child));
@@ -114,28 +126,72 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
     }
     out_.take_table(giver);
     if (giver == creator)
-      out_.process(creator).add(birth_of<Fork>(out_.tasks, creator, child));
+      out_.process(creator).add(fork_of(creator, child));
     else
-      out_.process(giver).add(birth_of<Clone>(out_.tasks, giver, child));
+      out_.process(giver).add(birth_of<Clone>(out_, giver, child));
     TRY(create(child, giver));
     siblings.push_back(child);
   }
   return {};
 }
 
+Fork TreeEmission::fork_of(Pid giver, Pid child) const {
+  auto fork = birth_of<Fork>(out_, giver, child);
+  fork.new_pid_namespace = out_.spaces.is_init(child);
+  return fork;
+}
+
+/// Of those whose parent ends in the pid namespace of `creator`, without having to be a subreaper.
+bool TreeEmission::is_reaper(Pid pid, Pid creator) const {
+  const Pid space = out_.spaces.of(creator);
+  return space.value != 0 ? pid == space : pid == tree_.root && tree_.root_is_namespace_init;
+}
+
+/// A namespace that begins in a group from outside: the leader founds the group as soon as it is born, leaves somebody
+/// in it, and goes back to the group that all are born in. Those who are to be in the group join it later.
+void TreeEmission::hold_group(Pid leader) {
+  auto sink = out_.process(leader);
+  sink.add(SetPgid{leader, leader});
+  const Fork holder = transient(leader);
+  out_.take_table(leader);
+  sink.add(holder);
+  sink.add(SetPgid{leader, tree_.nodes.at(leader).session});
+  held_groups_[leader] = {holder.child_pid, leader};
+  bereaved_.insert(leader);
+}
+
+/// The relay's child, an init, inherits the group. If its leader is dead somebody stands in.
+void TreeEmission::enter_birth_group(Pid creator, Pid relay, Pid group) {
+  if (!tree_.nodes.contains(group) && !held_groups_.contains(group)) {
+    Fork leader;
+    leader.child_pid = group;
+    leader.nested_pids = out_.spaces.nested(group.value);
+    out_.take_table(creator);
+    out_.process(creator).add(leader);
+    out_.process(group).add(SetPgid{group, group});
+    out_.post(out_.process(group), fmt::format("early group {}", group));
+    held_groups_[group] = {group, creator};
+    bereaved_.insert(creator);
+  }
+  out_.await_all(out_.process(relay), fmt::format("early group {}", group));
+  out_.process(relay).add(SetPgid{relay, group});
+}
+
 /// creator → relay → child; when the child's own work is done its final parent adopts it: it becomes the nearest living
 /// subreaper among the relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would
 /// take each other's children.
 Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
-  const Pid relay = fresh_pid();
   const Pid adopter = tree_.nodes.at(child).parent;
-  const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
-  Fork fork = birth_of<Fork>(out_.tasks, creator, child);
-  fork.child_pid = relay;
+  const bool is_reaper_anyway = is_reaper(adopter, creator);
+  const Fork passing = transient(creator), born = fork_of(creator, child);
+  const Pid relay = passing.child_pid;
+  Fork fork = born;
+  fork.child_pid = relay, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
   out_.take_table(creator);
   out_.process(creator).add(fork);
-  fork.child_pid = child;
-  out_.process(relay).add(fork);
+  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end())
+    enter_birth_group(creator, relay, group->second);
+  out_.process(relay).add(born);
   TRY(create(child, creator));
 
   const std::string lift = fmt::format("lift {}", ++lifts_);
@@ -159,7 +215,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
 }
 
 void TreeEmission::groups() {
-  emit_groups(out_, tree_, [this] { return fresh_pid(); }, bereaved_);
+  emit_groups(out_, tree_, held_groups_, [this](Pid creator) { return transient(creator); }, bereaved_);
 }
 
 void TreeEmission::end_dead_leaders(Pid pid) {

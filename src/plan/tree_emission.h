@@ -6,8 +6,25 @@
 
 #include "plan/emission.h"
 #include "plan/tree.h"
+#include "plan/tree_groups.h"
 
 namespace stasis::plan {
+
+/// Of a pid namespace: those that no process, thread or leader of the tree has.
+class FreeNumbers {
+ public:
+  void take(pid_t number) { taken_.insert(number); }
+  void begin_at(pid_t number) { next_ = number; }
+  pid_t take_one() {
+    if (next_ == 0) next_ = taken_.empty() ? 2 : *taken_.rbegin() + 1;
+    while (!taken_.insert(next_).second) ++next_;
+    return next_++;
+  }
+
+ private:
+  std::set<pid_t> taken_;
+  pid_t next_ = 0;  ///< 0: after the highest
+};
 
 struct TreeHooks {
   /// The process has just been created and has created nobody yet. `creator` is the process whose copy it is (0:
@@ -31,16 +48,20 @@ class TreeEmission {
   Status create(Pid pid, Pid creator);
   Status spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of);
   Status spawn_through_relay(Pid creator, Pid child);
+  Fork fork_of(Pid giver, Pid child) const;
+  bool is_reaper(Pid pid, Pid creator) const;
+  void enter_birth_group(Pid creator, Pid relay, Pid group);
+  void hold_group(Pid leader);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
-  Pid fresh_pid();
+  Fork transient(Pid creator);
   void end_dead_leaders(Pid pid);
 
   Emission& out_;
   const CreationTree& tree_;
   TreeHooks hooks_;
-  std::set<pid_t> taken_;
-  pid_t next_pid_ = 0;
+  std::map<Pid, FreeNumbers> numbers_;  ///< by pid namespace
+  HeldGroups held_groups_;
   std::string last_lift_;  ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::set<Pid> bereaved_;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <set>
 
 #include "plan/emission.h"
@@ -13,7 +14,14 @@
 
 namespace stasis::plan {
 
-/// `fresh_pid` gives numbers for holders. Adds to `bereaved` whoever has had a transient child.
-void emit_groups(Emission&, const CreationTree&, const std::function<Pid()>& fresh_pid, std::set<Pid>& bereaved);
+/// Groups that have been founded while the tree was created: somebody stays in each, until the others have come.
+struct Held {
+  Pid holder, parent;
+};
+using HeldGroups = std::map<Pid, Held>;
+
+/// `transient` makes a FORK of a holder. Adds to `bereaved` whoever has had a transient child.
+void emit_groups(Emission&, const CreationTree&, const HeldGroups&, const std::function<Fork(Pid creator)>& transient,
+                 std::set<Pid>& bereaved);
 
 }  // namespace stasis::plan
