@@ -167,6 +167,12 @@ class History {
     const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
     return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
   }
+  /// An init that ends waits until its namespace has no ids but its own (kernel/pid_namespace.c, zap_pid_ns_processes):
+  /// for ever, if it is itself in the group of another that lived there.
+  bool would_outlast_itself(const Task& init, Pid group) const {
+    const auto place = places_.find(group.value);
+    return is_init(init) && group != init.pid && place != places_.end() && contains(init.pid, place->second.space);
+  }
   bool can_name(const Task& task, Pid id) const {
     const auto place = places_.find(id.value);
     return contains(task.pid_namespace, place == places_.end() ? Pid{} : place->second.space);
@@ -232,7 +238,7 @@ class History {
     if (task.session == task.pid) return;
     const Pid member = members_.at(task.session).any(*this);
     const Pid group = pick(4) == 0 ? task.pid : tasks_.at(member).group;
-    if (!can_name(task, group)) return;
+    if (!can_name(task, group) || would_outlast_itself(task, group)) return;
     const Task& parent = tasks_.at(task.parent);
     const bool by_parent = pick(2) == 0 && parent.session == task.session && !is_init(task);
     add(by_parent ? parent.pid : task.pid, SetPgid{task.pid, group});
