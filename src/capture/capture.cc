@@ -44,6 +44,7 @@ class LiveTree final : public SeizedTree {
 
     EarlyFacts facts(frozen);
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
+    find_pid_namespaces(processes_, context_);
     TRY(check_namespaces(processes_, context_));
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
     options_.at_point("walked");

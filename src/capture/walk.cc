@@ -98,9 +98,10 @@ class Walk {
     std::map<pid_t, std::vector<LiveProcess*>> children;  // by the parent's pid on the host
     for (auto& process : processes_) children[process.stat.ppid].push_back(&process);
     for (auto& [parent, siblings] : children) {
-      std::ranges::sort(siblings, {}, [](const LiveProcess* process) {
+      const size_t level = processes_.front().view.statuses.front()->ns_pid.size();
+      std::ranges::sort(siblings, {}, [&](const LiveProcess* process) {
         const auto& leader = *process->view.statuses.front();
-        return leader.ns_pid.empty() ? leader.pid : leader.ns_pid.back();
+        return level == 0 || leader.ns_pid.size() < level ? leader.pid : leader.ns_pid[level - 1];
       });
     }
     std::vector<LiveProcess*> order{&processes_.front()};
@@ -135,6 +136,10 @@ class Walk {
   }
 
   Pid in_tree(const std::vector<pid_t>& ids) const { return Pid{level_ <= ids.size() ? ids[level_ - 1] : 0}; }
+  /// Those in deeper namespaces.
+  std::vector<pid_t> nested(const std::vector<pid_t>& ids) const {
+    return {ids.begin() + static_cast<ptrdiff_t>(std::min(level_, ids.size())), ids.end()};
+  }
 
   model::Task identify(const LiveProcess& process) {
     const auto& stat = process.stat;
@@ -142,16 +147,13 @@ class Walk {
     model::Task task;
     task.name = leader.name;
     task.pid = in_tree(leader.ns_tgid);
+    task.nested_pids = nested(leader.ns_tgid);
     const auto parent = context_.host_to_tree.find(stat.ppid);
     const bool is_root = process.view.host_pid == processes_.front().view.host_pid;
     task.parent = Pid{is_root || parent == context_.host_to_tree.end() ? 0 : parent->second};
     task.group = in_tree(leader.ns_pgid);
     task.session = in_tree(leader.ns_sid);
     task.controlling_terminal = static_cast<uint32_t>(stat.tty_nr);
-    if (leader.ns_pid.size() != level_) {
-      context_.diagnostics.refuse(subject_of(process), "lives in a pid namespace of its own inside the tree",
-                                  "Only the root may be the init of a pid namespace");
-    }
     if (process.frozen.zombie) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat.exit_code;
@@ -197,6 +199,7 @@ class Walk {
   model::Thread identify(const kernel::StatusInfo& status) const {
     model::Thread thread;
     thread.tid = Tid{in_tree(status.ns_pid).value};
+    thread.nested_tids = nested(status.ns_pid);
     thread.name = status.name;
     return thread;
   }

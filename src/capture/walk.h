@@ -27,7 +27,10 @@ Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resourc
 /// Gives the tasks the ids of their shared objects: descriptor table, fs context, signal handlers, address space.
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
-/// Refuses processes in namespaces other than ours (the tree's own pid namespace is allowed).
+/// Which nested pid namespace each task lives in, and has its children born in; and the ids of dead leaders in there.
+void find_pid_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
+
+/// Refuses processes in namespaces other than ours (pid namespaces are allowed).
 Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
 /// Whether an unblocked signal with a handler waits for the thread.

@@ -150,8 +150,14 @@ AddressRange own_rseq() {
 /// Looks for tasks that died without saying so: nobody would ever post what others wait for.
 class Watchdog {
  public:
-  Watchdog(const SharedArea& area, bool same_namespace, unsigned timeout_seconds)
-      : area_(area), same_namespace_(same_namespace), timeout_(timeout_seconds), thread_([this] { watch(); }) {}
+  /// `runners` are those of the slots, by ids of the tree's own pid namespace: what a slot notes are its own numbers,
+  /// which in a nested namespace are others.
+  Watchdog(const SharedArea& area, std::vector<Runner> runners, bool same_namespace, unsigned timeout_seconds)
+      : area_(area),
+        runners_(std::move(runners)),
+        same_namespace_(same_namespace),
+        timeout_(timeout_seconds),
+        thread_([this] { watch(); }) {}
   ~Watchdog() {
     {
       const std::lock_guard lock(mutex_);
@@ -190,8 +196,9 @@ class Watchdog {
     for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
       const auto& slot = area_.slot(index);
       if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
-      const auto state = states.find(slot.host_pid);
-      const bool dead = same_namespace_ ? is_dead(slot.host_pid, slot.tid) : state == states.end() || state->second;
+      const auto [pid, tid] = runners_.at(index);
+      const auto state = states.find(pid.value);
+      const bool dead = same_namespace_ ? is_dead(pid.value, tid.value) : state == states.end() || state->second;
       if (!dead || may_end_now(slot)) continue;
       suspects[index] = slot.program_counter;
       if (const auto before = suspects_.find(index); before == suspects_.end() || *before != *suspects.find(index))
@@ -205,11 +212,14 @@ class Watchdog {
   /// Whether processes are dead, by their ids in the tree's namespace. Their threads are not looked at.
   static std::map<pid_t, bool> namespace_states() {
     std::map<pid_t, bool> states;
+    size_t own_level = 0;
     for (const pid_t pid : kernel::list_descendants(getpid())) {
       const auto status = kernel::read_status(pid);
       const auto stat = kernel::read_stat(pid);
-      if (status && stat && status->ns_pid.size() > 1)
-        states[status->ns_pid.back()] = stat->is_dead() && !stat->has_left_threads();
+      if (!status || !stat) continue;
+      if (pid == getpid()) own_level = status->ns_pid.size();
+      if (status->ns_pid.size() > own_level)
+        states[status->ns_pid[own_level]] = stat->is_dead() && !stat->has_left_threads();
     }
     return states;
   }
@@ -225,6 +235,7 @@ class Watchdog {
   }
 
   const SharedArea& area_;
+  std::vector<Runner> runners_;
   bool same_namespace_;
   unsigned timeout_;
   std::mutex mutex_;
@@ -293,7 +304,9 @@ class Tree final : public BuiltTree {
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
   Status run() {
     const SignalsBlocked blocked;
-    const Watchdog watchdog(*area_, !application_.root_is_namespace_init, options_.timeout_seconds);
+    std::vector<Runner> runners(area_->header().slot_count);
+    for (const auto& [runner, slot] : lowered_.slot_of) runners.at(slot) = runner;
+    const Watchdog watchdog(*area_, std::move(runners), !application_.root_is_namespace_init, options_.timeout_seconds);
     agent::run_here(area_->base(), 0);
     host_root_ = spawned_root();
     while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {

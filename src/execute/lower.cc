@@ -97,6 +97,16 @@ class Lowering {
 
   // ---- the process tree
 
+  /// Commands name processes as the tree's own pid namespace does; system calls want the numbers of the runner's.
+  Result<pid_t> seen_by(const plan::Command& command, Pid pid) const {
+    const auto runner = nested_pids_.find(command.pid), named = nested_pids_.find(pid);
+    const size_t level = runner == nested_pids_.end() ? 0 : runner->second.size();
+    if (level == 0) return pid.value;
+    if (named != nested_pids_.end() && named->second.size() >= level) return named->second[level - 1];
+    return fail(Error::invalid("lower the program", fmt::format("command {}: {} is outside of the pid namespace of {}",
+                                                                origin_, pid, command.pid)));
+  }
+
   std::vector<int32_t> ids(int32_t outermost, const std::vector<pid_t>& nested) const {
     std::vector<int32_t> innermost_first(nested.rbegin(), nested.rend());
     innermost_first.push_back(outermost);
@@ -120,6 +130,7 @@ class Lowering {
     const bool sibling = is_root && options_.sibling;
     if (sibling) flags |= CLONE_PARENT;
     const uint32_t child = result_.slot_of.at({fork.child_pid, leader_of(fork.child_pid)});
+    if (!fork.nested_pids.empty()) nested_pids_[fork.child_pid] = fork.nested_pids;
     // Handlers of stasis and of its C library point into memory that goes away.
     if (is_root) flags |= CLONE_CLEAR_SIGHAND;
     if (is_root) result_.root_spawn = now().size();
@@ -160,7 +171,9 @@ class Lowering {
   Status lower(const plan::Command& command, const plan::Clone& clone) {
     const uint32_t child = result_.slot_of.at({clone.child_pid, leader_of(clone.child_pid)});
     // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
-    now().spawn(CLONE_PARENT | sharing_flags(clone), 0, {clone.child_pid.value}, child, static_cast<uint32_t>(origin_));
+    if (!clone.nested_pids.empty()) nested_pids_[clone.child_pid] = clone.nested_pids;
+    now().spawn(CLONE_PARENT | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
+                static_cast<uint32_t>(origin_));
     const auto* sibling = tasks_.find(command.pid);
     if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent)) outlives_nobody(child);
     return {};
@@ -188,8 +201,14 @@ class Lowering {
     add(call(SYS_setsid));
     return {};
   }
-  Status lower(const plan::Command&, const plan::SetPgid& group) {
-    add(call(SYS_setpgid, group.target.value, group.pgid.value));
+  Status lower(const plan::Command& command, const plan::SetPgid& group) {
+    add(call(SYS_setpgid, TRY(seen_by(command, group.target)), TRY(seen_by(command, group.pgid))));
+    return {};
+  }
+  Status lower(const plan::Command& command, const plan::EnterPidNamespace& enter) {
+    add(call(SYS_pidfd_open, TRY(seen_by(command, enter.target)), 0));
+    add(call(SYS_setns, ResultOf{-1}, CLONE_NEWPID));
+    add(call(SYS_close, ResultOf{-2}));
     return {};
   }
   Status lower(const plan::Command&, const plan::Exit& exit) {
@@ -203,8 +222,9 @@ class Lowering {
     now().exit(1, static_cast<uint64_t>(WTERMSIG(exit.status)), origin);
     return {};
   }
-  Status lower(const plan::Command&, const plan::Wait& wait) {
-    add(expecting(call(SYS_wait4, wait.child_pid.value, 0, __WALL, 0), Expected::exactly, wait.child_pid.value));
+  Status lower(const plan::Command& command, const plan::Wait& wait) {
+    const pid_t child = TRY(seen_by(command, wait.child_pid));
+    add(expecting(call(SYS_wait4, child, 0, __WALL, 0), Expected::exactly, child));
     return {};
   }
   Status lower(const plan::Command&, const plan::Await& await) {
@@ -251,11 +271,21 @@ class Lowering {
     if (map.is_shared) return MAP_SHARED;
     return (map.flags & model::map_droppable) != 0 ? 0 : MAP_PRIVATE;
   }
-  Status lower(const plan::Command&, const plan::TransferFd& transfer) {
-    add(call(SYS_pidfd_open, transfer.from_pid.value, 0));
+  Status lower(const plan::Command& command, const plan::TransferFd& transfer) {
+    add(call(SYS_pidfd_open, TRY(seen_by(command, transfer.from_pid)), 0));
     add(call(SYS_pidfd_getfd, ResultOf{-1}, transfer.fd, 0));
     add(call(SYS_close, ResultOf{-2}));  // before the move: it may have the number that is wanted
     add(call(plan::Call::move_fd, ResultOf{-2}, transfer.target_fd, transfer.close_on_exec ? O_CLOEXEC : 0));
+    return {};
+  }
+  Status lower(const plan::Command& command, const plan::OpenPidfd& open) {
+    add(call(SYS_pidfd_open, TRY(seen_by(command, open.target)), 0));
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.fd, 0));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::TakeFd& take) {
+    add(call(SYS_pidfd_getfd, take.pidfd, take.fd, 0));
+    add(call(plan::Call::move_fd, ResultOf{-1}, take.target_fd, take.close_on_exec ? O_CLOEXEC : 0));
     return {};
   }
 
@@ -375,6 +405,7 @@ class Lowering {
   const LowerOptions& options_;
   Lowered result_;
   std::map<std::string, uint32_t> counters_, lowest_awaited_;
+  std::map<Pid, std::vector<pid_t>> nested_pids_;  ///< of those in nested pid namespaces
   uint32_t slot_ = 0;
   size_t origin_ = 0;
 };

@@ -38,14 +38,16 @@ Status wait_for_end_of_leader(pid_t host_pid) {
   }
 }
 
-/// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid.
+/// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid: those of nested
+/// namespaces have more numbers after the tree's own.
 Result<std::map<pid_t, pid_t>> host_ids(pid_t host_root) {
+  const size_t level = TRY(kernel::read_status(host_root)).ns_pid.size();
   std::map<pid_t, pid_t> ids;
   std::vector<pid_t> queue{host_root};
   for (size_t i = 0; i < queue.size(); ++i) {
     for (const pid_t tid : TRY(kernel::list_threads(queue[i]))) {
       const auto status = TRY(kernel::read_thread_status(queue[i], tid));
-      if (!status.ns_pid.empty()) ids[status.ns_pid.back()] = tid;
+      if (level != 0 && status.ns_pid.size() >= level) ids[status.ns_pid[level - 1]] = tid;
     }
     for (const pid_t child : TRY(kernel::list_children(queue[i]))) queue.push_back(child);
   }

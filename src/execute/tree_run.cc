@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <map>
@@ -20,6 +21,7 @@
 #include "execute/lower.h"
 #include "image/directory.h"
 #include "kernel/proc.h"
+#include "model/pid_namespaces.h"
 #include "plan/bare_tree.h"
 #include "plan/planner.h"
 
@@ -66,9 +68,10 @@ class Specimen {
   /// As a restore's last step does. Nobody's end may come later: it would continue the stopped of a group that it
   /// leaves orphaned (kernel/exit.c, kill_orphaned_pgrp).
   Status stop() const {
+    const size_t level = TRY(kernel::read_status(built_.host_root())).ns_tgid.size();
     for (const pid_t host_pid : kernel::list_descendants(built_.host_root())) {
       const auto status = TRY(kernel::read_status(host_pid));
-      const auto* task = wanted_.find(Pid{status.ns_tgid.back()});
+      const auto* task = wanted_.find(Pid{status.ns_tgid.at(level - 1)});
       if (task == nullptr || task->state != model::TaskState::stopped) continue;
       if (kill(host_pid, SIGSTOP) != 0) return fail_errno("stop", fmt::format("task {}", task->pid));
     }
@@ -181,48 +184,100 @@ Result<Differences> run_tree(const plan::Program& program, const model::Applicat
 
 namespace {
 
-void look_at_threads(pid_t host_pid, model::Task& task) {
-  const auto tids = kernel::list_threads(host_pid);
-  for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
-    const auto status = kernel::read_thread_status(host_pid, tid);
-    const auto stat = kernel::read_thread_stat(host_pid, tid);
-    if (!status || !stat) continue;
-    auto& thread = task.threads.emplace_back();
-    thread.tid = Tid{status->ns_pid.back()};
-    if (tid == host_pid && stat->has_left_threads()) thread.exit_status = stat->exit_code;
-    if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
-  }
-}
-
-}  // namespace
-
-Result<model::Application> look_at_tree(pid_t root) {
-  model::Application tree;
-  std::map<pid_t, Pid> known;  // by the pid that we see
-  for (const pid_t host_pid : kernel::list_descendants(root)) {
-    const auto stat = kernel::read_stat(host_pid);
-    const auto status = kernel::read_status(host_pid);
-    if (!stat || !status) {  // it has just ended
-      if (host_pid == root) return fail(Error::gone("look at the tree", fmt::format("task {}", root)));
-      continue;
+/// What /proc says of a tree below a process, from level `level` of the pid namespaces inwards.
+class TreeLook {
+ public:
+  Result<model::Application> run(pid_t root) {
+    for (const pid_t host_pid : kernel::list_descendants(root)) {
+      auto stat = kernel::read_stat(host_pid);
+      auto status = kernel::read_status(host_pid);
+      if (stat && status) {
+        if (host_pid == root) level_ = status->ns_pid.size();
+        add(host_pid, *stat, *status);
+      } else if (host_pid == root) {
+        return fail(Error::gone("look at the tree", fmt::format("task {}", root)));
+      }  // else it has just ended
     }
+    tree_.root = tree_.tasks.front().pid;
+    tree_.root_is_namespace_init = tree_.root.value == 1;
+    tree_.shell_job = tree_.tasks.front().session != tree_.root;
+    place_in_namespaces();
+    return std::move(tree_);
+  }
+
+ private:
+  struct Seen {
+    pid_t host_pid;
+    std::vector<pid_t> groups, sessions;
+  };
+  pid_t own(const std::vector<pid_t>& ids) const { return ids.at(level_ - 1); }
+  std::vector<pid_t> nested(const std::vector<pid_t>& ids) const {
+    return {ids.begin() + static_cast<ptrdiff_t>(level_), ids.end()};
+  }
+
+  void add(pid_t host_pid, const kernel::StatInfo& stat, const kernel::StatusInfo& status) {
     model::Task task;
-    task.pid = Pid{status->ns_tgid.back()};
-    task.group = Pid{status->ns_pgid.back()}, task.session = Pid{status->ns_sid.back()};
-    task.parent = host_pid == root ? Pid{0} : known[stat->ppid];
-    known[host_pid] = task.pid;
-    if (stat->is_dead() && !stat->has_left_threads()) {
+    task.pid = Pid{own(status.ns_tgid)}, task.nested_pids = nested(status.ns_tgid);
+    task.group = Pid{own(status.ns_pgid)}, task.session = Pid{own(status.ns_sid)};
+    task.parent = known_.empty() ? Pid{0} : known_[stat.ppid];
+    known_[host_pid] = task.pid;
+    seen_.push_back({host_pid, nested(status.ns_pgid), nested(status.ns_sid)});
+    if (stat.is_dead() && !stat.has_left_threads()) {
       task.state = model::TaskState::zombie;
-      task.exit_status = stat->exit_code;
+      task.exit_status = stat.exit_code;
     } else {
       look_at_threads(host_pid, task);
     }
-    tree.tasks.push_back(std::move(task));
+    tree_.tasks.push_back(std::move(task));
   }
-  tree.root = tree.tasks.front().pid;
-  tree.root_is_namespace_init = tree.root.value == 1;
-  tree.shell_job = tree.tasks.front().session != tree.root;
-  return tree;
-}
+
+  void look_at_threads(pid_t host_pid, model::Task& task) const {
+    const auto tids = kernel::list_threads(host_pid);
+    for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
+      const auto status = kernel::read_thread_status(host_pid, tid);
+      const auto stat = kernel::read_thread_stat(host_pid, tid);
+      if (!status || !stat) continue;
+      auto& thread = task.threads.emplace_back();
+      thread.tid = Tid{own(status->ns_pid)}, thread.nested_tids = nested(status->ns_pid);
+      if (tid == host_pid && stat->has_left_threads()) thread.exit_status = stat->exit_code;
+      if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
+    }
+  }
+
+  static std::string link_of(pid_t host_pid, const char* name) {
+    return kernel::read_link(fmt::format("/proc/{}/ns/{}", host_pid, name)).value_or("");
+  }
+  void place_in_namespaces() {
+    const bool any = std::ranges::any_of(tree_.tasks, [](const auto& task) { return !task.nested_pids.empty(); });
+    if (!any) return;
+    std::map<std::string, Pid> inits;
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      const auto& task = tree_.tasks[i];
+      if (!task.nested_pids.empty() && task.nested_pids.back() == 1)
+        inits[link_of(seen_[i].host_pid, "pid")] = task.pid;
+    }
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      auto& task = tree_.tasks[i];
+      if (!task.nested_pids.empty()) task.pid_namespace = inits[link_of(seen_[i].host_pid, "pid")];
+      if (task.state == model::TaskState::zombie) continue;
+      const auto childrens = inits.find(link_of(seen_[i].host_pid, "pid_for_children"));
+      if (childrens != inits.end() && childrens->second != task.pid_namespace)
+        task.childrens_namespace = childrens->second;
+    }
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].group, seen_[i].groups);
+      model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].session, seen_[i].sessions);
+    }
+  }
+
+  model::Application tree_;
+  std::vector<Seen> seen_;      ///< of the tasks
+  std::map<pid_t, Pid> known_;  ///< by the pid that we see
+  size_t level_ = 1;
+};
+
+}  // namespace
+
+Result<model::Application> look_at_tree(pid_t root) { return TreeLook().run(root); }
 
 }  // namespace stasis::execute

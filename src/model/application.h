@@ -11,12 +11,21 @@
 
 namespace stasis::model {
 
+/// Whose number is still that of a session or group. Whoever lives in the same nested pid namespace sees the nested
+/// ids.
+struct DeadLeader {
+  std::vector<pid_t> nested_pids;
+  Pid pid_namespace;
+  friend bool operator==(const DeadLeader&, const DeadLeader&) = default;
+};
+
 struct Application {
   Pid root;
-  bool root_is_namespace_init = false;  ///< the tree owns a pid namespace and `root` is its pid 1
-  bool shell_job = false;               ///< session and terminal belong to somebody outside
-  bool compare_build_ids = true;        ///< of its files, before a restore; false: sizes alone are compared
-  std::vector<Task> tasks;              ///< a parent stands before its children
+  bool root_is_namespace_init = false;     ///< the tree owns a pid namespace and `root` is its pid 1
+  bool shell_job = false;                  ///< session and terminal belong to somebody outside
+  bool compare_build_ids = true;           ///< of its files, before a restore; false: sizes alone are compared
+  std::vector<Task> tasks;                 ///< a parent stands before its children
+  std::map<Pid, DeadLeader> dead_leaders;  ///< those of nested pid namespaces
   std::map<ObjectId, DescriptorTable> descriptor_tables;
   std::map<ObjectId, FsContext> fs_contexts;
   std::map<ObjectId, SignalHandlers> signal_handlers;

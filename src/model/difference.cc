@@ -67,6 +67,7 @@ void compare_threads(Comparison& check, const std::string& task, const Thread& a
   const std::string subject = fmt::format("{}, thread {}", task, a.tid);
   check.values("threads", subject, a.tid, b.tid);
   check.values("threads.exit_status", subject, a.exit_status.value_or(-1), b.exit_status.value_or(-1));
+  check.values("threads.nested_ids", subject, a.nested_tids, b.nested_tids);
   check.values("threads.name", subject, a.name, b.name);
   compare_credentials(check, subject, a.credentials, b.credentials);
   check.equal("seccomp", subject, a.seccomp, b.seccomp);
@@ -99,6 +100,9 @@ void compare_tasks(Comparison& check, const Task& a, const Task& b) {
   check.values("ids.parent", subject, a.parent, b.parent);
   check.values("ids.group", subject, a.group, b.group);
   check.values("ids.session", subject, a.session, b.session);
+  check.values("ids.nested", subject, a.nested_pids, b.nested_pids);
+  check.values("ids.pid_namespace", subject, a.pid_namespace, b.pid_namespace);
+  check.values("ids.childrens_namespace", subject, a.childrens_namespace, b.childrens_namespace);
   check.values("state", subject, static_cast<int>(a.state), static_cast<int>(b.state));
   check.values("state.exit_status", subject, a.exit_status, b.exit_status);
   check.values("state.stop_signal", subject, a.stop_signal, b.stop_signal);
@@ -204,6 +208,7 @@ std::vector<std::string> differences(const Application& before, const Applicatio
                [&](const auto& a, const auto& b) { compare_descriptions(check, a, b); });
   compare_maps(check, "files.tables", before.descriptor_tables, after.descriptor_tables,
                [&](const auto& a, const auto& b) { check.equal("files.tables", fmt::format("table {}", a.id), a, b); });
+  check.equal("ids.nested", "dead leaders", before.dead_leaders, after.dead_leaders);
   compare_maps(check, "files.fs", before.fs_contexts, after.fs_contexts, [&](const auto& a, const auto& b) {
     check.equal("files.fs", fmt::format("fs context {}", a.id), a, b);
   });

@@ -150,6 +150,9 @@ enum class TaskState : uint8_t { running, stopped, zombie };
 /// A process.
 struct Task {
   Pid pid, parent, group, session;  ///< parent 0: outside the tree. Ids in the tree's namespace
+  std::vector<pid_t> nested_pids;   ///< its ids in deeper pid namespaces, outermost first: 1 is the init of the last
+  Pid pid_namespace;                ///< the init of the innermost one (itself, if it is that); 0: the tree's own
+  Pid childrens_namespace;  ///< the init of the one that its children are born in, if that is another; 0: it is not
   TaskState state = TaskState::running;
   int exit_status = 0;                                ///< zombie: as wait(2) gives it
   int stop_signal = 0;                                ///< stopped: the signal that stopped it

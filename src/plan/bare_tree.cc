@@ -1,12 +1,15 @@
 #include "plan/bare_tree.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/wait.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <utility>
 
+#include "model/pid_namespaces.h"
 #include "plan/emission.h"
 #include "plan/json_text.h"
 #include "plan/tree_emission.h"
@@ -24,20 +27,32 @@ class Reader {
  public:
   Result<model::Application> run(std::string_view text) {
     const auto json = TRY(parse_json(text, operation));
-    if (!json.is_object() || json.size() != 1 || !json.contains("processes") || !json["processes"].is_array())
-      return fail(Error::invalid(operation, "it is not an object with one field, the array \"processes\""));
+    const bool has_leaders = json.is_object() && json.contains("dead_leaders");
+    if (!json.is_object() || json.size() != 1u + has_leaders || !json.contains("processes") ||
+        !json["processes"].is_array() || (has_leaders && !json["dead_leaders"].is_array()))
+      return fail(Error::invalid(operation,
+                                 "it is not an object with one field, the array \"processes\" (and perhaps "
+                                 "a second, the array \"dead_leaders\")"));
     for (const auto& process : json["processes"]) {
       application_.tasks.push_back(TRY(task(process)));
       ++index_;
     }
+    list_ = "dead_leaders", index_ = 0;
+    for (const auto& leader : has_leaders ? json["dead_leaders"] : Json::array()) {
+      TRY(dead_leader(leader));
+      ++index_;
+    }
     TRY(find_root());
     TRY(order());
+    inherit_namespaces();
+    if (const auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
+      return fail(Error::invalid(operation, problem));
     return std::move(application_);
   }
 
  private:
   std::unexpected<Error> reject(std::string_view field, std::string problem) const {
-    return fail(Error::invalid(operation, std::move(problem), fmt::format("processes[{}], field {}", index_, field)));
+    return fail(Error::invalid(operation, std::move(problem), fmt::format("{}[{}], field {}", list_, index_, field)));
   }
 
   Result<int64_t> number(const Json& process, const char* field, int64_t lowest, int64_t highest) const {
@@ -55,13 +70,36 @@ class Reader {
     return got;
   }
 
-  Result<model::Task> task(const Json& process) {
-    if (!process.is_object()) return reject("(itself)", "it is not an object");
-    for (const auto& [field, value] : process.items()) {
-      constexpr std::string_view known[] = {"pid",       "ppid",        "pgid",      "sid",     "state",
-                                            "exit_code", "exit_signal", "subreaper", "threads", "leader_exit_code"};
-      if (std::ranges::find(known, field) == std::end(known)) return reject(field, "there is no such field");
+  Status only_fields(const Json& object, std::initializer_list<std::string_view> known) const {
+    if (!object.is_object()) return reject("(itself)", "it is not an object");
+    for (const auto& [field, value] : object.items()) {
+      if (std::ranges::find(known, field) == known.end()) return reject(field, "there is no such field");
     }
+    return {};
+  }
+  Result<std::vector<pid_t>> nested_ids(const Json& list, const char* field) const {
+    if (!list.is_array() || list.empty()) return reject(field, "it is not an array of ids");
+    std::vector<pid_t> ids;
+    for (const auto& id : list) ids.push_back(static_cast<pid_t>(TRY(number_of(id, field, 1, highest_pid))));
+    return ids;
+  }
+
+  Status dead_leader(const Json& leader) {
+    TRY(only_fields(leader, {"pid", "nested_pids", "pid_namespace"}));
+    const Pid pid{static_cast<pid_t>(TRY(number(leader, "pid", 1, highest_pid)))};
+    model::DeadLeader made;
+    if (!leader.contains("nested_pids")) return reject("nested_pids", "it is missing");
+    made.nested_pids = TRY(nested_ids(leader["nested_pids"], "nested_pids"));
+    made.pid_namespace = Pid{static_cast<pid_t>(TRY(number(leader, "pid_namespace", 1, highest_pid)))};
+    if (!application_.dead_leaders.emplace(pid, std::move(made)).second)
+      return reject("pid", fmt::format("{} occurs twice", pid));
+    return {};
+  }
+
+  Result<model::Task> task(const Json& process) {
+    TRY(only_fields(process,
+                    {"pid", "ppid", "pgid", "sid", "state", "exit_code", "exit_signal", "subreaper", "threads",
+                     "leader_exit_code", "nested_pids", "pid_namespace", "nested_tids", "childrens_namespace"}));
     model::Task task;
     task.pid = Pid{static_cast<pid_t>(TRY(number(process, "pid", 1, highest_pid)))};
     task.parent = Pid{static_cast<pid_t>(TRY(number(process, "ppid", 0, highest_pid)))};
@@ -72,8 +110,16 @@ class Reader {
       if (!subreaper->is_boolean()) return reject("subreaper", "it is neither true nor false");
       task.child_subreaper = subreaper->get<bool>();
     }
+    if (process.contains("nested_pids")) task.nested_pids = TRY(nested_ids(process["nested_pids"], "nested_pids"));
+    if (process.contains("pid_namespace")) {
+      if (task.nested_pids.empty()) return reject("pid_namespace", "only a process with nested_pids has it");
+      task.pid_namespace = Pid{static_cast<pid_t>(TRY(number(process, "pid_namespace", 1, highest_pid)))};
+    }
+    if (process.contains("childrens_namespace"))
+      task.childrens_namespace = Pid{static_cast<pid_t>(TRY(number(process, "childrens_namespace", 1, highest_pid)))};
     TRY(threads(process, task));
     TRY(ended_leader(process, task));
+    TRY(nested_threads(process, task));
     return task;
   }
 
@@ -118,6 +164,28 @@ class Reader {
     if (task.threads.size() < 2) return reject(field, "only a process with other threads has it");
     task.threads.front().exit_status = static_cast<int>(TRY(number(process, field, 0, highest_exit_code))) << 8;
     return {};
+  }
+
+  Status nested_threads(const Json& process, model::Task& task) const {
+    if (!task.threads.empty()) task.threads.front().nested_tids = task.nested_pids;
+    const auto found = process.find("nested_tids");
+    const size_t others = task.threads.empty() ? 0 : task.threads.size() - 1;
+    if (found == process.end() && (task.nested_pids.empty() || others == 0)) return {};
+    if (found == process.end()) return reject("nested_tids", "it is missing");
+    if (task.nested_pids.empty() || !found->is_array() || found->size() != others)
+      return reject("nested_tids", "it is not an array of the nested ids of each of the threads");
+    for (size_t i = 0; i < others; ++i) task.threads[1 + i].nested_tids = TRY(nested_ids((*found)[i], "nested_tids"));
+    return {};
+  }
+
+  /// Where nothing else is said: an init lives in its own, everybody else where the parent does.
+  void inherit_namespaces() {
+    std::map<Pid, Pid> spaces;
+    for (auto& task : application_.tasks) {
+      if (!task.nested_pids.empty() && task.pid_namespace.value == 0)
+        task.pid_namespace = task.nested_pids.back() == 1 ? task.pid : spaces[task.parent];
+      spaces[task.pid] = task.pid_namespace;
+    }
   }
 
   Status find_root() {
@@ -168,24 +236,29 @@ class Reader {
   }
 
   model::Application application_;
+  std::string_view list_ = "processes";
   size_t index_ = 0;
 };
 
-std::set<Tid> threads_of(const model::Task& task) {
-  std::set<Tid> tids;
-  for (const auto& thread : task.threads) tids.insert(thread.tid);
+/// Their ids, with those in nested namespaces.
+std::map<Tid, std::vector<pid_t>> threads_of(const model::Task& task) {
+  std::map<Tid, std::vector<pid_t>> tids;
+  for (const auto& thread : task.threads) tids.emplace(thread.tid, thread.nested_tids);
   return tids;
 }
 
-std::string list_of(const std::set<Tid>& tids) {
+std::string list_of(const std::map<Tid, std::vector<pid_t>>& threads) {
   std::string text;
-  for (const Tid tid : tids) text += fmt::format("{}{}", text.empty() ? "" : ", ", tid);
+  for (const auto& [tid, nested] : threads) text += fmt::format("{}{}", text.empty() ? "" : ", ", tid);
   return fmt::format("[{}]", text);
 }
 
-Json json_of(const model::Task& task) {
+Json json_of(const model::Task& task, Pid parents_namespace) {
   Json made{
       {"pid", task.pid.value}, {"ppid", task.parent.value}, {"pgid", task.group.value}, {"sid", task.session.value}};
+  if (!task.nested_pids.empty()) made["nested_pids"] = task.nested_pids;
+  if (task.pid_namespace != parents_namespace && task.pid_namespace != task.pid)
+    made["pid_namespace"] = task.pid_namespace.value;
   if (task.state == model::TaskState::zombie) {
     made["state"] = "zombie";
     if (WIFSIGNALED(task.exit_status))
@@ -196,12 +269,17 @@ Json json_of(const model::Task& task) {
   }
   made["state"] = task.state == model::TaskState::stopped ? "stopped" : "alive";
   if (task.child_subreaper) made["subreaper"] = true;
-  Json threads = Json::array();
-  for (const Tid tid : threads_of(task)) {
-    if (tid != leader_of(task.pid)) threads.push_back(tid.value);
+  if (task.childrens_namespace.value != 0) made["childrens_namespace"] = task.childrens_namespace.value;
+  Json threads = Json::array(), nested = Json::array();
+  for (const auto& [tid, nested_tids] : threads_of(task)) {
+    if (tid == leader_of(task.pid)) continue;
+    threads.push_back(tid.value);
+    nested.push_back(nested_tids);
   }
-  if (!threads.empty()) made["threads"] = std::move(threads);
+  if (threads.empty()) return made;
+  made["threads"] = std::move(threads);
   if (task.leader_has_ended()) made["leader_exit_code"] = WEXITSTATUS(*task.threads.front().exit_status);
+  if (!task.nested_pids.empty()) made["nested_tids"] = std::move(nested);
   return made;
 }
 
@@ -217,9 +295,18 @@ std::string tree_to_json(const model::Application& application) {
   std::vector<const model::Task*> tasks;
   for (const auto& task : application.tasks) tasks.push_back(&task);
   std::ranges::sort(tasks, {}, &model::Task::pid);
+  const model::PidNamespaces spaces(application);
   std::string text = "{\"processes\": [";
-  for (size_t i = 0; i < tasks.size(); ++i) text += (i == 0 ? "\n" : ",\n") + json_of(*tasks[i]).dump();
-  return text + "\n]}";
+  for (size_t i = 0; i < tasks.size(); ++i)
+    text += (i == 0 ? "\n" : ",\n") + json_of(*tasks[i], spaces.of(tasks[i]->parent)).dump();
+  text += "\n]";
+  bool first = true;
+  for (const auto& [pid, leader] : application.dead_leaders) {
+    const Json made{
+        {"pid", pid.value}, {"nested_pids", leader.nested_pids}, {"pid_namespace", leader.pid_namespace.value}};
+    text += (std::exchange(first, false) ? ", \"dead_leaders\": [\n" : ",\n") + made.dump();
+  }
+  return text + (first ? "}" : "\n]}");
 }
 
 Result<Program> make_tree_program(const model::Application& application, const TreeLimits& limits,
@@ -246,6 +333,11 @@ Result<Program> make_tree_program(const model::Application& application, const T
     if (!task.child_subreaper) return;
     out.await_all(out.process(task.pid), "built");
     out.process(task.pid).add(SetChildReaper{true});
+  });
+  live([&](const model::Task& task) {
+    if (task.childrens_namespace.value == 0) return;
+    out.await_all(out.process(task.pid), "built");
+    out.enter_childrens_namespace(task);
   });
   live([&](const model::Task& task) {
     for (const auto& thread : task.threads) out.end(task, thread);
@@ -334,14 +426,22 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     differ(task.pid, "state", name_of(stop_apart ? model::TaskState::running : task.state), name_of(other->state));
     differ(task.pid, "exit status", task.exit_status, other->exit_status);
     differ(task.pid, "subreaper flag", task.child_subreaper, other->child_subreaper);
-    differ(task.pid, "list of threads", list_of(threads_of(task)), list_of(threads_of(*other)));
+    const auto threads = threads_of(task), others = threads_of(*other);
+    differ(task.pid, "list of threads", list_of(threads), list_of(others));
+    if (threads != others && list_of(threads) == list_of(others))
+      differences.push_back(fmt::format("process {}: its threads have other nested ids", task.pid));
     if (task.leader_has_ended() != other->leader_has_ended())
       differences.push_back(
           fmt::format("process {}: its first thread has {}ended", task.pid, other->leader_has_ended() ? "" : "not "));
     else if (task.leader_has_ended())
       differ(task.pid, "first thread's exit status", *task.threads.front().exit_status,
              *other->threads.front().exit_status);
+    if (task.nested_pids != other->nested_pids)
+      differ(task.pid, "nested ids", fmt::format("{}", task.nested_pids), fmt::format("{}", other->nested_pids));
+    differ(task.pid, "pid namespace", task.pid_namespace, other->pid_namespace);
+    differ(task.pid, "children's pid namespace", task.childrens_namespace, other->childrens_namespace);
   }
+  if (wanted.dead_leaders != found.dead_leaders) differences.emplace_back("dead leaders have other nested ids");
   return differences;
 }
 

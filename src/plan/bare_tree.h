@@ -7,6 +7,18 @@
 // has `exit_code` (0 to 255) or `exit_signal`. `threads` are those beside the first, which has ended alone if there is
 // a `leader_exit_code`. Exactly one process, the root, has a parent that is not in the tree. A root with pid 1 is the
 // init of a pid namespace. Where the root does not lead its session, session and group come from outside.
+//
+// A process in pid namespaces below the root's has `nested_pids`, its ids there, outermost first; all other ids are as
+// the root's namespace has them. One whose last nested id is 1 is the init of a namespace; any other lives where its
+// parent does, unless `pid_namespace`, the pid of an init, says where it has come by setns. `nested_tids` are the
+// nested ids of each of `threads`. `childrens_namespace` is the pid of the init of the one that its children are born
+// in, where unshare or setns have made that another. Dead leaders of sessions and groups are listed where they have
+// nested ids:
+//
+//   {"processes": [{"pid": 9, "ppid": 1, "pgid": 9, "sid": 9, "nested_pids": [1], "threads": [11], "nested_tids":
+//   [[4]]},
+//                  {"pid": 10, "ppid": 9, "pgid": 12, "sid": 12, "nested_pids": [2]}],
+//    "dead_leaders": [{"pid": 12, "nested_pids": [5], "pid_namespace": 9}]}
 #pragma once
 
 #include <map>

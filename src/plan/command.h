@@ -42,10 +42,12 @@ struct Fork {
 struct Clone {
   static constexpr std::string_view name = "CLONE";
   Pid child_pid;
+  std::vector<pid_t> nested_pids;
   bool share_files = false, share_fs = false, share_handlers = false, share_memory = false;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("child_pid", s.child_pid);
+    v("nested_pids", s.nested_pids);
     v("share_files", s.share_files);
     v("share_fs", s.share_fs);
     v("share_handlers", s.share_handlers);
@@ -69,6 +71,16 @@ struct ExitThread {
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("status", s.status);
+  }
+};
+/// The runner's children are born in the pid namespace that `target` lives in, until it enters another: its own, or one
+/// below it (setns). START_THREAD needs its own.
+struct EnterPidNamespace {
+  static constexpr std::string_view name = "ENTER_PID_NAMESPACE";
+  Pid target;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("target", s.target);
   }
 };
 struct SetChildReaper {
@@ -206,6 +218,31 @@ struct TransferFd {
   static void fields(S& s, V&& v) {
     v("from_pid", s.from_pid);
     v("to_pid", s.to_pid);
+    v("fd", s.fd);
+    v("target_fd", s.target_fd);
+    v("close_on_exec", s.close_on_exec);
+  }
+};
+/// A pidfd of `target` at `fd`. Children inherit it, also those who cannot name the process: it is outside of their pid
+/// namespace.
+struct OpenPidfd {
+  static constexpr std::string_view name = "OPEN_PIDFD";
+  Pid target;
+  int fd = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("target", s.target);
+    v("fd", s.fd);
+  }
+};
+/// The runner takes descriptor `fd` of the process that its own descriptor `pidfd` stands for.
+struct TakeFd {
+  static constexpr std::string_view name = "TAKE_FD";
+  int pidfd = 0, fd = 0, target_fd = 0;
+  bool close_on_exec = false;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("pidfd", s.pidfd);
     v("fd", s.fd);
     v("target_fd", s.target_fd);
     v("close_on_exec", s.close_on_exec);
@@ -367,9 +404,10 @@ struct Ready {
   static void fields(S&, V&&) {}
 };
 
-using Action = std::variant<Fork, Clone, StartThread, ExitThread, SetChildReaper, SetSid, SetPgid, Exit, Wait, Await,
-                            Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, EpollAdd, Mmap, MmapAnon,
-                            Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
+using Action =
+    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
+                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, EpollAdd, Mmap,
+                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -53,7 +53,8 @@ struct Placement {
   int fd = -1;
   int scratch = -1;  ///< so many numbers from here on are free for the maker's own use
   static constexpr int scratch_numbers = 4;
-  Pid process;  ///< a child of the runner that has ended (DescriptionMaker::ended_process)
+  Pid process;               ///< a child of the runner that has ended (DescriptionMaker::ended_process)
+  pid_t process_number = 0;  ///< as the runner has to call it
 };
 
 /// Which descriptions are open in a process, under which number.

@@ -15,14 +15,15 @@ std::string borrowed_from(Pid pid) { return fmt::format("borrowed from {}", pid)
 std::string is_there(Pid pid) { return fmt::format("{} is there", pid); }
 
 /// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones,
-/// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm).
-Calls owner_calls(int fd, const model::FileOwner& owner) {
+/// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm). `id` is the owner as
+/// the caller's pid namespace has it.
+Calls owner_calls(int fd, const model::FileOwner& owner, pid_t id) {
   Calls calls;
   if (owner.kind != model::FileOwner::Kind::none) {
     const int type = owner.kind == model::FileOwner::Kind::thread    ? F_OWNER_TID
                      : owner.kind == model::FileOwner::Kind::process ? F_OWNER_PID
                                                                      : F_OWNER_PGRP;
-    calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(f_owner_ex{static_cast<__pid_type>(type), owner.id})));
+    calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(f_owner_ex{static_cast<__pid_type>(type), id})));
   }
   if (owner.signal != 0) calls.push_back(call(SYS_fcntl, fd, F_SETSIG, owner.signal));
   return calls;
@@ -182,10 +183,15 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
   if (const Pid needed = maker.process(first); needed.value != 0 && needed != pid)
     out_.await_all(sink, is_there(needed));
   const auto ended = maker.ended_process(first);
-  const Pid child = ended ? out_.fresh_pid() : Pid{};
+  Pid child;
   if (ended) {
-    sink.add(Fork{child});
-    for (auto& placement : placements) placement.process = child;
+    const Fork passing = out_.transient(pid);
+    child = passing.child_pid;
+    sink.add(passing);
+    for (auto& placement : placements) {
+      placement.process = child;
+      placement.process_number = passing.nested_pids.empty() ? child.value : passing.nested_pids.back();
+    }
   }
   TRY(maker.make(out_.application, placements, sink));
   if (ended) {
@@ -200,10 +206,30 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
 void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
   auto sink = out_.process(pid);
   if (made.maker->seekable() && description.position != 0) sink.add(Lseek{made.fd, description.position});
-  if (auto calls = owner_calls(made.fd, description.owner); !calls.empty()) {
+  const auto& owner = description.owner;
+  const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
+  auto calls = owner_calls(made.fd, owner, id);
+  if (!calls.empty() && (id != 0 || owner.kind == model::FileOwner::Kind::none))
     sink.perform(fmt::format("owner of descriptor {}", made.fd), "", std::move(calls));
-  }
+  else if (!calls.empty())
+    set_owner_outside(pid, made.fd, owner);
   if (description.starts_last && made.uses.empty()) made.maker->start(out_.application, description, made.fd, sink);
+}
+
+/// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.
+void DescriptorPlan::set_owner_outside(Pid pid, int fd, const model::FileOwner& owner) {
+  const Pid root = out_.application.root;
+  const int taken = out_.temporary_fd();
+  const auto lent = fmt::format("descriptor {} of {}", fd, pid);
+  out_.post(out_.process(pid), lent);
+  out_.take_table(root);
+  auto sink = out_.process(root);
+  out_.await_all(sink, lent);
+  out_.transfer(pid, root, fd, taken, true);
+  sink.perform(fmt::format("owner of descriptor {} of {}", fd, pid), "", owner_calls(taken, owner, owner.id));
+  sink.add(Close{taken});
+  out_.post(sink, taken_from(pid));
+  out_.take_table(pid);
 }
 
 void DescriptorPlan::born(Pid pid) {
@@ -244,7 +270,7 @@ void DescriptorPlan::take(Pid pid) {
   auto sink = out_.process(pid);
   const auto transfer = [&](const Made& made, int to, bool close_on_exec) {
     if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
-    sink.add(TransferFd{made.owner, pid, made.fd, to, close_on_exec});
+    out_.transfer(made.owner, pid, made.fd, to, close_on_exec);
   };
   for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
@@ -294,7 +320,7 @@ void DescriptorPlan::borrow(Pid pid) {
     const auto& made = made_.at(id);
     fd = out_.temporary_fd();
     if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
-    sink.add(TransferFd{made.owner, pid, made.fd, fd, true});
+    out_.transfer(made.owner, pid, made.fd, fd, true);
   }
   for (const Pid source : sources) out_.post(sink, borrowed_from(source));
 }

@@ -132,6 +132,7 @@ class TreeDrawing {
     if (task.state == model::TaskState::zombie) found.push_back(end_of(task));
     if (task.state == model::TaskState::stopped) found.emplace_back("stopped");
     if (task.child_subreaper) found.emplace_back("reaper");
+    if (!task.nested_pids.empty()) found.push_back(fmt::format("ns {}", fmt::join(task.nested_pids, "/")));
     if (task.threads.size() > 1)
       found.push_back(fmt::format("{}{} thr.", task.leader_has_ended() ? "" : "+", task.threads.size() - 1));
     return fmt::format("{}", fmt::join(found, " "));

@@ -8,15 +8,36 @@
 #include <string>
 
 #include "model/application.h"
+#include "model/pid_namespaces.h"
 #include "plan/contributor.h"
 #include "plan/planner.h"
 
 namespace stasis::plan {
 
+/// Of a pid namespace: those that no process, thread or leader of the tree has.
+class FreeNumbers {
+ public:
+  void take(pid_t number) { taken_.insert(number); }
+  void begin_at(pid_t number) { next_ = number; }
+  pid_t take_one() {
+    if (next_ == 0) next_ = taken_.empty() ? 2 : *taken_.rbegin() + 1;
+    while (!taken_.insert(next_).second) ++next_;
+    return next_++;
+  }
+
+ private:
+  std::set<pid_t> taken_;
+  pid_t next_ = 0;  ///< 0: after the highest
+};
+
 class Emission {
  public:
   Emission(const model::Application& application, const Contributors& contributors, const PlanOptions& options)
-      : application(application), tasks(application), contributors(contributors), options(options) {
+      : application(application),
+        tasks(application),
+        spaces(application),
+        contributors(contributors),
+        options(options) {
     for (const auto& task : application.tasks) {
       if (task.state != model::TaskState::zombie) ++tables_[task.descriptors].users;
     }
@@ -24,6 +45,7 @@ class Emission {
 
   const model::Application& application;
   const model::TaskIndex tasks;
+  const model::PidNamespaces spaces;
   const Contributors& contributors;
   const PlanOptions& options;
   Program program;
@@ -38,13 +60,20 @@ class Emission {
     }
   }
 
-  /// The last word of a thread.
+  /// Once it creates nobody any more, and the other namespace's init is there.
+  void enter_childrens_namespace(const model::Task& task) {
+    const Pid init = task.childrens_namespace;
+    if (init.value == 0) return;
+    process(task.pid).add(EnterPidNamespace{init});
+    if (tasks.find(init)->leader_has_ended()) post(process(task.pid), entered(init));
+  }
+
+  /// The last word of a thread. All who enter a pid namespace have done so.
   void end(const model::Task& task, const model::Thread& thread) {
     auto sink = this->thread(task.pid, thread.tid);
-    if (thread.has_ended())
-      sink.add(ExitThread{*thread.exit_status});
-    else
-      sink.add(Ready{});
+    if (!thread.has_ended()) return sink.add(Ready{});
+    await_all(sink, entered(task.pid));
+    sink.add(ExitThread{*thread.exit_status});
   }
 
   /// With another task that lives in the end.
@@ -78,22 +107,28 @@ class Emission {
     table.last = pid;
   }
 
-  /// A number for a process that is there for a while only. `taken`: by others.
-  void reserve_pids(std::set<pid_t> taken, pid_t first) { taken_pids_ = std::move(taken), next_pid_ = first; }
-  Pid fresh_pid() {
-    while (taken_pids_.contains(next_pid_)) ++next_pid_;
-    taken_pids_.insert(next_pid_);
-    return Pid{next_pid_++};
-  }
+  /// Numbers that processes, threads and leaders of the tree have; those who pass take others, from `first` on (0: from
+  /// the highest on).
+  void reserve_numbers(const std::set<pid_t>& taken, pid_t first);
+  /// A child of `creator` that ends before the program does.
+  Fork transient(Pid creator);
 
   /// A descriptor number that no table of the tree uses, different each time.
   int temporary_fd() { return next_temporary_++; }
   Placement placement(const model::OpenDescription& description, int fd) {
     const int scratch = next_temporary_;
     next_temporary_ += Placement::scratch_numbers;
-    return {&description, fd, scratch, {}};
+    return {.description = &description, .fd = fd, .scratch = scratch};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
+
+  /// `to` takes a descriptor of another process.
+  void transfer(Pid from, Pid to, int fd, int target, bool close_on_exec);
+  /// For those in nested pid namespaces who have to take descriptors of processes that they cannot name: they inherit a
+  /// pidfd of the root, and take from there a pidfd of the other. Numbers from `first_fd` on are used for them, one
+  /// more than there are tasks. Nothing to do in trees without such namespaces.
+  void open_root_pidfd(int first_fd);
+  void close_pidfds(Pid);
   /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
   int first_temporary() const { return next_temporary_; }
 
@@ -109,10 +144,14 @@ class Emission {
     unsigned users = 0, turns = 0;
     Pid last;  ///< whose turn it is
   };
+  static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
+  int pidfd_in_root(Pid);
+
   std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
-  std::set<pid_t> taken_pids_;
-  pid_t next_pid_ = 0;
+  std::map<Pid, FreeNumbers> numbers_;  ///< by pid namespace
+  int root_pidfd_ = -1;
+  std::map<Pid, int> pidfds_;  ///< of other processes, in the root
 };
 
 }  // namespace stasis::plan

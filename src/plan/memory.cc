@@ -208,7 +208,7 @@ class MappingPlanner {
       if (!taken_.contains(id)) {
         taken_[id] = out_.temporary_fd();
         out_.await_all(sink(), fmt::format("segment {}", id));
-        sink().add(TransferFd{segments_.owner(id), plan_.pid, fd, taken_[id], true});
+        out_.transfer(segments_.owner(id), plan_.pid, fd, taken_[id], true);
       }
       fd = taken_[id];
     }

@@ -124,7 +124,8 @@ class Planner {
     }
     const int first = std::max(highest + 1, options_.first_free_fd);
     out_.program.images_fd = first;
-    out_.set_first_temporary(first + 1);
+    const int pidfds = out_.spaces.any() ? 1 + static_cast<int>(application_.tasks.size()) : 0;
+    out_.set_first_temporary(first + 1 + pidfds);
   }
 
   // ---- copy-on-write
@@ -178,6 +179,7 @@ class Planner {
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
     descriptors_->born(pid);
+    if (pid == application_.root) out_.open_root_pidfd(out_.program.images_fd + 1);
     const auto* task = out_.tasks.find(pid);
     const auto* parent = out_.tasks.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
@@ -320,8 +322,10 @@ class Planner {
         out_.await_all(sink, "settled");
         if (thread.tid == leader_of(task.pid)) {
           if (out_.bereaved.contains(task.pid)) forget_children(task, sink);
+          out_.enter_childrens_namespace(task);
           if (descriptors_->works_on_table(task)) {
             sink.add(Close{out_.program.images_fd});
+            out_.close_pidfds(task.pid);
             descriptors_->start(task.pid);
           }
         }
@@ -332,8 +336,11 @@ class Planner {
         auto sink = out_.thread(task.pid, thread.tid);
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::privileges, application_, task, thread, sink);
-        out_.end(task, thread);
       }
+    }
+    for (const auto& task : application_.tasks) {
+      if (task.state == model::TaskState::zombie) continue;
+      for (const auto& thread : task.threads) out_.end(task, thread);
     }
   }
 
@@ -343,7 +350,8 @@ class Planner {
     Calls calls;
     for (const auto& child : application_.tasks) {
       if (child.parent != task.pid || child.state != model::TaskState::zombie) continue;
-      calls.push_back(call(SYS_waitid, P_PID, child.pid.value, 0, WEXITED | WNOWAIT, 0));
+      calls.push_back(
+          call(SYS_waitid, P_PID, out_.spaces.number(child.pid.value, task.pid_namespace), 0, WEXITED | WNOWAIT, 0));
     }
     const uint64_t only_sigchld = 1ull << (SIGCHLD - 1);
     const std::array<int64_t, 2> at_once{0, 0};

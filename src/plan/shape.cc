@@ -13,7 +13,9 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "model/pid_namespaces.h"
 #include "plan/bare_tree.h"
+#include "plan/nested_numbers.h"
 
 namespace stasis::plan {
 namespace {
@@ -29,25 +31,35 @@ Color mix(Parts... parts) {
   return XXH3_64bits(words, sizeof words);
 }
 
-enum Link : uint8_t { parent, session, group, links };
+/// The last two are only there in trees whose pid namespaces cannot be told from parents: what a tree without them
+/// looks like, and so its hash, does not depend on them.
+enum Link : uint8_t { parent, session, group, pid_space, childrens_space, all_links };
+constexpr uint8_t plain_links = 3;
 
 /// A process, or an id without one.
 struct GraphNode {
   Color label = 0;
-  std::array<Index, links> to{none, none, none};
-  std::array<std::vector<Index>, links> from;
+  std::array<Index, all_links> to{none, none, none, none, none};
+  std::array<std::vector<Index>, all_links> from;
 };
 
 class Graph {
  public:
   explicit Graph(const model::Application& tree) {
     for (const auto& task : tree.tasks) add(task.pid, label_of(tree, task));
+    for (const auto& [pid, leader] : tree.dead_leaders) add(pid, mix(dead_leader, leader.nested_pids.size()));
+    const model::PidNamespaces spaces(tree);
     for (const auto& task : tree.tasks) {
       if (task.pid != tree.root) connect(task.pid, parent, task.parent);
       connect(task.pid, session, task.session);
       connect(task.pid, group, task.group);
+      const bool entered = task.pid_namespace != task.pid && task.pid_namespace != spaces.of(task.parent);
+      if (entered) connect(task.pid, pid_space, task.pid_namespace);
+      if (task.childrens_namespace.value != 0) connect(task.pid, childrens_space, task.childrens_namespace);
+      if (entered || task.childrens_namespace.value != 0) links_ = all_links;
     }
   }
+  uint8_t links() const { return links_; }
   const std::vector<GraphNode>& nodes() const { return nodes_; }
   const std::vector<Pid>& ids() const { return ids_; }
 
@@ -59,8 +71,9 @@ class Graph {
     const bool stopped = task.state == model::TaskState::stopped;
     // A zombie has no threads: the two are told apart by their number.
     const int status = task.leader_has_ended() ? 1 + *task.threads.front().exit_status : task.exit_status;
-    return mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(), task.pid == tree.root,
-               task.pid == tree.root && tree.root_is_namespace_init);
+    const Color label = mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(),
+                            task.pid == tree.root, task.pid == tree.root && tree.root_is_namespace_init);
+    return task.nested_pids.empty() ? label : mix(label, task.nested_pids.size(), task.pid == task.pid_namespace);
   }
   Index add(Pid id, Color label) {
     const auto [found, fresh] = index_.try_emplace(id, static_cast<Index>(nodes_.size()));
@@ -79,12 +92,17 @@ class Graph {
   std::map<Pid, Index> index_;
   std::vector<GraphNode> nodes_;
   std::vector<Pid> ids_;
+  uint8_t links_ = plain_links;
 };
 
 class Canonizer {
  public:
   Canonizer(const Graph& graph, const ShapeLimits& limits)
-      : nodes_(graph.nodes()), trials_left_(limits.trials), part_(nodes_.size()), place_(nodes_.size()) {}
+      : nodes_(graph.nodes()),
+        links_(graph.links()),
+        trials_left_(limits.trials),
+        part_(nodes_.size()),
+        place_(nodes_.size()) {}
 
   /// All nodes in canonical order.
   Result<std::vector<Index>> run() {
@@ -140,12 +158,12 @@ class Canonizer {
   }
   Color seen_from(Index index) const {
     const auto& node = nodes_[index];
-    std::array<Color, 2 * links> around{};
-    for (uint8_t link = 0; link < links; ++link) {
+    std::array<Color, 2 * all_links> around{};
+    for (uint8_t link = 0; link < links_; ++link) {
       if (node.to[link] != none) around[link] = colors_[node.to[link]];
-      for (const Index from : node.from[link]) around[links + link] += mix(colors_[from]);
+      for (const Index from : node.from[link]) around[links_ + link] += mix(colors_[from]);
     }
-    return mix(colors_[index], XXH3_64bits(around.data(), sizeof around));
+    return mix(colors_[index], XXH3_64bits(around.data(), 2 * links_ * sizeof(Color)));
   }
 
   /// The members in canonical order. Links that leave them lead to settled nodes.
@@ -239,6 +257,7 @@ class Canonizer {
   }
 
   const std::vector<GraphNode>& nodes_;
+  uint8_t links_;
   std::vector<Color> colors_;
   size_t trials_left_;
   bool gave_up_ = false;
@@ -319,6 +338,7 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
     copy.stop_signal = task.state == model::TaskState::stopped ? SIGSTOP : 0;
     copy.exit_status = task.exit_status;
     copy.child_subreaper = task.child_subreaper;
+    copy.pid_namespace = other(task.pid_namespace), copy.childrens_namespace = other(task.childrens_namespace);
     for (const auto& thread : task.threads) {
       auto& made_thread = copy.threads.emplace_back();
       made_thread.tid = other(thread.tid);
@@ -326,6 +346,9 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
     }
     std::ranges::sort(copy.threads, {}, [&](const auto& t) { return std::pair(t.tid != leader_of(copy.pid), t.tid); });
   }
+  for (const auto& [pid, leader] : tree.dead_leaders)
+    made.dead_leaders[other(pid)].pid_namespace = other(leader.pid_namespace);
+  number_nested(made);
   return made;
 }
 

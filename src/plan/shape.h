@@ -36,7 +36,8 @@ Result<Shape> canonical_form(const model::Application&, const ShapeLimits& = {})
 /// From canonical ids to the original ones.
 std::map<pid_t, pid_t> inverted(const std::map<pid_t, pid_t>& renaming);
 
-/// The tree with other ids; what is not in `renaming` stays. Only what makes a bare tree is kept.
+/// The tree with other ids; what is not in `renaming` stays. Only what makes a bare tree is kept, and ids in nested pid
+/// namespaces are made by one rule (plan/nested_numbers.h).
 model::Application renamed(const model::Application&, const std::map<pid_t, pid_t>& renaming);
 
 }  // namespace stasis::plan

@@ -9,7 +9,9 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "model/pid_namespaces.h"
 #include "plan/bare_tree.h"
+#include "plan/nested_numbers.h"
 
 namespace stasis::plan {
 namespace {
@@ -47,6 +49,10 @@ class TreeWriter {
         open.pop_back();
       }
     }
+    for (const auto& [pid, leader] : tree_.dead_leaders) {
+      add(tokens_, "dead", pid.value);
+      add(tokens_, "namespace", leader.pid_namespace.value);
+    }
     return std::move(tokens_);
   }
 
@@ -61,6 +67,8 @@ class TreeWriter {
     tokens_.emplace_back("(");
     link("session", task.session, task.pid, parent == nullptr ? Pid{-1} : parent->session);
     link("group", task.group, task.pid, parent == nullptr ? Pid{-1} : parent->group);
+    link("namespace", task.pid_namespace, task.pid, parent == nullptr ? Pid{0} : parent->pid_namespace);
+    if (task.childrens_namespace.value != 0) add(tokens_, "births", task.childrens_namespace.value);
     if (task.state == model::TaskState::stopped) tokens_.emplace_back("stopped");
     if (task.state == model::TaskState::zombie) {
       tokens_.emplace_back("zombie");
@@ -165,15 +173,47 @@ class Reader {
       open.push_back(processes_.size());
       processes_.push_back(std::move(process));
     } while (!open.empty());
+    while (take("dead")) {
+      const Pid leader{TRY(id())};
+      if (!take("namespace")) return reject("is not \"namespace\"");
+      dead_leaders_[leader].pid_namespace = Pid{TRY(id())};
+    }
     if (at_ != tokens_.size()) return reject("comes after the end of the root");
     number_threads(next);
-    return TRY(tree_from_json(Json{{"processes", processes_}}.dump()));
+    return with_namespaces(TRY(tree_from_json(Json{{"processes", processes_}}.dump())));
+  }
+  Status namespaces(pid_t pid, Pid parent) {
+    Pid space = spaces_[parent];
+    if (take("namespace")) space = Pid{take("self") ? pid : TRY(id())};
+    spaces_[Pid{pid}] = space;
+    if (take("births")) childrens_spaces_[Pid{pid}] = Pid{TRY(id())};
+    return {};
+  }
+  /// Nested ids are not spelled out: they follow from the pids.
+  Result<model::Application> with_namespaces(model::Application tree) const {
+    for (auto& task : tree.tasks) {
+      task.pid_namespace = spaces_.at(task.pid);
+      if (const auto found = childrens_spaces_.find(task.pid); found != childrens_spaces_.end())
+        task.childrens_namespace = found->second;
+    }
+    tree.dead_leaders = dead_leaders_;
+    number_nested(tree);
+    if (const auto problem = model::PidNamespaces(tree).problem(); !problem.empty())
+      return fail(Error::invalid(operation, problem));
+    return tree;
+  }
+  Result<pid_t> id() {
+    const auto found = TRY(number()).get<int64_t>();
+    if (found < 0 || found > static_cast<int64_t>(most_threads)) return --at_, reject("ends a number that is no pid");
+    highest_ = std::max(highest_, static_cast<uint64_t>(found));
+    return static_cast<pid_t>(found);
   }
   Result<Json> attributes(int64_t pid, const Json* parent) {
     Json process{{"pid", pid}, {"ppid", parent == nullptr ? Json(0) : (*parent)["pid"]}};
     process["pgid"] = Json();
     process["sid"] = TRY(link("session", "sid", pid, parent));
     process["pgid"] = TRY(link("group", "pgid", pid, parent));
+    TRY(namespaces(static_cast<pid_t>(pid), parent == nullptr ? Pid{0} : Pid{(*parent)["pid"].get<pid_t>()}));
     if (take("stopped")) {
       process["state"] = "stopped";
     } else if (take("zombie")) {
@@ -290,6 +330,8 @@ class Reader {
   Json processes_ = Json::array();
   std::vector<std::pair<size_t, uint64_t>> threads_;  // process by index, how many
   uint64_t thread_count_ = 0, highest_ = 0;
+  std::map<Pid, Pid> spaces_, childrens_spaces_;  // pid namespaces of processes, and of their children
+  std::map<Pid, model::DeadLeader> dead_leaders_;
 };
 
 }  // namespace

@@ -3,7 +3,10 @@
 // A tree begins with "tree", or "tree init" if its root is the init of a pid namespace. A process is "(", its
 // attributes, its children, ")". Pids are not written: processes are numbered as they begin, from 1 (init) or 2.
 //   session N | session self, group N | group self    as the parent's unless given
+//   namespace self (begins a pid namespace) | namespace N, births N (where its children are born) likewise
 //   stopped | zombie exit N | zombie signal N, subreaper, threads N (how many beside the first)
+// After the root come dead leaders of nested pid namespaces: dead N namespace M. Ids in nested namespaces are not
+// written: they follow from the others (plan/nested_numbers.h).
 // A Program begins with "program". A command is its name, then names and values of its fields as in JSON, then ";".
 // Numbers are their decimal digits, one word each, "-" before a negative one. Values are numbers, true, false, null,
 // [ value , value ], { name value name value }, and strings: " then a word for each byte, "'" and the character or "\"

@@ -7,6 +7,8 @@
 #include <functional>
 #include <optional>
 
+#include "model/pid_namespaces.h"
+#include "plan/namespace_births.h"
 #include "plan/tree_conflict.h"
 
 namespace stasis::plan {
@@ -17,23 +19,33 @@ constexpr const char* operation = "plan the process tree";
 class TreePlanner {
  public:
   TreePlanner(const model::Application& application, const TreeLimits& limits)
-      : application_(application), limits_(limits) {}
+      : application_(application), limits_(limits), spaces_(application) {}
 
   Result<Verdict> decide(const Births& likely) {
     TRY(collect());
     TRY(check_invariants());
+    namespace_births_.emplace(application_, spaces_);
     add_dead_leaders();
     list_sessions();
-    if (take_over(likely)) return Verdict::restorable;
+    tree_.birth_groups = namespace_births_->birth_groups();
+    const bool may_be_cloned = namespace_births_->obstacle().empty();
+    if (may_be_cloned && take_over(likely)) return Verdict::restorable;
     list_demands();
     list_related();
-    if (search(0) || search_anew(limits_.search_steps / 2, false) || search_anew(limits_.search_steps, true))
+    if (may_be_cloned &&
+        (search(0) || search_anew(limits_.search_steps / 2, false) || search_anew(limits_.search_steps, true)))
       return Verdict::restorable;
-    return steps_ >= limits_.search_steps ? Verdict::undecided : Verdict::not_restorable;
+    if (steps_ >= limits_.search_steps) return Verdict::undecided;
+    return spaces_.any() ? decide_without_namespaces() : Result<Verdict>(Verdict::not_restorable);
   }
   CreationTree take_tree() { return std::move(tree_); }
   /// How far an undecided search came.
   std::string progress() const {
+    if (steps_ < limits_.search_steps) {
+      return fmt::format(
+          "undecided, for only histories in which nobody enters a pid namespace by setns are searched: {}",
+          namespace_births_->obstacle().empty() ? conflict_ : namespace_births_->obstacle());
+    }
     return fmt::format(
         "undecided after {} steps of search over the birth sessions of {} leaders; the last contradiction was: {}",
         steps_, leaders_.size(), conflict_);
@@ -66,6 +78,7 @@ class TreePlanner {
   Status broken(std::string text) const { return fail(Error::invalid(operation, std::move(text))); }
 
   Status check_invariants() const {
+    if (auto problem = spaces_.problem(); !problem.empty()) return broken(std::move(problem));
     std::map<Pid, Pid> session_of_group;
     std::set<Pid> sessions;
     for (const auto& [pid, node] : tree_.nodes) sessions.insert(node.session);
@@ -128,6 +141,13 @@ class TreePlanner {
       }
     }
     return {};
+  }
+
+  /// No clone of inits leads to the tree: perhaps setns does.
+  Result<Verdict> decide_without_namespaces() const {
+    const auto flat = without_pid_namespaces(application_, spaces_);
+    const auto verdict = TRY(decide_tree(flat, limits_));
+    return verdict == Verdict::not_restorable ? verdict : Verdict::undecided;
   }
 
   // ---- sessions
@@ -224,7 +244,8 @@ class TreePlanner {
       const auto birth = likely.find(leader);
       const bool known = birth != likely.end() && sessions_.contains(birth->second);
       if (known) tree_.born_session[leader] = birth->second;
-      if (!known || closes_cycle(leader)) return tree_.born_session.clear(), false;
+      if (!known || closes_cycle(leader) || !namespace_births_->allows_birth(leader, birth->second))
+        return tree_.born_session.clear(), false;
     }
     return (!leaders_.empty() && construct()) || (tree_.born_session.clear(), false);
   }
@@ -284,6 +305,7 @@ class TreePlanner {
   }
   /// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
   bool fits(Pid leader, Pid session) {
+    if (!namespace_births_->allows_birth(leader, session)) return false;
     tree_.born_session[leader] = session;
     const bool fitting = !closes_cycle(leader) && std::ranges::all_of(open_demands_[leader], [&](const Demand* demand) {
       return is_plausible(*demand);
@@ -403,10 +425,13 @@ class TreePlanner {
   // ---- the creation tree for fixed birth sessions
 
   bool construct() {
-    std::map<Pid, std::vector<Pid>> blocks;  // session → those born in it
+    std::map<Block, std::vector<Pid>> blocks;  // those born in it
     Before before;
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid != tree_.root) blocks[born(pid)].push_back(pid);
+      if (pid != tree_.root) blocks[{born(pid), spaces_.born_in(pid)}].push_back(pid);
+    }
+    for (const auto& [init, group] : namespace_births_->birth_groups()) {
+      if (exists(group)) before[init].insert(group);
     }
     for (const auto& [pid, node] : tree_.nodes) {
       if (!is_restricted(node)) continue;
@@ -415,10 +440,10 @@ class TreePlanner {
     tree_.creator.clear();
     tree_.before_setsid.clear();
     tree_.children.clear();
-    for (auto& [session, members] : blocks) {
-      if (!order_block(session, members, before)) return false;
+    for (auto& [block, members] : blocks) {
+      if (!order_block(block, members, before)) return false;
     }
-    for (const auto& [session, members] : blocks) {
+    for (const auto& [block, members] : blocks) {
       for (const Pid pid : members) {
         const Pid creator = tree_.creator.at(pid);
         const bool early = creator != tree_.root && tree_.is_leader(creator) && born(pid) != creator;
@@ -440,16 +465,38 @@ class TreePlanner {
     return true;
   }
 
-  bool order_block(Pid session, const std::vector<Pid>& members, const Before& before) {
+  using Block = std::pair<Pid, Pid>;  ///< a session, and a pid namespace
+
+  /// In each namespace they hang under the session's leader, or if that is outside under the init.
+  Pid top_of(const Block& block) const {
+    const auto [session, space] = block;
+    return spaces_.of(session) == space ? leader_of_session(session) : space;
+  }
+  bool order_block(const Block& block, const std::vector<Pid>& members, const Before& all) {
+    // An init is above all others of its namespace anyway.
+    const Before restricted = spaces_.any() ? within(block, members, all) : Before();
+    const Before& before = spaces_.any() ? restricted : all;
     const auto order = in_order(members, before);
     if (!order) {
       conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}",
-                              order.error(), session);
+                              order.error(), block.first);
       return false;
     }
-    const Pid top = leader_of_session(session);
+    const Pid top = top_of(block);
     if (!hang_minimal(top, *order, before)) hang_as_chain(top, *order);
     return true;
+  }
+
+  Before within(const Block& block, const std::vector<Pid>& members, const Before& all) const {
+    Before before;
+    for (const Pid pid : members) {
+      const auto found = all.find(pid);
+      if (found == all.end()) continue;
+      for (const Pid earlier : found->second) {
+        if (spaces_.born_in(earlier) == block.second) before[pid].insert(earlier);
+      }
+    }
+    return before;
   }
 
   /// Each under the deepest of its predecessors, if those lie on one line.
@@ -482,6 +529,8 @@ class TreePlanner {
 
   const model::Application& application_;
   TreeLimits limits_;
+  model::PidNamespaces spaces_;
+  std::optional<NamespaceBirths> namespace_births_;
   CreationTree tree_;
   Pid root_session_;
   std::vector<Pid> leaders_;
@@ -508,8 +557,10 @@ Result<CreationTree> plan_tree(const model::Application& application, const Tree
   const auto verdict = TRY(planner.decide(likely));
   if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, planner.progress()));
   if (verdict == Verdict::restorable) return planner.take_tree();
+  const model::PidNamespaces spaces(application);
+  const auto flat = spaces.any() ? without_pid_namespaces(application, spaces) : application;
   return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
-                                             describe_conflict(application, smallest_conflict(application, limits))));
+                                             describe_conflict(flat, smallest_conflict(flat, limits))));
 }
 
 Births births_in(const Program& program, Pid root_session) {

@@ -33,6 +33,7 @@ struct CreationTree {
   std::map<Pid, std::vector<Pid>> before_setsid;  ///< children a leader creates before its setsid
   std::map<Pid, std::vector<Pid>> children;       ///< children created otherwise, in order
   std::map<Pid, Pid> born_session;                ///< of leaders
+  std::map<Pid, Pid> birth_groups;                ///< of inits of nested pid namespaces: not that of their session
   std::set<pid_t> taken;                          ///< ids that no transient process may have
 
   bool is_leader(Pid pid) const { return nodes.at(pid).session == pid; }

@@ -4,14 +4,11 @@
 
 #include <algorithm>
 
-#include "plan/tree_groups.h"
-
 namespace stasis::plan {
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
     : out_(out), tree_(tree), hooks_(std::move(hooks)) {
-  const auto first = out.options.first_transient_pid;
-  out.reserve_pids(tree.taken, first != 0 && !tree.root_is_namespace_init ? first : *tree.taken.rbegin() + 1);
+  out.reserve_numbers(tree.taken, tree.root_is_namespace_init ? 0 : out.options.first_transient_pid);
 }
 
 Status TreeEmission::create() {
@@ -26,6 +23,7 @@ Status TreeEmission::create(Pid pid, Pid creator) {
   out_.take_table(pid);
   TRY(hooks_.born(pid, creator));
   note_objects(pid);
+  if (std::ranges::any_of(tree_.birth_groups, [&](const auto& birth) { return birth.second == pid; })) hold_group(pid);
   TRY(spawn_all(pid, tree_.before_setsid));
   if (tree_.is_leader(pid)) out_.process(pid).add(SetSid{});
   return spawn_all(pid, tree_.children);
@@ -47,10 +45,11 @@ bool shares(const model::Task* a, const model::Task* b, ObjectId model::Task::* 
 
 /// A FORK or CLONE by the giver: they have at birth in common what they have in the end.
 template <typename Birth>
-Birth birth_of(const model::TaskIndex& tasks, Pid giver, Pid child) {
-  const auto *a = tasks.find(giver), *b = tasks.find(child);
+Birth birth_of(const Emission& out, Pid giver, Pid child) {
+  const auto *a = out.tasks.find(giver), *b = out.tasks.find(child);
   Birth birth;
   birth.child_pid = child;
+  birth.nested_pids = out.spaces.nested(child.value);
   birth.share_files = shares(a, b, &model::Task::descriptors);
   birth.share_fs = shares(a, b, &model::Task::fs);
   birth.share_memory = shares(a, b, &model::Task::address_space);
@@ -86,7 +85,9 @@ Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid
   };
   if (has_all(creator)) return creator;
   for (const Pid sibling : siblings) {
-    if (!tree_.is_leader(sibling) && has_all(sibling)) return sibling;
+    // An init can neither create siblings nor be created as one.
+    const bool is_init = out_.spaces.is_init(sibling) || out_.spaces.is_init(child);
+    if (!tree_.is_leader(sibling) && !is_init && has_all(sibling)) return sibling;
   }
   return fail(Error::conflict("plan the process tree",
                               fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
@@ -100,7 +101,7 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
   std::vector<Pid> siblings;
   for (const Pid child : children->second) {
     const auto& node = tree_.nodes.at(child);
-    const bool moves = !node.transient && node.parent != creator;
+    const bool moves = (!node.transient && node.parent != creator) || tree_.birth_groups.contains(child);
     const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : siblings));
     if (moves) {
       TRY(spawn_through_relay(creator, child));
@@ -108,28 +109,72 @@ Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>
     }
     out_.take_table(giver);
     if (giver == creator)
-      out_.process(creator).add(birth_of<Fork>(out_.tasks, creator, child));
+      out_.process(creator).add(fork_of(creator, child));
     else
-      out_.process(giver).add(birth_of<Clone>(out_.tasks, giver, child));
+      out_.process(giver).add(birth_of<Clone>(out_, giver, child));
     TRY(create(child, giver));
     siblings.push_back(child);
   }
   return {};
 }
 
+Fork TreeEmission::fork_of(Pid giver, Pid child) const {
+  auto fork = birth_of<Fork>(out_, giver, child);
+  fork.new_pid_namespace = out_.spaces.is_init(child);
+  return fork;
+}
+
+/// Of those whose parent ends in the pid namespace of `creator`, without having to be a subreaper.
+bool TreeEmission::is_reaper(Pid pid, Pid creator) const {
+  const Pid space = out_.spaces.of(creator);
+  return space.value != 0 ? pid == space : pid == tree_.root && tree_.root_is_namespace_init;
+}
+
+/// A namespace that begins in a group from outside: the leader founds the group as soon as it is born, leaves somebody
+/// in it, and goes back to the group that all are born in. Those who are to be in the group join it later.
+void TreeEmission::hold_group(Pid leader) {
+  auto sink = out_.process(leader);
+  sink.add(SetPgid{leader, leader});
+  const Fork holder = out_.transient(leader);
+  out_.take_table(leader);
+  sink.add(holder);
+  sink.add(SetPgid{leader, tree_.nodes.at(leader).session});
+  held_groups_[leader] = {holder.child_pid, leader};
+  out_.bereaved.insert(leader);
+}
+
+/// The relay's child, an init, inherits the group. If its leader is dead somebody stands in.
+void TreeEmission::enter_birth_group(Pid creator, Pid relay, Pid group) {
+  if (!tree_.nodes.contains(group) && !held_groups_.contains(group)) {
+    Fork leader;
+    leader.child_pid = group;
+    leader.nested_pids = out_.spaces.nested(group.value);
+    out_.take_table(creator);
+    out_.process(creator).add(leader);
+    out_.process(group).add(SetPgid{group, group});
+    out_.post(out_.process(group), fmt::format("early group {}", group));
+    held_groups_[group] = {group, creator};
+    out_.bereaved.insert(creator);
+  }
+  out_.await_all(out_.process(relay), fmt::format("early group {}", group));
+  out_.process(relay).add(SetPgid{relay, group});
+}
+
 /// creator → relay → child; when the child's own work is done its final parent adopts it: it becomes the nearest living
 /// subreaper among the relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would
 /// take each other's children.
 Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
-  const Pid relay = out_.fresh_pid();
   const Pid adopter = tree_.nodes.at(child).parent;
-  const bool is_reaper_anyway = adopter == tree_.root && tree_.root_is_namespace_init;
-  Fork fork = birth_of<Fork>(out_.tasks, creator, child);
-  fork.child_pid = relay;
+  const bool is_reaper_anyway = is_reaper(adopter, creator);
+  const Fork passing = out_.transient(creator), born = fork_of(creator, child);
+  const Pid relay = passing.child_pid;
+  Fork fork = born;
+  fork.child_pid = relay, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
   out_.take_table(creator);
   out_.process(creator).add(fork);
-  fork.child_pid = child;
-  out_.process(relay).add(fork);
+  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end())
+    enter_birth_group(creator, relay, group->second);
+  out_.process(relay).add(born);
   TRY(create(child, creator));
 
   const std::string lift = fmt::format("lift {}", ++lifts_);
@@ -152,7 +197,7 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   return {};
 }
 
-void TreeEmission::groups() { emit_groups(out_, tree_); }
+void TreeEmission::groups() { emit_groups(out_, tree_, held_groups_); }
 
 void TreeEmission::end_dead_leaders(Pid pid) {
   for (const auto* of : {&tree_.before_setsid, &tree_.children}) {

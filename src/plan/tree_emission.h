@@ -6,6 +6,7 @@
 
 #include "plan/emission.h"
 #include "plan/tree.h"
+#include "plan/tree_groups.h"
 
 namespace stasis::plan {
 
@@ -29,6 +30,10 @@ class TreeEmission {
   Status create(Pid pid, Pid creator);
   Status spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of);
   Status spawn_through_relay(Pid creator, Pid child);
+  Fork fork_of(Pid giver, Pid child) const;
+  bool is_reaper(Pid pid, Pid creator) const;
+  void enter_birth_group(Pid creator, Pid relay, Pid group);
+  void hold_group(Pid leader);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
   void end_dead_leaders(Pid pid);
@@ -36,6 +41,7 @@ class TreeEmission {
   Emission& out_;
   const CreationTree& tree_;
   TreeHooks hooks_;
+  HeldGroups held_groups_;
   std::string last_lift_;  ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far

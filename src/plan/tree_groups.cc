@@ -9,7 +9,7 @@ namespace {
 
 class Groups {
  public:
-  Groups(Emission& out, const CreationTree& tree) : out_(out), tree_(tree) {}
+  Groups(Emission& out, const CreationTree& tree, const HeldGroups& held) : out_(out), tree_(tree), held_(held) {}
 
   void run() {
     for (const auto& [pid, node] : tree_.nodes) {
@@ -52,32 +52,44 @@ class Groups {
       involved.insert(group.members.begin(), group.members.end());
       if (tree_.nodes.contains(id)) involved.insert(id);
     }
+    for (const auto& [id, held] : held_) involved.insert(held.parent);
     for (const auto& [pid, node] : tree_.nodes) out_.post(out_.process(pid), "tree");
     for (const Pid pid : involved) out_.await_all(out_.process(pid), "tree");
   }
 
-  void fork(Pid parent, Pid child) {
-    Fork fork;
-    fork.child_pid = child;
+  void fork(Pid parent, const Fork& helper) {
     out_.take_table(parent);
-    out_.process(parent).add(fork);
+    out_.process(parent).add(helper);
     out_.bereaved.insert(parent);
+  }
+  /// Processes in nested pid namespaces cannot name a leader outside: they have the group from birth.
+  bool is_born_into(Pid pid, Pid group) const {
+    return !out_.spaces.contains(out_.spaces.of(pid), out_.spaces.of(group));
   }
 
   void found(Pid id, Group& group) {
-    if (!tree_.nodes.contains(id)) {
-      group.helper = id, group.helped_by = group.members.front();
-      fork(group.helped_by, id);
+    const auto held = held_.find(id);
+    if (held != held_.end()) {
+      group.helper = held->second.holder, group.helped_by = held->second.parent;
+    } else if (!tree_.nodes.contains(id)) {
+      Fork leader;
+      leader.child_pid = group.helper = id;
+      leader.nested_pids = out_.spaces.nested(id.value);
+      // Only in its own namespace can it be born, and one of its members lives there.
+      group.helped_by = *std::ranges::find_if(group.members,
+                                              [&](Pid member) { return out_.spaces.of(member) == out_.spaces.of(id); });
+      fork(group.helped_by, leader);
     }
-    group.is_safe = !tree_.nodes.contains(id) || !leaves(id);
-    out_.process(id).add(SetPgid{id, id});
+    group.is_safe = group.helper.value != 0 || !leaves(id);
+    const bool is_founded = held != held_.end() && !tree_.nodes.contains(id);
+    if (!is_founded) out_.process(id).add(SetPgid{id, id});
     out_.post(out_.process(id), founded(id));
   }
 
   /// Those who lead nothing themselves: they stay.
   void join(Pid id, Group& group) {
     for (const Pid pid : group.members) {
-      if (leads(pid)) continue;
+      if (leads(pid) || is_born_into(pid, id)) continue;
       out_.await_all(out_.process(pid), founded(id));
       out_.process(pid).add(SetPgid{pid, id});
       out_.post(out_.process(pid), joined(id));
@@ -95,8 +107,9 @@ class Groups {
       if (next == left.end()) {  // only circles are left: each leader waits for another's coming
         next = left.begin();
         auto& group = groups_.at(*next);
-        group.helper = out_.fresh_pid(), group.helped_by = *next;
-        fork(*next, group.helper);
+        const Fork holder = out_.transient(*next);
+        group.helper = holder.child_pid, group.helped_by = *next;
+        fork(*next, holder);
         group.is_safe = true;
       }
       move(*next);
@@ -136,11 +149,12 @@ class Groups {
 
   Emission& out_;
   const CreationTree& tree_;
+  const HeldGroups& held_;
   std::map<Pid, Group> groups_;
 };
 
 }  // namespace
 
-void emit_groups(Emission& out, const CreationTree& tree) { Groups(out, tree).run(); }
+void emit_groups(Emission& out, const CreationTree& tree, const HeldGroups& held) { Groups(out, tree, held).run(); }
 
 }  // namespace stasis::plan

@@ -5,11 +5,19 @@
 // leaders holds its group for a moment.
 #pragma once
 
+#include <map>
+
 #include "plan/emission.h"
 #include "plan/tree.h"
 
 namespace stasis::plan {
 
-void emit_groups(Emission&, const CreationTree&);
+/// Groups that have been founded while the tree was created: somebody stays in each, until the others have come.
+struct Held {
+  Pid holder, parent;
+};
+using HeldGroups = std::map<Pid, Held>;
+
+void emit_groups(Emission&, const CreationTree&, const HeldGroups&);
 
 }  // namespace stasis::plan

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -10,18 +11,20 @@
 #include <utility>
 #include <vector>
 
+#include "model/pid_namespaces.h"
+
 namespace stasis::plan {
 namespace {
 
 /// A model of the kernel's own, apart from the verifier's: each is a test of the other.
 class History {
  public:
-  explicit History(uint64_t seed) : random_(seed) {
+  History(uint64_t seed, bool pid_namespaces) : pid_namespaces_(pid_namespaces), random_(seed) {
     Fork fork;
     fork.child_pid = Pid{1};
     fork.new_pid_namespace = true;
     add(Pid{0}, fork);
-    born(Pid{1}, Pid{0}, Pid{1}, Pid{1});
+    born(Pid{1}, Pid{0}, {Pid{0}, {}}, Pid{1}, Pid{1});
     add(Pid{1}, SetSid{});
   }
 
@@ -36,6 +39,7 @@ class History {
     }
     history_.tree.root = Pid{1};
     history_.tree.root_is_namespace_init = true;
+    note_dead_leaders();
     return std::move(history_);
   }
 
@@ -115,12 +119,87 @@ class History {
     return number;
   }
 
+  // ---- nested pid namespaces, each named by its init
+
+  struct Place {
+    Pid space;
+    std::vector<pid_t> nested;
+  };
+  /// From the outermost to `space`.
+  std::vector<Pid> line(Pid space) const {
+    std::vector<Pid> spaces;
+    for (Pid at = space; at.value != 0; at = above_.at(at)) spaces.push_back(at);
+    std::ranges::reverse(spaces);
+    return spaces;
+  }
+  bool contains(Pid outer, Pid inner) const {
+    const auto spaces = line(inner);
+    return outer.value == 0 || std::ranges::find(spaces, outer) != spaces.end();
+  }
+  bool is_init(const Task& task) const { return task.pid.value == 1 || task.pid_namespace == task.pid; }
+  /// The end of an init would be that of all in its namespace.
+  bool may_end(const Task& task) const { return task.pid.value != 1 && (!is_init(task) || lives_alone(task)); }
+  bool lives_alone(const Task& init) const {
+    return std::ranges::none_of(tasks_, [&](const auto& entry) {
+      return entry.first != init.pid && contains(init.pid, entry.second.pid_namespace);
+    });
+  }
+  /// A new id's numbers in the namespaces from the outermost to `space`.
+  std::vector<pid_t> take_place(pid_t id, Pid space) {
+    std::erase_if(places_, [&](const auto& entry) { return !uses_.contains(entry.first); });
+    const auto spaces = line(space);
+    std::vector<pid_t> nested;
+    for (size_t i = 0; i < spaces.size(); ++i) {
+      std::set<pid_t> taken;
+      for (const auto& [other, place] : places_) {
+        if (contains(spaces[i], place.space)) taken.insert(place.nested[i]);
+      }
+      pid_t number = spaces[i].value == id ? 1 : static_cast<pid_t>(2 + pick(taken.size() + 3));
+      while (taken.contains(number)) ++number;
+      nested.push_back(number);
+    }
+    if (!spaces.empty()) places_[id] = {space, nested};
+    return nested;
+  }
+  /// Plans let a namespace begin in its session's group, or in one that its creator leads and can come back from.
+  bool may_begin_namespace(const Task& task) const {
+    const auto session = places_.find(task.session.value);
+    const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
+    return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
+  }
+  /// An init that ends waits until its namespace has no ids but its own (kernel/pid_namespace.c, zap_pid_ns_processes):
+  /// for ever, if it is itself in the group of another that lived there.
+  bool would_outlast_itself(const Task& init, Pid group) const {
+    const auto place = places_.find(group.value);
+    return is_init(init) && group != init.pid && place != places_.end() && contains(init.pid, place->second.space);
+  }
+  bool can_name(const Task& task, Pid id) const {
+    const auto place = places_.find(id.value);
+    return contains(task.pid_namespace, place == places_.end() ? Pid{} : place->second.space);
+  }
+  void note_dead_leaders() {
+    auto& tree = history_.tree;
+    for (const auto& task : tree.tasks) {
+      const auto own = line(task.pid_namespace);
+      for (const Pid leader : {task.group, task.session}) {
+        const auto place = places_.find(leader.value);
+        if (place == places_.end()) continue;
+        const auto others = line(place->second.space);
+        const auto common = std::ranges::mismatch(own, others).in2 - others.begin();
+        const auto& nested = place->second.nested;
+        model::note_dead_leader(tree, task, leader, {nested.begin(), nested.begin() + common});
+      }
+    }
+  }
+
   // ---- operations
 
-  Task& born(Pid pid, Pid parent, Pid group, Pid session) {
+  Task& born(Pid pid, Pid parent, const Place& place, Pid group, Pid session) {
     Task& task = tasks_[pid];
     task.pid = pid, task.parent = parent, task.group = group, task.session = session;
-    task.threads.emplace_back().tid = leader_of(pid);
+    task.pid_namespace = place.space, task.nested_pids = place.nested;
+    auto& thread = task.threads.emplace_back();
+    thread.tid = leader_of(pid), thread.nested_tids = place.nested;
     use(pid.value, 1);
     enter_session(task);
     living_.add(pid);
@@ -130,15 +209,20 @@ class History {
   void fork(const Task& task) {
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
+    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0 && may_begin_namespace(task);
+    if (fork.new_pid_namespace) above_[fork.child_pid] = task.pid_namespace;
+    const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
+    fork.nested_pids = take_place(fork.child_pid.value, space);
     add(task.pid, fork);
-    born(fork.child_pid, task.pid, task.group, task.session);
+    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session);
   }
   void clone(const Task& task) {
-    if (task.pid.value == 1) return;  // an init has no siblings (EINVAL)
+    if (is_init(task)) return;  // it has no siblings (EINVAL)
     Clone clone;
     clone.child_pid = Pid{fresh_number()};
+    clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);
     add(task.pid, clone);
-    born(clone.child_pid, task.parent, task.group, task.session);
+    born(clone.child_pid, task.parent, {task.pid_namespace, clone.nested_pids}, task.group, task.session);
   }
 
   /// Nobody else can be in a group or session of its number that does not lead one.
@@ -154,8 +238,9 @@ class History {
     if (task.session == task.pid) return;
     const Pid member = members_.at(task.session).any(*this);
     const Pid group = pick(4) == 0 ? task.pid : tasks_.at(member).group;
+    if (!can_name(task, group) || would_outlast_itself(task, group)) return;
     const Task& parent = tasks_.at(task.parent);
-    const bool by_parent = pick(2) == 0 && parent.session == task.session;
+    const bool by_parent = pick(2) == 0 && parent.session == task.session && !is_init(task);
     add(by_parent ? parent.pid : task.pid, SetPgid{task.pid, group});
     use(task.group.value, -1);
     task.group = group;
@@ -169,15 +254,17 @@ class History {
 
   void add_thread(Task& task) {
     const Tid tid{fresh_number()};
-    add(task.pid, StartThread{tid, {}});
-    task.threads.emplace_back().tid = tid;
+    const auto nested = take_place(tid.value, task.pid_namespace);
+    add(task.pid, StartThread{tid, nested});
+    auto& thread = task.threads.emplace_back();
+    thread.tid = tid, thread.nested_tids = nested;
     use(tid.value, 1);
   }
 
   /// Who has children is waited for at once: nothing else would order what they do with their new parent. Others may
   /// stay zombies for a while.
   void exit(Task& task) {
-    if (task.pid.value == 1) return;
+    if (!may_end(task)) return;
     const bool stays = children_[task.pid].empty() && pick(2) == 0;
     become_zombie(task, 0);
     if (!stays) reap(task);
@@ -201,7 +288,7 @@ class History {
   }
   Pid reaper_of(const Task& task) const {
     Pid reaper = task.parent;
-    while (reaper.value != 1 && !tasks_.at(reaper).child_subreaper) reaper = tasks_.at(reaper).parent;
+    while (!is_init(tasks_.at(reaper)) && !tasks_.at(reaper).child_subreaper) reaper = tasks_.at(reaper).parent;
     return reaper;
   }
   void reap_any() {
@@ -224,7 +311,7 @@ class History {
 
   void end_some() {
     for (auto& [pid, task] : tasks_) {
-      const bool lives_on = pid.value == 1 || task.state == model::TaskState::zombie || !children_[pid].empty();
+      const bool lives_on = task.state == model::TaskState::zombie || !children_[pid].empty() || !may_end(task);
       if (!lives_on && pick(4) == 0) become_zombie(task, pick(2) == 0 ? 0 : static_cast<int>(pick(256)) << 8);
     }
   }
@@ -251,6 +338,9 @@ class History {
     last_ = pid;
   }
 
+  bool pid_namespaces_;
+  std::map<pid_t, Place> places_;  ///< of ids in nested namespaces
+  std::map<Pid, Pid> above_;       ///< nested namespaces → those they lie in
   std::mt19937_64 random_;
   TreeHistory history_;
   std::map<Pid, Task> tasks_;
@@ -264,6 +354,8 @@ class History {
 
 }  // namespace
 
-TreeHistory random_history(uint64_t seed, unsigned operations) { return History(seed).run(operations); }
+TreeHistory random_history(uint64_t seed, unsigned operations, bool pid_namespaces) {
+  return History(seed, pid_namespaces).run(operations);
+}
 
 }  // namespace stasis::plan

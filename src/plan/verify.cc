@@ -13,6 +13,7 @@
 
 #include "plan/verify_attributes.h"
 #include "plan/verify_order.h"
+#include "plan/verify_pid_namespaces.h"
 #include "plan/verify_space.h"
 
 namespace stasis::plan {
@@ -21,6 +22,7 @@ namespace {
 struct OpenSlot {
   ObjectId description;
   bool close_on_exec = false;
+  Pid pidfd_of;  ///< 0: it is none
 };
 struct Table {
   std::map<int, OpenSlot> slots;
@@ -35,6 +37,8 @@ struct Process {
   bool subreaper = false;
   bool has_death_signal = false;  ///< is sent one when its parent ends
   Stamp born;
+  Pid pid_space, childrens_space;   ///< pid namespaces: its own, and where its children are born
+  Shared existence;                 ///< born, and not waited for
   Shared identity;                  ///< group and session
   Shared reaper_flag;               ///< subreaper
   Shared parentage;                 ///< parent
@@ -44,6 +48,7 @@ struct Process {
   std::shared_ptr<const int> fs, handlers;  ///< only who shares them with whom
   std::set<Tid> threads, ready;
   std::optional<int> leader_status;  ///< it has ended, and others go on
+  Shared leader_life;                ///< until then: it is what a pidfd refers to
 };
 
 class Interpreter {
@@ -81,19 +86,37 @@ class Interpreter {
       if (pid.value == 0 || process.reaped) continue;
       model::Task task;
       task.pid = pid, task.parent = process.parent, task.group = process.group, task.session = process.session;
+      task.pid_namespace = process.pid_space, task.nested_pids = spaces_.place_of(pid.value).nested;
+      if (process.alive && process.childrens_space != process.pid_space)
+        task.childrens_namespace = process.childrens_space;
       task.state = process.zombie ? model::TaskState::zombie : model::TaskState::running;
       task.exit_status = process.status;
       task.child_subreaper = process.subreaper && process.alive;
       for (const Tid tid : process.threads) {
         if (!process.alive) continue;
         model::Thread thread;
-        thread.tid = tid;
+        thread.tid = tid, thread.nested_tids = spaces_.place_of(tid.value).nested;
         if (tid == leader_of(pid)) thread.exit_status = process.leader_status;
         task.threads.insert(tid == leader_of(pid) ? task.threads.begin() : task.threads.end(), thread);
       }
       tasks.push_back(std::move(task));
     }
     return tasks;
+  }
+  /// Of sessions and groups, as far as their members see them.
+  std::map<Pid, model::DeadLeader> dead_leaders() const {
+    std::map<Pid, model::DeadLeader> leaders;
+    for (const auto& [pid, process] : processes_) {
+      if (process.pid_space.value == 0 || process.reaped) continue;
+      for (const Pid id : {process.group, process.session}) {
+        const auto led = processes_.find(id);
+        auto seen = spaces_.seen_from(process.pid_space, id.value);
+        if (seen.nested.empty() || (led != processes_.end() && !led->second.reaped)) continue;
+        auto& leader = leaders[id];
+        if (seen.nested.size() > leader.nested_pids.size()) leader = {std::move(seen.nested), seen.space};
+      }
+    }
+    return leaders;
   }
 
  private:
@@ -171,17 +194,23 @@ class Interpreter {
     const auto uses = numbers_.find(number);
     return uses == numbers_.end() || uses->second == 0;
   }
+  /// An id is in use as long as anybody has it as a pid, tid, group or session: with it all its nested numbers.
+  void count_use(pid_t id, int change) {
+    if ((numbers_[id] += change) != 0 || change > 0) return;
+    released_[id] = stamp();
+    spaces_.release(id, stamp());
+  }
   /// Every number that a process occupies, entered (1) or struck out (-1).
   void occupy(const Process& process, int change) {
-    numbers_[process.pid.value] += change;
-    numbers_[process.session.value] += change;
+    count_use(process.pid.value, change);
+    count_use(process.session.value, change);
     occupy_group(process.group, process.pid, change);
     for (const Tid tid : process.threads) {
-      if (tid != leader_of(process.pid)) numbers_[tid.value] += change;
+      if (tid != leader_of(process.pid)) count_use(tid.value, change);
     }
   }
   void occupy_group(Pid group, Pid member, int change) {
-    numbers_[group.value] += change;
+    count_use(group.value, change);
     if (change > 0)
       group_members_[group].insert(member);
     else
@@ -199,17 +228,26 @@ class Interpreter {
     return copy;
   }
 
+  bool has_live_init(Pid space) const { return space.value == 0 || processes_.at(space).alive; }
+
+  /// `space` is where the child lives: where the runner's children do, or a namespace that begins with it.
   template <typename Birth>
-  void create(const Birth& birth, Pid parent) {
+  void create(const Birth& birth, Pid parent, Pid space) {
     const Pid pid = birth.child_pid;
     require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
     require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
     const auto released = released_.find(pid.value);
     require(released == released_.end() || is_before(released->second), "{} may still be in use (EEXIST)", pid);
     require(!birth.share_handlers || birth.share_memory, "handlers are shared only with the memory (EINVAL)");
+    require(space == pid || has_live_init(space), "the init of its pid namespace, {}, has ended (ENOMEM)", space);
+    if (problem_) return;
+    if (space == pid) spaces_.begin(pid, now_->pid_space);
+    claim(pid.value, space, birth.nested_pids);
     if (problem_) return;
     Process child;
     child.pid = pid, child.parent = parent;
+    child.pid_space = child.childrens_space = space;
+    child.existence.write(stamp(), certain());
     child.group = now_->group, child.session = now_->session;
     child.born = stamp();
     reads(now_->identity, "its own group and session");
@@ -227,24 +265,51 @@ class Interpreter {
     processes_[pid] = std::move(child);
     now_ = &processes_.at(program_.commands[index_].pid);
   }
+  void claim(pid_t id, Pid space, const std::vector<pid_t>& nested) {
+    obey(spaces_.claim(id, space, nested, certain()));
+  }
   void apply(const Fork& fork) {
     const bool is_root = now_->pid.value == 0;
-    require(fork.new_pid_namespace == (is_root && wanted_.root_is_namespace_init),
-            "only the root is the init of a pid namespace, if the tree has one");
+    require(!is_root || fork.new_pid_namespace == wanted_.root_is_namespace_init,
+            "the root must be the init of a pid namespace if, and only if, the tree has one of its own");
+    require(!fork.new_pid_namespace || now_->pid_space == now_->childrens_space,
+            "its children are born in another pid namespace: it cannot begin one (EINVAL)");
     require(!is_root || !(fork.share_files || fork.share_fs || fork.share_handlers || fork.share_memory),
             "the root shares nothing with stasis");
-    if (!problem_) create(fork, now_->pid);
+    const bool begins = fork.new_pid_namespace && !is_root;  // the root's is the tree's own
+    if (!problem_) create(fork, now_->pid, begins ? fork.child_pid : now_->childrens_space);
   }
   void apply(const Clone& clone) {
-    require(now_->parent.value != 0, "the root cannot create siblings (EINVAL)");
-    if (!problem_) create(clone, now_->parent);
+    require(now_->parent.value != 0 && !spaces_.is_init(now_->pid),
+            "neither the root nor the init of a pid namespace can create siblings (EINVAL)");
+    if (!problem_) create(clone, now_->parent, now_->childrens_space);
+  }
+  void apply(const EnterPidNamespace& enter) {
+    auto* target = named(enter.target);
+    if (target == nullptr) return;
+    // The namespaces are looked up at the leader (kernel/nsproxy.c, validate_nsset).
+    require(!target->leader_status, "the first thread of {} has ended (ESRCH)", enter.target);
+    reads(target->leader_life, "the first thread of {}", enter.target);
+    now_->childrens_space = target->pid_space;
+  }
+  /// A living process that the runner can name.
+  Process* named(Pid pid) {
+    const auto found = processes_.find(pid);
+    require(found != processes_.end() && found->second.alive && spaces_.sees(now_->pid_space, pid.value),
+            "{} does not exist, or is outside of its pid namespace (ESRCH)", pid);
+    if (problem_) return nullptr;
+    reads(found->second.existence, "{}", pid);
+    return problem_ ? nullptr : &found->second;
   }
   void apply(const StartThread& thread) {
     require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
+    require(now_->pid_space == now_->childrens_space, "its children are born in another pid namespace (EINVAL)");
+    if (problem_) return;
+    claim(thread.tid.value, now_->pid_space, thread.nested_tids);
     if (problem_) return;
     now_->threads.insert(thread.tid);
     now_->reachable[thread.tid];
-    numbers_[thread.tid.value] += 1;
+    count_use(thread.tid.value, 1);
     begin_runner(thread.tid.value);
   }
   void apply(const ExitThread& exit) {
@@ -257,6 +322,7 @@ class Interpreter {
       require(!waits, "its child {} would be sent its parent-death signal", child);
     }
     now_->leader_status = exit.status;
+    writes(now_->leader_life, "its first thread");
     // With its descriptor table: whoever takes descriptors names the process, and finds the leader.
     writes(now_->reachable[tid_], "the right to take its descriptors");
   }
@@ -271,9 +337,11 @@ class Interpreter {
             "the group {} exists: setsid is refused (EPERM)", now_->pid);
     if (problem_) return;
     leaves_group(*now_);
-    occupy(*now_, -1);
+    count_use(now_->pid.value, 1);
+    occupy_group(now_->pid, now_->pid, 1);
+    occupy_group(now_->group, now_->pid, -1);
+    count_use(now_->session.value, -1);
     now_->session = now_->group = now_->pid;
-    occupy(*now_, 1);
     writes(now_->identity, "its group");
   }
   void apply(const SetPgid& set) {
@@ -285,12 +353,16 @@ class Interpreter {
     require(changed.session != changed.pid, "{} leads a session (EPERM)", set.target);
     require(changed.session == now_->session, "{} is in another session (EPERM)", set.target);
     if (set.target != now_->pid) reads(changed.parentage, "its child");
+    require(spaces_.sees(now_->pid_space, set.pgid.value), "group {} is led from outside of its pid namespace (EPERM)",
+            set.pgid);
     if (set.pgid != set.target) rely_on_member(set.pgid);
+    if (problem_) return;
+    writes(changed.identity, "the group of the target");
+    if (set.pgid == changed.group) return;
     leaves_group(changed);
+    occupy_group(set.pgid, set.target, 1);
     occupy_group(changed.group, set.target, -1);
     changed.group = set.pgid;
-    occupy_group(changed.group, set.target, 1);
-    writes(changed.identity, "the group of the target");
   }
 
   /// To join a group somebody must be in it, whatever the scheduler does: one whose coming is certain, and whose going
@@ -315,18 +387,41 @@ class Interpreter {
     }
   }
 
-  /// The nearest living subreaper above; the root is that of its namespace, or its own parent takes over.
+  /// The nearest living subreaper above in the same pid namespace, or that namespace's init; the root is that of the
+  /// tree's own, or its own parent takes over.
   Pid reaper_of(Process& dying) {
     reads(dying.parentage, "its parent");
     for (Pid at = dying.parent; at.value != 0; at = processes_.at(at).parent) {
       auto& above = processes_.at(at);
+      if (above.pid_space != dying.pid_space) break;
       reads(above.reaper_flag, "a subreaper above");
       reads(above.parentage, "the line of its ancestors");
       if (above.alive && (above.subreaper || (at == wanted_.root && wanted_.root_is_namespace_init))) return at;
     }
-    return Pid{0};
+    return dying.pid_space;
+  }
+  /// An init that ends kills all in its namespace, and waits until they are gone (kernel/pid_namespace.c,
+  /// zap_pid_ns_processes).
+  void end_namespace() {
+    for (auto& [pid, process] : processes_) {
+      if (process.reaped || pid == now_->pid || !spaces_.contains(now_->pid, process.pid_space)) continue;
+      require(spaces_.contains(now_->pid, processes_.at(process.parent).pid_space),
+              "{} in its pid namespace must be waited for by {}, which is outside, before it can end", pid,
+              process.parent);
+      for (const Tid tid : process.threads) {
+        require(is_before({tid.value, runners_[tid.value].steps}), "its end kills {}, which may not be done by then",
+                pid);
+      }
+      if (problem_) return;
+      leaves_group(process);
+      process.alive = process.zombie = false, process.reaped = true;
+      process.table = std::make_shared<Table>();
+      children_[process.parent].erase(pid);
+      occupy(process, -1);
+    }
   }
   void apply(const Exit& exit) {
+    if (spaces_.is_init(now_->pid)) end_namespace();
     std::optional<Pid> reaper;
     for (const Pid pid : std::exchange(children_[now_->pid], {})) {
       auto& child = processes_.at(pid);
@@ -351,10 +446,9 @@ class Interpreter {
     learn(ends_.at(wait.child_pid));
     leaves_group(child->second);
     child->second.zombie = false, child->second.reaped = true;
+    writes(child->second.existence, "the pid of its child");
     children_[now_->pid].erase(wait.child_pid);
     occupy(child->second, -1);
-    for (const Pid number : {child->second.pid, child->second.group, child->second.session})
-      released_[number.value] = stamp();
   }
   void apply(const Post& post) {
     auto& event = posts_[post.event];
@@ -392,16 +486,16 @@ class Interpreter {
     require(found != now_->table->slots.end(), "descriptor {} is not open (EBADF)", fd);
     return problem_ ? nullptr : &found->second;
   }
-  void put(int fd, ObjectId description, bool close_on_exec) {
+  void put(int fd, OpenSlot slot) {
     require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
     touch_table();
     writes(now_->table->uses[fd], "descriptor {}", fd);
     require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
-    if (!problem_) now_->table->slots[fd] = {description, close_on_exec};
+    if (!problem_) now_->table->slots[fd] = slot;
   }
   void apply(const Open& open) {
     if (now_->pid.value != 0) reads(files_, "what the supervisor makes in the file system");
-    put(open.fd, open.description, (open.flags & O_CLOEXEC) != 0);
+    put(open.fd, {open.description, (open.flags & O_CLOEXEC) != 0});
   }
   void apply(const Close& close) {
     if (open_slot(close.fd) == nullptr) return;
@@ -409,9 +503,13 @@ class Interpreter {
     writes(now_->table->uses[close.fd], "descriptor {}", close.fd);
     now_->table->slots.erase(close.fd);
   }
+  static OpenSlot copied(OpenSlot slot, bool close_on_exec) {
+    slot.close_on_exec = close_on_exec;
+    return slot;
+  }
   void apply(const Dup2& dup) {
     require(dup.old_fd != dup.new_fd, "dup3 refuses equal numbers (EINVAL)");
-    if (const auto* slot = open_slot(dup.old_fd)) put(dup.new_fd, ObjectId{slot->description}, dup.close_on_exec);
+    if (const auto* slot = open_slot(dup.old_fd)) put(dup.new_fd, copied(*slot, dup.close_on_exec));
   }
   void apply(const SetCloseOnExec& set) {
     if (auto* slot = open_slot(set.fd)) slot->close_on_exec = set.value;
@@ -424,13 +522,29 @@ class Interpreter {
     require(transfer.to_pid == now_->pid, "only the receiver can take a descriptor");
     require(from != processes_.end() && from->second.alive && !from->second.leader_status,
             "{} does not exist, or its first thread has ended (ESRCH)", transfer.from_pid);
+    require(problem_ || spaces_.sees(now_->pid_space, transfer.from_pid.value),
+            "{} is outside of its pid namespace (ESRCH)", transfer.from_pid);
+    if (!problem_) take(from->second, transfer.fd, transfer.target_fd, transfer.close_on_exec);
+  }
+  void apply(const OpenPidfd& open) {
+    if (named(open.target) != nullptr) put(open.fd, {.pidfd_of = open.target});
+  }
+  void apply(const TakeFd& take_fd) {
+    const auto* pidfd = open_slot(take_fd.pidfd);
+    require(pidfd == nullptr || pidfd->pidfd_of.value != 0, "descriptor {} is no pidfd (EBADF)", take_fd.pidfd);
     if (problem_) return;
-    const auto slot = from->second.table->slots.find(transfer.fd);
-    require(slot != from->second.table->slots.end(), "{} has no descriptor {} (EBADF)", transfer.from_pid, transfer.fd);
-    reads(from->second.table->uses[transfer.fd], "descriptor {} of {}", transfer.fd, transfer.from_pid);
-    for (auto& [tid, state] : from->second.reachable)
-      reads(state, "access to the descriptors of {}", transfer.from_pid);
-    if (!problem_) put(transfer.target_fd, slot->second.description, transfer.close_on_exec);
+    auto& from = processes_.at(pidfd->pidfd_of);
+    require(from.alive && !from.leader_status, "{} does not exist any more, or its first thread has ended (ESRCH)",
+            from.pid);
+    if (!problem_) take(from, take_fd.fd, take_fd.target_fd, take_fd.close_on_exec);
+  }
+  void take(Process& from, int fd, int target_fd, bool close_on_exec) {
+    const auto slot = from.table->slots.find(fd);
+    require(slot != from.table->slots.end(), "{} has no descriptor {} (EBADF)", from.pid, fd);
+    if (problem_) return;
+    reads(from.table->uses[fd], "descriptor {} of {}", fd, from.pid);
+    for (auto& [tid, state] : from.reachable) reads(state, "access to the descriptors of {}", from.pid);
+    if (!problem_) put(target_fd, copied(slot->second, close_on_exec));
   }
 
   using Watches = std::map<std::pair<ObjectId, int>, std::pair<uint32_t, uint64_t>>;  ///< target, number → events, data
@@ -508,7 +622,7 @@ class Interpreter {
       require(needed != processes_.end() && !needed->second.reaped && is_before(needed->second.born),
               "process {} is not certain to be there (ESRCH)", pid);
     }
-    for (const auto& created : perform.creates) put(created.fd, created.description, false);
+    for (const auto& created : perform.creates) put(created.fd, {created.description});
     for (const auto& completed : perform.completes) complete(completed);
     for (const auto& started : perform.starts) {
       const auto* slot = open_slot(started.fd);
@@ -572,6 +686,7 @@ class Interpreter {
       require(tasks_wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
       if (problem_) return;
     }
+    require(dead_leaders() == wanted_.dead_leaders, "dead leaders have other ids in nested pid namespaces");
     for (const auto& task : wanted_.tasks) {
       culprit_ = task.pid;
       const auto found = processes_.find(task.pid);
@@ -606,6 +721,8 @@ class Interpreter {
       require(made.session == task.session, "its session becomes {} instead of {}", made.session, task.session);
     if (!led_outside || made.group.value != 0)
       require(made.group == task.group, "its group becomes {} instead of {}", made.group, task.group);
+    require(made.pid_space == task.pid_namespace && spaces_.place_of(task.pid.value).nested == task.nested_pids,
+            "its place in nested pid namespaces is another");
     if (task.state == model::TaskState::zombie) {
       require(made.zombie, "it should be a zombie");
       require(made.status == task.exit_status, "it ends with {:#x} instead of {:#x}", made.status, task.exit_status);
@@ -617,6 +734,13 @@ class Interpreter {
     for (const auto& thread : task.threads) threads.insert(thread.tid);
     require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());
     compare_leader(task, made);
+    for (const auto& thread : task.threads) {
+      require(problem_ || spaces_.place_of(thread.tid.value).nested == thread.nested_tids,
+              "its thread {} has other ids in nested pid namespaces", thread.tid);
+    }
+    const Pid childrens = task.childrens_namespace.value != 0 ? task.childrens_namespace : task.pid_namespace;
+    require(made.childrens_space == childrens, "its children would be born in the pid namespace of {} instead of {}",
+            made.childrens_space, childrens);
     if (extent_ == Extent::tree) return;
     if (task.leader_has_ended()) threads.erase(leader_of(task.pid));
     require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
@@ -709,6 +833,7 @@ class Interpreter {
   Tid tid_;
   Pid culprit_;
   std::map<Pid, Process> processes_;
+  NamespaceModel spaces_;
   Runner* runner_ = nullptr;
   std::unordered_map<pid_t, Runner> runners_;
   std::map<Pid, std::shared_ptr<const Snapshot>> ends_;
@@ -746,6 +871,7 @@ Outcome outcome_of(const Program& program) {
   Interpreter interpreter(program, outcome.tree, Extent::tree);
   outcome.rejection = interpreter.interpret();
   outcome.tree.tasks = interpreter.tasks();
+  outcome.tree.dead_leaders = interpreter.dead_leaders();
   return outcome;
 }
 

@@ -189,7 +189,7 @@ class Encoder {
     ids.set_files_id(task.descriptors.value);
     ids.set_fs_id(task.fs.value);
     ids.set_sighand_id(task.handlers.value);
-    set_namespaces(application_, ids);
+    set_namespaces(application_, task, ids);
   }
 
   void keep_all(const model::Task& task, image::TaskRecords records) {

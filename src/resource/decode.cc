@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "image/names.h"
+#include "model/pid_namespaces.h"
 #include "resource/codec.h"
 #include "resource/inventory.h"
 #include "resource/pstree.h"
@@ -32,13 +33,17 @@ class Decoder {
 
   Result<Decoded> run() {
     inventory_ = TRY(read_inventory(directory_));
-    application_.tasks = TRY(decode_pstree(directory_));
+    auto tree = TRY(decode_pstree(directory_));
+    application_.tasks = std::move(tree.tasks);
+    application_.dead_leaders = std::move(tree.dead_leaders);
     application_.root = application_.tasks.front().pid;
     TRY(seccomp());
     TRY(descriptions());
     TRY(load_records());
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
+    if (auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
+      return reject("pstree.img", "nested_pids", std::move(problem));
     TRY(check_references());
     for (const FileRoom* room : file_rooms()) TRY_IN("read open files", room->finish_decode(application_));
     TRY(pages());
@@ -150,7 +155,7 @@ class Decoder {
       model::Thread& thread = task.threads[i];
       TRY(check_core(file_name("core-{}", thread.tid.value), records.cores[i], i == 0));
       for (const uint32_t nested : records.cores[i].thread_core().nested_tids())
-        thread.nested_tids.push_back(static_cast<pid_t>(nested));
+        thread.nested_tids.push_back(TRY(nested_id(thread, nested)));
     }
     TRY(process_core(task, records.cores.front()));
     if (task.state == model::TaskState::zombie) return zombie(task);
@@ -158,6 +163,14 @@ class Decoder {
     for (const TaskRoom* room : task_rooms())
       TRY_IN(fmt::format("read {}", room->name()), room->decode(records, application_, task));
     return {};
+  }
+
+  static Result<pid_t> nested_id(const model::Thread& thread, uint32_t id) {
+    constexpr uint32_t pid_limit = 4u << 20;  // PID_MAX_LIMIT
+    if (id < 1 || id > pid_limit)
+      return reject(file_name("core-{}", thread.tid.value), "thread_core.nested_tids",
+                    fmt::format("{} cannot be a tid", id));
+    return static_cast<pid_t>(id);
   }
 
   Status check_core(const std::string& file, const core_entry& core, bool leader) {
@@ -245,7 +258,7 @@ class Decoder {
       if (own && task.pid.value != 1)
         return reject(file, "pid_ns_id", "the tree has a pid namespace of its own, but its root is not pid 1");
       application_.root_is_namespace_init = own;
-    } else if (own != application_.root_is_namespace_init) {
+    } else if (task.nested_pids.empty() && own != application_.root_is_namespace_init) {
       return fail(Error::unsupported("read checkpoint", "the task is in another pid namespace than the root",
                                      file + ", field pid_ns_id"));
     }

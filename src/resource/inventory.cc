@@ -14,9 +14,11 @@ constexpr uint32_t image_version = 2;
 /// Of images that CRIU would misread: it refuses versions that it does not know before it creates anybody.
 constexpr uint32_t version_beyond_criu = 1000;
 
-/// CRIU knows no thread that has ended: it would bring it back to life.
+/// CRIU knows no thread that has ended: it would bring it back to life. And for CRIU a task is either in the root's pid
+/// namespace or in stasis': it would restore those in nested ones, but outside of them.
 bool is_beyond_criu(const model::Application& application) {
-  return std::ranges::any_of(application.tasks, &model::Task::leader_has_ended);
+  return std::ranges::any_of(
+      application.tasks, [](const model::Task& task) { return task.leader_has_ended() || !task.nested_pids.empty(); });
 }
 
 // Ids mean nothing but equality. An id that differs from the inventory's makes the namespace the tree's own.
@@ -91,9 +93,11 @@ inventory_entry make_inventory(const model::Application& application) {
   return inventory;
 }
 
-void set_namespaces(const model::Application& application, task_kobj_ids_entry& ids) {
+void set_namespaces(const model::Application& application, const model::Task& task, task_kobj_ids_entry& ids) {
   set_inherited(ids);
   if (application.root_is_namespace_init) ids.set_pid_ns_id(own_pid_ns);
+  // Above all of the others.
+  if (task.pid_namespace.value != 0) ids.set_pid_ns_id(own_pid_ns + static_cast<uint32_t>(task.pid_namespace.value));
 }
 
 Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root,

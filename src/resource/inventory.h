@@ -14,7 +14,7 @@ Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
 
 /// The namespace ids of every task of the tree: all inherited, but for the pid namespace of a tree that owns one.
-void set_namespaces(const model::Application&, task_kobj_ids_entry&);
+void set_namespaces(const model::Application&, const model::Task&, task_kobj_ids_entry&);
 /// Whether the tree owns its pid namespace; any other namespace of its own is refused.
 Result<bool> owns_pid_namespace(const inventory_entry&, const task_kobj_ids_entry& root, const std::string& where);
 

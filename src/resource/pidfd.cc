@@ -3,6 +3,7 @@
 // A process of the tree is there again under its number when its pidfds are opened. One that has ended and was reaped
 // has no number any more, but its pidfds go on telling how it ended (PIDFD_GET_INFO, Linux 6.15): another is made to
 // end like it, and they are opened while it is a zombie.
+#include "model/pid_namespaces.h"
 #include "resource/pidfd.h"
 
 #include <fcntl.h>
@@ -124,13 +125,21 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
     return {};
   }
 
-  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+  Status make(const model::Application& application, std::span<const plan::Placement> placements,
+              plan::Sink& sink) const override {
+    const model::PidNamespaces spaces(application);
     for (const auto& placement : placements) {
       const auto& state = *placement.description->state.as<Pidfd>();
-      const Pid process = state.process.value != 0 ? state.process : placement.process;
+      const bool lives = state.process.value != 0;
+      const Pid process = lives ? state.process : placement.process;
+      const pid_t number = lives ? spaces.number(process.value, spaces.of(sink.pid())) : placement.process_number;
+      if (number == 0) {
+        return fail(Error::unsupported("plan pidfd", "the process is outside of the pid namespace of who holds it",
+                                       fmt::format("process {} held by {}", process, sink.pid())));
+      }
       plan::Perform perform{state.describe(), "", {}, {}, {}};
       perform.processes.push_back(process);
-      perform.calls.push_back(call(SYS_pidfd_open, process.value, placement.description->flags & pidfd_thread));
+      perform.calls.push_back(call(SYS_pidfd_open, number, placement.description->flags & pidfd_thread));
       place(placement, perform);
       sink.add(std::move(perform));
     }

@@ -20,10 +20,10 @@ class TreeDecoder {
  public:
   explicit TreeDecoder(image::Reader reader) : reader_(std::move(reader)) {}
 
-  Result<std::vector<model::Task>> run() {
+  Result<DecodedTree> run() {
     for (pstree_entry entry; TRY(reader_.next(entry));) TRY(add(entry));
     if (tasks_.empty()) return fail(Error::invalid("read checkpoint", "there is no task", reader_.name()));
-    return sorted();
+    return DecodedTree{TRY(sorted()), std::move(dead_leaders_)};
   }
 
  private:
@@ -39,6 +39,10 @@ class TreeDecoder {
     task.group = Pid{TRY(id("pgid", entry.pgid(), 0))};
     task.session = Pid{TRY(id("sid", entry.sid(), 0))};
     TRY(claim("pid", task.pid.value));
+    task.nested_pids = TRY(nested_ids(entry.nested_pids()));
+    task.pid_namespace = Pid{TRY(id("pid_namespace", entry.pid_namespace(), 0))};
+    task.childrens_namespace = Pid{TRY(id("childrens_namespace", entry.childrens_namespace(), 0))};
+    for (const auto& leader : entry.dead_leaders()) TRY(add(leader));
     if (entry.threads_size() > 0 && entry.threads(0) != entry.pid())
       return reject(reader_, "threads",
                     fmt::format("the first is {}, not the leader {}", entry.threads(0), entry.pid()));
@@ -55,6 +59,21 @@ class TreeDecoder {
     positions_.emplace(task.pid, tasks_.size());
     tasks_.push_back(std::move(task));
     return {};
+  }
+
+  Status add(const dead_leader_entry& entry) {
+    const Pid pid{TRY(id("dead_leaders.pid", entry.pid(), 1))};
+    model::DeadLeader leader{TRY(nested_ids(entry.nested_pids())),
+                             Pid{TRY(id("dead_leaders.pid_namespace", entry.pid_namespace(), 1))}};
+    if (!dead_leaders_.emplace(pid, std::move(leader)).second)
+      return reject(reader_, "dead_leaders.pid", fmt::format("{} occurs twice", pid));
+    return {};
+  }
+
+  Result<std::vector<pid_t>> nested_ids(const auto& list) {
+    std::vector<pid_t> ids;
+    for (const uint32_t nested : list) ids.push_back(TRY(id("nested_pids", nested, 1)));
+    return ids;
   }
 
   Status claim(std::string_view field, pid_t value) {
@@ -95,9 +114,27 @@ class TreeDecoder {
   image::Reader reader_;
   std::vector<model::Task> tasks_;
   std::unordered_map<Pid, size_t> positions_;
+  std::map<Pid, model::DeadLeader> dead_leaders_;
   std::unordered_set<pid_t> taken_;
   bool has_root_ = false;
 };
+
+}  // namespace
+
+namespace {
+
+void add_ids(const std::vector<pid_t>& ids, auto& list) {
+  for (const pid_t id : ids) list.Add(static_cast<uint32_t>(id));
+}
+
+void add_dead_leaders(const model::Application& application, pstree_entry& root) {
+  for (const auto& [pid, leader] : application.dead_leaders) {
+    auto& entry = *root.add_dead_leaders();
+    entry.set_pid(static_cast<uint32_t>(pid.value));
+    add_ids(leader.nested_pids, *entry.mutable_nested_pids());
+    entry.set_pid_namespace(static_cast<uint32_t>(leader.pid_namespace.value));
+  }
+}
 
 }  // namespace
 
@@ -111,12 +148,17 @@ Status encode_pstree(const model::Application& application, const image::Directo
     entry.set_sid(static_cast<uint32_t>(task.session.value));
     for (const model::Thread& thread : task.threads) entry.add_threads(static_cast<uint32_t>(thread.tid.value));
     if (task.threads.empty()) entry.add_threads(entry.pid());
+    add_ids(task.nested_pids, *entry.mutable_nested_pids());
+    if (task.pid_namespace.value != 0) entry.set_pid_namespace(static_cast<uint32_t>(task.pid_namespace.value));
+    if (task.childrens_namespace.value != 0)
+      entry.set_childrens_namespace(static_cast<uint32_t>(task.childrens_namespace.value));
+    if (task.pid == application.root) add_dead_leaders(application, entry);
     TRY(writer.append(entry));
   }
   return writer.finish();
 }
 
-Result<std::vector<model::Task>> decode_pstree(const image::Directory& directory) {
+Result<DecodedTree> decode_pstree(const image::Directory& directory) {
   return TreeDecoder(TRY(directory.read(image::file_name("pstree")))).run();
 }
 

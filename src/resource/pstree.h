@@ -1,6 +1,7 @@
 // pstree.img: which tasks there are and how they hang together.
 #pragma once
 
+#include <map>
 #include <vector>
 
 #include "base/result.h"
@@ -11,8 +12,14 @@ namespace stasis::resource {
 
 Status encode_pstree(const model::Application&, const image::Directory&);
 
+struct DecodedTree {
+  std::vector<model::Task> tasks;
+  std::map<Pid, model::DeadLeader> dead_leaders;
+};
+
 /// Tasks with their ids and threads, a parent before its children, otherwise in the order of the image. There is
-/// exactly one root, every id is in range and used once, nobody is his own ancestor.
-Result<std::vector<model::Task>> decode_pstree(const image::Directory&);
+/// exactly one root, every id is in range and used once, nobody is his own ancestor. Whether nested ids fit together
+/// cannot be told before those of threads are known.
+Result<DecodedTree> decode_pstree(const image::Directory&);
 
 }  // namespace stasis::resource

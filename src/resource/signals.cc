@@ -17,6 +17,7 @@
 #include <cstring>
 
 #include "kernel/ptrace.h"
+#include "model/pid_namespaces.h"
 
 namespace stasis::resource {
 namespace {
@@ -190,11 +191,12 @@ class SignalsRoom final : public TaskRoom {
     if (stage != plan::Stage::final) return;
     plan::Calls calls;
     for (const auto& info : thread.pending) {
-      calls.push_back(call(SYS_rt_tgsigqueueinfo, task.pid.value, thread.tid.value, signal_of(info), plan::In{info}));
+      calls.push_back(
+          call(SYS_rt_tgsigqueueinfo, own_number(task), own_number(thread), signal_of(info), plan::In{info}));
     }
     if (thread.tid == leader_of(task.pid)) {
       for (const auto& info : task.pending)
-        calls.push_back(call(SYS_rt_sigqueueinfo, task.pid.value, signal_of(info), plan::In{info}));
+        calls.push_back(call(SYS_rt_sigqueueinfo, own_number(task), signal_of(info), plan::In{info}));
     }
     if (!calls.empty()) sink.perform("pending signals", "signals.pending", std::move(calls));
   }

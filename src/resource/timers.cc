@@ -29,6 +29,7 @@
 #include <set>
 
 #include "kernel/proc.h"
+#include "model/pid_namespaces.h"
 
 namespace stasis::resource {
 namespace {
@@ -66,8 +67,13 @@ constexpr int32_t clock_of(const CpuClock& clock) {
                               static_cast<uint32_t>(clock.which));
 }
 
-bool has_thread(const model::Task& task, Tid tid) {
-  return std::ranges::find(task.threads, tid, &model::Thread::tid) != task.threads.end();
+const model::Thread* thread_of(const model::Task& task, Tid tid) {
+  const auto found = std::ranges::find(task.threads, tid, &model::Thread::tid);
+  return found == task.threads.end() ? nullptr : &*found;
+}
+/// By the number that the task itself knows: clocks are named with those.
+bool has_thread_numbered(const model::Task& task, pid_t number) {
+  return std::ranges::any_of(task.threads, [&](const auto& thread) { return own_number(thread) == number; });
 }
 
 timespec to_timespec(uint64_t ns) {
@@ -85,18 +91,20 @@ struct Event {
 };
 static_assert(sizeof(Event) == 64);
 
-/// As the leader has to create it.
+/// As the leader has to create it, with ids as its own pid namespace has them.
 model::PosixTimer for_leader(const model::Task& task, model::PosixTimer timer) {
   if (timer.notification != SIGEV_THREAD_ID) return timer;
-  if (!has_thread(task, timer.notified_thread)) {
+  const auto* notified = thread_of(task, timer.notified_thread);
+  if (notified == nullptr) {
     timer.notification = SIGEV_NONE;  // its thread has ended: it notifies nobody any more
     timer.notified_thread = {};
     return timer;
   }
   const auto clock = cpu_clock(timer.clock);
   if (clock && clock->per_thread && clock->id == 0 && timer.notified_thread != leader_of(task.pid)) {
-    timer.clock = clock_of({timer.notified_thread.value, true, clock->which});
+    timer.clock = clock_of({own_number(*notified), true, clock->which});
   }
+  timer.notified_thread = Tid{own_number(*notified)};
   return timer;
 }
 
@@ -134,7 +142,8 @@ class TimersRoom final : public TaskRoom {
         const auto thread = context.host_to_tree.find(found.notified);
         timer.notified_thread = Tid{thread != context.host_to_tree.end() ? thread->second : found.notified};
         const auto clock = cpu_clock(timer.clock);
-        if (clock && clock->per_thread && clock->id == timer.notified_thread.value)
+        const auto* known = thread_of(task, timer.notified_thread);
+        if (clock && clock->per_thread && known != nullptr && clock->id == own_number(*known))
           timer.clock = clock_of({0, true, clock->which});
       }
       warn_of_thread_clock(context, task, timer);
@@ -234,7 +243,7 @@ class TimersRoom final : public TaskRoom {
     for (const auto& timer : task.posix_timers) {
       const auto clock = cpu_clock(timer.clock);
       if (!clock || clock->id == 0 ||
-          (clock->per_thread ? has_thread(task, Tid{clock->id}) : exists(application, Pid{clock->id})))
+          (clock->per_thread ? has_thread_numbered(task, clock->id) : exists(application, task, clock->id)))
         continue;
       diagnostics.refuse(fmt::format("task {} '{}'", task.pid, task.name),
                          fmt::format("POSIX timer {} runs on the CPU time of {} {}, which is not saved", timer.id,
@@ -312,9 +321,12 @@ class TimersRoom final : public TaskRoom {
                              "It is restored as a timer on the CPU time of the first thread");
   }
 
-  static bool exists(const model::Application& application, Pid pid) {
-    const auto* task = application.find(pid);
-    return task != nullptr && task->state != model::TaskState::zombie;
+  /// A live process with this number in the pid namespace of `task`.
+  static bool exists(const model::Application& application, const model::Task& task, pid_t number) {
+    const model::PidNamespaces spaces(application);
+    return std::ranges::any_of(application.tasks, [&](const model::Task& other) {
+      return other.state != model::TaskState::zombie && spaces.number(other.pid.value, task.pid_namespace) == number;
+    });
   }
 
   static std::vector<std::string> needs(const std::vector<model::PosixTimer>& timers) {

@@ -166,6 +166,40 @@ TEST_F(Hostile, AZombieHasNoChildren) {
               AllOf(HasSubstr("pstree.img, field ppid"), HasSubstr("child of the zombie 31907")));
 }
 
+/// Nested pid namespaces have to fit together: who lives where, with how many ids.
+TEST_F(Hostile, NestedPidNamespaces) {
+  const auto error_of_last = [&](const std::function<void(pstree_entry&)>& change) {
+    return error_after<pstree_entry>("pstree.img", [&](auto& tasks) { change(tasks.back()); });
+  };
+  EXPECT_THAT(error_of_last([](auto& r) { r.add_nested_pids(0); }),
+              AllOf(HasSubstr("pstree.img"), HasSubstr("field nested_pids"), HasSubstr("0 cannot be a pid")));
+  EXPECT_THAT(error_of_last([](auto& r) { r.add_nested_pids(1); }),
+              AllOf(HasSubstr("pstree.img, field nested_pids"), HasSubstr("0 levels deep")));
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_pid_namespace(4711); }), HasSubstr("the init of none"));
+  EXPECT_THAT(error_of_last([](auto& r) {
+                r.add_nested_pids(1);
+                r.set_pid_namespace(r.pid());
+              }),
+              HasSubstr("0 nested ids instead of 1"));  // its threads have none
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_childrens_namespace(r.pid()); }),
+              HasSubstr("which is none below its own"));
+  EXPECT_THAT(error_of_last([](auto& r) {
+                auto& leader = *r.add_dead_leaders();
+                leader.set_pid(4711);
+                leader.set_pid_namespace(0xffffffff);
+              }),
+              HasSubstr("field dead_leaders.pid_namespace"));
+  EXPECT_THAT(error_of_last([](auto& r) {
+                auto& leader = *r.add_dead_leaders();
+                leader.set_pid(4711);
+                leader.add_nested_pids(2);
+                leader.set_pid_namespace(r.pid());
+              }),
+              HasSubstr("the dead leader 4711"));
+  EXPECT_THAT(error_of_first<core_entry>(core, [](auto& r) { r.mutable_thread_core()->add_nested_tids(0x7fffffff); }),
+              HasSubstr(core + ", field thread_core.nested_tids"));
+}
+
 TEST_F(Hostile, ObjectsThatAreNotThere) {
   EXPECT_THAT(error_of_first<task_kobj_ids_entry>(ids, [](auto& r) { r.set_vm_id(0); }),
               HasSubstr(ids + ", field vm_id"));

@@ -1,4 +1,5 @@
 // Canonical forms, and trees and programs as words.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include <rapidcheck/gtest.h>
@@ -7,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "plan/bare_tree.h"
 #include "plan/shape.h"
@@ -18,7 +20,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-TreeHistory any_history() { return random_history(*rc::gen::arbitrary<uint64_t>(), *rc::gen::inRange(0u, 120u)); }
+TreeHistory any_history() {
+  return random_history(*rc::gen::arbitrary<uint64_t>(), *rc::gen::inRange(0u, 120u), *rc::gen::arbitrary<bool>());
+}
 
 model::Application read(const ordered_json& processes) {
   auto tree = tree_from_json(ordered_json{{"processes", processes}}.dump());
@@ -39,10 +43,13 @@ model::Application disguised(const model::Application& tree, uint64_t seed) {
     names[id] = pool.back();
     pool.pop_back();
   }
-  auto processes =
-      ordered_json::parse(tree_to_json(renamed(tree, names)))["processes"].get<std::vector<ordered_json>>();
+  auto json = ordered_json::parse(tree_to_json(renamed(tree, names)));
+  auto processes = json["processes"].get<std::vector<ordered_json>>();
   std::ranges::shuffle(processes, random);
-  return read(processes);
+  json["processes"] = processes;
+  auto other = tree_from_json(json.dump());
+  if (!other) throw std::runtime_error(other.error().message());
+  return std::move(*other);
 }
 
 RC_GTEST_PROP(Shapes, SurviveRenamingOrderAndRepetition, ()) {
@@ -62,7 +69,25 @@ RC_GTEST_PROP(Shapes, AreTheTreeUnderOtherNames, ()) {
   const auto shape = canonical_form(history.tree);
   std::map<pid_t, pid_t> back;
   for (const auto& [id, name] : shape->renaming) RC_ASSERT(back.emplace(name, id).second);
-  RC_ASSERT(tree_to_json(renamed(shape->tree, back)) == tree_to_json(history.tree));
+  // Ids in nested namespaces follow from the pids.
+  RC_ASSERT(tree_to_json(renamed(shape->tree, back)) == tree_to_json(renamed(history.tree, {})));
+}
+
+/// Two that differ only in which of two namespaces somebody has entered, or where children are to be born.
+TEST(Shapes, NamespacesThatNoParentTells) {
+  const auto hash = [](const char* entered, const char* births) {
+    const auto tree = tree_from_json(fmt::format(
+        R"({{"processes": [{{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1{}}},
+            {{"pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]}},
+            {{"pid": 3, "ppid": 1, "pgid": 3, "sid": 3, "nested_pids": [1]}},
+            {{"pid": 4, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [2], "pid_namespace": {}}}]}})",
+        births, entered));
+    return tree ? canonical_form(*tree)->hash : tree.error().message();
+  };
+  const std::set<std::string> hashes{hash("2", ""), hash("3", ""), hash("2", ", \"childrens_namespace\": 2"),
+                                     hash("2", ", \"childrens_namespace\": 3")};
+  EXPECT_EQ(hashes.size(), 4u) << testing::PrintToString(hashes);
+  EXPECT_THAT(hashes, testing::Each(testing::SizeIs(32)));
 }
 
 TEST(Shapes, SayWhoseFirstThreadHasEnded) {

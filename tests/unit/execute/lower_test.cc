@@ -134,7 +134,7 @@ TEST_F(Lowering, AnEndBySignalWritesNoCore) {
 TEST_F(Lowering, AThreadEndsAlone) {
   const auto made = lowered(plan::ExitThread{7 << 8});
   ASSERT_EQ(made.size(), 2u);
-  EXPECT_EQ(made[0].operation, agent::Operation::post);
+  EXPECT_EQ(made[0].operation, agent::Operation::post);  // it counts among those who are ready
   EXPECT_EQ(made[0].args[0], agent::ready_counter);
   EXPECT_EQ(made[1].operation, agent::Operation::exit);
   EXPECT_EQ(made[1].args[0], 2u);

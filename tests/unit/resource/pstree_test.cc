@@ -73,8 +73,9 @@ TEST_F(PstreeTest, WritesAndReadsTasksAndThreads) {
       .pid = Pid{11}, .parent = Pid{10}, .group = Pid{10}, .session = Pid{9}, .state = model::TaskState::zombie};
   application.tasks = {root, zombie};
   ASSERT_TRUE(encode_pstree(application, *directory));
-  const auto tasks = decode_pstree(*directory);
-  ASSERT_TRUE(tasks) << tasks.error().message();
+  const auto decoded = decode_pstree(*directory);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  const auto* tasks = &decoded->tasks;
   ASSERT_EQ(tasks->size(), 2u);
   EXPECT_EQ((*tasks)[0].parent.value, 0) << "the root's parent is outside the tree";
   EXPECT_EQ((*tasks)[0].session.value, 9);
@@ -83,16 +84,39 @@ TEST_F(PstreeTest, WritesAndReadsTasksAndThreads) {
   EXPECT_EQ((*tasks)[1].parent.value, 10);
 }
 
+TEST_F(PstreeTest, KeepsNestedPidNamespaces) {
+  model::Application application;
+  application.root = Pid{10};
+  model::Task root{.pid = Pid{10}, .group = Pid{10}, .session = Pid{10}};
+  model::Task init{.pid = Pid{11}, .parent = Pid{10}, .group = Pid{14}, .session = Pid{10}};
+  init.nested_pids = {1}, init.pid_namespace = Pid{11};
+  model::Task inner{.pid = Pid{12}, .parent = Pid{11}, .group = Pid{12}, .session = Pid{13}};
+  inner.nested_pids = {7, 1}, inner.pid_namespace = Pid{12};
+  root.childrens_namespace = Pid{11};
+  application.tasks = {root, init, inner};
+  application.dead_leaders[Pid{13}] = {{5}, Pid{11}};
+  ASSERT_TRUE(encode_pstree(application, *directory));
+  const auto decoded = decode_pstree(*directory);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  EXPECT_EQ(decoded->dead_leaders, application.dead_leaders);
+  ASSERT_EQ(decoded->tasks.size(), 3u);
+  EXPECT_EQ(decoded->tasks[0].childrens_namespace, Pid{11});
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(decoded->tasks[i].nested_pids, application.tasks[i].nested_pids);
+    EXPECT_EQ(decoded->tasks[i].pid_namespace, application.tasks[i].pid_namespace);
+  }
+}
+
 TEST_F(PstreeTest, AParentMayComeAfterItsChildren) {
   write({{4, 3}, {3, 2}, {1, 0}, {5, 4}, {2, 1}});
   const auto tasks = decode_pstree(*directory);
   ASSERT_TRUE(tasks) << tasks.error().message();
-  EXPECT_THAT(pids(*tasks), ElementsAre(1, 2, 3, 4, 5));
+  EXPECT_THAT(pids(tasks->tasks), ElementsAre(1, 2, 3, 4, 5));
 }
 
 TEST_F(PstreeTest, OtherwiseTheOrderOfTheImageStays) {
   write({{1, 0}, {9, 1}, {3, 1}, {5, 9}});
-  EXPECT_THAT(pids(*decode_pstree(*directory)), ElementsAre(1, 9, 3, 5));
+  EXPECT_THAT(pids(decode_pstree(*directory)->tasks), ElementsAre(1, 9, 3, 5));
 }
 
 TEST_F(PstreeTest, ALongLineOfAncestorsIsNoRecursion) {
@@ -102,7 +126,7 @@ TEST_F(PstreeTest, ALongLineOfAncestorsIsNoRecursion) {
   write(entries);
   const auto tasks = decode_pstree(*directory);
   ASSERT_TRUE(tasks);
-  EXPECT_EQ(tasks->front().pid.value, 1);
+  EXPECT_EQ(tasks->tasks.front().pid.value, 1);
 }
 
 TEST_F(PstreeTest, NamesWhatIsWrong) {
@@ -137,10 +161,10 @@ TEST_F(PstreeTest, OnlyThePidNamespaceMayBeTheTreesOwn) {
   model::Application application;
   const auto inventory = make_inventory(application);
   task_kobj_ids_entry ids;
-  set_namespaces(application, ids);
+  set_namespaces(application, {}, ids);
   EXPECT_FALSE(owns_pid_namespace(inventory, ids, "ids-1.img").value());
   application.root_is_namespace_init = true;
-  set_namespaces(application, ids);
+  set_namespaces(application, {}, ids);
   EXPECT_TRUE(owns_pid_namespace(inventory, ids, "ids-1.img").value());
   ids.set_net_ns_id(99);
   EXPECT_THAT(owns_pid_namespace(inventory, ids, "ids-1.img").error().message(),

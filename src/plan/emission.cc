@@ -1,0 +1,60 @@
+#include "plan/emission.h"
+
+namespace stasis::plan {
+
+void Emission::reserve_numbers(const std::set<pid_t>& taken, pid_t first) {
+  auto& own = numbers_[Pid{0}];
+  for (const pid_t id : taken) {
+    own.take(id);
+    const auto& nested = spaces.nested(id);
+    const auto line = spaces.line(spaces.of(id));
+    for (size_t i = 0; i < line.size(); ++i) numbers_[line[i]].take(nested[i]);
+  }
+  if (first != 0) own.begin_at(first);
+}
+
+Fork Emission::transient(Pid creator) {
+  Fork fork;
+  fork.child_pid = Pid{numbers_[Pid{0}].take_one()};
+  for (const Pid space : spaces.line(spaces.of(creator))) fork.nested_pids.push_back(numbers_[space].take_one());
+  return fork;
+}
+
+void Emission::open_root_pidfd(int first_fd) {
+  if (!spaces.any()) return;
+  root_pidfd_ = first_fd;
+  process(application.root).add(OpenPidfd{application.root, root_pidfd_});
+}
+
+void Emission::close_pidfds(Pid pid) {
+  if (root_pidfd_ < 0) return;
+  process(pid).add(Close{root_pidfd_});
+  if (pid != application.root) return;
+  for (const auto& [of, fd] : pidfds_) process(pid).add(Close{fd});
+}
+
+int Emission::pidfd_in_root(Pid pid) {
+  const auto [entry, fresh] = pidfds_.try_emplace(pid, root_pidfd_ + 1 + static_cast<int>(pidfds_.size()));
+  if (!fresh) return entry->second;
+  const auto born = fmt::format("{} can be named", pid);
+  post(process(pid), born);
+  take_table(application.root);
+  await_all(process(application.root), born);
+  process(application.root).add(OpenPidfd{pid, entry->second});
+  post(process(application.root), fmt::format("pidfd of {}", pid));
+  return entry->second;
+}
+
+void Emission::transfer(Pid from, Pid to, int fd, int target, bool close_on_exec) {
+  if (spaces.contains(spaces.of(to), spaces.of(from)))
+    return process(to).add(TransferFd{from, to, fd, target, close_on_exec});
+  if (from == application.root) return process(to).add(TakeFd{root_pidfd_, fd, target, close_on_exec});
+  const int there = pidfd_in_root(from), here = temporary_fd();
+  take_table(to);
+  await_all(process(to), fmt::format("pidfd of {}", from));
+  process(to).add(TakeFd{root_pidfd_, there, here, true});
+  process(to).add(TakeFd{here, fd, target, close_on_exec});
+  process(to).add(Close{here});
+}
+
+}  // namespace stasis::plan

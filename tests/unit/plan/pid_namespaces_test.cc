@@ -1,0 +1,201 @@
+// Nested pid namespaces in bare trees, in the planner and in the verifier.
+#include <gmock/gmock.h>
+
+#include "plan/bare_tree.h"
+#include "plan/verify.h"
+
+namespace stasis::plan {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr const char* root = R"({"pid": 1, "ppid": 0, "pgid": 1, "sid": 1})";
+
+std::string tree_of(const std::string& processes, const std::string& more = "") {
+  return std::string(R"({"processes": [)") + root + processes + "]" + more + "}";
+}
+model::Application read(const std::string& text) {
+  auto tree = tree_from_json(text);
+  if (!tree) throw std::runtime_error(tree.error().message());
+  return std::move(*tree);
+}
+std::string error_of(const std::string& processes, const std::string& more = "") {
+  const auto tree = tree_from_json(tree_of(processes, more));
+  return tree ? "accepted" : tree.error().message();
+}
+/// How a tree is decided; a plan for it must be one that the verifier accepts.
+std::string decision(const std::string& processes, const std::string& more = "") {
+  const auto tree = read(tree_of(processes, more));
+  const auto program = make_tree_program(tree);
+  if (!program) return program.error().message();
+  const auto rejection = verify(*program, tree, Extent::tree);
+  return rejection ? rejection->message(*program) + "\n" + to_text(*program) : "restorable";
+}
+
+TEST(NestedNamespaces, AreReadStrictly) {
+  const auto init = [](const std::string& more) {
+    return R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1)" + more + "}";
+  };
+  EXPECT_EQ(error_of(init(R"(, "nested_pids": [1])")), "accepted");
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [])")), HasSubstr("processes[1], field nested_pids"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [0])")), HasSubstr("0 is not between 1 and"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [2])")), HasSubstr("pid namespace is 0 levels deep"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [1, 1])")), HasSubstr("levels deep"));
+  EXPECT_THAT(error_of(init(R"(, "pid_namespace": 5)")), HasSubstr("only a process with nested_pids"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [2], "pid_namespace": 7)")), HasSubstr("the init of none"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [1], "threads": [6])")), HasSubstr("field nested_tids"));
+  EXPECT_THAT(error_of(init(R"(, "nested_pids": [1], "threads": [6], "nested_tids": [[1]])")),
+              HasSubstr("occurs twice"));
+  EXPECT_EQ(error_of(init(R"(, "nested_pids": [1], "threads": [6], "nested_tids": [[2]])")), "accepted");
+  EXPECT_THAT(error_of(init(R"(, "childrens_namespace": 7)")), HasSubstr("which is none below its own"));
+  EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 1, "pgid": 5, "sid": 5})"),
+              HasSubstr("leader lives in a pid namespace that 6 does not"));
+  EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie"},
+                          {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [2], "pid_namespace": 5})"),
+              HasSubstr("its end would have ended all"));
+  EXPECT_THAT(error_of("", R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3], "pid_namespace": 5}])"),
+              HasSubstr("the dead leader 9 is in no pid namespace"));
+  EXPECT_THAT(error_of("", R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3]}])"),
+              HasSubstr("dead_leaders[0], field pid_namespace"));
+}
+
+TEST(NestedNamespaces, AreRestoredWhereClonesLeadToThem) {
+  // Two siblings and one inside, with sessions from outside and of their own, and a dead leader.
+  EXPECT_EQ(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 5, "pgid": 6, "sid": 5, "nested_pids": [2]},
+                        {"pid": 7, "ppid": 5, "pgid": 9, "sid": 9, "nested_pids": [3]},
+                        {"pid": 8, "ppid": 6, "pgid": 6, "sid": 5, "nested_pids": [7, 1]},
+                        {"pid": 10, "ppid": 8, "pgid": 10, "sid": 10, "nested_pids": [8, 2]},
+                        {"pid": 11, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie"})",
+                     R"(, "dead_leaders": [{"pid": 9, "nested_pids": [4], "pid_namespace": 5}])"),
+            "restorable");
+  // An init that leads a session, and whose child was born before that.
+  EXPECT_EQ(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 5, "pgid": 1, "sid": 1, "nested_pids": [2]})"),
+            "restorable");
+  // A namespace that began in a group of its parent's, which has left it; and in one whose leader is dead.
+  for (const char* leader : {"4", "9"}) {
+    EXPECT_EQ(decision(std::string(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1},
+                          {"pid": 5, "ppid": 4, "sid": 1, "nested_pids": [1], "pgid": )") +
+                       leader + R"(}, {"pid": 6, "ppid": 5, "sid": 1, "nested_pids": [2], "pgid": )" + leader + "}"),
+              "restorable");
+  }
+  // Children are to be born in the namespace of a child.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1, "childrens_namespace": 5},
+                        {"pid": 5, "ppid": 4, "pgid": 1, "sid": 1, "nested_pids": [1]})"),
+            "restorable");
+}
+
+TEST(NestedNamespaces, NeedMoreThanClones) {
+  // Two sessions from outside.
+  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
+                          {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 5, "pgid": 4, "sid": 4, "nested_pids": [2]})"),
+              HasSubstr("in two sessions from outside, 1 and 4"));
+  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 1},
+                          {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 5, "pgid": 4, "sid": 1, "nested_pids": [2]})"),
+              HasSubstr("in two groups from outside, 1 and 4"));
+  EXPECT_THAT(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie",
+                             "exit_signal": 15})"),
+              HasSubstr("does not end by one of its own"));
+}
+
+/// What is not restorable without namespaces is not with them either, whatever setns can do.
+TEST(NestedNamespaces, DoNotMakePossibleWhatIsNot) {
+  const auto verdict = decide_tree(read(tree_of(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
+      {"pid": 2, "ppid": 4, "pgid": 9, "sid": 9}, {"pid": 3, "ppid": 2, "pgid": 1, "sid": 1},
+      {"pid": 5, "ppid": 3, "pgid": 1, "sid": 1, "nested_pids": [1]})")));
+  ASSERT_TRUE(verdict) << verdict.error().message();
+  EXPECT_EQ(*verdict, Verdict::not_restorable);
+}
+
+// ---- the kernel's rules
+
+std::string rejection_of(const std::string& commands) {
+  const auto program =
+      from_json(R"([{"command": "FORK", "pid": 0, "child_pid": 1, "new_pid_namespace": true}, )" + commands + "]");
+  if (!program) throw std::runtime_error(program.error().message());
+  const auto outcome = outcome_of(*program);
+  return outcome.rejection ? outcome.rejection->message(*program) : "accepted";
+}
+std::string fork(int pid, int child, const std::string& nested, bool begins = false) {
+  return R"({"command": "FORK", "pid": )" + std::to_string(pid) + R"(, "child_pid": )" + std::to_string(child) +
+         R"(, "nested_pids": )" + nested + (begins ? R"(, "new_pid_namespace": true})" : "}");
+}
+
+TEST(NamespaceRules, NumbersOnEveryLevel) {
+  const std::string begun = fork(1, 5, "[1]", true);
+  EXPECT_EQ(rejection_of(begun + ", " + fork(5, 6, "[2]")), "accepted");
+  EXPECT_THAT(rejection_of(fork(1, 5, "[2]", true)), HasSubstr("is its init, 1, not 2 (EINVAL)"));
+  EXPECT_THAT(rejection_of(fork(1, 5, "[1, 1]", true)), HasSubstr("1 levels deep (EINVAL)"));
+  EXPECT_THAT(rejection_of(begun + ", " + fork(5, 6, "[]")), HasSubstr("(EINVAL)"));
+  EXPECT_THAT(rejection_of(begun + ", " + fork(5, 6, "[1]")), HasSubstr("in use in the pid namespace of 5 (EEXIST)"));
+  EXPECT_THAT(rejection_of(begun + ", " + fork(5, 6, "[2]") + ", " + fork(5, 7, "[2]")), HasSubstr("(EEXIST)"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "START_THREAD", "pid": 5, "tid": 8, "nested_tids": [1]})"),
+              HasSubstr("(EEXIST)"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "CLONE", "pid": 5, "child_pid": 8, "nested_pids": [2]})"),
+              HasSubstr("can create siblings (EINVAL)"));
+}
+
+TEST(NamespaceRules, AnInitTakesItsNamespaceWithIt) {
+  const std::string begun = fork(1, 5, "[1]", true) + ", " + fork(5, 6, "[2]");
+  EXPECT_EQ(rejection_of(begun + R"(, {"command": "EXIT", "pid": 5})"), "accepted");
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "EXIT", "pid": 5}, {"command": "SET_SID", "pid": 6})"),
+              HasSubstr("has ended (ESRCH)"));
+  // 6 may do more than it has been seen to do.
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "SET_SID", "pid": 6}, {"command": "EXIT", "pid": 5})"),
+              HasSubstr("may not be done by then"));
+  EXPECT_THAT(rejection_of(fork(1, 5, "[1]", true) + R"(, {"command": "ENTER_PID_NAMESPACE", "pid": 1, "target": 5},
+                           {"command": "EXIT", "pid": 5}, )" +
+                           fork(1, 7, "[3]")),
+              HasSubstr("(ENOMEM)"));
+}
+
+TEST(NamespaceRules, OrphansStayInTheirNamespace) {
+  const auto program =
+      from_json("[" + std::string(R"({"command": "FORK", "pid": 0, "child_pid": 1,
+                                  "new_pid_namespace": true}, )") +
+                R"({"command": "SET_CHILD_REAPER", "pid": 1, "value": true}, )" + fork(1, 5, "[1]", true) + ", " +
+                fork(5, 6, "[2]") + ", " + fork(6, 7, "[3]") + R"(, {"command": "EXIT", "pid": 6}])");
+  ASSERT_TRUE(program) << program.error().message();
+  const auto outcome = outcome_of(*program);
+  ASSERT_FALSE(outcome.rejection) << outcome.rejection->message(*program);
+  EXPECT_EQ(outcome.tree.find(Pid{7})->parent, Pid{5});
+}
+
+TEST(NamespaceRules, WhoIsOutsideCannotBeNamed) {
+  const std::string begun = fork(1, 5, "[1]", true) + R"(, {"command": "SET_SID", "pid": 1}, )" + fork(1, 4, "[]") +
+                            R"(, {"command": "SET_PGID", "pid": 4, "target": 4, "pgid": 4})";
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "SET_PGID", "pid": 5, "target": 5, "pgid": 4})"),
+              HasSubstr("(EPERM)"));
+  EXPECT_THAT(
+      rejection_of(begun + R"(, {"command": "TRANSFER_FD", "from_pid": 4, "to_pid": 5, "fd": 3, "target_fd": 3})"),
+      HasSubstr("outside of its pid namespace (ESRCH)"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "OPEN_PIDFD", "pid": 5, "target": 4, "fd": 3})"),
+              HasSubstr("outside of its pid namespace (ESRCH)"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "ENTER_PID_NAMESPACE", "pid": 5, "target": 1})"),
+              HasSubstr("outside of its pid namespace (ESRCH)"));
+  EXPECT_THAT(rejection_of(R"({"command": "OPEN_PIDFD", "pid": 1, "target": 1, "fd": 9}, )" + fork(1, 5, "[1]", true) +
+                           R"(, {"command": "TAKE_FD", "pid": 5, "pidfd": 9, "fd": 8, "target_fd": 10})"),
+              HasSubstr("1 has no descriptor 8 (EBADF)"));
+  EXPECT_EQ(rejection_of(R"({"command": "OPEN_PIDFD", "pid": 1, "target": 1, "fd": 9}, )" + fork(1, 5, "[1]", true) +
+                         R"(, {"command": "TAKE_FD", "pid": 5, "pidfd": 9, "fd": 9, "target_fd": 10})"),
+            "accepted");
+}
+
+TEST(NamespaceRules, ChildrenAreBornWhereTheRunnerHasGone) {
+  const std::string begun =
+      fork(1, 5, "[1]", true) + R"(, {"command": "ENTER_PID_NAMESPACE", "pid": 1, "target": 5}, )";
+  EXPECT_EQ(rejection_of(begun + fork(1, 6, "[2]")), "accepted");
+  EXPECT_THAT(rejection_of(begun + fork(1, 6, "[]")), HasSubstr("1 levels deep"));
+  EXPECT_THAT(rejection_of(begun + fork(1, 6, "[2]", true)), HasSubstr("it cannot begin one (EINVAL)"));
+  EXPECT_THAT(rejection_of(begun + R"({"command": "START_THREAD", "pid": 1, "tid": 8})"),
+              HasSubstr("born in another pid namespace (EINVAL)"));
+  EXPECT_EQ(rejection_of(begun + R"({"command": "ENTER_PID_NAMESPACE", "pid": 1, "target": 1}, )" + fork(1, 6, "[]")),
+            "accepted");
+}
+
+}  // namespace
+}  // namespace stasis::plan
