@@ -45,11 +45,13 @@ int main(int argc, char** argv) {
   const int unarmed = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
   const int fired = make(CLOCK_MONOTONIC, 0, 1'000'000, 0);
   const int missed = make(CLOCK_MONOTONIC, 0, 1'000'000, 10'000'000);  // nobody reads it: the kernel counts
-  const int pending = make(CLOCK_MONOTONIC, 0, 1, 0, 1);               // fires in one second, wherever it is then
+  // They fire wherever the program is then, but not while the driver still compares.
+  constexpr long later_s = 4;
+  const int pending = make(CLOCK_MONOTONIC, 0, 1, 0, later_s);
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   const int day = make(CLOCK_REALTIME, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, 0, 0, now.tv_sec + hour);
-  const int soon = make(CLOCK_REALTIME, TFD_TIMER_ABSTIME, 0, 0, now.tv_sec + 1);
+  const int soon = make(CLOCK_REALTIME, TFD_TIMER_ABSTIME, 0, 0, now.tv_sec + later_s);
   const timespec pause = {0, 55'000'000};
   nanosleep(&pause, nullptr);
   probe::ready();
