@@ -44,7 +44,9 @@ pid_t quiet_pids() {
   load >> ignored >> ignored >> ignored >> ignored >> last;
   for (pid_t tried = 0, at = last + limit / 2, free = 0; tried < limit; ++tried, ++at) {
     if (at >= limit) at = first + (at - limit) % (limit - first), free = 0;
-    free = kill(at, 0) != 0 && errno == ESRCH ? free + 1 : 0;
+    // The number of a group is taken, too, when its leader has long ended.
+    const auto is_unknown = [](pid_t whom) { return kill(whom, 0) != 0 && errno == ESRCH; };
+    free = is_unknown(at) && is_unknown(-at) ? free + 1 : 0;
     if (free == needed) return at - needed + 1;
   }
   return 0;
