@@ -3,10 +3,12 @@
 #include <sched.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -145,7 +147,13 @@ class Measurement {
     const auto file = fmt::format("task/{}/syscall", tid);
     while (TRY(kernel::read_record(pid, file)).starts_with("running") && Clock::now() < deadline_) sched_yield();
     if (sleeper.number != SYS_restart_syscall) return {};
-    const auto wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+    // "0": it is between two sleeps just then, or still counted as runnable (kernel/sched/core.c, get_wchan).
+    constexpr int looks = 100;
+    std::string wchan = "0";
+    for (int look = 0; look < looks && wchan == "0"; ++look) {
+      if (look > 0) usleep(100);
+      wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+    }
     const auto number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
     sleeper.number = number.value_or(sleeper.number);
     return {};

@@ -146,10 +146,19 @@ class SeizedThreads final : public Resumption {
   Status enter_sleeps() {
     std::vector<LiveThread*> sleepers;
     for (auto& live : threads_) {
-      if (!live.thread->interrupted_call) continue;
-      TRY_IN(name_of(live), prepare_sleep(live));
-      sleepers.push_back(&live);
+      if (live.thread->interrupted_call) sleepers.push_back(&live);
     }
+    // With the interrupt pending, a page of the arguments that is not at hand is not waited for: the call sees EFAULT
+    // (arch/x86/mm/fault.c, fault_signal_pending). It is made again; at worst it begins anew when the thread goes on.
+    constexpr int attempts = 4;
+    for (int attempt = 0; attempt < attempts && !sleepers.empty(); ++attempt) sleepers = TRY(enter(sleepers));
+    return {};
+  }
+
+  /// Those that have to try again.
+  Result<std::vector<LiveThread*>> enter(const std::vector<LiveThread*>& sleepers) const {
+    std::vector<LiveThread*> again;
+    for (const auto* live : sleepers) TRY_IN(name_of(*live), prepare_sleep(*live));
     for (const auto* live : sleepers) TRY_IN(name_of(*live), kernel::ptrace_to_syscall(live->host_tid));
     for (const auto* live : sleepers) {
       TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
@@ -159,9 +168,12 @@ class SeizedThreads final : public Resumption {
     for (auto* live : sleepers) {
       TRY_IN(name_of(*live), wait_for_syscall_stop(*live));
       const int64_t result = call_result(TRY_IN(name_of(*live), general_now(*live)));
-      live->general = registers_after_call(live->general, result);
+      if (result == -EFAULT)
+        again.push_back(live);
+      else
+        live->general = registers_after_call(live->general, result);
     }
-    return {};
+    return again;
   }
 
   Status prepare_sleep(const LiveThread& live) const {
