@@ -163,9 +163,12 @@ bool DescriptorPlan::works_on_table(const model::Task& task) const {
 
 Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
   std::vector<Placement> placements;
+  const int first_scratch = out_.first_temporary();
+  bool keeps_numbers = false;
   for (const ObjectId id : group) {
     auto& made = made_.at(id);
     const auto& description = out_.application.descriptions.at(id);
+    keeps_numbers = keeps_numbers || made.temporary || !description.carries.empty();
     if (made.maker == nullptr) {
       return fail(Error::internal("plan descriptors",
                                   fmt::format("nobody makes files of kind {}", description.state.value->kind())));
@@ -194,6 +197,8 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     }
   }
   TRY(maker.make(out_.application, placements, sink));
+  // Thousands of groups would run out of numbers (RLIMIT_NOFILE).
+  if (!keeps_numbers) out_.set_first_temporary(first_scratch);
   if (ended) {
     out_.process(child).add(Exit{*ended});
     sink.add(Wait{child});
