@@ -121,7 +121,9 @@ void die_capturing(pid_t target, const std::string& name, int occurrence) {
   }
   int status = 0;
   waitpid(capturer, &status, 0);
-  EXPECT_TRUE(WIFSIGNALED(status)) << name << " " << occurrence;
+  // Whether a thread is found asleep is chance: then a capture without that point is a whole one.
+  const bool went_by = name == "sleeping" && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  EXPECT_TRUE(WIFSIGNALED(status) || went_by) << name << " " << occurrence;
 }
 
 TEST_P(Endurance, TheCapturerDiesAtEveryPoint) {
