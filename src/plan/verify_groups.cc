@@ -1,0 +1,63 @@
+// Sessions and groups (kernel/sys.c).
+#include "plan/verify_interpreter.h"
+
+namespace stasis::plan::verifier {
+
+void Interpreter::apply(const SetSid&) {
+  require(now_->session != now_->pid, "it leads a session already (EPERM)");
+  const auto members = group_members_.find(now_->pid);
+  require(members == group_members_.end() || members->second.empty(), "the group {} exists: setsid is refused (EPERM)",
+          now_->pid);
+  if (problem_) return;
+  leaves_group(*now_);
+  count_use(now_->pid.value, 1);
+  occupy_group(now_->pid, now_->pid, 1);
+  occupy_group(now_->group, now_->pid, -1);
+  count_use(now_->session.value, -1);
+  now_->session = now_->group = now_->pid;
+  writes(now_->identity, "its group");
+}
+
+void Interpreter::apply(const SetPgid& set) {
+  const auto target = processes_.find(set.target);
+  require(target != processes_.end() && (set.target == now_->pid || target->second.parent == now_->pid),
+          "{} is neither itself nor its child (ESRCH)", set.target);
+  if (problem_) return;
+  auto& changed = target->second;
+  require(changed.session != changed.pid, "{} leads a session (EPERM)", set.target);
+  require(changed.session == now_->session, "{} is in another session (EPERM)", set.target);
+  if (set.target != now_->pid) reads(changed.parentage, "its child");
+  require(spaces_.sees(now_->pid_space, set.pgid.value), "group {} is led from outside of its pid namespace (EPERM)",
+          set.pgid);
+  if (set.pgid != set.target) rely_on_member(set.pgid);
+  if (problem_) return;
+  writes(changed.identity, "the group of the target");
+  if (set.pgid == changed.group) return;
+  leaves_group(changed);
+  occupy_group(set.pgid, set.target, 1);
+  occupy_group(changed.group, set.target, -1);
+  changed.group = set.pgid;
+}
+
+void Interpreter::rely_on_member(Pid group) {
+  Reliance reliance{stamp(), now_->pid, {}};
+  for (const Pid pid : group_members_[group]) {
+    auto& member = processes_.at(pid);
+    if (member.session == now_->session && is_before(member.identity.written())) reliance.members.insert(pid);
+  }
+  require(!reliance.members.empty(), "no process of its session is certain to be in group {} (EPERM)", group);
+  if (!problem_) reliances_[group].push_back(std::move(reliance));
+}
+
+void Interpreter::leaves_group(const Process& leaver) {
+  const auto relying = reliances_.find(leaver.group);
+  if (relying == reliances_.end()) return;
+  for (auto& reliance : relying->second) {
+    if (is_before(reliance.when)) continue;
+    reliance.members.erase(leaver.pid);
+    require(!reliance.members.empty(), "group {} may be empty by the time that {} joins it (EPERM)", leaver.group,
+            reliance.joiner);
+  }
+}
+
+}  // namespace stasis::plan::verifier

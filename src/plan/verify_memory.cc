@@ -1,0 +1,52 @@
+// Mappings: the kernel's rules are in SpaceModel; those about the agent and the images' descriptor are ours.
+#include "plan/verify_interpreter.h"
+
+namespace stasis::plan::verifier {
+
+bool Interpreter::spares_agent(uint64_t begin, uint64_t length) {
+  const bool touched = AddressRange{begin, begin + length}.overlaps(program_.agent_area);
+  require(!touched, "it would touch the agent at {:#x}", program_.agent_area.begin);
+  return !problem_;
+}
+
+void Interpreter::map(uint64_t begin, uint64_t length, uint32_t prot, bool shared) {
+  if (spares_agent(begin, length)) obey(now_->space->map(begin, length, prot, shared));
+}
+
+void Interpreter::apply(const Mmap& mmap) {
+  if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
+}
+
+void Interpreter::apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared); }
+
+void Interpreter::apply(const Mremap& remap) {
+  if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));
+}
+
+void Interpreter::apply(const Munmap& unmapped) {
+  if (spares_agent(unmapped.addr, unmapped.length)) obey(now_->space->unmap(unmapped.addr, unmapped.length));
+}
+
+void Interpreter::apply(const Mprotect& protect) {
+  obey(now_->space->protect(protect.addr, protect.length, protect.prot));
+}
+
+void Interpreter::apply(const DropPages& drop) { obey(now_->space->drop(drop.addr, drop.length)); }
+
+void Interpreter::apply(const ClearMemory&) {
+  require(!program_.agent_area.empty(), "there is no agent area to keep");
+  *now_->space = SpaceModel();  // also for those who share it
+}
+
+void Interpreter::apply(const LoadPages& load) {
+  require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
+  require(load.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", load.fd);
+  const auto* slot = open_slot(load.fd);
+  if (problem_) return;
+  require(slot->description.value == 0, "descriptor {} is the application's own file {}, not one of pages", load.fd,
+          slot->description);
+  for (size_t i = 0; i + 1 < load.runs.size(); i += 2)
+    obey(now_->space->fill({load.runs[i], load.runs[i] + load.runs[i + 1]}));
+}
+
+}  // namespace stasis::plan::verifier

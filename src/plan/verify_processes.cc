@@ -1,0 +1,208 @@
+// Processes and threads: ids, births, ends, and who takes over the children of whom (kernel/fork.c, kernel/exit.c).
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "plan/verify_interpreter.h"
+
+namespace stasis::plan::verifier {
+
+bool Interpreter::number_is_free(pid_t number) const {
+  const auto uses = numbers_.find(number);
+  return uses == numbers_.end() || uses->second == 0;
+}
+
+void Interpreter::count_use(pid_t id, int change) {
+  if ((numbers_[id] += change) != 0 || change > 0) return;
+  released_[id] = stamp();
+  spaces_.release(id, stamp());
+}
+
+void Interpreter::occupy(const Process& process, int change) {
+  count_use(process.pid.value, change);
+  count_use(process.session.value, change);
+  occupy_group(process.group, process.pid, change);
+  for (const Tid tid : process.threads) {
+    if (tid != leader_of(process.pid)) count_use(tid.value, change);
+  }
+}
+
+void Interpreter::occupy_group(Pid group, Pid member, int change) {
+  count_use(group.value, change);
+  if (change > 0)
+    group_members_[group].insert(member);
+  else
+    group_members_[group].erase(member);
+}
+
+template <typename Birth>
+void Interpreter::create(const Birth& birth, Pid parent, Pid space) {
+  const Pid pid = birth.child_pid;
+  require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
+  require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
+  const auto released = released_.find(pid.value);
+  require(released == released_.end() || is_before(released->second), "{} may still be in use (EEXIST)", pid);
+  require(!birth.share_handlers || birth.share_memory, "handlers are shared only with the memory (EINVAL)");
+  require(space == pid || has_live_init(space), "the init of its pid namespace, {}, has ended (ENOMEM)", space);
+  if (problem_) return;
+  if (space == pid) spaces_.begin(pid, now_->pid_space);
+  claim(pid.value, space, birth.nested_pids);
+  if (problem_) return;
+  Process child;
+  child.pid = pid, child.parent = parent;
+  child.pid_space = child.childrens_space = space;
+  child.existence.write(stamp(), certain());
+  child.group = now_->group, child.session = now_->session;
+  child.born = stamp();
+  reads(now_->identity, "its own group and session");
+  child.identity.write(stamp(), certain());
+  child.parentage.write(stamp(), certain());
+  child.table = birth.share_files ? now_->table : copied_table();
+  child.space = birth.share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
+  child.fs = birth.share_fs ? now_->fs : std::make_shared<int>();
+  child.handlers = birth.share_handlers ? now_->handlers : std::make_shared<int>();
+  child.threads.insert(leader_of(pid));
+  child.reachable[leader_of(pid)];
+  begin_runner(pid.value);
+  occupy(child, 1);
+  children_[parent].insert(pid);
+  processes_[pid] = std::move(child);
+  now_ = &processes_.at(program_.commands[index_].pid);
+}
+
+void Interpreter::claim(pid_t id, Pid space, const std::vector<pid_t>& nested) {
+  obey(spaces_.claim(id, space, nested, certain()));
+}
+
+void Interpreter::apply(const Fork& fork) {
+  const bool is_root = now_->pid.value == 0;
+  require(!is_root || fork.new_pid_namespace == wanted_.root_is_namespace_init,
+          "the root must be the init of a pid namespace if, and only if, the tree has one of its own");
+  require(!fork.new_pid_namespace || now_->pid_space == now_->childrens_space,
+          "its children are born in another pid namespace: it cannot begin one (EINVAL)");
+  require(!is_root || !(fork.share_files || fork.share_fs || fork.share_handlers || fork.share_memory),
+          "the root shares nothing with stasis");
+  const bool begins = fork.new_pid_namespace && !is_root;  // the root's is the tree's own
+  if (!problem_) create(fork, now_->pid, begins ? fork.child_pid : now_->childrens_space);
+}
+
+void Interpreter::apply(const Clone& clone) {
+  require(now_->parent.value != 0 && !spaces_.is_init(now_->pid),
+          "neither the root nor the init of a pid namespace can create siblings (EINVAL)");
+  if (!problem_) create(clone, now_->parent, now_->childrens_space);
+}
+
+void Interpreter::apply(const EnterPidNamespace& enter) {
+  auto* target = named(enter.target);
+  if (target == nullptr) return;
+  // The namespaces are looked up at the leader (kernel/nsproxy.c, validate_nsset).
+  require(!target->leader_status, "the first thread of {} has ended (ESRCH)", enter.target);
+  reads(target->leader_life, "the first thread of {}", enter.target);
+  now_->childrens_space = target->pid_space;
+}
+
+Process* Interpreter::named(Pid pid) {
+  const auto found = processes_.find(pid);
+  require(found != processes_.end() && found->second.alive && spaces_.sees(now_->pid_space, pid.value),
+          "{} does not exist, or is outside of its pid namespace (ESRCH)", pid);
+  if (problem_) return nullptr;
+  reads(found->second.existence, "{}", pid);
+  return problem_ ? nullptr : &found->second;
+}
+
+void Interpreter::apply(const StartThread& thread) {
+  require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
+  require(now_->pid_space == now_->childrens_space, "its children are born in another pid namespace (EINVAL)");
+  if (problem_) return;
+  claim(thread.tid.value, now_->pid_space, thread.nested_tids);
+  if (problem_) return;
+  now_->threads.insert(thread.tid);
+  now_->reachable[thread.tid];
+  count_use(thread.tid.value, 1);
+  begin_runner(thread.tid.value);
+}
+
+void Interpreter::apply(const ExitThread& exit) {
+  require(tid_ == leader_of(now_->pid), "nothing is left of a thread that ends, unless it is the leader");
+  require(now_->threads.size() > 1, "it is the only thread: the whole process would end");
+  // The thread is the parent; those who wait for its end are told at once (kernel/exit.c, reparent_leader).
+  for (const Pid child : children_[now_->pid]) {
+    const auto* task = wanted_.find(child);
+    const bool waits = task != nullptr && std::ranges::any_of(task->threads, &model::Thread::parent_death_signal);
+    require(!waits, "its child {} would be sent its parent-death signal", child);
+  }
+  now_->leader_status = exit.status;
+  writes(now_->leader_life, "its first thread");
+  // With its descriptor table: whoever takes descriptors names the process, and finds the leader.
+  writes(now_->reachable[tid_], "the right to take its descriptors");
+}
+
+void Interpreter::apply(const SetChildReaper& set) {
+  now_->subreaper = set.value;
+  writes(now_->reaper_flag, "its subreaper flag");
+}
+
+Pid Interpreter::reaper_of(Process& dying) {
+  reads(dying.parentage, "its parent");
+  for (Pid at = dying.parent; at.value != 0; at = processes_.at(at).parent) {
+    auto& above = processes_.at(at);
+    if (above.pid_space != dying.pid_space) break;
+    reads(above.reaper_flag, "a subreaper above");
+    reads(above.parentage, "the line of its ancestors");
+    if (above.alive && (above.subreaper || (at == wanted_.root && wanted_.root_is_namespace_init))) return at;
+  }
+  return dying.pid_space;
+}
+
+void Interpreter::end_namespace() {
+  for (auto& [pid, process] : processes_) {
+    if (process.reaped || pid == now_->pid || !spaces_.contains(now_->pid, process.pid_space)) continue;
+    require(spaces_.contains(now_->pid, processes_.at(process.parent).pid_space),
+            "{} in its pid namespace must be waited for by {}, which is outside, before it can end", pid,
+            process.parent);
+    for (const Tid tid : process.threads) {
+      require(is_before({tid.value, runners_[tid.value].steps}), "its end kills {}, which may not be done by then",
+              pid);
+    }
+    if (problem_) return;
+    leaves_group(process);
+    process.alive = process.zombie = false, process.reaped = true;
+    process.table = std::make_shared<Table>();
+    children_[process.parent].erase(pid);
+    occupy(process, -1);
+  }
+}
+
+void Interpreter::apply(const Exit& exit) {
+  if (spaces_.is_init(now_->pid)) end_namespace();
+  std::optional<Pid> reaper;
+  for (const Pid pid : std::exchange(children_[now_->pid], {})) {
+    auto& child = processes_.at(pid);
+    if (!reaper) reaper = reaper_of(*now_);
+    require(reaper->value != 0, "its child {} would leave the tree", pid);
+    require(!child.has_death_signal, "its child {} would be sent its parent death signal", pid);
+    child.parent = *reaper;
+    children_[*reaper].insert(pid);
+    writes(child.parentage, "the parent of its child");
+  }
+  now_->alive = false, now_->zombie = true, now_->status = exit.status;
+  now_->table = std::make_shared<Table>();
+  ends_[now_->pid] = snapshot();
+}
+
+void Interpreter::apply(const Wait& wait) {
+  const auto child = processes_.find(wait.child_pid);
+  require(child != processes_.end() && child->second.parent == now_->pid, "{} is not its child (ECHILD)",
+          wait.child_pid);
+  require(problem_ || child->second.zombie, "{} does not end before it is waited for: a deadlock", wait.child_pid);
+  if (problem_) return;
+  reads(child->second.parentage, "its child");
+  learn(ends_.at(wait.child_pid));
+  leaves_group(child->second);
+  child->second.zombie = false, child->second.reaped = true;
+  writes(child->second.existence, "the pid of its child");
+  children_[now_->pid].erase(wait.child_pid);
+  occupy(child->second, -1);
+}
+
+}  // namespace stasis::plan::verifier
