@@ -90,6 +90,8 @@ class Interpreter {
         return start_overrun_timer(a[0], a[1], reinterpret_cast<const Interval*>(a[2]), a[3], a[4]);
       case Operation::epoll_add_fired:
         return epoll_add_fired(a[0], a[1], a[2], a[3]);
+      case Operation::open_at:
+        return open_at(a[0], a[1], a[2], a[3]);
       case Operation::halt:
         return 0;
     }
@@ -131,6 +133,12 @@ class Interpreter {
     const int64_t moved = raw_syscall(call_dup3, from, to, close_on_exec);
     raw_syscall(call_close, from);
     return moved;
+  }
+
+  static int64_t open_at(uint64_t path, uint64_t flags, uint64_t mode, uint64_t to) {
+    constexpr uint64_t working_directory = static_cast<uint64_t>(-100), close_on_exec = 02000000;
+    const int64_t opened = raw_syscall(call_openat, working_directory, path, flags, mode);
+    return opened < 0 ? opened : move_fd(static_cast<uint64_t>(opened), to, flags & close_on_exec, 1);
   }
 
   struct Time {

@@ -35,6 +35,8 @@ Operation operation_of(uint32_t number) {
       return Operation::start_overrun_timer;
     case plan::Call::epoll_add_fired:
       return Operation::epoll_add_fired;
+    case plan::Call::open_at:
+      return Operation::open_at;
     default:
       return Operation::call;
   }
@@ -66,6 +68,11 @@ T get(ByteView bytes, uint64_t offset) {
   return value;
 }
 
+/// Those of one instruction.
+std::span<const OutArgument> outs_in(const std::vector<OutArgument>& all, uint32_t instruction) {
+  return {std::ranges::equal_range(all, instruction, {}, &OutArgument::instruction)};
+}
+
 }  // namespace
 
 ByteView blob() { return {stasis_agent_blob_begin, stasis_agent_blob_end}; }
@@ -87,12 +94,11 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
   made.expected = call.expect.value;
   made.origin = origin;
   made.result_slot = size();
-  std::vector<OutArgument> outs;
   for (size_t i = 0; i < call.arguments.size() && i < 6; ++i) {
     const auto data = [&](ByteView bytes, bool readable) {
       made.kinds[i] = ArgumentKind::data;
       made.args[i] = add_data(bytes);
-      if (readable) outs.push_back({made.args[i], bytes.size()});
+      if (readable) outs_.push_back({size(), made.args[i], bytes.size()});
     };
     const auto& argument = call.arguments[i];
     if (const auto* value = std::get_if<uint64_t>(&argument))
@@ -105,10 +111,10 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
     else if (const auto* out = std::get_if<plan::Out>(&argument))
       data(Bytes(out->size), true);
     else if (const auto* word = std::get_if<plan::WordOf>(&argument)) {
-      const auto earlier = static_cast<size_t>(static_cast<int64_t>(size()) + word->relative);
-      if (earlier < outs_.size() && !outs_[earlier].empty()) {
+      const auto earlier = outs_in(outs_, static_cast<uint32_t>(static_cast<int64_t>(size()) + word->relative));
+      if (!earlier.empty()) {
         made.kinds[i] = ArgumentKind::word;
-        made.args[i] = outs_[earlier].front().offset + word->offset;
+        made.args[i] = earlier.front().offset + word->offset;
       }
     } else if (const auto* result = std::get_if<plan::ResultOf>(&argument)) {
       made.kinds[i] = ArgumentKind::result;
@@ -116,7 +122,6 @@ uint32_t SlotProgram::call(const plan::Call& call, uint32_t origin) {
     }
   }
   instructions_.push_back(made);
-  outs_.push_back(std::move(outs));
   return size() - 1;
 }
 
@@ -130,7 +135,6 @@ void SlotProgram::control(Operation operation, uint64_t a, uint64_t b, uint32_t 
   made.expect = Expect::success;
   made.result_slot = size();
   instructions_.push_back(made);
-  outs_.emplace_back();
 }
 
 void SlotProgram::spawn(uint64_t flags, uint64_t exit_signal, const std::vector<int32_t>& set_tid, uint32_t child,
@@ -235,6 +239,7 @@ class AreaBuilder {
     TRY(resolve_spawns(program, place));
     for (const auto& [at, target] : program.pointers_) put(program.data_, at, base_ + place.data + target);
     Area::SlotPlace known{slots_ + index * sizeof(Slot), place.stack_top, place.data, place.results, {}, {}};
+    known.origins.reserve(program.size());
     uint64_t at = place.instructions;
     for (auto instruction : program.instructions_) {
       for (int i = 0; i < 6; ++i) {
@@ -246,10 +251,8 @@ class AreaBuilder {
       at += sizeof instruction;
       known.origins.push_back(instruction.origin);
     }
-    for (auto outs : program.outs_) {
-      for (auto& out : outs) out.offset += place.data;
-      known.outs.push_back(std::move(outs));
-    }
+    known.outs = std::move(program.outs_);
+    for (auto& out : known.outs) out.offset += place.data;
     Slot slot{};
     slot.instructions = place.instructions;
     slot.instruction_count = program.size();
@@ -298,7 +301,7 @@ int64_t result_of(const Area& area, ByteView bytes, uint32_t slot, uint32_t inst
 
 std::vector<Bytes> outs_of(const Area& area, ByteView bytes, uint32_t slot, uint32_t instruction) {
   std::vector<Bytes> answers;
-  for (const auto& out : area.slots[slot].outs[instruction]) {
+  for (const auto& out : outs_in(area.slots[slot].outs, instruction)) {
     const auto view = bytes.subspan(out.offset, out.size);
     answers.emplace_back(view.begin(), view.end());
   }

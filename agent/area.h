@@ -23,8 +23,9 @@ ByteView blob();
 /// Runs a slot of an area in this process with the interpreter compiled into stasis (EndMode::return_to_caller).
 void run_here(uint8_t* area, uint32_t slot);
 
-/// Where an instruction's Out and InOut arguments lie, for reading the answers.
+/// Where an Out or InOut argument of an instruction lies, for reading the answer.
 struct OutArgument {
+  uint32_t instruction = 0;
   uint64_t offset = 0;  ///< in the area
   uint64_t size = 0;
 };
@@ -75,7 +76,7 @@ class SlotProgram {
   int notify_signal_ = 0;
   Bytes leave_code_;
   std::vector<Instruction> instructions_;
-  std::vector<std::vector<OutArgument>> outs_;  ///< per instruction, offsets in data_
+  std::vector<OutArgument> outs_;  ///< in the order of the instructions, offsets in data_
   std::vector<Spawned> spawned_;
   std::vector<std::pair<uint64_t, uint64_t>> pointers_;  ///< offsets in data_: where an address stands, and of what
   Bytes data_;
@@ -85,8 +86,8 @@ class SlotProgram {
 struct Area {
   struct SlotPlace {
     uint64_t slot = 0, stack_top = 0, data = 0, results = 0;
-    std::vector<std::vector<OutArgument>> outs;  ///< per instruction, offsets in the area
-    std::vector<uint32_t> origins;               ///< per instruction
+    std::vector<OutArgument> outs;  ///< in the order of the instructions, offsets in the area
+    std::vector<uint32_t> origins;  ///< per instruction
   };
   uint64_t size = 0;  ///< of the whole area, in whole pages
   Bytes bytes;        ///< its beginning: all but the stacks, which are zeros. Empty if the area was built in place

@@ -25,7 +25,7 @@ Status validate(const model::Application& application, const image::Directory& i
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
   }
-  for (const auto* room : resource::file_rooms()) room->validate_all(application, diagnostics);
+  for (const auto* room : resource::file_rooms_in_use(application)) room->validate_all(application, diagnostics);
   TRY(resource::check_vdso(application, images, diagnostics));
   session.report(diagnostics);
   if (!diagnostics.refused()) return {};

@@ -245,8 +245,7 @@ class Lowering {
     if (path.starts_with(plan::supervisor_directory)) {
       path.replace(0, plan::supervisor_directory.size(), fmt::format("/proc/{}/", getpid()));
     }
-    add(call(SYS_openat, AT_FDCWD, plan::text(path), open.flags, open.mode));
-    add(call(plan::Call::move_fd, ResultOf{-1}, open.fd, open.flags & O_CLOEXEC, 1));
+    add(call(plan::Call::open_at, plan::text(path), open.flags, open.mode, open.fd));
     return {};
   }
   Status lower(const plan::Command&, const plan::Close& close) {

@@ -34,15 +34,17 @@ Status FileRecords::load() {
   auto reader = TRY(directory_.read(name));
   for (;;) {
     auto* record = google::protobuf::Arena::CreateMessage<FileRecord>(&arena_);
-    if (!TRY(reader.next(*record))) return {};
+    if (!TRY(reader.next(*record))) break;
     loaded_.push_back(record);
-    by_id_.emplace(record->id(), record);
   }
+  by_id_ = loaded_;
+  std::ranges::stable_sort(by_id_, {}, &FileRecord::id);
+  return {};
 }
 
 const FileRecord* FileRecords::find(uint32_t id) const {
-  const auto found = by_id_.find(id);
-  return found == by_id_.end() ? nullptr : found->second;
+  const auto found = std::ranges::lower_bound(by_id_, id, {}, &FileRecord::id);
+  return found == by_id_.end() || (*found)->id() != id ? nullptr : *found;
 }
 
 }  // namespace stasis::image

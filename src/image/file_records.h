@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -89,7 +88,7 @@ class FileRecords {
   /// Thousands of records of several parts each: they come from one piece of memory and go with it.
   google::protobuf::Arena arena_;
   std::vector<const FileRecord*> loaded_;
-  std::unordered_map<uint32_t, const FileRecord*> by_id_;  ///< the first of each id
+  std::vector<const FileRecord*> by_id_;  ///< ascending; the first of each id comes first
   mutable std::map<std::string, std::any, std::less<>> sides_;
 };
 

@@ -11,6 +11,8 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <typeinfo>
 #include <vector>
 
 #include "base/types.h"
@@ -33,9 +35,11 @@ class KindValue {
 struct KindState {
   std::shared_ptr<const KindValue> value;
 
+  /// Asked of thousands of files again and again: a comparison of types, where dynamic_cast walks their bases.
   template <typename T>
   const T* as() const {
-    return dynamic_cast<const T*>(value.get());
+    static_assert(std::is_final_v<T>);
+    return value && typeid(*value) == typeid(T) ? static_cast<const T*>(value.get()) : nullptr;
   }
   friend bool operator==(const KindState& a, const KindState& b) {
     if (!a.value || !b.value) return a.value == b.value;

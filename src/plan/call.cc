@@ -13,6 +13,7 @@ namespace {
 constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully", Call::read_fully},
                                                                   {"write_fully", Call::write_fully},
                                                                   {"move_fd", Call::move_fd},
+                                                                  {"open_at", Call::open_at},
                                                                   {"get_actions", Call::get_actions},
                                                                   {"start_overrun_timer", Call::start_overrun_timer},
                                                                   {"epoll_add_fired", Call::epoll_add_fired}};

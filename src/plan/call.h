@@ -63,6 +63,8 @@ struct Call {
   static constexpr uint32_t start_overrun_timer = 0x10004;
   /// args: epoll, target, struct epoll_event for all events, and one for those that a fired one-shot keeps.
   static constexpr uint32_t epoll_add_fired = 0x10005;
+  /// args: path, flags, mode, wanted number. openat and move_fd in one: trees have thousands of files.
+  static constexpr uint32_t open_at = 0x10006;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

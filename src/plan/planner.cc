@@ -56,6 +56,15 @@ uint64_t guessed_area(const model::Application& application) {
   return (1 << 20) + threads * (32 << 10) + (things + 1) / 2 * page_size;
 }
 
+/// Likewise: growing step by step would copy all of them again and again.
+size_t guessed_commands(const model::Application& application) {
+  size_t guess = 1024;
+  for (const auto& task : application.tasks) guess += 64 + 16 * task.threads.size();
+  for (const auto& [id, table] : application.descriptor_tables) guess += 2 * table.slots.size();
+  for (const auto& [id, space] : application.address_spaces) guess += 2 * space.mappings.size();
+  return guess;
+}
+
 /// A gap between all mappings of all address spaces (and stasis' own), the highest that is large enough: low addresses
 /// are where programs without position independence and their heaps live.
 Result<AddressRange> choose_agent_area(const model::Application& application, const PlanOptions& options,
@@ -94,6 +103,7 @@ class Planner {
     const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
     find_inheritance(tree);
+    out_.program.commands.reserve(guessed_commands(application_));
     segments_.emplace(out_, memory_order(tree));
     descriptors_.emplace(out_);
 

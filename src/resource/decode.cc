@@ -45,7 +45,8 @@ class Decoder {
     if (auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
       return reject("pstree.img", "nested_pids", std::move(problem));
     TRY(check_references());
-    for (const FileRoom* room : file_rooms()) TRY_IN("read open files", room->finish_decode(application_));
+    for (const FileRoom* room : file_rooms_in_use(application_))
+      TRY_IN("read open files", room->finish_decode(application_));
     TRY(pages());
     return Decoded{std::move(application_), std::move(located_)};
   }
@@ -59,28 +60,31 @@ class Decoder {
 
   Status descriptions() {
     TRY(files_.load());
-    const auto parts = parts_of_others();
-    for (const image::FileRecord* record : files_.loaded()) {
-      if (parts.contains(record->id())) continue;
-      const auto where = [&] { return fmt::format("files.img, id {}", record->id()); };
-      if (record->id() == 0) return reject(where(), "id", "0 is no id");
-      auto description = TRY_IN("read open file", description_of(*record));
+    std::vector<const FileRoom*> rooms;
+    for (const image::FileRecord* record : files_.loaded()) rooms.push_back(room_of(*record));
+    const auto parts = parts_of_others(rooms);
+    for (size_t i = 0; i < rooms.size(); ++i) {
+      const image::FileRecord& record = *files_.loaded()[i];
+      if (parts.contains(record.id())) continue;
+      const auto where = [&] { return fmt::format("files.img, id {}", record.id()); };
+      if (record.id() == 0) return reject(where(), "id", "0 is no id");
+      auto description = TRY_IN("read open file", description_of(record, rooms[i]));
       // Ids ascend in what we and CRIU write.
       const size_t before = application_.descriptions.size();
-      application_.descriptions.emplace_hint(application_.descriptions.end(), ObjectId{record->id()},
+      application_.descriptions.emplace_hint(application_.descriptions.end(), ObjectId{record.id()},
                                              std::move(description));
       if (application_.descriptions.size() == before) return reject(where(), "id", "occurs twice");
     }
     return {};
   }
 
-  std::set<uint32_t> parts_of_others() const {
+  std::set<uint32_t> parts_of_others(std::span<const FileRoom* const> rooms) const {
     std::set<uint32_t> parts;
-    for (const image::FileRecord* record : files_.loaded()) {
-      const FileRoom* room = room_of(*record);
-      if (room == nullptr) continue;
-      for (const uint32_t id : room->parts(files_, *record))
-        if (id != record->id()) parts.insert(id);
+    for (size_t i = 0; i < rooms.size(); ++i) {
+      const image::FileRecord& record = *files_.loaded()[i];
+      if (rooms[i] == nullptr) continue;
+      for (const uint32_t id : rooms[i]->parts(files_, record))
+        if (id != record.id()) parts.insert(id);
     }
     return parts;
   }
@@ -91,8 +95,7 @@ class Decoder {
     return room == rooms.end() ? nullptr : *room;
   }
 
-  Result<model::OpenDescription> description_of(const image::FileRecord& record) {
-    const FileRoom* room = room_of(record);
+  Result<model::OpenDescription> description_of(const image::FileRecord& record, const FileRoom* room) {
     if (room == nullptr) {
       return fail(Error::unsupported("read open file",
                                      fmt::format("files of type {} cannot be restored", fd_types_Name(record.type())),

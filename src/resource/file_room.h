@@ -36,12 +36,12 @@ class FileRoom : public plan::DescriptionMaker {
   virtual std::vector<uint32_t> parts(const image::FileRecords&, const image::FileRecord&) const { return {}; }
   virtual Result<model::OpenDescription> decode(const image::FileRecords&, const image::FileRecord&,
                                                 model::Application&) const = 0;
-  /// Called once after all records of all kinds have been decoded and all tables are known.
+  /// Called once after all records of all kinds have been decoded and all tables are known, if any is of this kind.
   virtual Status finish_decode(model::Application&) const { return {}; }
 
   // -- before a restore
   virtual void validate(const model::Application&, const model::OpenDescription&, Diagnostics&) const {}
-  /// Everything of this kind: `validate` for each description, or once for what many of them share.
+  /// Everything of this kind, if there is any: `validate` for each description, or once for what many of them share.
   virtual void validate_all(const model::Application&, Diagnostics&) const;
   /// Supervisor's preparation and clean-up for this kind as a whole (stages prepare and settle).
   void contribute(plan::Stage, const model::Application&, plan::Sink&) const override {}

@@ -1,6 +1,8 @@
 #include "resource/registry.h"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 #include <vector>
 
 #include "resource/credentials.h"
@@ -60,6 +62,16 @@ std::span<const FileRoom* const> file_rooms() {
       &unix_socket_room(),  &eventfd_room(), &timerfd_room(),  &signalfd_room(),   &epoll_room(),
       &pidfd_room(),        &inotify_room(), &fanotify_room(), &unsupported_room()};
   return rooms;
+}
+
+std::vector<const FileRoom*> file_rooms_in_use(const model::Application& application) {
+  std::set<std::string_view> kinds;
+  for (const auto& [id, description] : application.descriptions)
+    if (description.state.value) kinds.insert(description.state.value->kind());
+  std::vector<const FileRoom*> used;
+  std::ranges::copy_if(file_rooms(), std::back_inserter(used),
+                       [&](const FileRoom* room) { return kinds.contains(room->kind()); });
+  return used;
 }
 
 const FileRoom* file_room(std::string_view kind) {

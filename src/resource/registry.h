@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "plan/contributor.h"
 #include "resource/file_room.h"
@@ -11,6 +12,8 @@ namespace stasis::resource {
 
 std::span<const TaskRoom* const> task_rooms();
 std::span<const FileRoom* const> file_rooms();
+/// Those of which the application has any, in registry order. Asking all of them about thousands of files takes long.
+std::vector<const FileRoom*> file_rooms_in_use(const model::Application&);
 /// The room of a kind; nullptr if there is none.
 const FileRoom* file_room(std::string_view kind);
 /// All rooms as the planner sees them.

@@ -185,11 +185,10 @@ class RegularFileRoom final : public FileRoom {
 
   /// Many descriptions may be of the same file: each is looked at once.
   void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
-    std::set<std::tuple<std::string, std::optional<uint64_t>, std::vector<uint32_t>>> done;
+    std::set<std::tuple<std::string_view, std::string_view, std::optional<uint64_t>, std::vector<uint32_t>>> done;
     for (const auto& [id, description] : application.descriptions) {
       const auto* file = description.state.as<RegularFile>();
-      if (file == nullptr || !done.emplace(file->path + '\0' + file->open_path, file->size, file->build_id).second)
-        continue;
+      if (file == nullptr || !done.emplace(file->path, file->open_path, file->size, file->build_id).second) continue;
       validate(application, description, diagnostics);
     }
   }

@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 using model::Backing;
 
-struct FakeFile : model::KindValue {
+struct FakeFile final : model::KindValue {
   std::string_view kind() const override { return "fake"; }
   bool equals(const model::KindValue& other) const override { return this == &other; }
   std::string describe() const override { return "fake file"; }

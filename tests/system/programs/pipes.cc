@@ -1,4 +1,6 @@
 // Pipes and FIFOs with their contents, sizes, flags and ends in several processes.
+#include <sys/mman.h>
+
 #include "probe.h"
 
 int main(int argc, char** argv) {
@@ -21,14 +23,18 @@ int main(int argc, char** argv) {
   const int fifo = open(path, O_RDWR);
   CHECK(fifo >= 0 && write(fifo, "through the fifo", 16) == 16);
 
+  auto* settled = static_cast<int*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  CHECK(settled != MAP_FAILED);
   const pid_t child = fork();
   if (child == 0) {
     close(plain[0]);
+    __atomic_store_n(settled, 1, __ATOMIC_RELEASE);
     probe::wait_for_go();
     CHECK(write(plain[1], "end", 3) == 3);
     _exit(0);
   }
   close(plain[1]);
+  probe::await(settled, 1);
   probe::ready();
   probe::wait_for_go();
 

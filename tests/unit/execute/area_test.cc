@@ -49,9 +49,7 @@ TEST(Area, PartsDoNotOverlap) {
     parts.push_back({slot.instructions, slot.instructions + slot.instruction_count * sizeof(Instruction)});
     parts.push_back({slot.results, slot.results + slot.instruction_count * sizeof(int64_t)});
     parts.push_back({slot.leave_code, slot.leave_code + 70});
-    for (const auto& outs : place.outs) {
-      for (const auto& out : outs) parts.push_back({out.offset, out.offset + out.size});
-    }
+    for (const auto& out : place.outs) parts.push_back({out.offset, out.offset + out.size});
     EXPECT_EQ(slot.stack_top % 16, 0u);
   }
   std::ranges::sort(parts);

@@ -270,6 +270,26 @@ TEST_F(InAFile, LeavesADescriptorThatHasItsNumber) {
   EXPECT_EQ(fcntl(file.get(), F_GETFD), 0);
 }
 
+TEST(Interpreter, OpensAtANumber) {
+  constexpr int wanted = 700;
+  auto program = here();
+  program.call(call(plan::Call::open_at, plan::text("/dev/null"), O_WRONLY | O_CLOEXEC, 0, wanted), 0);
+  Room room({program});
+  room.run(0);
+  const UniqueFd opened(wanted);
+  EXPECT_EQ(room.header().failed, 0u);
+  EXPECT_EQ(fcntl(wanted, F_GETFD), FD_CLOEXEC);
+  EXPECT_EQ(fcntl(wanted, F_GETFL) & O_ACCMODE, O_WRONLY);
+}
+
+TEST(Interpreter, SaysWhyAFileCannotBeOpened) {
+  auto program = here();
+  program.call(call(plan::Call::open_at, plan::text("/nothing/there"), O_RDONLY, 0, 700), 0);
+  Room room({program});
+  room.run(0);
+  EXPECT_EQ(room.header().failed_result, -ENOENT);
+}
+
 // ---- from here on the blob itself runs: children start at the area's first byte
 
 SlotProgram creator(uint64_t flags = 0) {

@@ -124,8 +124,8 @@ TEST(PublishedLanguage, IsReadAndUnderstood) {
   auto wrong = *published;  // nothing begins there
   std::get<Munmap>(wrong.commands[14].action).addr = 0x10000000;
   EXPECT_TRUE(outcome_of(completed(wrong)).rejection);
-  for (const auto action : {Action(Munmap{0, 0}), Action(Mprotect{4096, 0, 1}), Action(Mprotect{1, 4096, 1}),
-                            Action(Munmap{~uint64_t{4095}, 8192})}) {
+  for (const Action& action : {Action(Munmap{0, 0}), Action(Mprotect{4096, 0, 1}), Action(Mprotect{1, 4096, 1}),
+                               Action(Munmap{~uint64_t{4095}, 8192})}) {
     wrong.commands[14].action = action;
     EXPECT_TRUE(outcome_of(completed(wrong)).rejection);
   }

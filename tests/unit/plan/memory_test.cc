@@ -17,7 +17,7 @@ using testing::HasSubstr;
 
 constexpr uint32_t read_write = PROT_READ | PROT_WRITE;
 
-struct FakeFile : model::KindValue {
+struct FakeFile final : model::KindValue {
   std::string_view kind() const override { return "fake"; }
   bool equals(const model::KindValue& other) const override { return this == &other; }
   std::string describe() const override { return "fake file"; }
