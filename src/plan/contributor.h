@@ -98,6 +98,8 @@ class DescriptionMaker {
   virtual Pid process(const model::OpenDescription&) const { return {}; }
   /// A pidfd of a process that has ended, with this wait status, and was reaped: one like it is there when `make` runs.
   virtual std::optional<int> ended_process(const model::OpenDescription&) const { return std::nullopt; }
+  /// Whether `make` needs nobody but its runner: then it may run before the runner has children, who inherit it.
+  virtual bool can_be_inherited(const model::OpenDescription&) const { return false; }
   /// Offset is restored by LSEEK after `make`.
   virtual bool seekable() const { return false; }
 };

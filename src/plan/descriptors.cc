@@ -31,7 +31,7 @@ Calls owner_calls(int fd, const model::FileOwner& owner, pid_t id) {
 
 }  // namespace
 
-DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
+DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(out) {
   for (const auto& task : out.application.tasks) {
     if (task.state == model::TaskState::zombie || !table_worker_.emplace(task.descriptors, task.pid).second) continue;
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
@@ -42,6 +42,7 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
   }
   add_mapped_files();
   add_carried();
+  find_inheritance(tree);
   add_watchers();
   for (const auto& [id, description] : out.application.descriptions) {
     const auto made = description.starts_last ? made_.find(id) : made_.end();
@@ -129,6 +130,78 @@ void DescriptorPlan::need(ObjectId id, Pid pid) {
   if (known(id, pid, -1).needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(id);
 }
 
+void DescriptorPlan::find_inheritance(const CreationTree& tree) {
+  const Inheritance inheritance(out_, tree);
+  for (auto& [owner, groups] : std::exchange(groups_, {})) {
+    for (auto& group : groups) {
+      const auto bequest = can_be_inherited(group) ? bequest_of(group, inheritance) : std::nullopt;
+      if (bequest)
+        bequeath(group, *bequest);
+      else
+        groups_[owner].push_back(std::move(group));
+    }
+  }
+}
+
+std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& group,
+                                                  const Inheritance& inheritance) const {
+  std::vector<HeldTogether> together;
+  for (const ObjectId id : group) {
+    auto& users = together.emplace_back().users;
+    for (const auto& use : made_.at(id).uses) users.insert(use.pid);
+  }
+  for (;;) {
+    auto bequest = inheritance.of(together);
+    if (!bequest) return bequest;
+    bool as_thought = true;
+    for (size_t index = 0; index < group.size(); ++index) {
+      auto& member = together[index];
+      if (member.by_passing_number || common_number(made_.at(group[index]), *bequest, index) >= 0) continue;
+      member.by_passing_number = true;  // costs more: maybe others do better
+      as_thought = false;
+    }
+    if (as_thought) return bequest;
+  }
+}
+
+bool DescriptorPlan::can_be_inherited(const std::vector<ObjectId>& group) const {
+  return std::ranges::all_of(group, [&](ObjectId id) {
+    const auto& made = made_.at(id);
+    const auto& description = out_.application.descriptions.at(id);
+    return made.maker != nullptr && made.maker->can_be_inherited(description) && made.needed_at.empty() &&
+           description.carries.empty();
+  });
+}
+
+void DescriptorPlan::bequeath(const std::vector<ObjectId>& group, const Bequest& bequest) {
+  for (size_t member = 0; member < group.size(); ++member) {
+    auto& made = made_.at(group[member]);
+    const auto& heirs = bequest.heirs[member];
+    made.early = true;
+    made.owner = bequest.owner;
+    made.fd = common_number(made, bequest, member);
+    made.temporary = made.fd < 0;
+    if (made.temporary) made.fd = out_.temporary_fd();
+    for (const Pid heir : heirs) legacies_[heir].insert(group[member]);
+  }
+  bequests_[bequest.owner].push_back(group);
+  groups_[bequest.owner].push_back(group);
+}
+
+/// Under which everybody who has it meanwhile has it in the end; -1: there is none. Then it is a passing number that
+/// nobody uses.
+int DescriptorPlan::common_number(const Made& made, const Bequest& bequest, size_t member) const {
+  const auto& heirs = bequest.heirs[member];
+  const auto has = [&](Pid pid, int fd) {
+    return std::ranges::any_of(made.uses, [&](const Use& use) { return use.pid == pid && use.fd == fd; });
+  };
+  for (const auto& use : made.uses) {
+    if (use.pid != bequest.owner) continue;
+    if (std::ranges::all_of(heirs, [&](Pid heir) { return has(heir, use.fd); })) return use.fd;
+  }
+  return -1;
+}
+
 /// Of those who hold the epoll the one that has most of what it waits for in its place: mostly the one who added it.
 Pid DescriptorPlan::watcher_of(const Made& epoll, const std::vector<model::Watch>& watches) const {
   Pid best = epoll.owner;
@@ -168,15 +241,13 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
   for (const ObjectId id : group) {
     auto& made = made_.at(id);
     const auto& description = out_.application.descriptions.at(id);
-    keeps_numbers = keeps_numbers || made.temporary || !description.carries.empty();
+    keeps_numbers = keeps_numbers || (made.temporary && !made.early) || !description.carries.empty();
     if (made.maker == nullptr) {
       return fail(Error::internal("plan descriptors",
                                   fmt::format("nobody makes files of kind {}", description.state.value->kind())));
     }
-    if (made.temporary) {
-      made.fd = out_.temporary_fd();
-      // The owner may hold it, too, under numbers of its own: those are copies.
-    }
+    // The owner may hold it, too, under numbers of its own: those are copies.
+    if (made.temporary && !made.early) made.fd = out_.temporary_fd();
     placements.push_back(out_.placement(description, made.fd));
     made.scratch = placements.back().scratch;
   }
@@ -204,7 +275,6 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     sink.add(Wait{child});
     out_.bereaved.insert(pid);
   }
-  for (const auto& placement : placements) set_state(pid, *placement.description, made_.at(placement.description->id));
   return {};
 }
 
@@ -237,21 +307,53 @@ void DescriptorPlan::set_owner_outside(Pid pid, int fd, const model::FileOwner& 
   out_.take_table(pid);
 }
 
-void DescriptorPlan::born(Pid pid) {
+Status DescriptorPlan::born(Pid pid, Pid creator) {
   if (referred_.contains(pid)) out_.post(out_.process(pid), is_there(pid));
+  inherit(pid, creator);
+  const auto bequests = bequests_.find(pid);
+  if (bequests == bequests_.end()) return {};
+  for (const auto& group : bequests->second) {
+    TRY(make_group(pid, group));
+    for (const ObjectId id : group) inherited_[pid].emplace(id, made_.at(id).fd);
+  }
+  return {};
+}
+
+void DescriptorPlan::inherit(Pid pid, Pid creator) {
+  const auto above = inherited_.find(creator);
+  if (above == inherited_.end()) return;
+  const auto* task = out_.tasks.find(pid);
+  if (task != nullptr && task->state == model::TaskState::zombie) return;
+  const auto wanted = legacies_.find(pid);
+  auto sink = out_.process(pid);
+  for (const auto& [id, fd] : above->second) {
+    if (wanted != legacies_.end() && wanted->second.contains(id))
+      inherited_[pid].emplace(id, fd);
+    else
+      sink.add(Close{fd});
+  }
+}
+
+bool DescriptorPlan::is_heir(Pid pid, ObjectId id) const {
+  const auto known = inherited_.find(pid);
+  return known != inherited_.end() && known->second.contains(id);
 }
 
 Status DescriptorPlan::make(Pid pid) {
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return {};
   for (const auto& group : groups->second) {
-    TRY(make_group(pid, group));
-    for (const ObjectId id : group) duplicate_here(pid, made_.at(id));
+    if (!made_.at(group.front()).early) TRY(make_group(pid, group));
+    for (const ObjectId id : group) {
+      set_state(pid, out_.application.descriptions.at(id), made_.at(id));
+      duplicate_here(pid, made_.at(id));
+    }
   }
   bool wanted_elsewhere = false;
   for (const auto& group : groups->second) {
     for (const ObjectId id : group) {
-      for (const auto& use : made_.at(id).uses) wanted_elsewhere = wanted_elsewhere || use.pid != pid;
+      for (const auto& use : made_.at(id).uses)
+        wanted_elsewhere = wanted_elsewhere || (use.pid != pid && !is_heir(use.pid, id));
       for (const auto& [user, fd] : made_.at(id).needed_at) wanted_elsewhere = wanted_elsewhere || user != pid;
       wanted_elsewhere = wanted_elsewhere || made_.at(id).borrowed;
     }
@@ -277,9 +379,20 @@ void DescriptorPlan::take(Pid pid) {
     if (sources.insert(made.owner).second) out_.await_all(sink, opened_by(made.owner));
     out_.transfer(made.owner, pid, made.fd, to, close_on_exec);
   };
+  const auto inherited = inherited_.find(pid);
+  std::map<ObjectId, int> passing;  ///< inherited under numbers that are not the final ones
+  if (inherited != inherited_.end()) {
+    for (const auto& [id, fd] : inherited->second) {
+      if (made_.at(id).owner == pid) continue;
+      if (made_.at(id).temporary) passing.emplace(id, fd);
+      here.emplace(id, fd);
+    }
+  }
   for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
-    if (made.owner == pid && !made.temporary) {  // made here, and duplicated
+    if (const auto known = here.find(id); known != here.end() && known->second == use.fd) {
+      if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
+    } else if (made.owner == pid && !made.temporary) {  // made here, and duplicated
       if (use.fd == made.fd && use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
     } else if (made.owner == pid || here.contains(id)) {
       sink.add(Dup2{here.contains(id) ? here[id] : made.fd, use.fd, use.close_on_exec});
@@ -295,6 +408,7 @@ void DescriptorPlan::take(Pid pid) {
     at = made.owner == pid ? made.fd : out_.temporary_fd();
     if (made.owner != pid) transfer(made, at, true);
   }
+  for (const auto& [id, fd] : passing) sink.add(Close{fd});
   for (const Pid source : sources) out_.post(sink, taken_from(source));
 }
 

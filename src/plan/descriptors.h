@@ -4,13 +4,14 @@
 #include <unordered_map>
 
 #include "plan/emission.h"
+#include "plan/inheritance.h"
 #include "plan/memory.h"
 
 namespace stasis::plan {
 
 class DescriptorPlan {
  public:
-  explicit DescriptorPlan(Emission& out);
+  DescriptorPlan(Emission& out, const CreationTree& tree);
 
   /// Every description is made once, by the first process that holds it; the numbers are final wherever possible.
   Status make(Pid);
@@ -18,8 +19,9 @@ class DescriptorPlan {
   void take(Pid);
   /// Puts into descriptions that the process has made what they carry: after `take`.
   Status complete(Pid);
-  /// A process of the tree has just been created.
-  void born(Pid);
+  /// A process of the tree has just been created with a copy of `creator`'s table, or with that table itself: it closes
+  /// what neither it nor anybody below it wants, and makes what others are to inherit from it.
+  Status born(Pid, Pid creator);
   /// What the process adds to its epolls and does not hold itself comes to it for a while.
   void borrow(Pid);
   /// Epolls get what they wait for, under the numbers it was added under, whatever these are now.
@@ -47,6 +49,7 @@ class DescriptorPlan {
     int scratch = -1;
     const DescriptionMaker* maker = nullptr;
     bool borrowed = false;  ///< by a process that does not hold it (`borrow`)
+    bool early = false;     ///< made when its owner is born
     std::vector<Use> uses;
     std::map<Pid, int> needed_at;  ///< processes that need it for a while → the passing number there, -1: not yet
   };
@@ -56,6 +59,13 @@ class DescriptorPlan {
   void add_carried();
   void need(ObjectId, Pid);
   void add_watchers();
+  void find_inheritance(const CreationTree&);
+  bool can_be_inherited(const std::vector<ObjectId>& group) const;
+  void bequeath(const std::vector<ObjectId>& group, const Bequest&);
+  std::optional<Bequest> bequest_of(const std::vector<ObjectId>& group, const Inheritance&) const;
+  int common_number(const Made&, const Bequest&, size_t member) const;
+  void inherit(Pid, Pid creator);
+  bool is_heir(Pid, ObjectId) const;
   Pid watcher_of(const Made& epoll, const std::vector<model::Watch>&) const;
   static bool holds(Pid, const Made&);
   /// The number under which a process that holds it has it.
@@ -73,6 +83,9 @@ class DescriptorPlan {
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
+  std::map<Pid, std::vector<std::vector<ObjectId>>> bequests_;    ///< those of them that are made early
+  std::map<Pid, std::set<ObjectId>> legacies_;                    ///< what processes are to keep from their birth
+  std::map<Pid, std::map<ObjectId, int>> inherited_;    ///< what they have, or have made, so far while the tree grows
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for
   std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
   std::map<Pid, std::vector<ObjectId>> starters_;       ///< what starts last, by the process that starts it

@@ -105,7 +105,7 @@ class Planner {
     find_inheritance(tree);
     out_.program.commands.reserve(guessed_commands(application_));
     segments_.emplace(out_, memory_order(tree));
-    descriptors_.emplace(out_);
+    descriptors_.emplace(out_, tree);
 
     supervise(Stage::prepare);
     TreeEmission emission(out_, tree, {[this](Pid pid, Pid creator) { return born(pid, creator); }});
@@ -188,7 +188,6 @@ class Planner {
 
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
-    descriptors_->born(pid);
     if (pid == application_.root) out_.open_root_pidfd(out_.program.images_fd + 1);
     const auto* task = out_.tasks.find(pid);
     const auto* parent = out_.tasks.find(creator);
@@ -196,6 +195,7 @@ class Planner {
                                task->state != model::TaskState::zombie;
     const bool shares_files = task != nullptr && parent != nullptr && task->descriptors == parent->descriptors;
     if (!shares_files) close_inherited(pid, creator);
+    TRY(descriptors_->born(pid, creator));
     if (shares_memory) return {};
     const bool creator_has_memory = memory_first_.contains(creator);
     if (creator.value == 0 || (creator_has_memory && !inherits_.contains(pid))) out_.process(pid).add(ClearMemory{});

@@ -135,6 +135,7 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
  public:
   EpollRoom() : AnonymousRoom("anon_inode:[eventpoll]", EVENTPOLL) {}
   std::string_view kind() const override { return "epoll"; }
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext&, const DescriptorProbe& probe) const override {
     auto state = std::make_shared<Epoll>();

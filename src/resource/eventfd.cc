@@ -38,6 +38,7 @@ class EventfdRoom final : public AnonymousRoom<eventfd_file_entry, &image::FileR
  public:
   EventfdRoom() : AnonymousRoom("anon_inode:[eventfd]", EVENTFD) {}
   std::string_view kind() const override { return "eventfd"; }
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     const auto info = TRY_IN("look at " + probe.subject, kernel::parse_eventfd(probe.info));

@@ -251,6 +251,7 @@ class PipeRoomBase : public FileRoom {
 class PipeRoom final : public PipeRoomBase {
  public:
   std::string_view kind() const override { return "pipe"; }
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   bool recognises(const DescriptorProbe& probe) const override {
     return S_ISFIFO(probe.stat.st_mode) && probe.link.starts_with("pipe:[");

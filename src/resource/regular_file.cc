@@ -235,6 +235,10 @@ class RegularFileRoom final : public FileRoom {
 
   bool seekable() const override { return true; }
   bool reopenable() const override { return true; }
+  /// Files of procfs may be those of processes that are still to be created.
+  bool can_be_inherited(const model::OpenDescription& description) const override {
+    return !description.state.as<RegularFile>()->path.starts_with("/proc/");
+  }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
     for (const auto& placement : placements) {

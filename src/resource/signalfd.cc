@@ -28,6 +28,7 @@ class SignalfdRoom final : public AnonymousRoom<signalfd_entry, &image::FileReco
  public:
   SignalfdRoom() : AnonymousRoom("anon_inode:[signalfd]", SIGNALFD) {}
   std::string_view kind() const override { return "signalfd"; }
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext&, const DescriptorProbe& probe) const override {
     auto state = std::make_shared<Signalfd>();

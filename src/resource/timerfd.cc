@@ -78,6 +78,7 @@ class TimerfdRoom final : public AnonymousRoom<timerfd_entry, &image::FileRecord
  public:
   TimerfdRoom() : AnonymousRoom("anon_inode:[timerfd]", TIMERFD) {}
   std::string_view kind() const override { return "timerfd"; }
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext&, const DescriptorProbe& probe) const override {
     const auto info = TRY_IN("look at " + probe.subject, look(probe));

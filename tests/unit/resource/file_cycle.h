@@ -183,7 +183,7 @@ class FileCycle : public testing::Test {
     out.set_first_temporary(701);
     auto supervisor = out.process(Pid{0});
     for (const auto* maker : all.makers) maker->contribute(plan::Stage::prepare, application, supervisor);
-    plan::DescriptorPlan descriptors(out);
+    plan::DescriptorPlan descriptors(out, {});
     const Status made = descriptors.make(Pid{tree_pid});
     EXPECT_TRUE(made) << made.error().message();
     descriptors.take(Pid{tree_pid});
