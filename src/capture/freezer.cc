@@ -14,6 +14,7 @@ namespace stasis::capture {
 namespace {
 
 constexpr uint64_t kernel_thread_flag = 0x00200000;  // PF_KTHREAD
+constexpr uint64_t exiting_flag = 4;                 // PF_EXITING
 constexpr auto a_moment = std::chrono::milliseconds(5);
 
 std::string subject(pid_t pid) {
@@ -196,6 +197,15 @@ Status Freezer::settle_slow(size_t index, Tracee& slow) {
   }
   if (TRY(slow.settle(waiting_, deadline_))) return {};
   processes_[index].refused = true;
+  if (stat && (stat->flags & exiting_flag) != 0) {
+    // An init waits until no ids but its own are in use in its pid namespace (zap_pid_ns_processes).
+    diagnostics_.refuse(subject(slow.pid()),
+                        "is ending, and does not end: processes of its pid namespace are left, or members of a group "
+                        "that was led from there",
+                        "End those, or make them leave the group (setpgid), and dump the tree without it");
+    slow.give_up();
+    return {};
+  }
   const auto where = kernel::read_proc(processes_[index].host_pid, fmt::format("task/{}/wchan", slow.tid()));
   diagnostics_.refuse(
       subject(slow.pid()),

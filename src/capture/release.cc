@@ -86,44 +86,82 @@ bool is_gone(const LiveProcess& process) {
   return !stat || stat->start_time != process.stat.start_time;
 }
 
-/// A process that is about to die is made to reap its children itself. Otherwise they would pass to init as zombies,
-/// and their pids stay taken until init has looked.
-class LastWill {
+/// System calls in a process that is about to die: what they do to it nobody will see.
+class LastCalls {
  public:
-  LastWill(Tracee& parent, const Waiting& waiting, Clock::time_point deadline)
-      : parent_(parent), waiting_(waiting), deadline_(deadline) {}
+  LastCalls(Tracee& thread, const Waiting& waiting, Clock::time_point deadline)
+      : thread_(thread), waiting_(waiting), deadline_(deadline) {}
 
   /// Children that are to die are reaped by the kernel when SIGCHLD is ignored (do_notify_parent in kernel/signal.c);
-  /// the dead must be waited for.
-  Status carry_out(std::span<const pid_t> zombies) {
-    struct {
-      uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
-      uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
-    } planted;
-    place_ = TRY(find_stub_place(parent_.tid(), occupied_by(TRY(kernel::read_maps(parent_.tid())))));
-    TRY(kernel::write_memory(parent_.tid(), RemoteAddress{place_}, bytes_of(planted)));
-    TRY(parent_.set_signal_mask(~uint64_t{0}));
-    const uint64_t action = place_ + offsetof(decltype(planted), handler);
-    TRY(call(SYS_rt_sigaction, {SIGCHLD, action, 0, sizeof(uint64_t), 0, 0}));
+  /// the dead must be waited for. Otherwise they would pass to init as zombies, and their pids stay taken until init
+  /// has looked.
+  Status reap_children(std::span<const pid_t> zombies) {
+    TRY(prepare());
+    TRY(call(SYS_rt_sigaction, {SIGCHLD, place_ + offsetof(Planted, handler), 0, sizeof(uint64_t), 0, 0}));
     for (const pid_t zombie : zombies)
       TRY(call(SYS_wait4, {static_cast<uint64_t>(zombie), 0, WNOHANG | __WALL, 0, 0, 0}));
     return {};
   }
 
- private:
-  Status call(uint64_t number, const uint64_t (&arguments)[6]) {
-    TRY(parent_.set_registers(call_registers(parent_.general(), place_, number, arguments)));
-    for (int stop = 0; stop < 2; ++stop) {
-      TRY(parent_.run(Tracee::Run::to_system_call));
-      TRY(parent_.wait_for_system_call(waiting_, deadline_));
-    }
-    return {};
+  /// For one of its own.
+  Status leave_group() {
+    TRY(prepare());
+    const int64_t result = TRY(call(SYS_setpgid, {}));
+    return result == 0 ? Status() : Status(fail(Error::system("setpgid", static_cast<int>(-result), "in the task")));
   }
 
-  Tracee& parent_;
+ private:
+  struct Planted {
+    uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
+    uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
+  };
+
+  Status prepare() {
+    place_ = TRY(find_stub_place(thread_.tid(), occupied_by(TRY(kernel::read_maps(thread_.tid())))));
+    TRY(kernel::write_memory(thread_.tid(), RemoteAddress{place_}, bytes_of(Planted())));
+    return thread_.set_signal_mask(~uint64_t{0});
+  }
+  Result<int64_t> call(uint64_t number, const uint64_t (&arguments)[6]) {
+    TRY(thread_.set_registers(call_registers(thread_.general(), place_, number, arguments)));
+    for (int stop = 0; stop < 2; ++stop) {
+      TRY(thread_.run(Tracee::Run::to_system_call));
+      TRY(thread_.wait_for_system_call(waiting_, deadline_));
+    }
+    return call_result(TRY(thread_.registers()));
+  }
+
+  Tracee& thread_;
   const Waiting& waiting_;
   Clock::time_point deadline_;
   uint64_t place_ = 0;
+};
+
+/// A pid namespace ends when no ids but its init's are in use there (kernel/pid_namespace.c, zap_pid_ns_processes), and
+/// the id of a group is as long as it has members. So whoever is in a group that is led from a namespace around which
+/// he lives, or which he is the init of himself, has to leave it before anybody is killed.
+class NamespaceKeepers {
+ public:
+  explicit NamespaceKeepers(const std::vector<LiveProcess>& processes) {
+    for (const auto& process : processes) {
+      levels_[process.view.host_pid] = ids_of(process).ns_pid.size();
+      any_nested_ = any_nested_ || ids_of(process).ns_pid.size() > 1;
+    }
+  }
+  bool contains(const LiveProcess& process) const {
+    const auto& ids = ids_of(process);
+    if (!any_nested_ || process.frozen.zombie || ids.ns_pgid.front() == ids.ns_pid.front()) return false;
+    const bool is_init = ids.ns_pid.size() > 1 && ids.ns_pid.back() == 1;
+    if (is_init && ids.ns_pgid.back() != 0) return true;
+    const auto leader = levels_.find(ids.ns_pgid.front());
+    if (leader == levels_.end()) return true;  // it is dead: where it lived cannot be seen from around there
+    return ids.ns_pgid.size() < leader->second || ids.ns_pgid[leader->second - 1] == 0;
+  }
+
+ private:
+  static const kernel::StatusInfo& ids_of(const LiveProcess& process) { return *process.view.statuses.front(); }
+
+  std::map<pid_t, size_t> levels_;  ///< of pid namespaces, in which processes live
+  bool any_nested_ = false;
 };
 
 /// Generations: the root is 0.
@@ -156,6 +194,7 @@ class Killing {
   Status run() {
     size_t depth = 0;
     for (const size_t one : depths_) depth = std::max(depth, one);
+    TRY(empty_namespaces());
     for (auto& [pid, parent] : parents_) prepare_parent(parent);
     for (size_t generation = depth + 1; generation-- > 0;) {
       for_generation(generation, [&](LiveProcess& process) { kill(process); });
@@ -187,11 +226,22 @@ class Killing {
     error_.note(pidfd ? kernel::pidfd_kill(pidfd->get(), SIGKILL) : Status(fail(pidfd.error())));
   }
 
+  Status empty_namespaces() {
+    const NamespaceKeepers keepers(processes_);
+    for (auto& process : processes_) {
+      if (!keepers.contains(process) || process.frozen.threads.empty()) continue;
+      auto left = LastCalls(process.frozen.threads.front(), waiting_, deadline_).leave_group();
+      if (left || left.error().code() == ErrorCode::gone) continue;
+      return fail(std::move(left.error()).about(subject_of(process)));
+    }
+    return {};
+  }
+
   void prepare_parent(const Parent& parent) {
     auto& threads = parent.process->frozen.threads;
     if (threads.empty() || !threads.front().alive()) return;
     // A nicety: without it the children are reaped by init, a little later. Their ids must be the parent's own.
-    (void)LastWill(threads.front(), waiting_, deadline_).carry_out(parent.zombies);
+    (void)LastCalls(threads.front(), waiting_, deadline_).reap_children(parent.zombies);
   }
 
   /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for

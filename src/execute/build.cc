@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "agent/area.h"
+#include "execute/namespace_ends.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
 #include "execute/resume.h"
@@ -383,6 +384,7 @@ class Tree final : public BuiltTree {
   /// Kills and reaps everything that was created.
   void destroy() {
     if (host_root_ == 0 && area_) host_root_ = spawned_root();
+    NamespaceEnds namespaces(program_.agent_area);
     // Orphans have come to us, the root is our child or our sibling: from both everything can be reached.
     for (int round = 0; round < 1000; ++round) {
       bool found = false;
@@ -395,6 +397,7 @@ class Tree final : public BuiltTree {
           doomed.insert(doomed.end(), below.begin(), below.end());
         }
       }
+      namespaces.prepare(doomed);
       for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
       for (const pid_t pid : doomed) reap(pid);
       if (!found) return;

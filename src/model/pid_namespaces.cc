@@ -140,6 +140,9 @@ std::string PidNamespaces::problem_of_dead_leaders() const {
     if (application_.find(pid) != nullptr) return fmt::format("{} is no dead leader: it is a process", pid);
     if (!spaces_.contains(leader.pid_namespace) || leader.nested_pids.size() != level(leader.pid_namespace))
       return fmt::format("the dead leader {} is in no pid namespace of the tree with so many levels", pid);
+    if (spaces_.at(leader.pid_namespace).has_ended)
+      return fmt::format("{} has ended, but the id of the dead leader {} would have kept its pid namespace from ending",
+                         leader.pid_namespace, pid);
     const bool seen = std::ranges::any_of(application_.tasks, [&, id = pid](const Task& task) {
       return (task.group == id || task.session == id) && contains(leader.pid_namespace, task.pid_namespace);
     });

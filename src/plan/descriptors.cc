@@ -63,6 +63,7 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   made.maker = out_.maker(description);
   if (const Pid wanted = made.maker == nullptr ? Pid{} : made.maker->process(description); wanted.value != 0)
     referred_.insert(wanted);
+  if (description.owner.kind == model::FileOwner::Kind::process) referred_.insert(Pid{description.owner.id});
   const std::pair together(made.maker, made.maker != nullptr ? made.maker->made_together(description) : ObjectId{});
   const auto group = together.second.value == 0 ? group_of_.end() : group_of_.find(together);
   if (group == group_of_.end()) {
@@ -285,10 +286,22 @@ void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descriptio
   const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
   auto calls = owner_calls(made.fd, owner, id);
   if (!calls.empty() && (id != 0 || owner.kind == model::FileOwner::Kind::none))
-    sink.perform(fmt::format("owner of descriptor {}", made.fd), "", std::move(calls));
+    set_owner(pid, fmt::format("owner of descriptor {}", made.fd), owner, std::move(calls));
   else if (!calls.empty())
     set_owner_outside(pid, made.fd, owner);
   if (description.starts_last && made.uses.empty()) made.maker->start(out_.application, description, made.fd, sink);
+}
+
+/// An owner must exist when it is named (fs/fcntl.c, f_setown_ex).
+void DescriptorPlan::set_owner(Pid by, const std::string& purpose, const model::FileOwner& owner, Calls calls) {
+  Perform perform{.purpose = purpose};
+  perform.calls = std::move(calls);
+  const Pid process{owner.id};
+  if (owner.kind == model::FileOwner::Kind::process && process != by && out_.tasks.find(process) != nullptr) {
+    out_.await_all(out_.process(by), is_there(process));
+    perform.processes.push_back(process);
+  }
+  out_.process(by).add(std::move(perform));
 }
 
 /// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.
@@ -301,7 +314,7 @@ void DescriptorPlan::set_owner_outside(Pid pid, int fd, const model::FileOwner& 
   auto sink = out_.process(root);
   out_.await_all(sink, lent);
   out_.transfer(pid, root, fd, taken, true);
-  sink.perform(fmt::format("owner of descriptor {} of {}", fd, pid), "", owner_calls(taken, owner, owner.id));
+  set_owner(root, fmt::format("owner of descriptor {} of {}", fd, pid), owner, owner_calls(taken, owner, owner.id));
   sink.add(Close{taken});
   out_.post(sink, taken_from(pid));
   out_.take_table(pid);

@@ -74,6 +74,7 @@ class DescriptorPlan {
   void watch_out_of_place(Pid, const model::Watch&, int epoll);
   Status make_group(Pid, const std::vector<ObjectId>& group);
   void set_state(Pid, const model::OpenDescription&, const Made&);
+  void set_owner(Pid by, const std::string& purpose, const model::FileOwner& owner, Calls calls);
   void set_owner_outside(Pid, int fd, const model::FileOwner&);
   void duplicate_here(Pid, const Made&);
 

@@ -137,12 +137,17 @@ class History {
     return outer.value == 0 || std::ranges::find(spaces, outer) != spaces.end();
   }
   bool is_init(const Task& task) const { return task.pid.value == 1 || task.pid_namespace == task.pid; }
-  /// The end of an init would be that of all in its namespace.
-  bool may_end(const Task& task) const { return task.pid.value != 1 && (!is_init(task) || lives_alone(task)); }
-  bool lives_alone(const Task& init) const {
-    return std::ranges::none_of(tasks_, [&](const auto& entry) {
-      return entry.first != init.pid && contains(init.pid, entry.second.pid_namespace);
+  /// The end of an init would be that of all in its namespace, and waits until no ids but its own are left there
+  /// (kernel/pid_namespace.c, zap_pid_ns_processes): those of groups, too, that others are in, or the init itself.
+  bool may_end(const Task& task) const { return task.pid.value != 1 && (!is_init(task) || is_alone(task)); }
+  bool is_alone(const Task& init) const {
+    return std::ranges::none_of(places_, [&](const auto& entry) {
+      const auto& [id, place] = entry;
+      return uses_.contains(id) && contains(init.pid, place.space) && !is_own(init, id);
     });
+  }
+  static bool is_own(const Task& task, pid_t id) {
+    return std::ranges::any_of(task.threads, [&](const auto& thread) { return thread.tid.value == id; });
   }
   /// A new id's numbers in the namespaces from the outermost to `space`.
   std::vector<pid_t> take_place(pid_t id, Pid space) {
@@ -166,12 +171,6 @@ class History {
     const auto session = places_.find(task.session.value);
     const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
     return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
-  }
-  /// An init that ends waits until its namespace has no ids but its own (kernel/pid_namespace.c, zap_pid_ns_processes):
-  /// for ever, if it is itself in the group of another that lived there.
-  bool would_outlast_itself(const Task& init, Pid group) const {
-    const auto place = places_.find(group.value);
-    return is_init(init) && group != init.pid && place != places_.end() && contains(init.pid, place->second.space);
   }
   bool can_name(const Task& task, Pid id) const {
     const auto place = places_.find(id.value);
@@ -236,15 +235,25 @@ class History {
 
   void set_group(Task& task) {
     if (task.session == task.pid) return;
-    const Pid member = members_.at(task.session).any(*this);
+    const Pid member = any_neighbour(task);
     const Pid group = pick(4) == 0 ? task.pid : tasks_.at(member).group;
-    if (!can_name(task, group) || would_outlast_itself(task, group)) return;
+    if (!can_name(task, group)) return;
     const Task& parent = tasks_.at(task.parent);
     const bool by_parent = pick(2) == 0 && parent.session == task.session && !is_init(task);
     add(by_parent ? parent.pid : task.pid, SetPgid{task.pid, group});
     use(task.group.value, -1);
     task.group = group;
     use(task.group.value, 1);
+  }
+
+  /// Of its session; a child more often than others, because only in such groups is an init of its own namespace's.
+  Pid any_neighbour(const Task& task) {
+    const auto& children = children_[task.pid];
+    if (!children.empty() && pick(3) == 0) {
+      const Pid child = *std::next(children.begin(), static_cast<ptrdiff_t>(pick(children.size())));
+      if (tasks_.at(child).session == task.session) return child;
+    }
+    return members_.at(task.session).any(*this);
   }
 
   void set_reaper(Task& task) {

@@ -141,8 +141,9 @@ class Interpreter {
   /// The nearest living subreaper above in the same pid namespace, or that namespace's init; the root is that of the
   /// tree's own, or its own parent takes over.
   Pid reaper_of(Process& dying);
-  /// An init that ends kills all in its namespace, and waits until they are gone (kernel/pid_namespace.c,
-  /// zap_pid_ns_processes).
+  /// An init that ends kills all in its namespace, and waits until no ids but its own are in use there
+  /// (kernel/pid_namespace.c, zap_pid_ns_processes). A group of somebody who lived there keeps its id as long as it has
+  /// members: outside, or the init itself.
   void end_namespace();
   void apply(const Exit& exit);
   void apply(const Wait& wait);

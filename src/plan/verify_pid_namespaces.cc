@@ -65,6 +65,13 @@ Broken NamespaceModel::claim(pid_t id, Pid space, const std::vector<pid_t>& nest
   return {};
 }
 
+std::vector<pid_t> NamespaceModel::ids_in(Pid space) const {
+  std::vector<pid_t> ids;
+  for (auto at = taken_.lower_bound({space, 0}); at != taken_.end() && at->first.first == space; ++at)
+    ids.push_back(at->second);
+  return ids;
+}
+
 void NamespaceModel::release(pid_t id, Stamp when) {
   const auto place = places_.extract(id);
   if (place.empty()) return;

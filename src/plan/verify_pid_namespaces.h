@@ -36,6 +36,8 @@ class NamespaceModel {
   /// A new id takes its numbers. `is_before` says whether a stamp is certain to be past.
   Broken claim(pid_t id, Pid space, const std::vector<pid_t>& nested,
                const std::function<bool(const Stamp&)>& is_before);
+  /// All that have a number in a nested namespace.
+  std::vector<pid_t> ids_in(Pid space) const;
   /// Nobody has the id any more.
   void release(pid_t id, Stamp);
 

@@ -171,6 +171,12 @@ void Interpreter::end_namespace() {
     children_[process.parent].erase(pid);
     occupy(process, -1);
   }
+  for (const pid_t id : spaces_.ids_in(now_->pid)) {
+    const auto& members = group_members_[Pid{id}];
+    if (id == now_->pid.value || members.empty()) continue;
+    reject(
+        fmt::format("it never ends: {} is in group {}, whose leader lived in its pid namespace", *members.begin(), id));
+  }
 }
 
 void Interpreter::apply(const Exit& exit) {

@@ -54,6 +54,9 @@ TEST(NestedNamespaces, AreReadStrictly) {
   EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie"},
                           {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [2], "pid_namespace": 5})"),
               HasSubstr("its end would have ended all"));
+  EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 9, "sid": 1, "nested_pids": [1], "state": "zombie"})",
+                       R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3], "pid_namespace": 5}])"),
+              HasSubstr("would have kept its pid namespace from ending"));
   EXPECT_THAT(error_of("", R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3], "pid_namespace": 5}])"),
               HasSubstr("the dead leader 9 is in no pid namespace"));
   EXPECT_THAT(error_of("", R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3]}])"),
@@ -81,6 +84,14 @@ TEST(NestedNamespaces, AreRestoredWhereClonesLeadToThem) {
                        leader + R"(}, {"pid": 6, "ppid": 5, "sid": 1, "nested_pids": [2], "pgid": )" + leader + "}"),
               "restorable");
   }
+  // Inits in groups of their own namespaces, led by a living process and by a dead one, and an outer process in one.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 6, "sid": 1},
+                        {"pid": 5, "ppid": 1, "pgid": 6, "sid": 1, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 5, "pgid": 6, "sid": 1, "nested_pids": [2]},
+                        {"pid": 7, "ppid": 1, "pgid": 9, "sid": 1, "nested_pids": [1]},
+                        {"pid": 8, "ppid": 4, "pgid": 8, "sid": 1, "nested_pids": [1], "state": "zombie"})",
+                     R"(, "dead_leaders": [{"pid": 9, "nested_pids": [3], "pid_namespace": 7}])"),
+            "restorable");
   // Children are to be born in the namespace of a child.
   EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1, "childrens_namespace": 5},
                         {"pid": 5, "ppid": 4, "pgid": 1, "sid": 1, "nested_pids": [1]})"),
@@ -151,6 +162,29 @@ TEST(NamespaceRules, AnInitTakesItsNamespaceWithIt) {
                            {"command": "EXIT", "pid": 5}, )" +
                            fork(1, 7, "[3]")),
               HasSubstr("(ENOMEM)"));
+}
+
+TEST(NamespaceRules, AnInitWaitsForTheIdsOfGroups) {
+  const auto set_group = [](int by, int target, int group) {
+    return R"(, {"command": "SET_PGID", "pid": )" + std::to_string(by) + R"(, "target": )" + std::to_string(target) +
+           R"(, "pgid": )" + std::to_string(group) + "}";
+  };
+  const auto turn = [](const std::string& name, int from, int to) {
+    return R"(, {"command": "POST", "pid": )" + std::to_string(from) + R"(, "event": ")" + name +
+           R"("}, {"command": "AWAIT", "pid": )" + std::to_string(to) + R"(, "event": ")" + name + R"(", "count": 1})";
+  };
+  const std::string end = R"(, {"command": "EXIT", "pid": 5})";
+  const std::string begun = R"({"command": "SET_SID", "pid": 1}, )" + fork(1, 4, "[]") + ", " +
+                            fork(1, 5, "[1]", true) + ", " + fork(5, 6, "[2]") + set_group(6, 6, 6) + turn("a", 6, 5);
+  EXPECT_EQ(rejection_of(begun + end), "accepted");
+  EXPECT_EQ(rejection_of(begun + set_group(5, 5, 6)), "accepted");
+  EXPECT_THAT(rejection_of(begun + set_group(5, 5, 6) + end),
+              HasSubstr("it never ends: 5 is in group 6, whose leader lived in its pid namespace"));
+  EXPECT_EQ(rejection_of(begun + set_group(5, 5, 6) + set_group(5, 5, 5) + end), "accepted");
+  // Somebody outside is a member.
+  const std::string joined = begun + turn("b", 5, 4) + set_group(4, 4, 6) + turn("c", 4, 5);
+  EXPECT_THAT(rejection_of(joined + end), HasSubstr("it never ends: 4 is in group 6"));
+  EXPECT_EQ(rejection_of(joined + turn("d", 5, 4) + set_group(4, 4, 4) + turn("e", 4, 5) + end), "accepted");
 }
 
 TEST(NamespaceRules, OrphansStayInTheirNamespace) {
