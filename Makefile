@@ -4,7 +4,7 @@ BUILD := build/$(PRESET)
 PREFIX ?= /usr/local
 DESTDIR ?=
 
-.PHONY: all deps build test nightly demo bench lint tidy asan fuzz install uninstall clean
+.PHONY: all deps build test test-apps nightly demo bench lint tidy asan fuzz install uninstall clean
 
 all: build
 
@@ -19,6 +19,11 @@ build: $(BUILD)/build.ninja
 
 test: deps build
 	ctest --test-dir $(BUILD) --output-on-failure
+
+# Real applications; installs their packages, which are large.
+test-apps: build
+	scripts/install-deps apps
+	ctest --test-dir $(BUILD) --output-on-failure -C Apps -L app
 
 # What takes too long for every change.
 nightly: deps build

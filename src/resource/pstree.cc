@@ -43,7 +43,8 @@ class TreeDecoder {
     task.pid_namespace = Pid{TRY(id("pid_namespace", entry.pid_namespace(), 0))};
     task.childrens_namespace = Pid{TRY(id("childrens_namespace", entry.childrens_namespace(), 0))};
     for (const auto& leader : entry.dead_leaders()) TRY(add(leader));
-    if (entry.threads_size() > 0 && entry.threads(0) != entry.pid())
+    // Who is alone is the leader: of a zombie, CRIU writes a number that it has not set.
+    if (entry.threads_size() > 1 && entry.threads(0) != entry.pid())
       return reject(reader_, "threads",
                     fmt::format("the first is {}, not the leader {}", entry.threads(0), entry.pid()));
     task.threads.resize(std::max(1, entry.threads_size()));

@@ -142,9 +142,17 @@ TEST_F(PstreeTest, NamesWhatIsWrong) {
   EXPECT_THAT(error_of({{0x7fffffff, 0}}), HasSubstr("cannot be a pid"));
   EXPECT_THAT(error_of({{.pid = 1, .parent = 0, .group = 0xffffffff}}), HasSubstr("field pgid"));
   EXPECT_THAT(error_of({{.pid = 1, .parent = 0, .session = 0xffffffff}}), HasSubstr("field sid"));
-  EXPECT_THAT(error_of({{1, 0, {2}}}), AllOf(HasSubstr("field threads"), HasSubstr("not the leader")));
+  EXPECT_THAT(error_of({{1, 0, {2, 1}}}), AllOf(HasSubstr("field threads"), HasSubstr("not the leader")));
   EXPECT_THAT(error_of({{1, 0, {1, 2, 2}}}), AllOf(HasSubstr("field threads"), HasSubstr("2 occurs twice")));
   EXPECT_THAT(error_of({{1, 0, {1, 2}}, {2, 1}}), AllOf(HasSubstr("field pid"), HasSubstr("2 occurs twice")));
+}
+
+TEST_F(PstreeTest, ASingleThreadIsTheLeaderWhateverItsNumber) {
+  write({{1, 0, {0x6a1bf000}}});
+  const auto tasks = decode_pstree(*directory);
+  ASSERT_TRUE(tasks);
+  ASSERT_EQ(tasks->tasks.front().threads.size(), 1);
+  EXPECT_EQ(tasks->tasks.front().threads.front().tid.value, 1);
 }
 
 TEST_F(PstreeTest, TheInventorySaysWhetherItCanBeRead) {
