@@ -27,9 +27,13 @@ class LiveTree final : public SeizedTree {
  public:
   explicit LiveTree(const CaptureOptions& options) : options_(options) {
     context_.policy = options_.policy;
+    network().policy = options_.network;
     if (!options_.at_point) options_.at_point = [](std::string_view) {};
   }
-  ~LiveTree() override { (void)capture::release(processes_, AfterDump::let_run); }
+  ~LiveTree() override {
+    if (!released_) network().survive();
+    (void)capture::release(processes_, AfterDump::let_run);
+  }
 
   Status assemble() {
     const auto start = Clock::now();
@@ -74,7 +78,9 @@ class LiveTree final : public SeizedTree {
 
   Status release(AfterDump after) override {
     options_.at_point("releasing");
+    if (after != AfterDump::kill) network().survive();
     auto status = capture::release(processes_, after);
+    if (after == AfterDump::kill && status) status = network().die();
     processes_.clear();
     released_ = true;
     released_at_ = Clock::now();
@@ -83,6 +89,8 @@ class LiveTree final : public SeizedTree {
   }
 
  private:
+  resource::NetworkCapture& network() { return context_.kept<resource::NetworkCapture>(); }
+
   /// Everything that the tasks need not be asked for: files, memory, and the rooms' own readings.
   Status look_from_outside() {
     std::vector<resource::DescriptorHolder> holders;

@@ -10,11 +10,13 @@
 #include "model/application.h"
 #include "resource/capture_context.h"
 #include "resource/codec.h"
+#include "resource/network_facts.h"
 
 namespace stasis::capture {
 
 struct CaptureOptions {
   resource::CapturePolicy policy;
+  resource::NetworkPolicy network;
   pid_t root_pid = 0;             ///< as we see it
   unsigned timeout_seconds = 10;  ///< for stopping the tree; 0: none
   /// Named points of a dump, for fault injection by tests (STASIS_FAULT): called with the name as each is passed.

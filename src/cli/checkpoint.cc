@@ -13,6 +13,7 @@
 #include "plan/planner.h"
 #include "plan/verify.h"
 #include "resource/codec.h"
+#include "resource/inet_socket.h"
 #include "resource/registry.h"
 #include "resource/vdso.h"
 
@@ -20,8 +21,10 @@ namespace stasis::cli {
 namespace {
 
 /// Every room says now, before anything is created, what could not be restored here.
-Status validate(const model::Application& application, const image::Directory& images, const Session& session) {
+Status validate(const model::Application& application, const image::Directory& images, const Session& session,
+                const CheckpointPolicy& policy) {
   Diagnostics diagnostics;
+  if (!policy.tcp_close) resource::check_connections(application, policy.tcp_established, diagnostics);
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
   }
@@ -62,7 +65,9 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   auto& application = checkpoint.application;
   application.shell_job = policy.shell_job;
   application.compare_build_ids = policy.file_validation != "filesize";
-  TRY(validate(application, images, session));
+  checkpoint.network = TRY(resource::read_network_facts(images));
+  if (policy.tcp_close) resource::close_connections(application);
+  TRY(validate(application, images, session, policy));
 
   plan::PlanOptions options;
   options.pages = std::move(decoded.pages);

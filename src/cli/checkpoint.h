@@ -7,11 +7,13 @@
 #include "image/directory.h"
 #include "model/application.h"
 #include "plan/program.h"
+#include "resource/network_facts.h"
 
 namespace stasis::cli {
 
 struct CheckpointPolicy {
   bool shell_job = false;
+  bool tcp_established = true, tcp_close = false;
   std::string file_validation = "buildid";
   std::string plan_cache;  ///< directory; empty: none
 };
@@ -19,6 +21,7 @@ struct CheckpointPolicy {
 struct Checkpoint {
   model::Application application;
   plan::Program program;
+  resource::NetworkFacts network;
   RestoreStatistics pages;
 };
 

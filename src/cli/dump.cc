@@ -5,6 +5,7 @@
 #include "capture/capture.h"
 #include "cli/criu_options.h"
 #include "cli/fault_points.h"
+#include "cli/network_options.h"
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
@@ -18,6 +19,7 @@ namespace {
 struct Options {
   CommonOptions common;
   DumpOptions dump;
+  resource::NetworkPolicy network;
 };
 
 capture::AfterDump after_dump(const DumpOptions& options) {
@@ -33,6 +35,7 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.policy.shell_job = options.dump.shell_job;
   wanted.policy.link_remap = options.dump.link_remap;
   wanted.policy.external_unix = options.dump.external_unix;
+  wanted.network = options.network;
   wanted.policy.file_validation = options.dump.file_validation;
   wanted.policy.external = options.dump.external;
   wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
@@ -60,7 +63,7 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t
   statistics.write_us = session.microseconds() - write_start;
   fault_point("encoded");
   TRY(session.run_scripts("post-dump", root));
-  TRY(resource::commit(context.application, images));
+  TRY(resource::commit(context.application, images, context.kept<resource::NetworkCapture>().facts()));
   fault_point("committed");
   return {};
 }
@@ -115,6 +118,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->delimiter(',')
       ->expected(0, 1)
       ->allow_extra_args(false);
+  add_network_options_of_dump(*command, options->network);
   command
       ->add_option("--ghost-limit", options->dump.ghost_limit,
                    "Largest unlinked file stored in the images (default 1M)")

@@ -8,11 +8,13 @@
 
 #include "cli/criu_options.h"
 #include "cli/checkpoint.h"
+#include "cli/network_options.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
 #include "execute/execute.h"
+#include "resource/inet_socket.h"
 
 namespace stasis::cli {
 namespace {
@@ -20,6 +22,7 @@ namespace {
 struct Options {
   CommonOptions common;
   RestoreOptions restore;
+  NetworkRestoreOptions network;
   bool exec_cmd = false;
   int fail_at_command = -1;
 };
@@ -51,10 +54,21 @@ class Pidfile {
   bool written_ = false;
 };
 
+/// Packets of the connections pass again, and the connections answer them.
+Status open_network(const Checkpoint& checkpoint, const std::map<Pid, pid_t>& host_pids) {
+  const auto connections = resource::connections_of(checkpoint.application);
+  if (connections.empty()) return {};
+  TRY_IN("let packets of TCP connections pass", resource::remove_network_lock(checkpoint.network.lock, connections));
+  TRY_IN("bring TCP connections to life", resource::revive_connections(checkpoint.application, host_pids));
+  return {};
+}
+
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
-  const auto& checkpoint = until_exit(TRY(load_checkpoint(
-      images, session, {options.restore.shell_job, options.restore.file_validation, options.restore.plan_cache})));
+  const auto& checkpoint = until_exit(
+      TRY(load_checkpoint(images, session,
+                          {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
+                           options.restore.file_validation, options.restore.plan_cache})));
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);
@@ -66,6 +80,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
     TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);
   };
+  execution.at_last = [&](const auto& host_pids) { return open_network(checkpoint, host_pids); };
   const uint64_t start = session.microseconds();
   auto tree = TRY(execute::BuiltTree::build(checkpoint.program, checkpoint.application, images, execution));
   const uint64_t built = session.microseconds();
@@ -121,6 +136,7 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   command->add_flag("-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
   command->add_flag("-j,--shell-job", options->restore.shell_job,
                     "Take session and terminal from the shell we run under");
+  add_network_options_of_restore(*command, options->network);
   command
       ->add_option("--file-validation", options->restore.file_validation,
                    "How changed files are recognised: filesize, buildid or checksum")

@@ -291,7 +291,7 @@ class Tree final : public BuiltTree {
   }
 
   Status resume() override {
-    TRY(resumption_->let_go(options_.leave_stopped));
+    TRY(resumption_->let_go(options_.leave_stopped, options_.at_last));
     resumed_ = true;
     return {};
   }

@@ -63,7 +63,7 @@ class SeizedThreads final : public Resumption {
     return seize();
   }
 
-  Status let_go(bool leave_stopped) override {
+  Status let_go(bool leave_stopped, const std::function<Status(const std::map<Pid, pid_t>&)>& at_last) override {
     syscall_instruction_ = area_.begin + TRY(find_syscall_instruction(agent::blob()));
     for (auto& live : threads_) {
       live.general = TRY_IN(name_of(live), final_general(live.thread->registers));
@@ -72,12 +72,20 @@ class SeizedThreads final : public Resumption {
     TRY(enter_sleeps());
     for (const auto& live : threads_) TRY_IN(name_of(live), set_general(live, live.general));
     TRY(unmap_agent());
+    if (at_last) TRY(at_last(host_pids()));
     return detach(leave_stopped);
   }
 
  private:
   static std::string name_of(const LiveThread& live) {
     return fmt::format("task {} '{}', thread {}", live.task->pid, live.thread->name, live.thread->tid);
+  }
+
+  /// Of each task a thread that lives.
+  std::map<Pid, pid_t> host_pids() const {
+    std::map<Pid, pid_t> pids;
+    for (const auto& live : threads_) pids.emplace(live.task->pid, live.host_tid);
+    return pids;
   }
 
   Status find_threads(pid_t host_root) {

@@ -11,6 +11,7 @@
 #include "resource/eventfd.h"
 #include "resource/fanotify.h"
 #include "resource/fs_context.h"
+#include "resource/inet_socket.h"
 #include "resource/inotify.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
@@ -59,7 +60,7 @@ std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
       &regular_file_room(), &pipe_room(),    &fifo_room(),     &memfd_room(),      &terminal_room(),
-      &unix_socket_room(),  &eventfd_room(), &timerfd_room(),  &signalfd_room(),   &epoll_room(),
+      &unix_socket_room(),  &inet_socket_room(), &eventfd_room(), &timerfd_room(),  &signalfd_room(),   &epoll_room(),
       &pidfd_room(),        &inotify_room(), &fanotify_room(), &unsupported_room()};
   return rooms;
 }

@@ -1,5 +1,6 @@
 // epoll: targets with their data, triggers, one-shots that have fired, epolls within epolls, targets that are open
 // under other numbers by now, or in other processes only, and epolls shared by fork.
+// FAIL_RESTORE
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>

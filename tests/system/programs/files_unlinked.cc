@@ -1,4 +1,5 @@
 // Files that are open but unlinked: with their content, owner and mode, shared by two descriptions, and a directory.
+// FAIL_RESTORE
 #include "probe.h"
 
 int main(int argc, char** argv) {

@@ -1,6 +1,7 @@
 // A process whose first thread has ended while others go on, and a child of the same kind that is stopped: what the
 // first thread leaves behind (its name, its exit status, its nice value), what belongs to the process (files, timers,
 // pending signals, children), and who is whose child, are as they were.
+// FAIL_RESTORE
 #include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>

@@ -1,6 +1,7 @@
 // Pid namespaces in the tree: two siblings, one of them with another inside, and one that a process has unshared for
 // its children. In them sessions, groups, threads, a zombie, an orphan that came to a namespace's init, pending
 // signals, timers, owners of descriptors, and pipes between namespaces that cannot name each other.
+// FAIL_RESTORE
 #include <pthread.h>
 #include <sched.h>
 

@@ -1,4 +1,5 @@
 // pidfds: of oneself, a child, a zombie, the parent, and processes that have ended, one of them by a signal.
+// FAIL_RESTORE
 #include <poll.h>
 #include <sys/ioctl.h>
 

@@ -2,6 +2,7 @@
 // group of a process of its own namespace, one in a group there whose leader is dead, and a process outside that is in
 // a group led from inside. Who kills such a tree, or gives up building it, has to see to it that they leave these
 // groups first.
+// FAIL_RESTORE
 #include <sched.h>
 
 #include "probe.h"

@@ -1,4 +1,5 @@
 // Pipes and FIFOs with their contents, sizes, flags and ends in several processes.
+// FAIL_RESTORE
 #include <sys/mman.h>
 
 #include "probe.h"

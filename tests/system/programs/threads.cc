@@ -1,4 +1,5 @@
 // Threads come back with their tids, names and thread-local storage.
+// FAIL_RESTORE
 #include <pthread.h>
 #include <sys/prctl.h>
 

@@ -1,4 +1,5 @@
 // A tree of processes with their parents, groups and sessions.
+// FAIL_RESTORE
 #include "probe.h"
 
 namespace {

@@ -1,5 +1,6 @@
 // Descriptors and credentials in flight: files, pipes and sockets in the queues of sockets, also of sockets that are in
 // flight themselves, and of a socket in its own queue.
+// FAIL_RESTORE
 #include <sys/socket.h>
 #include <sys/wait.h>
 

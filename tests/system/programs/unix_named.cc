@@ -1,5 +1,6 @@
 // Unix sockets with names: paths (absolute, relative, unlinked, with another file in their place), abstract names,
 // listening ones with connections that wait to be accepted, accepted ones, datagrams from several senders.
+// FAIL_RESTORE
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/un.h>

@@ -1,0 +1,171 @@
+#include "kernel/tcp.h"
+
+#include <fmt/format.h>
+#include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+namespace stasis::kernel {
+namespace {
+
+// linux/tcp.h and netinet/tcp.h exclude each other; the states are in the latter only.
+enum State {
+  established = 1,
+  syn_sent,
+  syn_received,
+  fin_wait_1,
+  fin_wait_2,
+  time_wait,
+  closed,
+  close_wait,
+  last_ack,
+  listening,
+  closing
+};
+enum Queue { no_queue, receive_queue, send_queue };
+constexpr int repair_off_silently = -1;  // TCP_REPAIR_OFF_NO_WP: without a window probe
+
+template <typename T>
+Result<T> get(int fd, int option, const char* name) {
+  T value{};
+  socklen_t size = sizeof value;
+  if (getsockopt(fd, IPPROTO_TCP, option, &value, &size) != 0) return fail_errno(name);
+  return value;
+}
+Status set(int fd, int option, int value, const char* name) {
+  if (setsockopt(fd, IPPROTO_TCP, option, &value, sizeof value) != 0) return fail_errno(name);
+  return {};
+}
+
+Result<uint32_t> waiting(int fd, unsigned long request, const char* name) {
+  int count = 0;
+  if (ioctl(fd, request, &count) != 0) return fail_errno(name);
+  return static_cast<uint32_t>(count);
+}
+
+/// SO_REUSEADDR, which the end of repair mode sets to 0, is put back.
+class Repair {
+ public:
+  static Result<Repair> begin(int fd) {
+    int reuse = 0;
+    socklen_t size = sizeof reuse;
+    if (getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, &size) != 0) return fail_errno("SO_REUSEADDR");
+    TRY(set_repair(fd, true));
+    return Repair(fd, reuse);
+  }
+  Repair(Repair&& other) noexcept : fd_(std::exchange(other.fd_, -1)), reuse_(other.reuse_) {}
+  Repair(const Repair&) = delete;
+  ~Repair() {
+    if (fd_ < 0) return;
+    (void)set(fd_, TCP_REPAIR, repair_off_silently, "");
+    setsockopt(fd_, SOL_SOCKET, SO_REUSEADDR, &reuse_, sizeof reuse_);
+  }
+
+ private:
+  Repair(int fd, int reuse) : fd_(fd), reuse_(reuse) {}
+  int fd_, reuse_;
+};
+
+/// Sets the sequence number behind it.
+Result<Bytes> read_queue(int fd, Queue queue, uint32_t length, uint32_t& sequence) {
+  TRY(set(fd, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
+  sequence = TRY(get<uint32_t>(fd, TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ"));
+  Bytes bytes(length);
+  if (length == 0) return bytes;
+  const ssize_t received = recv(fd, bytes.data(), bytes.size(), MSG_PEEK | MSG_DONTWAIT);
+  if (received < 0) return fail_errno("look at a queue");
+  if (received != static_cast<ssize_t>(length))
+    return fail(Error::conflict("look at a queue", fmt::format("{} bytes of {} are there", received, length)));
+  return bytes;
+}
+
+Status read_stream(int fd, TcpStream& stream) {
+  const auto info = TRY(tcp_info(fd));
+  const uint32_t fin = has_sent_fin(info.state) ? 1 : 0;
+  uint32_t written = TRY(waiting(fd, SIOCOUTQ, "SIOCOUTQ")), unsent = TRY(waiting(fd, SIOCOUTQNSD, "SIOCOUTQNSD"));
+  const uint32_t received = TRY(waiting(fd, SIOCINQ, "SIOCINQ"));
+  written -= std::min(written, fin), unsent -= std::min(unsent, fin);  // a FIN counts like a byte
+  stream.options = info.options, stream.send_scale = info.send_scale, stream.receive_scale = info.receive_scale;
+  stream.unsent = unsent;
+  const auto repair = TRY(Repair::begin(fd));
+  stream.largest_segment = TRY(get<uint32_t>(fd, TCP_MAXSEG, "TCP_MAXSEG"));
+  stream.timestamp = TRY(get<uint32_t>(fd, TCP_TIMESTAMP, "TCP_TIMESTAMP"));
+  const auto window = TRY(get<tcp_repair_window>(fd, TCP_REPAIR_WINDOW, "TCP_REPAIR_WINDOW"));
+  stream.window = {window.snd_wl1, window.snd_wnd, window.max_window, window.rcv_wnd, window.rcv_wup};
+  stream.received = TRY(read_queue(fd, receive_queue, received, stream.receive_sequence));
+  stream.written = TRY(read_queue(fd, send_queue, written, stream.send_sequence));
+  return {};
+}
+
+struct Reading {
+  std::span<StreamToRead> streams;
+  pid_t begun_by = 0;
+  Status outcome = {};
+};
+
+/// In the process of our own. Whoever has begun it may be gone: then nobody wants to know more.
+int read_in_child(void* argument) {
+  auto& reading = *static_cast<Reading*>(argument);
+  for (auto& one : reading.streams) {
+    if (syscall(SYS_getppid) != reading.begun_by) break;
+    Status read = read_stream(one.fd, one.stream);
+    if (read) continue;
+    reading.outcome = fail(std::move(read).error().about(one.subject));
+    break;
+  }
+  return 0;
+}
+
+}  // namespace
+
+bool has_sent_fin(int state) {
+  return state == fin_wait_1 || state == fin_wait_2 || state == closing || state == last_ack;
+}
+bool has_received_fin(int state) { return state == close_wait || state == last_ack || state == closing; }
+bool is_connected(int state) { return state == established || has_sent_fin(state) || has_received_fin(state); }
+
+Result<TcpInfo> tcp_info(int fd) {
+  const auto told = TRY(get<struct tcp_info>(fd, TCP_INFO, "TCP_INFO"));
+  TcpInfo info;
+  info.state = told.tcpi_state, info.options = told.tcpi_options;
+  info.send_scale = told.tcpi_snd_wscale, info.receive_scale = told.tcpi_rcv_wscale;
+  // net/ipv4/tcp.c, tcp_get_info: "Report meaningful fields for all TCP states, but for listeners".
+  if (info.state == listening) info.pending = told.tcpi_unacked, info.backlog = told.tcpi_sacked;
+  return info;
+}
+
+Status read_streams(std::span<StreamToRead> streams) {
+  if (streams.empty()) return {};
+  constexpr size_t stack_size = 1 << 18;
+  void* stack = mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  if (stack == MAP_FAILED) return fail_errno("mmap", "stack of a helper process");
+  Reading reading{.streams = streams, .begun_by = getpid()};
+  // CLONE_VFORK: we wait, so that it may use the thread-local storage of this thread.
+  const pid_t child =
+      clone(read_in_child, static_cast<uint8_t*>(stack) + stack_size, CLONE_VM | CLONE_FILES | CLONE_VFORK, &reading);
+  const int error = errno;
+  if (child > 0) waitpid(child, nullptr, __WALL);
+  munmap(stack, stack_size);
+  if (child < 0) return fail(Error::system("clone", error, "a helper process"));
+  return std::move(reading.outcome);
+}
+
+Status set_repair(int fd, bool value) {
+  auto changed = set(fd, TCP_REPAIR, value ? 1 : 0, "TCP_REPAIR");
+  if (changed) return {};
+  return fail(std::move(changed).error().advise("repairing TCP connections needs CAP_NET_ADMIN"));
+}
+
+Status end_repair(int fd, bool reuse_address) {
+  TRY(set_repair(fd, false));
+  const int value = reuse_address ? 1 : 0;
+  if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &value, sizeof value) != 0) return fail_errno("SO_REUSEADDR");
+  return {};
+}
+
+}  // namespace stasis::kernel

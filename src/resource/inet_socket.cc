@@ -1,0 +1,540 @@
+// Internet sockets: capture and images.
+//
+// All is asked through duplicates of their descriptors. Connections are read when all are known: their packets must be
+// dropped before the first is looked at, for the kernel receives and acknowledges while the tasks stand still.
+#include "resource/inet_socket.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <netinet/tcp.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "kernel/descriptor_bag.h"
+#include "resource/descriptors.h"
+#include "resource/network_facts.h"
+
+namespace stasis::resource {
+namespace {
+
+constexpr unsigned long network_namespace_of_socket = 0x894c;  ///< SIOCGSKNS (linux/sockios.h)
+constexpr int protocol_mptcp = 262, protocol_udplite = 136;
+constexpr uint32_t shut_read = 1, shut_write = 2;
+
+Result<uint32_t> get(int fd, int level, int option, const char* name) {
+  uint32_t value = 0;
+  socklen_t size = sizeof value;
+  if (getsockopt(fd, level, option, &value, &size) != 0) return fail_errno(name);
+  return value;
+}
+
+kernel::Endpoint name_of(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage storage{};
+  socklen_t size = sizeof storage;
+  if (ask(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) storage.ss_family = AF_UNSPEC;
+  return kernel::endpoint_of(storage);
+}
+
+short poll_events(int fd) {
+  pollfd asked{fd, POLLPRI | POLLRDHUP, 0};
+  return poll(&asked, 1, 0) > 0 ? asked.revents : short{0};
+}
+
+/// Link-local and the like: which device is meant is part of the address (RFC 4007).
+bool needs_device(const kernel::Endpoint& endpoint) {
+  const auto& a = endpoint.address;
+  if (endpoint.family != AF_INET6) return false;
+  const bool is_link_local = a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
+  const bool is_near_multicast = a[0] == 0xff && ((a[1] & 0xf) == 1 || (a[1] & 0xf) == 2);
+  return is_link_local || is_near_multicast;
+}
+
+/// Connections of the tree that is being captured: found first, read once all are known.
+struct Connections {
+  struct One {
+    ObjectId description;
+    std::string subject;
+    kernel::Connection ends;
+  };
+  InetOptionReader options;
+  std::vector<One> found;
+  std::optional<kernel::DescriptorBag> descriptors;  ///< of those, in the same order
+  std::unique_ptr<NetworkLock> lock;
+
+  Status add(std::string subject, const kernel::Connection& ends, UniqueFd fd) {
+    if (!descriptors) descriptors = TRY(kernel::DescriptorBag::create());
+    found.push_back({ObjectId{}, std::move(subject), ends});
+    return descriptors->put(std::move(fd));
+  }
+};
+
+class InetSocketRoom final : public FileRoom {
+ public:
+  std::string_view kind() const override { return "inet socket"; }
+
+  // ---- capture
+
+  bool recognises(const DescriptorProbe& probe) const override {
+    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
+    const auto fd = probe.duplicate();
+    if (!fd) return false;
+    const auto domain = get(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
+    return domain && (*domain == AF_INET || *domain == AF_INET6);
+  }
+
+  Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
+    auto socket = std::make_shared<InetSocket>();
+    TRY_IN("look at " + probe.subject, look(context, probe, TRY(probe.duplicate()), *socket));
+    return model::KindState{std::move(socket)};
+  }
+
+  bool starts_last(const model::KindState& state) const override {
+    return resource::starts_last(*state.as<InetSocket>());
+  }
+
+  Status finish_capture(CaptureContext& context) const override {
+    auto& application = context.application;
+    auto& connections = context.kept<Connections>();
+    auto& network = context.kept<NetworkCapture>();
+    name_connections(application, connections);
+    if (connections.found.empty() || context.diagnostics.refused()) return {};
+    std::vector<kernel::Connection> ends;
+    for (const auto& one : connections.found) ends.push_back(one.ends);
+    connections.lock = TRY_IN("drop the packets of connections", NetworkLock::hold(network.policy.lock, ends));
+    network.lock = connections.lock->record();
+    network.on_survival([&connections] { connections.lock.reset(); });
+    network.on_death([&connections] { return end_silently(connections); });
+    TRY_IN("read TCP connections", read(application, connections));
+    return {};
+  }
+
+  // ---- images
+
+  Status encode(const model::Application&, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
+    const auto& socket = *description.state.as<InetSocket>();
+    image::FileRecord record;
+    record.set_type(INETSK), record.set_id(description.id.value);
+    auto& entry = *record.mutable_isk();
+    entry.set_id(description.id.value), entry.set_ino(socket.number);
+    entry.set_family(static_cast<uint32_t>(socket.what.family)),
+        entry.set_type(static_cast<uint32_t>(socket.what.type));
+    entry.set_proto(static_cast<uint32_t>(socket.what.protocol)), entry.set_state(static_cast<uint32_t>(socket.state));
+    entry.set_src_port(socket.local.port), entry.set_dst_port(socket.remote.port);
+    encode_address(socket.local, *entry.mutable_src_addr());
+    encode_address(socket.remote, *entry.mutable_dst_addr());
+    entry.set_flags(description.flags), entry.set_backlog(socket.backlog);
+    encode_owner(description.owner, *entry.mutable_fown());
+    encode_socket_options(socket.options, *entry.mutable_opts());
+    inet_more_entry more;
+    encode_inet_options(socket.inet_options, socket.what, entry, more);
+    if (socket.what.family == AF_INET6) entry.set_v6only(socket.only_ipv6);
+    if (needs_device(socket.local) && !socket.options.device.empty()) entry.set_ifname(socket.options.device);
+    if (socket.shutdown != 0) entry.set_shutdown(static_cast<sk_shutdown>(socket.shutdown));
+    if (socket.owner) more.set_uid(socket.owner->uid), more.set_gid(socket.owner->gid);
+    more.set_id(description.id.value);
+    TRY(TRY(records.side("inetsk-more"))->append(more));
+    records.files.push_back(std::move(record));
+    if (!socket.stream) return {};
+    return encode_stream(socket.number, *socket.stream, records.directory());
+  }
+
+  bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
+    return record.type() == INETSK;
+  }
+
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application&) const override {
+    const std::string where = fmt::format("files.img, file {}", record.id());
+    if (!record.has_isk())
+      return fail(Error::invalid("decode inet socket", "the entry of type INETSK has no isk field", where));
+    const auto& entry = record.isk();
+    auto socket = std::make_shared<InetSocket>();
+    TRY(decode_kind(entry, where, *socket));
+    TRY(decode_ends(entry, where, *socket));
+    socket->options = TRY(decode_socket_options(entry.opts(), where + ", field isk.opts"));
+    if (socket->options.device.empty()) socket->options.device = entry.ifname();
+    const auto more = TRY(more_of(records, record.id()));
+    socket->inet_options = TRY(decode_inet_options(entry, more, socket->what, where));
+    if (more.has_uid() && more.has_gid()) socket->owner = {more.uid(), more.gid()};
+    if (socket->has_connection()) socket->stream = TRY(decode_stream(socket->number, records.directory()));
+    model::OpenDescription description;
+    description.id = ObjectId{record.id()}, description.flags = entry.flags();
+    description.owner = decode_owner(entry.fown());
+    description.starts_last = resource::starts_last(*socket);
+    description.state = {std::move(socket)};
+    return description;
+  }
+
+  // ---- restore
+
+  void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
+    std::set<std::pair<std::string, std::string>> asked;  // addresses with devices
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* socket = description.state.as<InetSocket>();
+      if (socket == nullptr) continue;
+      auto address = socket->local;
+      address.port = 0;
+      if (asked.emplace(kernel::to_text(address), socket->options.device).second)
+        validate_address(*socket, address, diagnostics);
+      if (socket->is_listening()) validate_port(*socket, diagnostics);
+    }
+  }
+
+  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+    for (const auto& placement : placements) make_inet_socket(placement, sink);
+    return {};
+  }
+
+  void start(const model::Application&, const model::OpenDescription& description, int fd,
+             plan::Sink& sink) const override {
+    start_inet_socket(description, fd, sink);
+  }
+
+ private:
+  static Status look(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
+    auto& connections = context.kept<Connections>();
+    const auto domain = TRY(get(fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
+    socket.what = {static_cast<int>(domain), static_cast<int>(TRY(get(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"))),
+                   static_cast<int>(TRY(get(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL")))};
+    if (!is_supported(context, probe, fd, socket.what)) return {};
+    socket.local = without_scope(name_of(fd, getsockname)), socket.remote = without_scope(name_of(fd, getpeername));
+    socket.local.family = socket.remote.family = socket.what.family;
+    if (domain == AF_INET6) socket.only_ipv6 = TRY(get(fd, SOL_IPV6, IPV6_V6ONLY, "IPV6_V6ONLY")) != 0;
+    // As bind(2) has it for an IPv6 address, and connect(2) has not (net/ipv6/af_inet6.c, __inet6_bind).
+    if (socket.local.has_address() && kernel::as_sent(socket.local).family == AF_INET6) socket.only_ipv6 = true;
+    socket.owner = {probe.stat.st_uid, probe.stat.st_gid};
+    socket.options = TRY(capture_socket_options(fd, probe.subject));
+    if (socket.is_tcp())
+      TRY(look_at_tcp(context, probe, fd, socket));
+    else
+      look_at_datagrams(context, probe, fd, socket);
+    const bool is_connected = socket.is_tcp() && kernel::is_connected(socket.state);
+    socket.inet_options = TRY(connections.options.read(fd, socket.what, is_connected));
+    return {};
+  }
+
+  static kernel::Endpoint without_scope(kernel::Endpoint endpoint) {
+    endpoint.scope = 0;  // the device that a socket is bound to is among its options
+    return endpoint;
+  }
+
+  static bool is_supported(CaptureContext& context, const DescriptorProbe& probe, int fd, const InetKind& what) {
+    struct stat own{}, of_socket{};
+    const UniqueFd space(ioctl(fd, network_namespace_of_socket));
+    if (space.valid() && fstat(space.get(), &of_socket) == 0 && stat("/proc/self/ns/net", &own) == 0 &&
+        own.st_ino != of_socket.st_ino) {
+      context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
+                                 "sockets of one network namespace, that of stasis, can be saved");
+      return false;
+    }
+    constexpr int known[] = {IPPROTO_TCP, IPPROTO_UDP, protocol_udplite, IPPROTO_ICMP, IPPROTO_ICMPV6};
+    if (what.type == SOCK_RAW || std::ranges::find(known, what.protocol) != std::end(known)) return true;
+    if (what.protocol == protocol_mptcp) {
+      context.diagnostics.refuse(probe.subject, "it is a multipath TCP socket, which the kernel cannot repair",
+                                 "have the program use plain TCP (for Go: GODEBUG=multipathtcp=0)");
+    } else {
+      context.diagnostics.refuse(probe.subject,
+                                 fmt::format("it is a socket of protocol {}, which cannot be saved", what.protocol),
+                                 "TCP, UDP, UDP-Lite, ping and raw sockets can be saved; close it before the dump");
+    }
+    return false;
+  }
+
+  static Status look_at_tcp(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
+    const auto& policy = context.kept<NetworkCapture>().policy;
+    const auto info = TRY(kernel::tcp_info(fd));
+    socket.state = info.state, socket.backlog = info.backlog;
+    const short events = poll_events(fd);
+    if ((events & POLLPRI) != 0) {
+      context.diagnostics.refuse(probe.subject, "urgent data (MSG_OOB) waits in it", "let the program receive it");
+      return {};
+    }
+    if (socket.is_listening()) {
+      look_at_pending(context, probe, info.pending);
+      return {};
+    }
+    if (!socket.has_connection()) {
+      // One that was never connected has no peer that could have hung up.
+      if ((events & POLLRDHUP) != 0) socket.shutdown = shut_read | shut_write;
+      if ((events & POLLERR) != 0)
+        context.diagnostics.warn(probe.subject, "an error that waits to be reported (SO_ERROR) is lost",
+                                 "the program finds the connection closed");
+      return {};
+    }
+    if ((events & POLLRDHUP) != 0 && !kernel::has_received_fin(socket.state)) socket.shutdown = shut_read;
+    if (!policy.tcp_established && !policy.tcp_close) {
+      context.diagnostics.refuse(
+          probe.subject, fmt::format("it is a TCP connection to {}", kernel::to_text(socket.remote)),
+          "pass --tcp-established, and it goes on after the restore; or --tcp-close, and it is closed");
+      return {};
+    }
+    if (policy.tcp_close) return {};
+    if (probe.witness == getpid()) {
+      context.diagnostics.refuse(probe.subject, "the connection is on its way through another socket (SCM_RIGHTS)",
+                                 "let the program receive it");
+      return {};
+    }
+    UniqueFd kept(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!kept.valid()) return fail_errno("dup", probe.subject);
+    auto& connections = context.kept<Connections>();
+    TRY(connections.add(probe.subject, socket.connection(), std::move(kept)));
+    socket.number = static_cast<uint32_t>(connections.found.size());  // by which finish_capture finds its description
+    return {};
+  }
+
+  static void look_at_pending(CaptureContext& context, const DescriptorProbe& probe, uint32_t pending) {
+    if (pending == 0) return;
+    if (context.kept<NetworkCapture>().policy.skip_in_flight) {
+      context.diagnostics.note(probe.subject, fmt::format("{} connections wait to be accepted, and are lost", pending));
+      return;
+    }
+    context.diagnostics.refuse(probe.subject, fmt::format("{} connections wait to be accepted", pending),
+                               "let the program accept them, or pass --skip-in-flight, and they are lost");
+  }
+
+  static void look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
+    socket.state = socket.remote.has_address() ? TCP_ESTABLISHED : TCP_CLOSE;
+    const short events = poll_events(fd);
+    if ((events & POLLRDHUP) != 0) socket.shutdown = (events & POLLHUP) != 0 ? shut_read | shut_write : shut_read;
+    int waiting = 0;
+    if (ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
+      context.diagnostics.warn(probe.subject, "datagrams that wait to be received are lost",
+                               "whoever uses such sockets has to expect that");
+    }
+  }
+
+  /// Until now a connection's socket has had its place in the list for a number.
+  static void name_connections(model::Application& application, Connections& connections) {
+    for (auto& [id, description] : application.descriptions) {
+      const auto* captured = description.state.as<InetSocket>();
+      if (captured == nullptr) continue;
+      if (captured->number != 0) connections.found[captured->number - 1].description = id;
+      auto socket = std::make_shared<InetSocket>(*captured);
+      socket->number = id.value;
+      description.state = {std::move(socket)};
+    }
+  }
+
+  static Status read(model::Application& application, Connections& connections) {
+    const auto read_batch = [&](size_t first, std::span<const UniqueFd> descriptors) -> Status {
+      std::vector<kernel::StreamToRead> streams;
+      for (size_t index = 0; index < descriptors.size(); ++index)
+        streams.push_back({descriptors[index].get(), connections.found[first + index].subject});
+      TRY(kernel::read_streams(streams));
+      for (size_t index = 0; index < streams.size(); ++index) {
+        auto& description = application.descriptions.at(connections.found[first + index].description);
+        auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
+        socket->stream = std::move(streams[index].stream);
+        description.state = {std::move(socket)};
+        description.starts_last = resource::starts_last(*description.state.as<InetSocket>());
+      }
+      return {};
+    };
+    return connections.descriptors->each_batch(read_batch, kernel::DescriptorBag::Then::keep);
+  }
+
+  /// We have the last descriptors of the connections, whose packets are dropped: nobody learns that they end here.
+  static Status end_silently(Connections& connections) {
+    const auto repair = [](size_t, std::span<const UniqueFd> descriptors) -> Status {
+      for (const auto& fd : descriptors) TRY(kernel::set_repair(fd.get(), true));
+      return {};
+    };
+    TRY(connections.descriptors->each_batch(repair, kernel::DescriptorBag::Then::close));
+    return connections.lock->keep();
+  }
+
+  // ---- records
+
+  template <typename Words>
+  static void encode_address(const kernel::Endpoint& endpoint, Words& words) {
+    for (size_t at = 0; at < endpoint.address_size(); at += sizeof(uint32_t)) {
+      uint32_t word = 0;
+      std::memcpy(&word, &endpoint.address[at], sizeof word);
+      words.Add(word);
+    }
+  }
+
+  template <typename Words>
+  static bool decode_address(const Words& words, kernel::Endpoint& endpoint) {
+    // The oldest images of CRIU have four words in any case.
+    const size_t needed = endpoint.address_size() / sizeof(uint32_t);
+    if (static_cast<size_t>(words.size()) < needed || words.size() > 4) return false;
+    for (size_t index = 0; index < needed; ++index) {
+      const uint32_t word = words.Get(static_cast<int>(index));
+      std::memcpy(&endpoint.address[index * sizeof word], &word, sizeof word);
+    }
+    return true;
+  }
+
+  /// An empty one, if there is none: CRIU writes none.
+  static Result<inet_more_entry> more_of(const image::FileRecords& records, uint32_t id) {
+    using Index = std::map<uint32_t, const inet_more_entry*>;
+    const auto* index = TRY(records.made_once<Index>("inetsk-more by id", [&]() -> Result<Index> {
+      Index made;
+      for (const auto& entry : TRY(records.all<inet_more_entry>("inetsk-more"))) made.emplace(entry.id(), &entry);
+      return made;
+    }));
+    const auto found = index->find(id);
+    return found == index->end() ? inet_more_entry{} : *found->second;
+  }
+
+  static Status decode_kind(const inet_sk_entry& entry, const std::string& where, InetSocket& socket) {
+    const auto reject = [&](std::string_view field, std::string cause) {
+      return fail(
+          Error::invalid("decode inet socket", std::move(cause), fmt::format("{}, field isk.{}", where, field)));
+    };
+    if (entry.family() != AF_INET && entry.family() != AF_INET6)
+      return reject("family", fmt::format("{} is no internet family", entry.family()));
+    if (entry.type() != SOCK_STREAM && entry.type() != SOCK_DGRAM && entry.type() != SOCK_RAW)
+      return reject("type", fmt::format("{} is no type of internet sockets", entry.type()));
+    socket.what = {static_cast<int>(entry.family()), static_cast<int>(entry.type()), static_cast<int>(entry.proto())};
+    // CRIU leaves 0 where that stands for the protocol of the type.
+    if (socket.what.protocol == 0 && socket.what.type == SOCK_STREAM) socket.what.protocol = IPPROTO_TCP;
+    if (socket.what.protocol == 0 && socket.what.type == SOCK_DGRAM) socket.what.protocol = IPPROTO_UDP;
+    const int ping = entry.family() == AF_INET6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP};
+    const int of_datagrams[] = {IPPROTO_UDP, protocol_udplite, ping};
+    const bool known = socket.what.type == SOCK_RAW ? entry.proto() <= UINT8_MAX
+                       : socket.what.type == SOCK_STREAM
+                           ? socket.is_tcp()
+                           : std::ranges::find(of_datagrams, socket.what.protocol) != std::end(of_datagrams);
+    if (!known) return reject("proto", fmt::format("{} is no protocol of such sockets", entry.proto()));
+    if (entry.ino() == 0) return reject("ino", "0 is no inode");
+    socket.number = entry.ino();
+    return {};
+  }
+
+  static Status decode_ends(const inet_sk_entry& entry, const std::string& where, InetSocket& socket) {
+    const auto reject = [&](std::string_view field, std::string cause) {
+      return fail(
+          Error::invalid("decode inet socket", std::move(cause), fmt::format("{}, field isk.{}", where, field)));
+    };
+    socket.local.family = socket.remote.family = socket.what.family;
+    if (entry.src_port() > UINT16_MAX) return reject("src_port", fmt::format("{} is no port", entry.src_port()));
+    if (entry.dst_port() > UINT16_MAX) return reject("dst_port", fmt::format("{} is no port", entry.dst_port()));
+    socket.local.port = static_cast<uint16_t>(entry.src_port());
+    socket.remote.port = static_cast<uint16_t>(entry.dst_port());
+    if (!decode_address(entry.src_addr(), socket.local)) return reject("src_addr", "it is no address of the family");
+    if (!decode_address(entry.dst_addr(), socket.remote)) return reject("dst_addr", "it is no address of the family");
+    socket.state = static_cast<int>(entry.state());
+    const bool known = socket.is_tcp() ? socket.state == TCP_CLOSE || socket.is_listening() || socket.has_connection()
+                                       : socket.state == TCP_CLOSE || socket.state == TCP_ESTABLISHED;
+    if (!known) return reject("state", fmt::format("no such socket is in state {}", entry.state()));
+    if (socket.has_connection() && (socket.local.port == 0 || socket.remote.port == 0))
+      return reject(socket.local.port == 0 ? "src_port" : "dst_port", "a connection has ports");
+    if (!socket.is_tcp() && !socket.remote.has_address()) socket.state = TCP_CLOSE;
+    socket.backlog = socket.is_listening() ? entry.backlog() : 0;
+    if (socket.backlog > INT32_MAX) return reject("backlog", fmt::format("{} is too many", entry.backlog()));
+    socket.only_ipv6 = socket.what.family == AF_INET6 && entry.v6only();
+    if (entry.ifname().size() >= IFNAMSIZ) return reject("ifname", "no device has so long a name");
+    socket.shutdown = entry.shutdown();
+    return {};
+  }
+
+  // ---- before a restore
+
+  static UniqueFd trial(const InetSocket& socket) {
+    UniqueFd fd(::socket(socket.what.family, (socket.is_tcp() ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0));
+    const int only_ipv6 = socket.only_ipv6 ? 1 : 0, yes = 1;
+    if (socket.what.family == AF_INET6) setsockopt(fd.get(), SOL_IPV6, IPV6_V6ONLY, &only_ipv6, sizeof only_ipv6);
+    setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    const auto& device = socket.options.device;
+    if (!device.empty())
+      setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size() + 1));
+    return fd;
+  }
+
+  static bool is_option_set(const InetSocket& socket, int level, int name) {
+    const auto found = socket.inet_options.values.find({level, name});
+    return found != socket.inet_options.values.end() && found->second != 0;
+  }
+
+  static int try_to_bind(const InetSocket& socket, const kernel::Endpoint& to) {
+    const auto fd = trial(socket);
+    const Bytes address = kernel::socket_address(to);
+    sockaddr_storage name{};
+    std::memcpy(&name, address.data(), address.size());
+    return bind(fd.get(), reinterpret_cast<const sockaddr*>(&name), static_cast<socklen_t>(address.size())) == 0
+               ? 0
+               : errno;
+  }
+
+  static void validate_address(const InetSocket& socket, const kernel::Endpoint& address, Diagnostics& diagnostics) {
+    const auto& device = socket.options.device;
+    if (!device.empty() && if_nametoindex(device.c_str()) == 0) {
+      diagnostics.refuse(socket.describe(),
+                         fmt::format("it is bound to the device {}, which does not exist here", device),
+                         "make that device");
+      return;
+    }
+    const bool anywhere = is_option_set(socket, SOL_IP, IP_FREEBIND) || is_option_set(socket, SOL_IP, IP_TRANSPARENT) ||
+                          is_option_set(socket, SOL_IPV6, IPV6_FREEBIND) ||
+                          is_option_set(socket, SOL_IPV6, IPV6_TRANSPARENT);
+    if (!address.has_address() || anywhere) return;
+    if (try_to_bind(socket, address) != EADDRNOTAVAIL) return;
+    diagnostics.refuse(socket.describe(), "no device of this machine has the address that it is bound to",
+                       "give the address to a device (ip address add)");
+  }
+
+  static void validate_port(const InetSocket& socket, Diagnostics& diagnostics) {
+    if (socket.options.values.contains(SO_REUSEPORT) || try_to_bind(socket, socket.local) != EADDRINUSE) return;
+    diagnostics.refuse(socket.describe(), "another program listens on its port", "end that program");
+  }
+};
+
+}  // namespace
+
+bool InetSocket::is_listening() const { return is_tcp() && state == TCP_LISTEN; }
+bool InetSocket::has_connection() const { return is_tcp() && (kernel::is_connected(state) || state == TCP_SYN_SENT); }
+
+bool InetSocket::equals(const model::KindValue& other) const {
+  const auto* s = dynamic_cast<const InetSocket*>(&other);
+  const auto lasting = [](const std::optional<kernel::TcpStream>& stream) {
+    auto kept = stream;  // clocks go on, and windows are told anew
+    if (kept) kept->timestamp = 0, kept->window.reset();
+    return kept;
+  };
+  return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
+         remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
+         owner == s->owner && options == s->options && inet_options == s->inet_options &&
+         lasting(stream) == lasting(s->stream);
+}
+
+std::string InetSocket::describe() const {
+  constexpr const char* states[] = {"", "established", "connecting",  "",        "half-closed", "half-closed",
+                                    "", "closed",      "half-closed", "closing", "listening",   "closing"};
+  const std::string_view protocol = what.type == SOCK_RAW               ? "raw"
+                                    : what.protocol == IPPROTO_TCP      ? "tcp"
+                                    : what.protocol == IPPROTO_UDP      ? "udp"
+                                    : what.protocol == protocol_udplite ? "udp-lite"
+                                                                        : "ping";
+  std::string text = fmt::format("{} socket {}", protocol, kernel::to_text(local));
+  if (remote.has_address()) text += " – " + kernel::to_text(remote);
+  if (is_tcp() && state < static_cast<int>(std::size(states))) text += fmt::format(", {}", states[state]);
+  if (stream) text += fmt::format(", {} bytes received, {} written", stream->received.size(), stream->written.size());
+  return text;
+}
+
+const FileRoom& inet_socket_room() {
+  static const InetSocketRoom room;
+  return room;
+}
+
+std::vector<kernel::Connection> connections_of(const model::Application& application) {
+  std::vector<kernel::Connection> connections;
+  for (const auto& [id, description] : application.descriptions) {
+    const auto* socket = description.state.as<InetSocket>();
+    if (socket != nullptr && socket->has_connection()) connections.push_back(socket->connection());
+  }
+  return connections;
+}
+
+}  // namespace stasis::resource

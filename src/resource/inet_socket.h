@@ -1,0 +1,72 @@
+// Sockets of the internet families (ip(7), ipv6(7), tcp(7), udp(7), raw(7)): what one is. The room is spread over
+// inet_socket.cc (capture and images), inet_stream.cc (connections in images), inet_socket_restore.cc (the commands
+// that make them again) and inet_options.cc.
+//
+// Both ends of a connection are restored on their own, in repair mode (kernel/tcp.h): nothing is sent, and neither
+// waits for the other. They come to life together, when nothing can go wrong any more (revive_connections).
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernel/tcp.h"
+#include "resource/file_room.h"
+#include "resource/inet_options.h"
+#include "resource/socket_options.h"
+
+namespace stasis::resource {
+
+struct InetSocket final : model::KindValue {
+  uint32_t number = 0;  ///< by which its stream is found in the images
+  InetKind what;
+  int state = 0;  ///< TCP_*; of other protocols TCP_ESTABLISHED (connected) or TCP_CLOSE
+  kernel::Endpoint local, remote;
+  uint32_t backlog = 0;
+  bool only_ipv6 = false;
+  uint32_t shutdown = 0;  ///< 1: receives nothing more, 2: sends nothing more; what FINs do is left out
+  struct Ids {
+    uint32_t uid = 0, gid = 0;
+    friend bool operator==(const Ids&, const Ids&) = default;
+  };
+  std::optional<Ids> owner;  ///< fstat; who may share its port (SO_REUSEPORT). Nothing: an image does not say
+  SocketOptions options;
+  InetOptions inet_options;
+  /// Of a connection, or one that begins. Nothing: it is restored closed.
+  std::optional<kernel::TcpStream> stream;
+
+  bool is_tcp() const { return what.type == SOCK_STREAM && what.protocol == IPPROTO_TCP; }
+  bool is_listening() const;
+  /// It is a connection, or on its way to one.
+  bool has_connection() const;
+  kernel::Connection connection() const { return {local, remote}; }
+  std::string_view kind() const override { return "inet socket"; }
+  bool equals(const model::KindValue& other) const override;
+  std::string describe() const override;
+};
+
+const FileRoom& inet_socket_room();
+
+/// tcp-stream-<number>.img
+Status encode_stream(uint32_t number, const kernel::TcpStream&, const image::Directory&);
+/// Nothing, if there is no such file.
+Result<std::optional<kernel::TcpStream>> decode_stream(uint32_t number, const image::Directory&);
+
+/// Commands: the socket with all that it has; a connection stays in repair mode.
+void make_inet_socket(const plan::Placement&, plan::Sink&);
+/// What a socket may have only when all others are there: it does not share its port any more.
+void start_inet_socket(const model::OpenDescription&, int fd, plan::Sink&);
+bool starts_last(const InetSocket&);
+
+/// All connections of the application, as the packet filter knows them.
+std::vector<kernel::Connection> connections_of(const model::Application&);
+/// --tcp-close: every connection is restored closed.
+void close_connections(model::Application&);
+/// What the options of a restore do not allow.
+void check_connections(const model::Application&, bool established_allowed, Diagnostics&);
+/// The connections of a tree that is complete and stopped leave repair mode, one after the other: from here on they
+/// send and answer. `host_pid`: of a task, as we see it.
+Status revive_connections(const model::Application&, const std::map<Pid, pid_t>& host_pids);
+
+}  // namespace stasis::resource

@@ -1,0 +1,392 @@
+// The commands that make internet sockets again, and the last step, which brings connections to life.
+//
+// Ports are shared while sockets are made: a listening socket and the connections that it has accepted have the same
+// one, whether SO_REUSEADDR allows that or not, and come in any order. So all have that option until everybody is
+// complete.
+//
+// What a connection has not sent yet must not be sent here either: while the peer's window is taken for 0, the kernel
+// keeps it (net/ipv4/tcp_output.c, tcp_snd_wnd_test).
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/tcp.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <poll.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "base/parallel.h"
+#include "kernel/nf_tables.h"
+#include "kernel/process.h"
+#include "resource/anonymous_room.h"
+#include "resource/inet_socket.h"
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+using plan::Expectation;
+using plan::expecting;
+
+enum State { established = 1, syn_sent = 2, fin_wait_2 = 5, last_ack = 9, listening = 10 };
+enum Queue { no_queue, receive_queue, send_queue };
+constexpr int repair_off_silently = -1;          // TCP_REPAIR_OFF_NO_WP
+constexpr uint32_t plenty = 0x3fffffff;          // of buffer space, while queues are filled
+constexpr uint64_t at_current_position = ~0ull;  // of write_fully
+
+/// TCP options, RFC 793 and 7323.
+enum OptionCode : uint32_t { segment_size = 2, window_scale = 3, selective_acks = 4, timestamps = 8 };
+
+/// A segment that the peer of a connection might have sent, with a window of 0: nothing is sent in answer.
+struct Segment {
+  kernel::Endpoint from, to;
+  uint32_t sequence = 0, acknowledges = 0;
+  bool fin = false;
+};
+
+uint32_t sum_of(ByteView bytes, uint32_t sum = 0) {
+  for (size_t at = 0; at < bytes.size(); ++at) sum += at % 2 == 0 ? bytes[at] << 8 : bytes[at];
+  return sum;
+}
+uint16_t checksum(uint32_t sum) {
+  while (sum >> 16 != 0) sum = (sum & 0xffff) + (sum >> 16);
+  return htons(static_cast<uint16_t>(~sum));
+}
+
+Bytes tcp_segment(const Segment& segment) {
+  // netinet/tcp.h and linux/tcp.h exclude each other.
+  struct {
+    uint16_t source, destination;
+    uint32_t sequence, acknowledges;
+    uint8_t offset, flags;
+    uint16_t window, sum, urgent;
+  } head{};
+  constexpr uint8_t fin = 1, ack = 16;
+  head.source = htons(segment.from.port), head.destination = htons(segment.to.port);
+  head.sequence = htonl(segment.sequence), head.acknowledges = htonl(segment.acknowledges);
+  head.offset = sizeof head / 4 << 4, head.flags = ack | (segment.fin ? fin : 0);
+  const size_t size = segment.from.address_size();
+  uint32_t sum = sum_of(ByteView(segment.from.address).first(size), IPPROTO_TCP + sizeof head);
+  sum = sum_of(ByteView(segment.to.address).first(size), sum);
+  head.sum = checksum(sum_of(bytes_of(head), sum));
+  return bytes_of(head);
+}
+
+Bytes packet(const Segment& segment) {
+  const Bytes payload = tcp_segment(segment);
+  constexpr uint8_t hops = 64;
+  Bytes bytes;
+  if (segment.from.family == AF_INET6) {
+    ip6_hdr head{};
+    head.ip6_flow = htonl(6u << 28), head.ip6_plen = htons(static_cast<uint16_t>(payload.size()));
+    head.ip6_nxt = IPPROTO_TCP, head.ip6_hlim = hops;
+    std::memcpy(&head.ip6_src, segment.from.address.data(), 16);
+    std::memcpy(&head.ip6_dst, segment.to.address.data(), 16);
+    bytes = bytes_of(head);
+  } else {
+    iphdr head{};
+    head.version = 4, head.ihl = sizeof head / 4, head.ttl = hops, head.protocol = IPPROTO_TCP;
+    head.tot_len = htons(static_cast<uint16_t>(sizeof head + payload.size()));
+    std::memcpy(&head.saddr, segment.from.address.data(), 4);
+    std::memcpy(&head.daddr, segment.to.address.data(), 4);
+    head.check = checksum(sum_of(bytes_of(head)));
+    bytes = bytes_of(head);
+  }
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
+  return bytes;
+}
+
+class Builder {
+ public:
+  Builder(const InetSocket& socket, int fd, int scratch, plan::Calls& calls)
+      : socket_(socket), fd_(fd), scratch_(scratch), calls_(calls) {}
+
+  /// The descriptor is there, with its flags.
+  void build() {
+    if (const auto& owner = socket_.owner) add(call(SYS_fchown, fd_, owner->uid, owner->gid));
+    set_before_binding();
+    if (socket_.stream && socket_.state != syn_sent)
+      connect_in_repair();
+    else if (socket_.stream)
+      begin_to_connect();
+    else if (!socket_.has_connection())
+      bind_and_connect();
+    add_socket_options(socket_.options, fd_, calls_);
+    // A socket that is not connected keeps it, and the call fails nevertheless (net/ipv4/af_inet.c, inet_shutdown).
+    const uint32_t shutdown = socket_.has_connection() && !socket_.stream ? 3 : socket_.shutdown;
+    if (shutdown != 0) add(expecting(call(SYS_shutdown, fd_, shutdown - 1), Expectation::Kind::success_or, -ENOTCONN));
+  }
+
+ private:
+  void add(plan::Call made) { calls_.push_back(std::move(made)); }
+  template <typename T>
+  void set(int level, int option, const T& value) {
+    add(call(SYS_setsockopt, fd_, level, option, plan::struct_in(value), sizeof value));
+  }
+  void set_tcp(int option, int value) { set(IPPROTO_TCP, option, value); }
+  void name(uint32_t number, const kernel::Endpoint& endpoint, Expectation::Kind kind = Expectation::Kind::success) {
+    const Bytes address = kernel::socket_address(endpoint);
+    add(expecting(call(number, fd_, plan::In{address}, address.size()), kind));
+  }
+
+  /// What decides whether it may be bound, and where its packets go.
+  void set_before_binding() {
+    if (socket_.what.family == AF_INET6 && socket_.what.type != SOCK_RAW)
+      set(SOL_IPV6, IPV6_V6ONLY, socket_.only_ipv6 ? 1 : 0);
+    set(SOL_SOCKET, SO_REUSEADDR, 1);
+    const auto& options = socket_.options;
+    for (const int early : {SO_REUSEPORT, SO_MARK}) {
+      if (const auto value = options.values.find(early); value != options.values.end())
+        set(SOL_SOCKET, early, value->second);
+    }
+    if (!options.device.empty()) {
+      add(call(SYS_setsockopt, fd_, SOL_SOCKET, SO_BINDTODEVICE, plan::text(options.device),
+               options.device.size() + 1));
+    }
+    add_inet_options(socket_.inet_options, socket_.what, fd_, calls_);
+  }
+
+  void bind_and_connect() {
+    const bool has_name = socket_.what.type == SOCK_RAW ? socket_.local.has_address()
+                                                        : socket_.local.port != 0 || socket_.local.has_address();
+    // A connection that has ended has given its port back (net/ipv4/tcp.c, tcp_set_state).
+    const bool has_ended = socket_.is_tcp() && socket_.shutdown != 0;
+    if (has_name && !has_ended) name(SYS_bind, socket_.local);
+    if (socket_.is_listening()) add(call(SYS_listen, fd_, socket_.backlog));
+    if (socket_.state == established && !socket_.is_tcp()) name(SYS_connect, socket_.remote);
+  }
+
+  void set_sequence(Queue queue, uint32_t sequence) {
+    set_tcp(TCP_REPAIR_QUEUE, queue);
+    set(IPPROTO_TCP, TCP_QUEUE_SEQ, sequence);
+  }
+
+  /// The same sequence number as before: the peer may have answered.
+  void begin_to_connect() {
+    set_tcp(TCP_REPAIR, 1);
+    name(SYS_bind, socket_.local);
+    set_sequence(send_queue, socket_.stream->send_sequence - 1);
+    set_tcp(TCP_REPAIR, repair_off_silently);
+    set(SOL_SOCKET, SO_REUSEADDR, 1);
+    add(call(SYS_fcntl, fd_, F_GETFL, 0));
+    add(call(SYS_fcntl, fd_, F_SETFL, O_NONBLOCK));
+    // Whatever comes of it, the program learns.
+    name(SYS_connect, socket_.remote, Expectation::Kind::anything);
+    add(call(SYS_fcntl, fd_, F_SETFL, plan::ResultOf{-3}));
+  }
+
+  void connect_in_repair() {
+    const auto& stream = *socket_.stream;
+    const uint32_t sent_fin = kernel::has_sent_fin(socket_.state) ? 1 : 0;
+    const uint32_t received_fin = kernel::has_received_fin(socket_.state) ? 1 : 0;
+    first_received_ = stream.receive_sequence - static_cast<uint32_t>(stream.received.size()) - received_fin;
+    first_written_ = stream.send_sequence - static_cast<uint32_t>(stream.written.size()) - sent_fin;
+    set_tcp(TCP_REPAIR, 1);
+    name(SYS_bind, socket_.local);
+    set_sequence(receive_queue, first_received_);
+    set_sequence(send_queue, first_written_);
+    name(SYS_connect, socket_.remote);
+    set_agreed_options();
+    fill_queues();
+    if (received_fin != 0 && sent_fin == 0) receive_fin();
+    if (sent_fin != 0 && socket_.state != last_ack) send_fin();
+    if (socket_.state == last_ack) receive_fin(), send_fin();
+    if (received_fin != 0 && sent_fin != 0 && socket_.state != last_ack) receive_fin();
+    if (socket_.state == fin_wait_2)
+      receive({.sequence = stream.receive_sequence, .acknowledges = stream.send_sequence}, 0);
+    set_window(stream.window ? stream.window->send : 0, 0);
+  }
+
+  void set_agreed_options() {
+    const auto& stream = *socket_.stream;
+    std::vector<tcp_repair_opt> agreed;
+    if ((stream.options & TCPI_OPT_SACK) != 0) agreed.push_back({selective_acks, 0});
+    if ((stream.options & TCPI_OPT_WSCALE) != 0)
+      agreed.push_back({window_scale, static_cast<uint32_t>(stream.send_scale | stream.receive_scale << 16)});
+    if ((stream.options & TCPI_OPT_TIMESTAMPS) != 0) agreed.push_back({timestamps, 0});
+    agreed.push_back({segment_size, stream.largest_segment});
+    const auto* first = reinterpret_cast<const uint8_t*>(agreed.data());
+    const size_t size = agreed.size() * sizeof agreed[0];
+    add(call(SYS_setsockopt, fd_, IPPROTO_TCP, TCP_REPAIR_OPTIONS, plan::In{Bytes(first, first + size)}, size));
+    if ((stream.options & TCPI_OPT_TIMESTAMPS) != 0) set(IPPROTO_TCP, TCP_TIMESTAMP, stream.timestamp);
+  }
+
+  /// `fins`: that come later.
+  void set_window(uint32_t send, uint32_t fins) {
+    if (!socket_.stream->window) return;
+    auto window = *socket_.stream->window;
+    window.receive += fins, window.receive_update -= fins;
+    set(IPPROTO_TCP, TCP_REPAIR_WINDOW,
+        tcp_repair_window{window.update_sequence, send, window.largest_send, window.receive, window.receive_update});
+  }
+
+  void write(ByteView bytes) {
+    if (bytes.empty()) return;
+    add(call(plan::Call::write_fully, fd_, plan::In{Bytes(bytes.begin(), bytes.end())}, bytes.size(),
+             at_current_position));
+  }
+
+  void make_room(int option, int forcing) {
+    add(set_option(fd_, option, plenty));
+    add(expecting(set_option(fd_, forcing, plenty), Expectation::Kind::anything));
+  }
+
+  void fill_queues() {
+    const auto& stream = *socket_.stream;
+    const ByteView written = stream.written;
+    if (!stream.received.empty()) make_room(SO_RCVBUF, SO_RCVBUFFORCE);
+    if (!written.empty()) make_room(SO_SNDBUF, SO_SNDBUFFORCE);
+    set_tcp(TCP_REPAIR_QUEUE, receive_queue);
+    write(stream.received);
+    set_tcp(TCP_REPAIR_QUEUE, send_queue);
+    write(written.first(written.size() - stream.unsent));
+    set_tcp(TCP_REPAIR_QUEUE, no_queue);
+    set_window(0, kernel::has_received_fin(socket_.state) ? 1 : 0);
+    if (stream.unsent == 0) return;
+    set_tcp(TCP_REPAIR, repair_off_silently);
+    write(written.last(stream.unsent));
+    set_tcp(TCP_REPAIR, 1);
+  }
+
+  /// One that was acknowledged has been sent; another the kernel keeps to itself, for the window is 0.
+  void send_fin() {
+    if (socket_.state == fin_wait_2) set_tcp(TCP_REPAIR_QUEUE, send_queue);
+    add(call(SYS_shutdown, fd_, SHUT_WR));
+    if (socket_.state == fin_wait_2) set_tcp(TCP_REPAIR_QUEUE, no_queue);
+  }
+  void receive_fin() {
+    const auto& stream = *socket_.stream;
+    receive({.sequence = stream.receive_sequence - 1, .acknowledges = first_written_, .fin = true}, POLLRDHUP);
+  }
+
+  /// The segment is sent as if by the peer; then what it does to the socket is waited for (`events`).
+  void receive(Segment segment, short events) {
+    segment.from = kernel::as_sent(socket_.remote), segment.to = kernel::as_sent(socket_.local);
+    const Bytes bytes = packet(segment);
+    auto to = segment.to;
+    to.port = 0;
+    const Bytes address = kernel::socket_address(to);
+    add(call(SYS_socket, to.family, SOCK_RAW, IPPROTO_RAW));
+    add(call(plan::Call::move_fd, plan::ResultOf{-1}, scratch_, 0));
+    add(call(SYS_setsockopt, scratch_, SOL_SOCKET, SO_MARK, plan::struct_in(kernel::repair_mark), sizeof(uint32_t)));
+    add(expecting(call(SYS_sendto, scratch_, plan::In{bytes}, bytes.size(), 0, plan::In{address}, address.size()),
+                  Expectation::Kind::exactly, static_cast<int64_t>(bytes.size())));
+    add(call(SYS_close, scratch_));
+    if (events == 0) return;
+    const pollfd wanted{fd_, events, 0};
+    const timespec patience{5, 0};
+    add(expecting(call(SYS_ppoll, plan::InOut{bytes_of(wanted)}, 1, plan::struct_in(patience), 0, 0),
+                  Expectation::Kind::exactly, 1));
+  }
+
+  const InetSocket& socket_;
+  int fd_, scratch_;
+  plan::Calls& calls_;
+  uint32_t first_received_ = 0, first_written_ = 0;  ///< sequence numbers of the queues' beginnings
+};
+
+std::vector<std::string> needs(const InetSocket& socket) {
+  if (socket.stream) return {"CAP_NET_ADMIN"};
+  return {};
+}
+
+}  // namespace
+
+bool starts_last(const InetSocket& socket) {
+  const bool is_alive = socket.stream && socket.state != syn_sent;
+  return !is_alive && !socket.options.values.contains(SO_REUSEADDR);
+}
+
+void make_inet_socket(const plan::Placement& placement, plan::Sink& sink) {
+  const auto& socket = *placement.description->state.as<InetSocket>();
+  plan::Perform perform{socket.describe(), "", needs(socket), {}, {}};
+  perform.calls.push_back(call(SYS_socket, socket.what.family, socket.what.type, socket.what.protocol));
+  place(placement, perform);
+  Builder(socket, placement.fd, placement.scratch, perform.calls).build();
+  sink.add(std::move(perform));
+}
+
+void start_inet_socket(const model::OpenDescription& description, int fd, plan::Sink& sink) {
+  plan::Perform perform{fmt::format("leave the port of {} alone", description.state.value->describe()),
+                        "",
+                        {},
+                        {},
+                        {set_option(fd, SO_REUSEADDR, 0)}};
+  perform.starts.push_back({fd, description.id});
+  sink.add(std::move(perform));
+}
+
+void close_connections(model::Application& application) {
+  for (auto& [id, description] : application.descriptions) {
+    const auto* socket = description.state.as<InetSocket>();
+    if (socket == nullptr || !socket->stream) continue;
+    auto closed = std::make_shared<InetSocket>(*socket);
+    closed->stream.reset();
+    description.starts_last = starts_last(*closed);
+    description.state = {std::move(closed)};
+  }
+}
+
+namespace {
+
+/// One descriptor of each connection that has to be brought to life.
+struct Living {
+  const InetSocket* socket = nullptr;
+  Pid task;
+  int fd = -1;
+};
+std::vector<Living> living(const model::Application& application) {
+  std::set<ObjectId> known;
+  std::vector<Living> found;
+  for (const auto& task : application.tasks) {
+    const auto table = application.descriptor_tables.find(task.descriptors);
+    if (task.state == model::TaskState::zombie || table == application.descriptor_tables.end()) continue;
+    for (const auto& [fd, slot] : table->second.slots) {
+      const auto* socket = application.descriptions.at(slot.description).state.as<InetSocket>();
+      if (socket != nullptr && socket->stream && socket->state != syn_sent && known.insert(slot.description).second)
+        found.push_back({socket, task.pid, fd});
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+void check_connections(const model::Application& application, bool established_allowed, Diagnostics& diagnostics) {
+  std::set<const InetSocket*> reachable;
+  for (const auto& one : living(application)) reachable.insert(one.socket);
+  for (const auto& [id, description] : application.descriptions) {
+    const auto* socket = description.state.as<InetSocket>();
+    if (socket == nullptr || !socket->has_connection()) continue;
+    if (!established_allowed)
+      diagnostics.refuse(socket->describe(), "it is a TCP connection",
+                         "pass --tcp-established, and it goes on; or --tcp-close, and it is closed");
+    else if (!socket->stream)
+      diagnostics.refuse(socket->describe(), "the checkpoint does not say how the connection stood",
+                         "pass --tcp-close, as was done when it was dumped");
+    else if (socket->state != syn_sent && !reachable.contains(socket))
+      diagnostics.refuse(socket->describe(), "the connection is on its way through another socket (SCM_RIGHTS)",
+                         "pass --tcp-close");
+  }
+}
+
+Status revive_connections(const model::Application& application, const std::map<Pid, pid_t>& host_pids) {
+  const auto connections = living(application);
+  std::map<Pid, UniqueFd> processes;
+  for (const auto& one : connections) {
+    auto& process = processes[one.task];
+    if (!process.valid()) process = TRY(kernel::pidfd_open_thread(host_pids.at(one.task)));
+  }
+  return parallel_for(connections.size(), [&](size_t index) -> Status {
+    const auto& [socket, task, fd] = connections[index];
+    const auto connection = TRY(kernel::pidfd_getfd(processes.at(task).get(), fd));
+    TRY_IN(socket->describe(), kernel::end_repair(connection.get(), socket->options.values.contains(SO_REUSEADDR)));
+    return {};
+  });
+}
+
+}  // namespace stasis::resource

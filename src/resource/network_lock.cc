@@ -1,0 +1,71 @@
+#include "resource/network_lock.h"
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include "kernel/nf_tables.h"
+#include "resource/iptables_lock.h"
+
+namespace stasis::resource {
+namespace {
+
+using kernel::Connection;
+
+/// The table that CRIU makes, and looks for. It cuts the name off after 31 characters with the family in front.
+std::string table_of(const std::string& run_id) {
+  constexpr size_t longest = sizeof "CRIU-" - 1 + 21;
+  return ("CRIU-" + run_id).substr(0, longest);
+}
+
+/// While the dump goes on, the table belongs to this process and goes with it. Only when the tree has ended does one
+/// that stays take its place: whoever is killed before leaves nothing that an application could suffer from.
+class NfTablesLock final : public NetworkLock {
+ public:
+  static Result<std::unique_ptr<NetworkLock>> hold(std::span<const Connection> connections) {
+    uint64_t random = 0;
+    if (getrandom(&random, sizeof random, 0) != sizeof random) return fail_errno("getrandom");
+    const auto run_id = fmt::format("{:016x}", random);
+    auto table = TRY(kernel::DroppingTable::create("stasis-" + run_id, true));
+    TRY(table.drop(connections));
+    return std::unique_ptr<NetworkLock>(new NfTablesLock(std::move(table), run_id, connections));
+  }
+
+  Status keep() override {
+    auto kept = TRY(kernel::DroppingTable::create(table_of(run_id_), false));
+    return kept.drop(connections_);
+  }
+
+  NetworkLockRecord record() const override { return {NetworkLockMethod::nftables, run_id_}; }
+
+ private:
+  NfTablesLock(kernel::DroppingTable table, std::string run_id, std::span<const Connection> connections)
+      : table_(std::move(table)), run_id_(std::move(run_id)), connections_(connections.begin(), connections.end()) {}
+  kernel::DroppingTable table_;
+  std::string run_id_;
+  std::vector<Connection> connections_;
+};
+
+/// Somebody else sees to it.
+class NoLock final : public NetworkLock {
+ public:
+  Status keep() override { return {}; }
+  NetworkLockRecord record() const override { return {NetworkLockMethod::skip, {}}; }
+};
+
+}  // namespace
+
+Result<std::unique_ptr<NetworkLock>> NetworkLock::hold(NetworkLockMethod method,
+                                                       std::span<const Connection> connections) {
+  if (method == NetworkLockMethod::nftables) return NfTablesLock::hold(connections);
+  if (method == NetworkLockMethod::iptables) return hold_iptables_lock(connections);
+  return std::make_unique<NoLock>();
+}
+
+Status remove_network_lock(const NetworkLockRecord& record, std::span<const Connection> connections) {
+  if (record.method == NetworkLockMethod::iptables) return remove_iptables_lock(connections);
+  if (record.method == NetworkLockMethod::nftables && !record.run_id.empty())
+    TRY(kernel::remove_table(table_of(record.run_id)));
+  return {};
+}
+
+}  // namespace stasis::resource
