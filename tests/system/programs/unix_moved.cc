@@ -59,7 +59,8 @@ int main(int argc, char** argv) {
   const int by_link = bound(SOCK_STREAM, first);
   CHECK(listen(by_link, 4) == 0 && link(first.sun_path, linked.sun_path) == 0 && unlink(first.sun_path) == 0);
   const auto away = address_of(other, "away");
-  const int relative = (CHECK(chdir(directory) == 0), bound(SOCK_STREAM, address_of("", "here")));
+  CHECK(chdir(directory) == 0);
+  const int relative = bound(SOCK_STREAM, address_of("", "here"));
   CHECK(listen(relative, 4) == 0 && rename("here", away.sun_path) == 0 && chdir("/") == 0);
   const auto log_before = address_of(directory, "log.tmp"), log_now = address_of(directory, "log");
   const int log = bound(SOCK_DGRAM, log_before);
