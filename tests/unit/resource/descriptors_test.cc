@@ -80,7 +80,7 @@ TEST_F(Descriptors, DescriptionsAreSharedAcrossProcesses) {
 
 TEST_F(Descriptors, WhatCannotBeSavedIsNamedAllAtOnce) {
   Holder holder([] {
-    REQUIRE(socket(AF_INET, SOCK_STREAM, 0) == 3);
+    REQUIRE(socket(AF_VSOCK, SOCK_STREAM, 0) == 3);
     REQUIRE(syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY) == 4);
   });
   const auto texts = refusals(*capture(holder.pid()));
