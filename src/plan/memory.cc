@@ -43,7 +43,10 @@ std::vector<AddressRange> inheritable(const model::Mapping& mapping, const model
                       (mapping.backing != model::Backing::private_file ||
                        theirs.offset - theirs.range.begin == mapping.offset - mapping.range.begin);
     const bool copied = !theirs.advice.contains(MADV_DONTFORK) && !theirs.advice.contains(MADV_WIPEONFORK);
-    if (!same || !copied || huge_advice(theirs) != huge_advice(mapping)) continue;
+    // What one of them has grown would be a mapping of its own: the kernel merges none with a copy (mm/vma.c,
+    // is_mergeable_anon_vma), where growing is no merging.
+    const bool grown = (mapping.map_flags & MAP_GROWSDOWN) != 0 && theirs.range.begin > mapping.range.begin;
+    if (!same || !copied || grown || huge_advice(theirs) != huge_advice(mapping)) continue;
     parts.push_back({std::max(theirs.range.begin, mapping.range.begin), std::min(theirs.range.end, mapping.range.end)});
   }
   return parts;

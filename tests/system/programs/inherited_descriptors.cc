@@ -79,7 +79,7 @@ Held chosen(const Held& all, std::mt19937& random) {
 
 /// This process and `count - 1` below it; does not return.
 [[noreturn]] void grow(Held held, int count, unsigned seed) {
-  auto& random = *new std::mt19937(seed);  // the stack stays small
+  auto& random = *new std::mt19937(seed);
   std::vector<pid_t> children;
   for (int left = count - 1; left > 0;) {
     const int below = 1 + static_cast<int>(random() % static_cast<unsigned>(left));
@@ -111,15 +111,8 @@ Held chosen(const Held& all, std::mt19937& random) {
   exit(is_first ? probe::passed() : 0);
 }
 
-/// A stack that only a child has grown this far would be two mappings after a restore.
-void grow_stack() {
-  volatile char room[1 << 16];
-  for (size_t at = 0; at < sizeof room; at += 4096) room[at] = 1;
-}
-
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  grow_stack();
   rlimit limit;
   CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
   limit.rlim_cur = limit.rlim_max;
