@@ -135,7 +135,10 @@ void DescriptorPlan::find_inheritance(const CreationTree& tree) {
   const Inheritance inheritance(out_, tree);
   for (auto& [owner, groups] : std::exchange(groups_, {})) {
     for (auto& group : groups) {
-      const auto bequest = can_be_inherited(group) ? bequest_of(group, inheritance) : std::nullopt;
+      const bool is_shared = std::ranges::any_of(group, [&](ObjectId id) {
+        return std::ranges::any_of(made_.at(id).uses, [&](const Use& use) { return use.pid != owner; });
+      });
+      const auto bequest = is_shared && can_be_inherited(group) ? bequest_of(group, inheritance) : std::nullopt;
       if (bequest)
         bequeath(group, *bequest);
       else
