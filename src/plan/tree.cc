@@ -8,6 +8,8 @@
 #include <optional>
 
 #include "model/pid_namespaces.h"
+#include "plan/birth_lines.h"
+#include "plan/birth_search.h"
 #include "plan/namespace_births.h"
 #include "plan/tree_conflict.h"
 
@@ -26,29 +28,24 @@ class TreePlanner {
     TRY(check_invariants());
     namespace_births_.emplace(application_, spaces_);
     add_dead_leaders();
-    list_sessions();
     tree_.birth_groups = namespace_births_->birth_groups();
-    const bool may_be_cloned = namespace_births_->obstacle().empty();
-    if (may_be_cloned && take_over(likely)) return Verdict::restorable;
-    list_demands();
-    list_related();
-    if (may_be_cloned &&
-        (search(0) || search_anew(limits_.search_steps / 2, false) || search_anew(limits_.search_steps, true)))
+    search_.emplace(tree_, lines_, *namespace_births_, limits_, [this] { return construct(); });
+    if (namespace_births_->obstacle().empty() && (search_->take_over(likely) || search_->run()))
       return Verdict::restorable;
-    if (steps_ >= limits_.search_steps) return Verdict::undecided;
+    if (search_->gave_up()) return Verdict::undecided;
     return spaces_.any() ? decide_without_namespaces() : Result<Verdict>(Verdict::not_restorable);
   }
   CreationTree take_tree() { return std::move(tree_); }
   /// How far an undecided search came.
   std::string progress() const {
-    if (steps_ < limits_.search_steps) {
+    if (!search_->gave_up()) {
       return fmt::format(
           "undecided, for only histories in which nobody enters a pid namespace by setns are searched: {}",
           namespace_births_->obstacle().empty() ? conflict_ : namespace_births_->obstacle());
     }
     return fmt::format(
         "undecided after {} steps of search over the birth sessions of {} leaders; the last contradiction was: {}",
-        steps_, leaders_.size(), conflict_);
+        search_->steps(), search_->leaders(), conflict_);
   }
 
  private:
@@ -164,227 +161,14 @@ class TreePlanner {
     }
   }
 
-  void list_sessions() {
-    for (const auto& [pid, node] : tree_.nodes) {
-      if (node.session == pid && pid != tree_.root) leaders_.push_back(pid);
-      sessions_.insert(node.session);
-    }
-    // Parents first: their birth sessions bound those of the children.
-    std::ranges::stable_sort(leaders_, {}, [&](Pid pid) { return depth(pid); });
-  }
-  size_t depth(Pid pid) const {
-    size_t steps = 0;
-    for (Pid at = pid; at != tree_.root && exists(at) && !tree_.nodes.at(at).transient; at = tree_.nodes.at(at).parent)
-      ++steps;
-    return steps;
-  }
-
   /// The session a process was born in.
-  Pid born(Pid pid) const { return *known(birth_of(pid)); }
+  Pid born(Pid pid) const { return *lines_.known(lines_.birth_of(pid)); }
   Pid leader_of_session(Pid session) const { return session == root_session_ ? tree_.root : session; }
 
-  /// Candidates for a leader's birth session, likely ones first: its parent's session, its foreign children's, the
-  /// others.
-  std::vector<Pid> candidates(Pid leader) const {
-    std::vector<Pid> list;
-    const auto add = [&](Pid session) {
-      if (session != leader && std::ranges::find(list, session) == list.end()) list.push_back(session);
-    };
-    const auto& node = tree_.nodes.at(leader);
-    if (!node.transient) {
-      if (const auto foreign = foreign_children_.find(leader); foreign != foreign_children_.end())
-        std::ranges::for_each(foreign->second, add);
-      add(tree_.nodes.at(node.parent).session);
-    }
-    add(root_session_);
-    for (const Pid session : any_session_ ? sessions_ : related_.at(leader)) add(session);
-    return list;
-  }
+  // ---- the creation tree for fixed birth sessions
 
-  /// Sessions that a leader's own has to do with: those above its members, and those below the leader. A birth in any
-  /// other is hardly ever needed.
-  void list_related() {
-    for (const Pid leader : leaders_) related_[leader];
-    for (const auto& [pid, node] : tree_.nodes) {
-      if (!node.transient && node.session != node.parent && node.session != pid)
-        foreign_children_[node.parent].push_back(node.session);
-    }
-    const auto relate = [&](Pid leader, Pid session) {
-      if (const auto led = related_.find(leader); led != related_.end()) led->second.insert(session);
-    };
-    for (const auto& [pid, node] : tree_.nodes) {
-      if (node.transient || pid == tree_.root) continue;
-      // What is above a parent has been seen when its session was entered.
-      const bool enters = tree_.nodes.at(node.parent).session != node.session;
-      for (Pid at = node.parent;; at = tree_.nodes.at(at).parent) {
-        relate(node.session, tree_.nodes.at(at).session);
-        relate(at, node.session);
-        if (at == tree_.root || !enters) break;
-      }
-    }
-  }
-
-  /// Likely choices, one after the other: right for nearly every tree, and quick. Where it loses its way the general
-  /// search begins anew.
-  bool search(size_t index) {
-    if (++steps_ >= std::min(limits_.search_steps, quick_steps_per_leader * (leaders_.size() + 1))) return false;
-    if (index == leaders_.size()) return construct();
-    const Pid leader = leaders_[index];
-    for (const Pid session : candidates(leader)) {
-      if (!fits(leader, session)) continue;
-      const Pid end = choose(leader, session);
-      if (search(index + 1)) return true;
-      retract(leader, end);
-    }
-    return false;
-  }
-  /// Births that are known from somewhere, if they fit.
-  bool take_over(const Births& likely) {
-    for (const Pid leader : leaders_) {
-      const auto birth = likely.find(leader);
-      const bool known = birth != likely.end() && sessions_.contains(birth->second);
-      if (known) tree_.born_session[leader] = birth->second;
-      if (!known || closes_cycle(leader) || !namespace_births_->allows_birth(leader, birth->second))
-        return tree_.born_session.clear(), false;
-    }
-    return (!leaders_.empty() && construct()) || (tree_.born_session.clear(), false);
-  }
-  bool closes_cycle(Pid leader) const { return is_on_the_way(leader, tree_.born_session.at(leader)); }
-
-  bool search_anew(size_t bound, bool any_session) {
-    tree_.born_session.clear();
-    file_demands();
-    bound_ = bound, any_session_ = any_session;
-    return search_widely();
-  }
-
-  // ---- what final parents demand of the birth sessions
-
-  /// The session that a process was born in: known, or still to be chosen for a leader.
-  struct Birth {
-    bool chosen = false;
-    Pid id;  ///< a session, or the leader
-    auto operator<=>(const Birth&) const = default;
-  };
-  using Demand = std::pair<Birth, Birth>;  ///< the first is the second, or above it
-  Birth birth_of(Pid pid) const {
-    const auto& node = tree_.nodes.at(pid);
-    if (pid == tree_.root || node.session != pid) return {false, node.session};
-    return {true, pid};
-  }
-  /// Whether its final parent restricts where it can have been born: the root is above everybody.
-  bool is_restricted(const Node& node) const {
-    return node.pid != tree_.root && !node.transient && node.parent != tree_.root;
-  }
-  /// A parent is among the creators only if its birth session is that of the child, or one above it.
-  void list_demands() {
-    std::set<Demand> demands;
-    for (const auto& [pid, node] : tree_.nodes) {
-      if (!is_restricted(node)) continue;
-      const Birth above = birth_of(node.parent), below = birth_of(pid);
-      if (above != below && above != Birth{false, root_session_}) demands.emplace(above, below);
-    }
-    demands_.assign(demands.begin(), demands.end());
-    file_demands();
-  }
-  std::optional<Pid> known(const Birth& birth) const {
-    if (!birth.chosen) return birth.id;
-    const auto found = tree_.born_session.find(birth.id);
-    return found == tree_.born_session.end() ? std::nullopt : std::optional(found->second);
-  }
-  bool is_plausible(const Demand& demand) const {
-    const auto above = known(demand.first), below = known(demand.second);
-    return !above || !below || !leads_elsewhere(*above, *below);
-  }
-  /// Each under the leaders on whose births it depends: whose own it speaks of, or at whom a way up ends.
-  void file_demands() {
-    open_demands_.clear();
-    for (const auto& demand : demands_) {
-      for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
-    }
-  }
-  /// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
-  bool fits(Pid leader, Pid session) {
-    if (!namespace_births_->allows_birth(leader, session)) return false;
-    tree_.born_session[leader] = session;
-    const bool fitting = !closes_cycle(leader) && std::ranges::all_of(open_demands_[leader], [&](const Demand* demand) {
-      return is_plausible(*demand);
-    });
-    tree_.born_session.erase(leader);
-    return fitting;
-  }
-  /// What depended on this birth depends on that of the leader at whom the way goes on: he is returned, for retract.
-  Pid choose(Pid leader, Pid session) {
-    tree_.born_session[leader] = session;
-    const Pid end = climb(session, nowhere);
-    const auto& moving = open_demands_[leader];
-    auto& there = open_demands_[end];
-    if (end != root_session_) there.insert(there.end(), moving.begin(), moving.end());
-    return end;
-  }
-  void retract(Pid leader, Pid end) {
-    auto& there = open_demands_[end];
-    if (end != root_session_) there.resize(there.size() - open_demands_[leader].size());
-    tree_.born_session.erase(leader);
-  }
-  /// From `session` up towards the root's: ends at `until`, at the root's, or at a session whose birth is not known.
-  Pid climb(Pid session, Pid until) const {
-    for (Pid at = session;;) {
-      const auto next = tree_.born_session.find(at);
-      if (at == until || at == root_session_ || next == tree_.born_session.end()) return at;
-      at = next->second;
-    }
-  }
-  bool is_on_the_way(Pid wanted, Pid session) const { return climb(session, wanted) == wanted; }
-  /// `above` is not on the way from `session` up, and cannot come to be: the way is known to its end, or ends where
-  /// `above` itself descends from.
-  bool leads_elsewhere(Pid above, Pid session) const {
-    const Pid end = climb(session, above);
-    return end != above && (end == root_session_ || is_on_the_way(end, above));
-  }
-
-  /// The general search: each time the leader with the fewest sessions left is chosen for. Every choice is checked
-  /// against what it leaves to the others.
-  bool search_widely() {
-    if (++steps_ >= bound_) return false;
-    Pid next;
-    std::vector<Pid> choices;
-    for (const Pid leader : leaders_) {
-      if (tree_.born_session.contains(leader)) continue;
-      auto left = choices_left(leader);
-      if (next.value != 0 && left.size() >= choices.size()) continue;
-      next = leader;
-      choices = std::move(left);
-      if (choices.empty()) return false;
-    }
-    if (next.value == 0) return construct();
-    for (const Pid session : choices) {
-      const Pid end = choose(next, session);
-      if (has_order() && search_widely()) return true;
-      if (steps_ >= bound_) return false;
-      retract(next, end);
-    }
-    return false;
-  }
   using Before = std::map<Pid, std::set<Pid>>;  ///< who must be born before whom, and create him, within one session
 
-  /// Whether an order of births is left, as far as it is known who must be born before whom.
-  bool has_order() const {
-    Before before;
-    std::vector<Pid> followers;
-    for (const auto& [pid, node] : tree_.nodes) {
-      if (!is_restricted(node)) continue;
-      const auto above = known(birth_of(node.parent)), below = known(birth_of(pid));
-      if (above && below) note_order(node, *above, *below, before);
-    }
-    for (const auto& [pid, earlier] : before) followers.push_back(pid);
-    return in_order(followers, before).has_value();
-  }
-  /// The final parent comes before the child, or before the first between them that was born in the parent's session.
-  void note_order(const Node& node, Pid above, Pid session, Before& before) const {
-    const auto follower = first_below(above, session, node.pid);
-    if (follower && *follower != node.parent) before[*follower].insert(node.parent);
-  }
   /// All after those who must be before them; or somebody who would have to be before himself.
   static std::expected<std::vector<Pid>, Pid> in_order(const std::vector<Pid>& members, const Before& before) {
     std::vector<Pid> order;
@@ -403,27 +187,6 @@ class TreePlanner {
     if (!std::ranges::all_of(members, visit)) return std::unexpected(*twice);
     return order;
   }
-  /// Who of those born in `above` comes first on the way down to a process born in `session`: itself, or the leader of
-  /// a session between. Nothing while the way is not known.
-  std::optional<Pid> first_below(Pid above, Pid session, Pid pid) const {
-    Pid first = pid;
-    for (Pid at = session; at != above;) {
-      const auto next = tree_.born_session.find(at);
-      if (next == tree_.born_session.end()) return std::nullopt;
-      first = at;
-      at = next->second;
-    }
-    return first;
-  }
-
-  std::vector<Pid> choices_left(Pid leader) {
-    auto left = candidates(leader);
-    std::erase_if(left, [&](Pid session) { return !fits(leader, session); });
-    return left;
-  }
-
-  // ---- the creation tree for fixed birth sessions
-
   bool construct() {
     std::map<Block, std::vector<Pid>> blocks;  // those born in it
     Before before;
@@ -434,7 +197,7 @@ class TreePlanner {
       if (exists(group)) before[init].insert(group);
     }
     for (const auto& [pid, node] : tree_.nodes) {
-      if (!is_restricted(node)) continue;
+      if (!lines_.is_restricted(node)) continue;
       if (!constrain(node, before)) return false;
     }
     tree_.creator.clear();
@@ -456,12 +219,13 @@ class TreePlanner {
   /// The final parent must be among the creators: within its own birth session that is an order in the block.
   bool constrain(const Node& node, Before& before) {
     const Pid above = born(node.parent), session = born(node.pid);
-    if (!is_on_the_way(above, session)) {
+    if (!lines_.is_on_the_way(above, session)) {
       conflict_ = fmt::format("{} was born in session {}, which cannot descend from that of its parent {} ({})",
                               node.pid, session, node.parent, above);
       return false;
     }
-    note_order(node, above, session, before);
+    const Pid follower = lines_.first_below(above, session, node.pid);
+    if (follower != node.parent) before[follower].insert(node.parent);
     return true;
   }
 
@@ -533,16 +297,8 @@ class TreePlanner {
   std::optional<NamespaceBirths> namespace_births_;
   CreationTree tree_;
   Pid root_session_;
-  std::vector<Pid> leaders_;
-  std::set<Pid> sessions_;
-  static constexpr size_t quick_steps_per_leader = 4;
-  static constexpr Pid nowhere{-1};
-  std::vector<Demand> demands_;
-  std::map<Pid, std::vector<const Demand*>> open_demands_;
-  std::map<Pid, std::set<Pid>> related_;
-  std::map<Pid, std::vector<Pid>> foreign_children_;  // of whoever has any: their sessions
-  bool any_session_ = false;
-  size_t steps_ = 0, bound_ = 0;
+  BirthLines lines_{tree_, root_session_};
+  std::optional<BirthSearch> search_;
   std::string conflict_ = "the sessions contradict each other";
 };
 

@@ -1,0 +1,276 @@
+#include "plan/birth_search.h"
+
+#include <algorithm>
+#include <optional>
+#include <ranges>
+
+namespace stasis::plan {
+
+BirthSearch::BirthSearch(CreationTree& tree, const BirthLines& lines, const NamespaceBirths& spaces, TreeLimits limits,
+                         std::function<bool()> complete)
+    : tree_(tree), lines_(lines), spaces_(spaces), limits_(limits), complete_(std::move(complete)) {
+  for (const auto& [pid, node] : tree_.nodes) {
+    sessions_.insert(node.session);
+    if (node.session != pid || pid == tree_.root) continue;
+    index_[pid] = leaders_.size();
+    leaders_.push_back({pid, {}});
+  }
+}
+
+bool BirthSearch::take_over(const Births& likely) {
+  for (const auto& leader : leaders_) {
+    const auto birth = likely.find(leader.pid);
+    const bool known = birth != likely.end() && sessions_.contains(birth->second);
+    if (known) tree_.born_session[leader.pid] = birth->second;
+    if (!known || lines_.closes_cycle(leader.pid) || !spaces_.allows_birth(leader.pid, birth->second))
+      return tree_.born_session.clear(), false;
+  }
+  return (!leaders_.empty() && complete_()) || (tree_.born_session.clear(), false);
+}
+
+bool BirthSearch::run() {
+  list_demands();
+  list_related();
+  return search(limits_.search_steps / 2, false) || search(limits_.search_steps, true);
+}
+
+// ---- what is known before the search
+
+/// A parent is among the creators only if its birth session is that of the child, or one above it.
+void BirthSearch::list_demands() {
+  std::set<Demand> demands;
+  for (const auto& [pid, node] : tree_.nodes) {
+    if (!lines_.is_restricted(node)) continue;
+    const Birth above = lines_.birth_of(node.parent), below = lines_.birth_of(pid);
+    if (above != below && above != Birth{false, lines_.root_session()}) demands.emplace(above, below);
+  }
+  demands_.assign(demands.begin(), demands.end());
+}
+
+/// Sessions that a leader's own has to do with: those above its members, and those below the leader. A birth in any
+/// other is hardly ever needed.
+void BirthSearch::list_related() {
+  for (const auto& [pid, node] : tree_.nodes) {
+    if (!node.transient && node.session != node.parent && node.session != pid)
+      foreign_children_[node.parent].push_back(node.session);
+  }
+  for (const auto& leader : leaders_) related_[leader.pid];
+  const auto relate = [&](Pid leader, Pid session) {
+    if (const auto led = related_.find(leader); led != related_.end()) led->second.insert(session);
+  };
+  for (const auto& [pid, node] : tree_.nodes) {
+    if (node.transient || pid == tree_.root) continue;
+    // What is above a parent has been seen when its session was entered.
+    const bool enters = tree_.nodes.at(node.parent).session != node.session;
+    for (Pid at = node.parent;; at = tree_.nodes.at(at).parent) {
+      relate(node.session, tree_.nodes.at(at).session);
+      relate(at, node.session);
+      if (at == tree_.root || !enters) break;
+    }
+  }
+}
+
+/// Likely ones first: its foreign children's sessions, its parent's, the root's, the others.
+std::vector<Pid> BirthSearch::candidates(Pid leader, bool any_session) const {
+  std::vector<Pid> list;
+  std::set<Pid> listed{leader};
+  const auto add = [&](Pid session) {
+    if (listed.insert(session).second) list.push_back(session);
+  };
+  const auto& node = tree_.nodes.at(leader);
+  if (!node.transient) {
+    if (const auto foreign = foreign_children_.find(leader); foreign != foreign_children_.end())
+      std::ranges::for_each(foreign->second, add);
+    add(tree_.nodes.at(node.parent).session);
+  }
+  add(lines_.root_session());
+  std::ranges::for_each(any_session ? sessions_ : related_.at(leader), add);
+  return list;
+}
+
+// ---- the search
+
+bool BirthSearch::search(size_t bound, bool any_session) {
+  if (!begin(any_session)) return false;
+  while (++steps_ < bound) {
+    if (undecided_.empty() && complete_()) return true;
+    if (!undecided_.empty()) decide();
+    if (!advance()) return false;
+  }
+  return false;
+}
+
+/// false: somebody would have to be born before himself, whatever is chosen.
+bool BirthSearch::begin(bool any_session) {
+  tree_.born_session.clear();
+  open_demands_.clear(), waiting_.clear(), before_.clear(), undecided_.clear(), decisions_.clear();
+  for (const auto& demand : demands_) {
+    for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
+  }
+  for (const auto& [pid, node] : tree_.nodes) {
+    if (lines_.is_restricted(node) && !file_order(node)) return false;
+  }
+  for (size_t index = 0; index < leaders_.size(); ++index) {
+    auto& leader = leaders_[index];
+    leader.left = candidates(leader.pid, any_session);
+    std::erase_if(leader.left, [&](Pid session) { return !fits(leader.pid, session); });
+    leader.decided = false;
+    undecided_.emplace(leader.left.size(), index);
+  }
+  moved_demands_.clear(), moved_waits_.clear(), added_orders_.clear(), narrowed_.clear();
+  return true;
+}
+
+/// What is left for others is known for those who have been looked at lately: here it is for certain.
+void BirthSearch::decide() {
+  const size_t index = undecided_.begin()->second;
+  auto& leader = leaders_[index];
+  undecided_.erase(undecided_.begin());
+  leader.decided = true;
+  Decision decision{index};
+  for (const Pid session : std::views::reverse(leader.left)) {
+    if (fits(leader.pid, session)) decision.untried.push_back(session);
+  }
+  decisions_.push_back(std::move(decision));
+}
+
+/// The next choice that contradicts nothing; false: none is left.
+bool BirthSearch::advance() {
+  while (!decisions_.empty()) {
+    auto& last = decisions_.back();
+    if (last.chosen) retract(last);
+    while (!last.untried.empty()) {
+      const Pid session = last.untried.back();
+      last.untried.pop_back();
+      if (choose(last, session)) return true;
+      retract(last);
+    }
+    auto& leader = leaders_[last.leader];
+    leader.decided = false;
+    undecided_.emplace(leader.left.size(), last.leader);
+    decisions_.pop_back();
+  }
+  return false;
+}
+
+/// What depended on this birth depends on that of the leader at whom the way goes on.
+bool BirthSearch::choose(Decision& decision, Pid session) {
+  const Pid leader = leaders_[decision.leader].pid;
+  decision.chosen = true;
+  decision.demands = moved_demands_.size(), decision.orders = added_orders_.size();
+  decision.waits = moved_waits_.size(), decision.domains = narrowed_.size();
+  tree_.born_session[leader] = session;
+  const Pid end = lines_.end_of(session);
+  std::set<Pid> concerned{end};
+  for (const auto* demand : open_demands_[leader]) {
+    if (is_met(*demand)) continue;
+    concerned.insert({open_end(demand->first), open_end(demand->second)});
+    if (end == lines_.root_session()) continue;
+    open_demands_[end].push_back(demand);
+    moved_demands_.push_back(end);
+  }
+  const auto orders = waiting_.find(leader);
+  if (orders != waiting_.end()) {
+    if (!std::ranges::all_of(orders->second, [&](const Node* node) { return file_order(*node); })) return false;
+  }
+  return std::ranges::all_of(concerned, [&](Pid other) { return narrow(other); });
+}
+
+void BirthSearch::retract(Decision& decision) {
+  decision.chosen = false;
+  for (; narrowed_.size() > decision.domains; narrowed_.pop_back())
+    set_left(narrowed_.back().first, std::move(narrowed_.back().second));
+  for (; added_orders_.size() > decision.orders; added_orders_.pop_back())
+    before_.at(added_orders_.back().first).erase(added_orders_.back().second);
+  for (; moved_waits_.size() > decision.waits; moved_waits_.pop_back()) waiting_.at(moved_waits_.back()).pop_back();
+  for (; moved_demands_.size() > decision.demands; moved_demands_.pop_back())
+    open_demands_.at(moved_demands_.back()).pop_back();
+  tree_.born_session.erase(leaders_[decision.leader].pid);
+}
+
+// ---- what a choice leaves to others
+
+bool BirthSearch::is_plausible(const Demand& demand) const {
+  const auto above = lines_.known(demand.first), below = lines_.known(demand.second);
+  return !above || !below || !lines_.leads_elsewhere(*above, *below);
+}
+bool BirthSearch::is_met(const Demand& demand) const {
+  const auto above = lines_.known(demand.first), below = lines_.known(demand.second);
+  return above && below && lines_.is_on_the_way(*above, *below);
+}
+
+/// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
+bool BirthSearch::fits(Pid leader, Pid session) {
+  if (!spaces_.allows_birth(leader, session)) return false;
+  tree_.born_session[leader] = session;
+  const auto demands = open_demands_.find(leader);
+  const bool fitting =
+      !lines_.closes_cycle(leader) &&
+      (demands == open_demands_.end() ||
+       std::ranges::all_of(demands->second, [&](const Demand* demand) { return is_plausible(*demand); }));
+  tree_.born_session.erase(leader);
+  return fitting;
+}
+
+/// The leader at whom the way up from a birth ends now.
+Pid BirthSearch::open_end(const Birth& birth) const {
+  const auto session = lines_.known(birth);
+  return session ? lines_.end_of(*session) : birth.id;
+}
+
+/// What does not fit any more is struck out; false: nothing is left.
+bool BirthSearch::narrow(Pid pid) {
+  const auto found = index_.find(pid);
+  if (found == index_.end() || leaders_[found->second].decided) return true;
+  const auto& left = leaders_[found->second].left;
+  std::vector<Pid> fitting;
+  std::ranges::copy_if(left, std::back_inserter(fitting), [&](Pid session) { return fits(pid, session); });
+  if (fitting.size() == left.size()) return true;
+  narrowed_.emplace_back(found->second, left);
+  const bool any = !fitting.empty();
+  set_left(found->second, std::move(fitting));
+  return any;
+}
+
+void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
+  auto& leader = leaders_[index];
+  undecided_.erase({leader.left.size(), index});
+  leader.left = std::move(left);
+  undecided_.emplace(leader.left.size(), index);
+}
+
+// ---- the order of births
+
+/// The final parent comes before the child, or before the first between them that was born in the parent's session. Who
+/// that is is known with the last birth between them. false: somebody would have to be born before himself.
+bool BirthSearch::file_order(const Node& node) {
+  const Birth parent = lines_.birth_of(node.parent);
+  const auto above = lines_.known(parent), below = lines_.known(lines_.birth_of(node.pid));
+  const Pid end = !above ? parent.id : !below ? node.pid : lines_.climb(*below, *above);
+  if (!above || !below || end != *above) {
+    waiting_[end].push_back(&node);
+    moved_waits_.push_back(end);
+    return true;
+  }
+  const Pid follower = lines_.first_below(*above, *below, node.pid);
+  if (follower == node.parent) return true;
+  if (comes_before(follower, node.parent)) return false;
+  if (before_[follower].insert(node.parent).second) added_orders_.emplace_back(follower, node.parent);
+  return true;
+}
+
+bool BirthSearch::comes_before(Pid earlier, Pid later) const {
+  std::set<Pid> seen{later};
+  for (std::vector<Pid> open{later}; !open.empty();) {
+    const auto found = before_.find(open.back());
+    open.pop_back();
+    if (found == before_.end()) continue;
+    for (const Pid one : found->second) {
+      if (one == earlier) return true;
+      if (seen.insert(one).second) open.push_back(one);
+    }
+  }
+  return false;
+}
+
+}  // namespace stasis::plan

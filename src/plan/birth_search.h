@@ -1,0 +1,90 @@
+// The search for the sessions that session leaders were born in.
+//
+// Each time the leader with the fewest sessions left is chosen for. Every choice is checked against what it leaves to
+// those whom it concerns: a parent must still be able to be among the creators, and nobody have to be born before
+// himself. What each choice changes is noted, and taken back with it; nothing else is looked at anew, so that large
+// trees, in most of which the first choices are right, take hardly longer than reading them.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "plan/birth_lines.h"
+#include "plan/namespace_births.h"
+
+namespace stasis::plan {
+
+class BirthSearch {
+ public:
+  /// Chooses CreationTree::born_session. `complete`: whether the births, when all are chosen, lead to a creation tree.
+  BirthSearch(CreationTree& tree, const BirthLines& lines, const NamespaceBirths& spaces, TreeLimits limits,
+              std::function<bool()> complete);
+
+  /// Births that are known from somewhere, if they fit.
+  bool take_over(const Births& likely);
+  /// false: there are none, or the search was given up.
+  bool run();
+  bool gave_up() const { return steps_ >= limits_.search_steps; }
+  size_t steps() const { return steps_; }
+  size_t leaders() const { return leaders_.size(); }
+
+ private:
+  using Demand = std::pair<Birth, Birth>;  ///< the first is the second, or above it
+  struct Leader {
+    Pid pid;
+    std::vector<Pid> left;  ///< sessions that it may have been born in, likely ones first
+    bool decided = false;
+  };
+  /// A leader who is chosen for, and how far the logs reached before.
+  struct Decision {
+    size_t leader = 0;
+    std::vector<Pid> untried = {};  ///< the likeliest last
+    bool chosen = false;
+    size_t demands = 0, orders = 0, waits = 0, domains = 0;
+  };
+
+  void list_demands();
+  void list_related();
+  std::vector<Pid> candidates(Pid leader, bool any_session) const;
+  bool search(size_t bound, bool any_session);
+  bool begin(bool any_session);
+  void decide();
+  bool advance();
+  bool choose(Decision&, Pid session);
+  void retract(Decision&);
+  bool is_plausible(const Demand&) const;
+  bool is_met(const Demand&) const;
+  bool fits(Pid leader, Pid session);
+  bool narrow(Pid leader);
+  void set_left(size_t leader, std::vector<Pid> left);
+  Pid open_end(const Birth&) const;
+  bool file_order(const Node&);
+  bool comes_before(Pid earlier, Pid later) const;
+
+  CreationTree& tree_;
+  const BirthLines& lines_;
+  const NamespaceBirths& spaces_;
+  TreeLimits limits_;
+  std::function<bool()> complete_;
+  std::set<Pid> sessions_;
+  std::vector<Leader> leaders_;
+  std::map<Pid, size_t> index_;
+  std::vector<Demand> demands_;
+  std::map<Pid, std::set<Pid>> related_;
+  std::map<Pid, std::vector<Pid>> foreign_children_;  ///< of whoever has any: their sessions
+
+  std::set<std::pair<size_t, size_t>> undecided_;           ///< number of sessions left, leader
+  std::map<Pid, std::vector<const Demand*>> open_demands_;  ///< by the leaders on whose births they depend
+  std::map<Pid, std::vector<const Node*>> waiting_;         ///< whose order is known with this leader's birth
+  std::map<Pid, std::set<Pid>> before_;  ///< who must be born before whom, and create him, in one session
+  std::vector<Decision> decisions_;
+  std::vector<Pid> moved_demands_, moved_waits_;               ///< logs: where one has been added
+  std::vector<std::pair<Pid, Pid>> added_orders_;              ///< log: of `before_`
+  std::vector<std::pair<size_t, std::vector<Pid>>> narrowed_;  ///< log: what was left before
+  size_t steps_ = 0;
+};
+
+}  // namespace stasis::plan
