@@ -13,15 +13,24 @@
 #include "plan/planner.h"
 #include "plan/verify.h"
 #include "resource/codec.h"
+#include "resource/given_descriptors.h"
 #include "resource/registry.h"
 #include "resource/vdso.h"
 
 namespace stasis::cli {
 namespace {
 
+/// Descriptors of ours that take the place of saved ones.
+Status give(model::Application& application, const std::vector<std::string>& options, Diagnostics& diagnostics) {
+  std::vector<resource::GivenDescriptor> given;
+  for (const auto& option : options) given.push_back(TRY(resource::parse_given(option)));
+  resource::give_descriptors(application, given, diagnostics);
+  return {};
+}
+
 /// Every room says now, before anything is created, what could not be restored here.
-Status validate(const model::Application& application, const image::Directory& images, const Session& session) {
-  Diagnostics diagnostics;
+Status validate(const model::Application& application, const image::Directory& images, const Session& session,
+                Diagnostics diagnostics) {
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
   }
@@ -62,7 +71,9 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   auto& application = checkpoint.application;
   application.shell_job = policy.shell_job;
   application.compare_build_ids = policy.file_validation != "filesize";
-  TRY(validate(application, images, session));
+  Diagnostics diagnostics;
+  TRY(give(application, policy.inherit_fd, diagnostics));
+  TRY(validate(application, images, session, std::move(diagnostics)));
 
   plan::PlanOptions options;
   options.pages = std::move(decoded.pages);

@@ -14,6 +14,7 @@ struct CheckpointPolicy {
   bool shell_job = false;
   std::string file_validation = "buildid";
   std::string plan_cache;  ///< directory; empty: none
+  std::vector<std::string> inherit_fd = {};
 };
 
 struct Checkpoint {

@@ -22,7 +22,8 @@ namespace {
 struct OpenSlot {
   ObjectId description;
   bool close_on_exec = false;
-  Pid pidfd_of;  ///< 0: it is none
+  Pid pidfd_of;            ///< 0: it is none
+  bool inherited = false;  ///< the supervisor has it for those whom it creates
 };
 struct Table {
   std::map<int, OpenSlot> slots;
@@ -222,8 +223,8 @@ class Interpreter {
     touch_table();
     auto copy = std::make_shared<Table>();
     for (const auto& [fd, slot] : now_->table->slots) {
-      // Of what is stasis' own the executor keeps the images alone.
-      if (now_->pid.value != 0 || fd == program_.images_fd) copy->slots[fd] = slot;
+      // Of what is stasis' own the executor keeps the images, and what is given.
+      if (now_->pid.value != 0 || fd == program_.images_fd || slot.inherited) copy->slots[fd] = slot;
     }
     return copy;
   }
@@ -493,7 +494,22 @@ class Interpreter {
     require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
     if (!problem_) now_->table->slots[fd] = slot;
   }
+  /// Where a descriptor of the supervisor takes the place of a description, nothing else may.
+  void makes(ObjectId id) {
+    const auto description = wanted_.descriptions.find(id);
+    const bool is_given = description != wanted_.descriptions.end() && description->second.given >= 0;
+    require(!is_given, "a descriptor of stasis is to take the place of {}, which is made anew", id);
+  }
+  void apply(const InheritFd& inherit) {
+    const auto description = wanted_.descriptions.find(inherit.description);
+    require(now_->pid.value == 0, "only stasis itself can give a descriptor of its own");
+    require(inherit.own_fd >= 0, "descriptor {} is out of range (EBADF)", inherit.own_fd);
+    require(description != wanted_.descriptions.end() && description->second.given == inherit.own_fd,
+            "descriptor {} of stasis is not to take the place of {}", inherit.own_fd, inherit.description);
+    if (!problem_) put(inherit.fd, {.description = inherit.description, .inherited = true});
+  }
   void apply(const Open& open) {
+    makes(open.description);
     if (now_->pid.value != 0) reads(files_, "what the supervisor makes in the file system");
     put(open.fd, {open.description, (open.flags & O_CLOEXEC) != 0});
   }
@@ -622,7 +638,10 @@ class Interpreter {
       require(needed != processes_.end() && !needed->second.reaped && is_before(needed->second.born),
               "process {} is not certain to be there (ESRCH)", pid);
     }
-    for (const auto& created : perform.creates) put(created.fd, {created.description});
+    for (const auto& created : perform.creates) {
+      makes(created.description);
+      put(created.fd, {created.description});
+    }
     for (const auto& completed : perform.completes) complete(completed);
     for (const auto& started : perform.starts) {
       const auto* slot = open_slot(started.fd);
@@ -682,6 +701,7 @@ class Interpreter {
     }
     for (const auto& [pid, process] : processes_) {
       culprit_ = pid;
+      if (pid.value == 0) compare_given(*process.table);
       if (pid.value == 0 || process.reaped) continue;
       require(tasks_wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
       if (problem_) return;
@@ -695,6 +715,11 @@ class Interpreter {
       if (problem_) return;
     }
     if (extent_ == Extent::whole) compare_descriptions();
+  }
+
+  /// Whoever is at the other end of what stasis gives must not wait for stasis.
+  void compare_given(const Table& own) {
+    for (const auto& [fd, slot] : own.slots) require(!slot.inherited, "descriptor {} of stasis is left open", fd);
   }
 
   void compare_descriptions() {
@@ -785,7 +810,8 @@ class Interpreter {
       require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
       compare_carried(slot.description);
       const auto description = wanted_.descriptions.find(slot.description);
-      const uint64_t position = description == wanted_.descriptions.end() ? 0 : description->second.position;
+      const bool stays = description == wanted_.descriptions.end() || description->second.given >= 0;
+      const uint64_t position = stays ? 0 : description->second.position;
       const auto reached = positions_.find(slot.description);
       require((reached == positions_.end() ? 0 : reached->second) == position, "descriptor {} is not at offset {}", fd,
               position);
