@@ -10,14 +10,15 @@ _stasis() {
     -o|--log-file|--pidfile|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "dump restore plan show diff check tree --help --version" -- "$current")
+    mapfile -t COMPREPLY < <(compgen -W "dump restore cleanup plan show diff check tree --help --version" -- "$current")
     return
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --ghost-limit --file-validation --external" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --plan-cache --exec-cmd" ;;
-    plan) words="$common --format --shell-job --file-validation --plan-cache" ;;
+    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --show-leftovers" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --inherit-fd --plan-cache --exec-cmd" ;;
+    cleanup) words="$common" ;;
+    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
     tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --pid-namespaces --program --hash --count --help" ;;

@@ -66,9 +66,9 @@ void add_check(CLI::App& app, Action& chosen, Face face) {
       app.add_subcommand("check", "List the kernel features needed, which are there, and what missing ones cost");
   add_common_options(*command, options->common);
   command->add_option("--feature", options->features, "Check only this one")->type_name("NAME");
-  command->add_flag("--extra", options->extra, "Accepted for criu's sake: everything is always checked");
-  command->add_flag("--all", options->all, "Likewise");
-  command->add_flag("--experimental", options->experimental, "Likewise");
+  add_switch(*command, "--extra", options->extra, "Accepted for criu's sake: everything is always checked");
+  add_switch(*command, "--all", options->all, "Likewise");
+  add_switch(*command, "--experimental", options->experimental, "Likewise");
   add_criu_options(*command);
   command->callback([options, &chosen, face] {
     chosen = [options, face] {

@@ -13,6 +13,7 @@
 #include "plan/planner.h"
 #include "plan/verify.h"
 #include "resource/codec.h"
+#include "resource/given_descriptors.h"
 #include "resource/inet_socket.h"
 #include "resource/registry.h"
 #include "resource/vdso.h"
@@ -20,10 +21,17 @@
 namespace stasis::cli {
 namespace {
 
+/// Descriptors of ours that take the place of saved ones.
+Status give(model::Application& application, const std::vector<std::string>& options, Diagnostics& diagnostics) {
+  std::vector<resource::GivenDescriptor> given;
+  for (const auto& option : options) given.push_back(TRY(resource::parse_given(option)));
+  resource::give_descriptors(application, given, diagnostics);
+  return {};
+}
+
 /// Every room says now, before anything is created, what could not be restored here.
 Status validate(const model::Application& application, const image::Directory& images, const Session& session,
-                const CheckpointPolicy& policy) {
-  Diagnostics diagnostics;
+                const CheckpointPolicy& policy, Diagnostics diagnostics) {
   if (!policy.tcp_close) resource::check_connections(application, policy.tcp_established, diagnostics);
   for (const auto& task : application.tasks) {
     for (const auto* room : resource::task_rooms()) room->validate(application, task, diagnostics);
@@ -67,7 +75,9 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   application.compare_build_ids = policy.file_validation != "filesize";
   checkpoint.network = TRY(resource::read_network_facts(images));
   if (policy.tcp_close) resource::close_connections(application);
-  TRY(validate(application, images, session, policy));
+  Diagnostics diagnostics;
+  TRY(give(application, policy.inherit_fd, diagnostics));
+  TRY(validate(application, images, session, policy, std::move(diagnostics)));
 
   plan::PlanOptions options;
   options.pages = std::move(decoded.pages);

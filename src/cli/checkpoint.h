@@ -16,6 +16,7 @@ struct CheckpointPolicy {
   bool tcp_established = true, tcp_close = false;
   std::string file_validation = "buildid";
   std::string plan_cache;  ///< directory; empty: none
+  std::vector<std::string> inherit_fd = {};
 };
 
 struct Checkpoint {

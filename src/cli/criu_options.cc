@@ -29,13 +29,10 @@ constexpr Accepted accepted[] = {
     {"--enable-external-masters", Takes::nothing},
     {"--enable-external-sharing", Takes::nothing},
     {"--enable-fs", Takes::value},
-    {"--evasive-devices", Takes::nothing},
     {"--ext-mount-map", Takes::value},
     {"-l,--file-locks", Takes::nothing},
-    {"--force-irmap", Takes::nothing},
     {"--freeze-cgroup", Takes::value},
     {"--ghost-fiemap", Takes::nothing},
-    {"--irmap-scan-path", Takes::value},
     {"-L,--libdir", Takes::value},
     {"--default-config", Takes::nothing},
     {"--log-pid", Takes::nothing},
@@ -69,6 +66,10 @@ constexpr Accepted of_other_commands[] = {
     {"-S,--restore-sibling", Takes::nothing},
     {"--file-validation", Takes::value},
     {"--feature", Takes::value},
+    {"--evasive-devices", Takes::nothing},
+    {"--force-irmap", Takes::nothing},
+    {"--irmap-scan-path", Takes::value},
+    {"--inherit-fd", Takes::value},
 };
 
 struct Refused {
@@ -78,7 +79,6 @@ struct Refused {
 };
 constexpr Refused refused[] = {
     {"--config", Takes::value, "configuration files are not read; pass the options themselves"},
-    {"--inherit-fd", Takes::value, "descriptors of the caller cannot take the place of saved ones"},
     {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
     {"--lazy-pages", Takes::nothing, "all memory is restored before the tree runs"},
     {"--page-server", Takes::nothing, "pages are written to the images directory only"},
@@ -91,6 +91,9 @@ constexpr Refused refused[] = {
 
 /// "-x,--ext-unix-sk" → "--ext-unix-sk"
 std::string_view long_name(std::string_view names) { return names.substr(names.find("--")); }
+
+/// What criu has as a flag can be taken back.
+std::string taken_back(std::string_view names) { return fmt::format("--no-{}", long_name(names).substr(2)); }
 
 /// Declares the option; `seen` is called when it is given.
 template <typename Seen>
@@ -106,18 +109,27 @@ CLI::Option* declare(CLI::App& command, const char* names, Takes takes, Seen see
 void add_criu_options(CLI::App& command) {
   const auto accept = [&](const char* names, Takes takes) {
     declare(command, names, takes, [] {})->group("Accepted as criu does, without effect here");
-    if (takes == Takes::nothing)  // what criu has as a flag can be taken back
-      command.add_flag_callback(fmt::format("--no-{}", long_name(names).substr(2)), [] {})->group("");
+    if (takes == Takes::nothing) command.add_flag_callback(taken_back(names), [] {})->group("");
   };
   for (const auto& [names, takes] : accepted) accept(names, takes);
   for (const auto& [names, takes] : of_other_commands) {
     if (command.get_option_no_throw(std::string(long_name(names))) == nullptr) accept(names, takes);
   }
   for (const auto& [name, takes, reason] : refused) {
-    declare(command, name, takes, [name, reason] {
+    const auto refuse = [name, reason] {
       // CLI11's way to say so; cli.cc turns it into the message and the exit status.
       throw CLI::ValidationError(fmt::format("{} is refused: {}", name, reason));
-    })->group("");
+    };
+    if (takes != Takes::nothing) {
+      declare(command, name, takes, refuse)->group("");
+      continue;
+    }
+    const auto refuse_if_set = [refuse](int64_t value) {
+      if (value > 0) refuse();
+    };
+    command.add_flag_function(fmt::format("{},!{}", name, taken_back(name)), refuse_if_set)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+        ->group("");
   }
 }
 

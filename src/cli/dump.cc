@@ -12,6 +12,7 @@
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
 #include "resource/codec.h"
+#include "resource/leftovers.h"
 
 namespace stasis::cli {
 namespace {
@@ -20,6 +21,7 @@ struct Options {
   CommonOptions common;
   DumpOptions dump;
   resource::NetworkPolicy network;
+  bool show_leftovers = false;
 };
 
 capture::AfterDump after_dump(const DumpOptions& options) {
@@ -38,6 +40,9 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.network = options.network;
   wanted.policy.file_validation = options.dump.file_validation;
   wanted.policy.external = options.dump.external;
+  wanted.policy.evasive_devices = options.dump.evasive_devices;
+  wanted.policy.force_irmap = options.dump.force_irmap;
+  wanted.policy.irmap_scan = options.dump.irmap_scan;
   wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
   wanted.policy.ghost_limit = parse_size(options.dump.ghost_limit);
   if (wanted.policy.ghost_limit == 0) {
@@ -68,6 +73,15 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t
   return {};
 }
 
+/// The tree has ended: what it and the dump have left on the system.
+void report_leftovers(const model::Application& application, const Session& session, bool show_each) {
+  const auto leftovers = resource::leftovers(application);
+  const auto advice = show_each || leftovers.empty() ? "" : " (--show-leftovers tells)";
+  session.log().info("{} left on the system beside the images{}", leftovers.size(), advice);
+  if (!show_each) return;
+  for (const auto& leftover : leftovers) fmt::print("{}\n    to remove it: {}\n", leftover.what, leftover.removal);
+}
+
 Status dump(const Options& options, const Session& session) {
   const auto wanted = TRY(capture_options(options));
   const auto images = TRY(image::Directory::open(options.common.images_dir));
@@ -87,6 +101,8 @@ Status dump(const Options& options, const Session& session) {
   if (after_dump(options.dump) == capture::AfterDump::let_run) tree->context().roll_back();
   TRY(tree->release(after_dump(options.dump)));
   statistics.times = tree->times();
+  if (after_dump(options.dump) == capture::AfterDump::kill)
+    report_leftovers(tree->context().application, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
   session.log().info("Dumping finished successfully");
@@ -100,12 +116,12 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   CLI::App* command = app.add_subcommand("dump", "Save a process and all its descendants");
   command->add_option("-t,--tree", options->dump.tree, "The root of the tree")->required()->type_name("PID");
   add_common_options(*command, options->common);
-  command->add_flag("-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
-  command->add_flag("-s,--leave-stopped", options->dump.leave_stopped, "Leave the tree stopped after the dump");
-  command->add_flag("-j,--shell-job", options->dump.shell_job,
-                    "The session and terminal belong to a shell outside the tree");
-  command->add_flag("--link-remap", options->dump.link_remap,
-                    "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
+  add_switch(*command, "-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
+  add_switch(*command, "-s,--leave-stopped", options->dump.leave_stopped, "Leave the tree stopped after the dump");
+  add_switch(*command, "-j,--shell-job", options->dump.shell_job,
+             "The session and terminal belong to a shell outside the tree");
+  add_switch(*command, "--link-remap", options->dump.link_remap,
+             "Allow temporary links to files that are open, unlinked here, but linked elsewhere");
   command
       ->add_option_function<std::vector<std::string>>(
           "-x,--ext-unix-sk",
@@ -128,7 +144,17 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
                    "How changed files are recognised: filesize, buildid or checksum")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   command->add_option("--external", options->dump.external, "A resource that is not dumped but given again at restore")
-      ->type_name("RES");
+      ->type_name("RES")
+      ->allow_extra_args(false);
+  add_switch(*command, "--evasive-devices", options->dump.evasive_devices,
+             "Take any path of a device that is not reached by its own");
+  add_switch(*command, "--force-irmap", options->dump.force_irmap,
+             "Look for watched files by their inodes where they are not found by their handles");
+  command->add_option("--irmap-scan-path", options->dump.irmap_scan, "Where --force-irmap looks first")
+      ->type_name("DIR")
+      ->allow_extra_args(false);
+  add_switch(*command, "--show-leftovers", options->show_leftovers,
+             "Say what remains on the system when the tree has ended, and how it is removed");
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

@@ -26,9 +26,23 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
                  "Run this at pre-dump, post-dump, pre-restore, post-restore, …")
       ->type_name("SCRIPT");
   app.add_option("--pidfile", options.pidfile, "Write the root task's pid (restore) to this file");
-  app.add_flag("--display-stats", options.display_stats, "Print the statistics when done");
+  add_switch(app, "--display-stats", options.display_stats, "Print the statistics when done");
   app.add_option("--timeout", options.timeout, "Seconds after which stopping the tree is given up")
       ->type_name("SECONDS");
+}
+
+CLI::Option* add_switch(CLI::App& app, const std::string& names, bool& value, const std::string& description) {
+  const auto name = names.substr(names.find("--") + 2);
+  app.add_flag_callback("--no-" + name, [&value] { value = false; })->trigger_on_parse()->group("");
+  return app.add_flag_callback(names, [&value] { value = true; }, description)->trigger_on_parse();
+}
+
+void add_inherit_option(CLI::App& app, std::vector<std::string>& given) {
+  app.add_option(
+         "--inherit-fd", given,
+         "Our descriptor N takes the place of a saved file: pipe:[INODE], socket:[INODE], file[MNT:INODE], a path")
+      ->type_name("fd[N]:NAME")
+      ->allow_extra_args(false);
 }
 
 void add_format_option(CLI::App& app, std::string& format) {

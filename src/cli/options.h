@@ -9,7 +9,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace stasis::cli {
 
@@ -33,6 +34,8 @@ struct DumpOptions {
   std::string ghost_limit = "1M";
   std::string file_validation = "buildid";
   std::vector<std::string> external;
+  bool evasive_devices = false, force_irmap = false;
+  std::vector<std::string> irmap_scan;
 };
 
 struct RestoreOptions {
@@ -41,13 +44,18 @@ struct RestoreOptions {
   bool shell_job = false;
   std::string root;
   std::string file_validation = "buildid";
-  std::string plan_cache;             ///< directory; empty: none
+  std::string plan_cache;  ///< directory; empty: none
+  std::vector<std::string> inherit_fd;
   std::vector<std::string> exec_cmd;  ///< after `--` with --exec-cmd: what stasis becomes once the tree runs
 };
 
 /// -D -W -o -v --action-script …: shared by all subcommands that work on images.
 void add_common_options(CLI::App&, CommonOptions&);
 void add_log_options(CLI::App&, CommonOptions&);
+/// A flag that --no-NAME takes back, as criu's do: the later one wins.
+CLI::Option* add_switch(CLI::App&, const std::string& names, bool& value, const std::string& description);
+/// --inherit-fd of restore and plan.
+void add_inherit_option(CLI::App&, std::vector<std::string>& given);
 /// --format of a program: plan::to_form.
 void add_format_option(CLI::App&, std::string& format);
 

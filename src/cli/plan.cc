@@ -27,9 +27,10 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   CLI::App* command = app.add_subcommand("plan", "Print the verified program that restore would run");
   add_common_options(*command, options->common);
   add_format_option(*command, options->format);
-  command->add_flag("-j,--shell-job", options->policy.shell_job, "As for restore");
+  add_switch(*command, "-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
+  add_inherit_option(*command, options->policy.inherit_fd);
   command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");
   command->callback([options, &chosen] {
     chosen = [options] {

@@ -68,7 +68,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   const auto& checkpoint = until_exit(
       TRY(load_checkpoint(images, session,
                           {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
-                           options.restore.file_validation, options.restore.plan_cache})));
+                           options.restore.file_validation, options.restore.plan_cache, options.restore.inherit_fd})));
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);
@@ -130,20 +130,21 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("restore", "Bring a saved tree back");
   add_common_options(*command, options->common);
-  command->add_flag("-d,--restore-detached", options->restore.detached,
-                    "Return once the tree runs, instead of waiting for its end");
-  command->add_flag("-S,--restore-sibling", options->restore.sibling, "The root becomes a child of our parent");
-  command->add_flag("-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
-  command->add_flag("-j,--shell-job", options->restore.shell_job,
-                    "Take session and terminal from the shell we run under");
+  add_switch(*command, "-d,--restore-detached", options->restore.detached,
+             "Return once the tree runs, instead of waiting for its end");
+  add_switch(*command, "-S,--restore-sibling", options->restore.sibling, "The root becomes a child of our parent");
+  add_switch(*command, "-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
+  add_switch(*command, "-j,--shell-job", options->restore.shell_job,
+             "Take session and terminal from the shell we run under");
   add_network_options_of_restore(*command, options->network);
   command
       ->add_option("--file-validation", options->restore.file_validation,
                    "How changed files are recognised: filesize, buildid or checksum")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
+  add_inherit_option(*command, options->restore.inherit_fd);
   command->add_option("--plan-cache", options->restore.plan_cache, "Directory with programs for trees of known shapes")
       ->type_name("DIR");
-  command->add_flag("--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
+  add_switch(*command, "--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests
   add_criu_options(*command);

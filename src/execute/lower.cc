@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
 
 namespace stasis::execute {
 namespace {
@@ -155,12 +156,19 @@ class Lowering {
     return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator && !loses_parent;
   }
 
-  /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images.
+  /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images and
+  /// what is given.
   void begin_root(SlotProgram& root) {
     const auto origin = static_cast<uint32_t>(origin_);
     root.call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), origin);
-    if (program_.images_fd > 0) root.call(call(SYS_close_range, 0, program_.images_fd - 1, 0), origin);
-    root.call(call(SYS_close_range, program_.images_fd + 1, ~0u, 0), origin);
+    auto kept = inherited_;
+    if (program_.images_fd >= 0) kept.insert(program_.images_fd);
+    int next = 0;
+    for (const int fd : kept) {
+      if (fd > next) root.call(call(SYS_close_range, next, fd - 1, 0), origin);
+      next = fd + 1;
+    }
+    root.call(call(SYS_close_range, next, ~0u, 0), origin);
     // What stasis was started with as ignored survives CLONE_CLEAR_SIGHAND (kernel/signal.c, flush_signal_handlers).
     constexpr std::array<uint64_t, 4> default_action{};
     for (const int signal : options_.ignored_signals) {
@@ -288,6 +296,12 @@ class Lowering {
     return {};
   }
 
+  Status lower(const plan::Command&, const plan::InheritFd& inherit) {
+    add(expecting(call(SYS_fcntl, inherit.own_fd, F_DUPFD, inherit.fd), Expected::exactly, inherit.fd));
+    inherited_.insert(inherit.fd);
+    return {};
+  }
+
   Status lower(const plan::Command&, const plan::EpollAdd& add_it) {
     epoll_event event{add_it.events, {.u64 = add_it.data}};
     if (!plan::has_fired(add_it.events)) {
@@ -404,6 +418,7 @@ class Lowering {
   const LowerOptions& options_;
   Lowered result_;
   std::map<std::string, uint32_t> counters_, lowest_awaited_;
+  std::set<int> inherited_;                        ///< what the supervisor gives to the root
   std::map<Pid, std::vector<pid_t>> nested_pids_;  ///< of those in nested pid namespaces
   uint32_t slot_ = 0;
   size_t origin_ = 0;

@@ -186,4 +186,20 @@ Result<FanotifyInfo> parse_fanotify(std::string_view text) {
 
 Result<PidfdInfo> parse_pidfd(std::string_view text) { return PidfdInfo{TRY(number_of<pid_t>(text, "Pid"))}; }
 
+Result<BpfMapInfo> parse_bpf_map(std::string_view text) {
+  BpfMapInfo info;
+  info.type = TRY(number_of<uint32_t>(text, "map_type"));
+  info.key_size = TRY(number_of<uint32_t>(text, "key_size"));
+  info.value_size = TRY(number_of<uint32_t>(text, "value_size"));
+  info.max_entries = TRY(number_of<uint32_t>(text, "max_entries"));
+  const auto flags = value_of(text, "map_flags");
+  const auto digits = flags && flags->starts_with("0x") ? to_number<uint32_t>(flags->substr(2), 16) : std::nullopt;
+  if (!digits) return fail(malformed("map_flags"));
+  info.flags = *digits;
+  info.memory = TRY(number_of<uint64_t>(text, "memlock"));
+  info.id = TRY(number_of<uint32_t>(text, "map_id"));
+  info.frozen = TRY(number_of<uint32_t>(text, "frozen")) != 0;
+  return info;
+}
+
 }  // namespace stasis::kernel

@@ -75,4 +75,12 @@ struct PidfdInfo {
 };
 Result<PidfdInfo> parse_pidfd(std::string_view text);
 
+/// kernel/bpf/syscall.c, bpf_map_show_fdinfo
+struct BpfMapInfo {
+  uint32_t type = 0, key_size = 0, value_size = 0, max_entries = 0, flags = 0, id = 0;
+  uint64_t memory = 0;  ///< what it takes, in bytes
+  bool frozen = false;
+};
+Result<BpfMapInfo> parse_bpf_map(std::string_view text);
+
 }  // namespace stasis::kernel

@@ -78,6 +78,7 @@ struct OpenDescription {
   std::vector<ObjectId> carries;  ///< descriptions that it keeps open itself: in flight in a socket's queue; ascending
   bool starts_last = false;       ///< what goes on in it (a timer runs, files are watched) begins when all are complete
   std::vector<Watch> watches;     ///< of an epoll; ascending
+  int given = -1;                 ///< at a restore: the descriptor of stasis that takes its place; -1: it is made anew
   friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
 };
 

@@ -235,6 +235,19 @@ struct OpenPidfd {
     v("fd", s.fd);
   }
 };
+/// The supervisor has a descriptor of its own, `own_fd`, take the place of a description, under a number that whoever
+/// it creates afterwards inherits.
+struct InheritFd {
+  static constexpr std::string_view name = "INHERIT_FD";
+  int own_fd = 0, fd = 0;
+  ObjectId description;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("own_fd", s.own_fd);
+    v("fd", s.fd);
+    v("description", s.description);
+  }
+};
 /// The runner takes descriptor `fd` of the process that its own descriptor `pidfd` stands for.
 struct TakeFd {
   static constexpr std::string_view name = "TAKE_FD";
@@ -406,8 +419,8 @@ struct Ready {
 
 using Action =
     std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
-                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, EpollAdd, Mmap,
-                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
+                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, InheritFd,
+                 EpollAdd, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -61,6 +61,11 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   made.temporary = fd < 0;
   const auto& description = out_.application.descriptions.at(id);
   made.maker = out_.maker(description);
+  if (const auto given = out_.given().find(id); given != out_.given().end()) {
+    made.given = true;
+    made.fd = given->second;
+    return made;
+  }
   if (const Pid wanted = made.maker == nullptr ? Pid{} : made.maker->process(description); wanted.value != 0)
     referred_.insert(wanted);
   if (description.owner.kind == model::FileOwner::Kind::process) referred_.insert(Pid{description.owner.id});
@@ -90,8 +95,7 @@ void DescriptorPlan::add_mapped_files() {
     for (const auto& mapping : space->second.mappings) {
       const auto description = out_.application.descriptions.find(mapping.file);
       if (description == out_.application.descriptions.end()) continue;
-      const auto* maker = out_.maker(description->second);
-      if (maker == nullptr || maker->reopenable()) continue;
+      if (!out_.is_passed(description->second)) continue;
       need(mapping.file, table_worker_.at(task.descriptors));
     }
   }
@@ -120,7 +124,7 @@ void DescriptorPlan::add_watchers() {
     watchers_[watcher].push_back(id);
     for (const auto& watch : watches) {
       const auto target = made_.find(watch.target);
-      if (target == made_.end() || holds(watcher, target->second)) continue;
+      if (target == made_.end() || target->second.given || holds(watcher, target->second)) continue;
       target->second.borrowed = true;
       borrowed_by_[watcher].emplace(watch.target, -1);
     }
@@ -284,7 +288,8 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
 
 void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
   auto sink = out_.process(pid);
-  if (made.maker->seekable() && description.position != 0) sink.add(Lseek{made.fd, description.position});
+  if (made.maker->seekable() && description.position != 0 && !made.given)
+    sink.add(Lseek{made.fd, description.position});
   const auto& owner = description.owner;
   const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
   auto calls = owner_calls(made.fd, owner, id);
@@ -305,6 +310,15 @@ void DescriptorPlan::set_owner(Pid by, const std::string& purpose, const model::
     perform.processes.push_back(process);
   }
   out_.process(by).add(std::move(perform));
+}
+
+/// What the supervisor gives is as it is, but for what only those who use it need: whether calls wait, and who gets
+/// signals.
+void DescriptorPlan::adopt(Pid pid, const model::OpenDescription& description, const Made& made) {
+  constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC;
+  out_.process(pid).perform(fmt::format("status flags of descriptor {}", made.fd), "",
+                            {call(SYS_fcntl, made.fd, F_SETFL, description.flags & settable)});
+  set_state(pid, description, made);
 }
 
 /// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.
@@ -406,7 +420,10 @@ void DescriptorPlan::take(Pid pid) {
   }
   for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
-    if (const auto known = here.find(id); known != here.end() && known->second == use.fd) {
+    if (made.given) {
+      if (made.owner == pid && !here.contains(id)) adopt(pid, out_.application.descriptions.at(id), made);
+      sink.add(Dup2{made.fd, use.fd, use.close_on_exec});
+    } else if (const auto known = here.find(id); known != here.end() && known->second == use.fd) {
       if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
     } else if (made.owner == pid && !made.temporary) {  // made here, and duplicated
       if (use.fd == made.fd && use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
@@ -421,8 +438,8 @@ void DescriptorPlan::take(Pid pid) {
     auto& made = made_.at(id);
     if (here.contains(id)) continue;
     int& at = made.needed_at.at(pid);
-    at = made.owner == pid ? made.fd : out_.temporary_fd();
-    if (made.owner != pid) transfer(made, at, true);
+    at = made.owner == pid || made.given ? made.fd : out_.temporary_fd();
+    if (made.owner != pid && !made.given) transfer(made, at, true);
   }
   for (const auto& [id, fd] : passing) sink.add(Close{fd});
   for (const Pid source : sources) out_.post(sink, taken_from(source));
@@ -514,7 +531,8 @@ void DescriptorPlan::start(Pid pid) {
 void DescriptorPlan::close_temporaries(Pid pid) {
   for (const ObjectId id : needed_by_[pid]) {
     const auto& made = made_.at(id);
-    if (made.needed_at.at(pid) >= 0 && made.owner != pid) out_.process(pid).add(Close{made.needed_at.at(pid)});
+    if (made.needed_at.at(pid) >= 0 && made.owner != pid && !made.given)
+      out_.process(pid).add(Close{made.needed_at.at(pid)});
   }
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return;

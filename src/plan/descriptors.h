@@ -46,6 +46,7 @@ class DescriptorPlan {
     Pid owner;
     int fd = -1;  ///< the number the owner makes it at
     bool temporary = false;
+    bool given = false;  ///< by the supervisor: everybody has it at `fd`
     int scratch = -1;
     const DescriptionMaker* maker = nullptr;
     bool borrowed = false;  ///< by a process that does not hold it (`borrow`)
@@ -73,6 +74,7 @@ class DescriptorPlan {
   bool is_in_place(Pid, const model::Watch&) const;
   void watch_out_of_place(Pid, const model::Watch&, int epoll);
   Status make_group(Pid, const std::vector<ObjectId>& group);
+  void adopt(Pid, const model::OpenDescription&, const Made&);
   void set_state(Pid, const model::OpenDescription&, const Made&);
   void set_owner(Pid by, const std::string& purpose, const model::FileOwner& owner, Calls calls);
   void set_owner_outside(Pid, int fd, const model::FileOwner&);

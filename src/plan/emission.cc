@@ -33,6 +33,19 @@ void Emission::close_pidfds(Pid pid) {
   for (const auto& [of, fd] : pidfds_) process(pid).add(Close{fd});
 }
 
+void Emission::inherit_given(int first_fd) {
+  for (const auto& [id, description] : application.descriptions) {
+    if (description.given < 0) continue;
+    const int fd = first_fd + static_cast<int>(given_.size());
+    process(Pid{0}).add(InheritFd{description.given, fd, id});
+    given_.emplace(id, fd);
+  }
+}
+
+void Emission::close_given(Pid pid) {
+  for (const auto& [id, fd] : given_) process(pid).add(Close{fd});
+}
+
 int Emission::pidfd_in_root(Pid pid) {
   const auto [entry, fresh] = pidfds_.try_emplace(pid, root_pidfd_ + 1 + static_cast<int>(pidfds_.size()));
   if (!fresh) return entry->second;

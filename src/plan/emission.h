@@ -132,6 +132,17 @@ class Emission {
   /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
   int first_temporary() const { return next_temporary_; }
 
+  /// Descriptions that descriptors of the supervisor take the place of: everybody has them from birth, under numbers
+  /// from `first_fd` on.
+  void inherit_given(int first_fd);
+  void close_given(Pid);
+  const std::map<ObjectId, int>& given() const { return given_; }
+  /// No path leads to it: whoever needs it has it passed to him.
+  bool is_passed(const model::OpenDescription& description) const {
+    const auto* made_by = maker(description);
+    return given_.contains(description.id) || (made_by != nullptr && !made_by->reopenable());
+  }
+
   const DescriptionMaker* maker(const model::OpenDescription& description) const {
     for (const auto* made : contributors.makers) {
       if (description.state.value && made->kind() == description.state.value->kind()) return made;
@@ -151,7 +162,8 @@ class Emission {
   int next_temporary_ = 0;
   std::map<Pid, FreeNumbers> numbers_;  ///< by pid namespace
   int root_pidfd_ = -1;
-  std::map<Pid, int> pidfds_;  ///< of other processes, in the root
+  std::map<ObjectId, int> given_;  ///< their numbers in every process
+  std::map<Pid, int> pidfds_;      ///< of other processes, in the root
 };
 
 }  // namespace stasis::plan

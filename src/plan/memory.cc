@@ -79,8 +79,7 @@ class MappingPlanner {
   bool is_passed(const model::Mapping& mapping) const {
     const auto description = out_.application.descriptions.find(mapping.file);
     if (description == out_.application.descriptions.end()) return false;
-    const auto* maker = out_.maker(description->second);
-    return maker != nullptr && !maker->reopenable();
+    return out_.is_passed(description->second);
   }
   bool is_wanted(const model::Mapping& mapping) const {
     return plan_.part == MemoryPlan::Part::all ||
@@ -235,7 +234,7 @@ class MappingPlanner {
       return fail(Error::internal(
           "plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
     }
-    if (!maker->reopenable()) {
+    if (out_.is_passed(description->second)) {
       return fail(Error::unsupported(
           "plan memory",
           fmt::format("{} is mapped at {:#x} by a task that shares its descriptors, but not its memory, with another",

@@ -117,6 +117,7 @@ class Planner {
     build_threads();
     complete();
     supervise(Stage::settle);
+    out_.close_given(Pid{0});
     finish();
     return std::move(out_.program);
   }
@@ -135,7 +136,11 @@ class Planner {
     const int first = std::max(highest + 1, options_.first_free_fd);
     out_.program.images_fd = first;
     const int pidfds = out_.spaces.any() ? 1 + static_cast<int>(application_.tasks.size()) : 0;
-    out_.set_first_temporary(first + 1 + pidfds);
+    // Until it gives them stasis itself may open one or the other file, under the lowest number.
+    constexpr int opened_meanwhile = 16;
+    const int given = first + 1 + pidfds + opened_meanwhile;
+    out_.inherit_given(given);
+    out_.set_first_temporary(out_.given().empty() ? first + 1 + pidfds : given + static_cast<int>(out_.given().size()));
   }
 
   // ---- copy-on-write
@@ -336,6 +341,7 @@ class Planner {
           if (descriptors_->works_on_table(task)) {
             sink.add(Close{out_.program.images_fd});
             out_.close_pidfds(task.pid);
+            out_.close_given(task.pid);
             descriptors_->start(task.pid);
           }
         }

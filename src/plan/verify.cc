@@ -107,7 +107,10 @@ void Interpreter::apply(const Perform& perform) {
     require(needed != processes_.end() && !needed->second.reaped && is_before(needed->second.born),
             "process {} is not certain to be there (ESRCH)", pid);
   }
-  for (const auto& created : perform.creates) put(created.fd, {created.description});
+  for (const auto& created : perform.creates) {
+    makes(created.description);
+    put(created.fd, {created.description});
+  }
   for (const auto& completed : perform.completes) complete(completed);
   for (const auto& started : perform.starts) {
     const auto* slot = open_slot(started.fd);

@@ -22,8 +22,8 @@ std::shared_ptr<Table> Interpreter::copied_table() {
   touch_table();
   auto copy = std::make_shared<Table>();
   for (const auto& [fd, slot] : now_->table->slots) {
-    // Of what is stasis' own the executor keeps the images alone.
-    if (now_->pid.value != 0 || fd == program_.images_fd) copy->slots[fd] = slot;
+    // Of what is stasis' own the executor keeps the images, and what is given.
+    if (now_->pid.value != 0 || fd == program_.images_fd || slot.inherited) copy->slots[fd] = slot;
   }
   return copy;
 }
@@ -46,7 +46,23 @@ void Interpreter::put(int fd, OpenSlot slot) {
   if (!problem_) now_->table->slots[fd] = slot;
 }
 
+void Interpreter::makes(ObjectId id) {
+  const auto description = wanted_.descriptions.find(id);
+  const bool is_given = description != wanted_.descriptions.end() && description->second.given >= 0;
+  require(!is_given, "a descriptor of stasis is to take the place of {}, which is made anew", id);
+}
+
+void Interpreter::apply(const InheritFd& inherit) {
+  const auto description = wanted_.descriptions.find(inherit.description);
+  require(now_->pid.value == 0, "only stasis itself can give a descriptor of its own");
+  require(inherit.own_fd >= 0, "descriptor {} is out of range (EBADF)", inherit.own_fd);
+  require(description != wanted_.descriptions.end() && description->second.given == inherit.own_fd,
+          "descriptor {} of stasis is not to take the place of {}", inherit.own_fd, inherit.description);
+  if (!problem_) put(inherit.fd, {.description = inherit.description, .inherited = true});
+}
+
 void Interpreter::apply(const Open& open) {
+  makes(open.description);
   if (now_->pid.value != 0) reads(files_, "what the supervisor makes in the file system");
   put(open.fd, {open.description, (open.flags & O_CLOEXEC) != 0});
 }

@@ -28,7 +28,8 @@ namespace stasis::plan::verifier {
 struct OpenSlot {
   ObjectId description;
   bool close_on_exec = false;
-  Pid pidfd_of;  ///< 0: it is none
+  Pid pidfd_of;            ///< 0: it is none
+  bool inherited = false;  ///< the supervisor has it for those whom it creates
 };
 struct Table {
   std::map<int, OpenSlot> slots;
@@ -164,6 +165,8 @@ class Interpreter {
   void touch_table();
   OpenSlot* open_slot(int fd);
   void put(int fd, OpenSlot slot);
+  /// Where a descriptor of the supervisor takes the place of a description, nothing else may.
+  void makes(ObjectId id);
   void apply(const Open& open);
   void apply(const Close& close);
   void apply(const Dup2& dup);
@@ -171,6 +174,7 @@ class Interpreter {
   void apply(const Lseek& seek);
   void apply(const TransferFd& transfer);
   void apply(const OpenPidfd& open);
+  void apply(const InheritFd& inherit);
   void apply(const TakeFd& take_fd);
   void take(Process& from, int fd, int target_fd, bool close_on_exec);
   void apply(const EpollAdd& add);
@@ -195,6 +199,8 @@ class Interpreter {
 
   void compare();
   void compare_descriptions();
+  /// Whoever is at the other end of what stasis gives must not wait for stasis.
+  void compare_given(const Table& own);
   void compare(const model::Task& task, const Process& made);
   void compare_leader(const model::Task& task, const Process& made);
   /// Two tasks have the same object if and only if the Application says so.

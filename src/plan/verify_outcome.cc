@@ -55,6 +55,7 @@ void Interpreter::compare() {
   }
   for (const auto& [pid, process] : processes_) {
     culprit_ = pid;
+    if (pid.value == 0) compare_given(*process.table);
     if (pid.value == 0 || process.reaped) continue;
     require(tasks_wanted_.find(pid) != nullptr, "it is not part of the application, and nothing ends it");
     if (problem_) return;
@@ -68,6 +69,10 @@ void Interpreter::compare() {
     if (problem_) return;
   }
   if (extent_ == Extent::whole) compare_descriptions();
+}
+
+void Interpreter::compare_given(const Table& own) {
+  for (const auto& [fd, slot] : own.slots) require(!slot.inherited, "descriptor {} of stasis is left open", fd);
 }
 
 void Interpreter::compare_descriptions() {
@@ -156,7 +161,8 @@ void Interpreter::compare_table(const model::Task& task, const Table& made) {
     require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
     compare_carried(slot.description);
     const auto description = wanted_.descriptions.find(slot.description);
-    const uint64_t position = description == wanted_.descriptions.end() ? 0 : description->second.position;
+    const bool stays = description == wanted_.descriptions.end() || description->second.given >= 0;
+    const uint64_t position = stays ? 0 : description->second.position;
     const auto reached = positions_.find(slot.description);
     require((reached == positions_.end() ? 0 : reached->second) == position, "descriptor {} is not at offset {}", fd,
             position);

@@ -13,6 +13,10 @@ ObjectId CaptureContext::object(const std::string& key, bool& fresh) {
   return objects_[key] = new_id();
 }
 
+bool is_external(const CapturePolicy& policy, std::string_view name) {
+  return std::ranges::find(policy.external, name) != policy.external.end();
+}
+
 pid_t CaptureContext::witness(const model::Task& task) const {
   const pid_t tid = task.leader_has_ended() ? task.threads.at(1).tid.value : task.pid.value;
   const auto found = std::ranges::find(host_to_tree, tid, [](const auto& entry) { return entry.second; });

@@ -28,8 +28,14 @@ struct CapturePolicy {
   uint64_t ghost_limit = 1 << 20;
   std::string file_validation = "buildid";  ///< "buildid", "filesize" or "checksum"
   std::vector<std::string> external;        ///< --external values
+  bool evasive_devices = false;             ///< a device that has lost its path is looked for by its number
+  bool force_irmap = false;                 ///< watched files are looked for by their inodes
+  std::vector<std::string> irmap_scan;      ///< --irmap-scan-path: directories to look in, before the usual ones
   bool leave_running = false;
 };
+
+/// --external NAME: this is not dumped, and given again at the restore.
+bool is_external(const CapturePolicy&, std::string_view name);
 
 class CaptureContext {
  public:

@@ -277,6 +277,7 @@ Result<EncodeStats> encode(const model::Application& application, ApplicationMem
 }
 
 Status commit(const model::Application& application, const image::Directory& directory) {
+  TRY(write_clocks(directory));
   return directory.commit(make_inventory(application));
 }
 

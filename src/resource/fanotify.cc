@@ -81,7 +81,8 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
     const auto mounts = found.marks.empty() ? std::vector<kernel::MountInfo>{} : TRY(kernel::read_mountinfo());
     for (const auto& mark : found.marks) {
       WatchedFile file{mark.inode, mark.device, mark.handle, {}};
-      file.path = path_of(mark, mounts);
+      file.path = mark.kind == FanotifyMark::Kind::inode ? find_watched(context.policy, mounts, file)
+                                                         : mount_point(mark, mounts);
       if (file.path.empty()) refuse_lost_file(context, probe.subject, file);
       state->marks.push_back(
           {mark.kind, mark.flags & kept_flags, mark.mask, mark.ignored_mask, mark.mount_id, std::move(file)});
@@ -175,10 +176,8 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
   }
 
  private:
-  /// For a mount or file system: where it is mounted.
-  static std::string path_of(const FanotifyMark& mark, const std::vector<kernel::MountInfo>& mounts) {
-    if (mark.kind == FanotifyMark::Kind::inode)
-      return kernel::find_by_handle(mounts, mark.device, mark.inode, mark.handle);
+  /// Of a mount or file system: where it is mounted.
+  static std::string mount_point(const FanotifyMark& mark, const std::vector<kernel::MountInfo>& mounts) {
     const auto found = std::ranges::find_if(mounts, [&](const kernel::MountInfo& mount) {
       return mark.kind == FanotifyMark::Kind::mount
                  ? static_cast<uint32_t>(mount.id) == mark.mount_id

@@ -4,7 +4,7 @@ namespace stasis::resource {
 
 void FileRoom::validate_all(const model::Application& application, Diagnostics& diagnostics) const {
   for (const auto& [id, description] : application.descriptions) {
-    if (description.state.value && description.state.value->kind() == kind()) {
+    if (description.given < 0 && description.state.value && description.state.value->kind() == kind()) {
       validate(application, description, diagnostics);
     }
   }

@@ -9,6 +9,7 @@
 #include "model/application.h"
 #include "plan/contributor.h"
 #include "resource/capture_context.h"
+#include "resource/leftovers.h"
 
 namespace stasis::resource {
 
@@ -43,6 +44,12 @@ class FileRoom : public plan::DescriptionMaker {
   virtual void validate(const model::Application&, const model::OpenDescription&, Diagnostics&) const {}
   /// Everything of this kind, if there is any: `validate` for each description, or once for what many of them share.
   virtual void validate_all(const model::Application&, Diagnostics&) const;
+  /// What --inherit-fd calls it, as criu does ("pipe:[4711]", "var/log/x"); nothing: no descriptor can take its place.
+  virtual std::vector<std::string> names(const model::Application&, const model::OpenDescription&) const { return {}; }
+
+  // -- after a dump that ends the tree
+  /// What of this kind remains on the system.
+  virtual void leftovers(const model::Application&, std::vector<Leftover>&) const {}
   /// Supervisor's preparation and clean-up for this kind as a whole (stages prepare and settle).
   void contribute(plan::Stage, const model::Application&, plan::Sink&) const override {}
 };

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -129,7 +130,8 @@ uint64_t read_time(const time_value_entry& entry, uint32_t below_microseconds) {
 
 bool GhostFile::equals(const model::KindValue& other) const {
   const auto* ghost = dynamic_cast<const GhostFile*>(&other);
-  if (ghost == nullptr || uid != ghost->uid || gid != ghost->gid || mode != ghost->mode || size != ghost->size) {
+  if (ghost == nullptr || uid != ghost->uid || gid != ghost->gid || mode != ghost->mode || size != ghost->size ||
+      target != ghost->target || device != ghost->device) {
     return false;
   }
   const auto there = covers_equal(*this, *ghost), back = covers_equal(*ghost, *this);
@@ -140,6 +142,37 @@ std::string GhostFile::describe() const {
   return fmt::format("unlinked file {} of {} bytes, mode {:o}, owner {}:{}", path, size, mode, uid, gid);
 }
 
+bool is_stateless_device(uint32_t mode, dev_t device) {
+  constexpr unsigned memory_devices = 1;
+  if (!S_ISCHR(mode) || major(device) != memory_devices) return false;
+  switch (minor(device)) {
+    case 3:  // null
+    case 5:  // zero
+    case 7:  // full
+    case 8:  // random
+    case 9:  // urandom
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool can_be_ghost(uint32_t mode, dev_t device) {
+  return S_ISREG(mode) || S_ISDIR(mode) || S_ISLNK(mode) || S_ISFIFO(mode) || is_stateless_device(mode, device);
+}
+
+namespace {
+
+/// Only a descriptor of the link itself reads it (O_PATH): the path in procfs would be followed beyond it.
+Result<std::string> target_of(const DescriptorProbe& probe) {
+  char target[PATH_MAX];
+  const ssize_t length = readlinkat(TRY(probe.duplicate()), "", target, sizeof target);
+  if (length < 0) return fail_errno("readlink", probe.subject);
+  return std::string(target, static_cast<size_t>(length));
+}
+
+}  // namespace
+
 Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
   const auto in_nanoseconds = [](const timespec& time) {
     return static_cast<uint64_t>(time.tv_sec) * nanoseconds + static_cast<uint64_t>(time.tv_nsec);
@@ -147,6 +180,8 @@ Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
   GhostFile ghost;
   ghost.uid = probe.stat.st_uid, ghost.gid = probe.stat.st_gid, ghost.mode = probe.stat.st_mode;
   ghost.accessed_ns = in_nanoseconds(probe.stat.st_atim), ghost.modified_ns = in_nanoseconds(probe.stat.st_mtim);
+  if (S_ISLNK(ghost.mode)) ghost.target = TRY(target_of(probe));
+  if (S_ISCHR(ghost.mode)) ghost.device = static_cast<uint32_t>(probe.stat.st_rdev);
   if (!S_ISREG(ghost.mode)) return ghost;
   ghost.size = static_cast<uint64_t>(probe.stat.st_size);
   // A new description: the task's own offset stays where it is.
@@ -173,6 +208,8 @@ Status encode_ghost(const GhostFile& ghost, image::Writer& writer) {
   write_time(ghost.accessed_ns, *entry.mutable_atim()), write_time(ghost.modified_ns, *entry.mutable_mtim());
   entry.set_atim_ns(ghost.accessed_ns % 1000), entry.set_mtim_ns(ghost.modified_ns % 1000);
   if (S_ISREG(ghost.mode)) entry.set_chunks(true), entry.set_size(ghost.size);
+  if (S_ISLNK(ghost.mode)) entry.set_symlnk_target(ghost.target);
+  if (S_ISCHR(ghost.mode)) entry.set_rdev(ghost.device);
   TRY(writer.append(entry));
   const auto reader = TRY(ContentReader::open_for(ghost));
   for (const auto& extent : ghost.extents) {
@@ -231,11 +268,17 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
   ghost.uid = entry.uid(), ghost.gid = entry.gid(), ghost.mode = entry.mode(), ghost.size = entry.size();
   ghost.accessed_ns = read_time(entry.atim(), entry.atim_ns());
   ghost.modified_ns = read_time(entry.mtim(), entry.mtim_ns());
-  if (is_directory(ghost.mode) || S_ISFIFO(ghost.mode)) return ghost;
-  if (!S_ISREG(ghost.mode)) {
-    return fail(Error::unsupported(
-        "decode ghost file", fmt::format("mode {:o} is that of no file, directory or FIFO", ghost.mode), ghost.image));
+  ghost.target = entry.symlnk_target(), ghost.device = entry.rdev();
+  if (!can_be_ghost(ghost.mode, ghost.device)) {
+    return fail(Error::unsupported("decode ghost file",
+                                   fmt::format("field mode: {:o}, or the device, cannot be made again", ghost.mode),
+                                   ghost.image));
   }
+  const bool is_target =
+      !ghost.target.empty() && ghost.target.size() < PATH_MAX && ghost.target.find('\0') == std::string::npos;
+  if (S_ISLNK(ghost.mode) && !is_target)
+    return fail(Error::invalid("decode ghost file", "field symlnk_target: a link leads to no such path", ghost.image));
+  if (!S_ISREG(ghost.mode)) return ghost;
   if (ghost.size > largest_file) {
     return fail(Error::invalid("decode ghost file", fmt::format("field size: {} bytes are impossible", ghost.size),
                                ghost.image));
@@ -281,13 +324,17 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
     calls.push_back(call(SYS_mkdirat, AT_FDCWD, path, 0700));
   } else if (S_ISFIFO(ghost.mode)) {
     calls.push_back(call(SYS_mknodat, AT_FDCWD, path, S_IFIFO | 0600, 0));
+  } else if (S_ISCHR(ghost.mode)) {
+    calls.push_back(call(SYS_mknodat, AT_FDCWD, path, S_IFCHR | 0600, ghost.device));
+  } else if (S_ISLNK(ghost.mode)) {
+    calls.push_back(call(SYS_symlinkat, plan::text(ghost.target), AT_FDCWD, path));
   } else {
     calls.push_back(call(SYS_openat, AT_FDCWD, path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
     fill(ghost, sink.images_fd(), calls);
     calls.push_back(call(SYS_close, ResultOf{-static_cast<int>(calls.size())}));
   }
   calls.push_back(call(SYS_fchownat, AT_FDCWD, path, ghost.uid, ghost.gid, AT_SYMLINK_NOFOLLOW));
-  calls.push_back(call(SYS_fchmodat, AT_FDCWD, path, ghost.mode & 07777));
+  if (!S_ISLNK(ghost.mode)) calls.push_back(call(SYS_fchmodat, AT_FDCWD, path, ghost.mode & 07777));
   const auto time = [](uint64_t ns) {
     return timespec{static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)};
   };

@@ -1,4 +1,5 @@
-// Unlinked files: their content is kept in ghost-file-<id>.img, and they are made again for the time of a restore.
+// Unlinked files, symbolic links, FIFOs and devices: their content is kept in ghost-file-<id>.img, and they are made
+// again for the time of a restore.
 #pragma once
 
 #include <string>
@@ -19,6 +20,8 @@ struct GhostFile final : model::KindValue {
   uint32_t uid = 0, gid = 0, mode = 0;
   uint64_t size = 0;
   uint64_t accessed_ns = 0, modified_ns = 0;
+  std::string target;           ///< of a symbolic link
+  uint32_t device = 0;          ///< of a character device: its number
   std::vector<Extent> extents;  ///< ascending
   /// All extents' bytes, if they are few. Otherwise they are read from `source` when they are needed: from the task's
   /// own descriptor ("/proc/7/fd/3") or from the image.
@@ -36,6 +39,10 @@ struct GhostFile final : model::KindValue {
 /// Looks at what has data, through a descriptor or map_files link that opens the file.
 Result<GhostFile> capture_ghost(const DescriptorProbe&);
 Status encode_ghost(const GhostFile&, image::Writer&);
+/// Whether such a file can be made again: not devices that keep a state, nor sockets.
+bool can_be_ghost(uint32_t mode, dev_t device);
+/// /dev/null and its like (Documentation/admin-guide/devices.txt).
+bool is_stateless_device(uint32_t mode, dev_t device);
 Result<GhostFile> decode_ghost(const image::Directory&, uint32_t id);
 
 /// The supervisor's commands for all unlinked files together: made in stage prepare, directories first; removed in

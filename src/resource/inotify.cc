@@ -64,7 +64,7 @@ class InotifyRoom final : public AnonymousRoom<inotify_file_entry, &image::FileR
     const auto mounts = found.empty() ? std::vector<kernel::MountInfo>{} : TRY(kernel::read_mountinfo());
     for (const auto& watch : found) {
       WatchedFile file{watch.inode, watch.device, watch.handle, {}};
-      file.path = kernel::find_by_handle(mounts, file.device, file.inode, file.handle);
+      file.path = find_watched(context.policy, mounts, file);
       if (file.path.empty()) refuse_lost_file(context, probe.subject, file);
       state->watches.push_back({watch.descriptor, watch.mask, std::move(file)});
     }

@@ -1,9 +1,12 @@
 #include "resource/inventory.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <array>
 
 #include "image/names.h"
+#include "namespaces.pb.h"
 
 namespace stasis::resource {
 namespace {
@@ -36,7 +39,7 @@ void set_inherited(task_kobj_ids_entry& ids) {
 }
 
 struct Namespace {
-  const char* name;
+  std::string_view name;
   bool (task_kobj_ids_entry::*has)() const;
   uint32_t (task_kobj_ids_entry::*id)() const;
 
@@ -98,6 +101,26 @@ void set_namespaces(const model::Application& application, const model::Task& ta
   if (application.root_is_namespace_init) ids.set_pid_ns_id(own_pid_ns);
   // Above all of the others.
   if (task.pid_namespace.value != 0) ids.set_pid_ns_id(own_pid_ns + static_cast<uint32_t>(task.pid_namespace.value));
+}
+
+Status write_clocks(const image::Directory& directory) {
+  timens_entry entry;
+  const auto read = [](clockid_t clock, time_offset_entry& into) {
+    timespec now{};
+    clock_gettime(clock, &now);
+    into.set_tv_sec(static_cast<uint64_t>(now.tv_sec)), into.set_tv_nsec(static_cast<uint64_t>(now.tv_nsec));
+  };
+  read(CLOCK_MONOTONIC, *entry.mutable_monotonic());
+  read(CLOCK_BOOTTIME, *entry.mutable_boottime());
+  auto writer = TRY(directory.create(image::file_name("timens-{}", 0)));
+  TRY(writer.append(entry));
+  return writer.finish();
+}
+
+uint32_t namespace_id(const task_kobj_ids_entry& ids, std::string_view kind) {
+  if (kind == pid_namespace.name) return (ids.*pid_namespace.id)();
+  const auto found = std::ranges::find(inherited_namespaces, kind, &Namespace::name);
+  return found == inherited_namespaces.end() ? 0 : (ids.*found->id)();
 }
 
 Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root,

@@ -13,8 +13,14 @@ namespace stasis::resource {
 Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
 
+/// What the clocks say at the dump, in timens-0.img: CRIU lets them go on from there (time_namespaces(7)). A restore by
+/// stasis leaves the tree in the time namespace of stasis, as it was at the dump.
+Status write_clocks(const image::Directory&);
+
 /// The namespace ids of every task of the tree: all inherited, but for the pid namespace of a tree that owns one.
 void set_namespaces(const model::Application&, const model::Task&, task_kobj_ids_entry&);
+/// Among the ids of a task, that of the namespace of this kind ("net", "pid" …); 0: there is none.
+uint32_t namespace_id(const task_kobj_ids_entry&, std::string_view kind);
 /// Whether the tree owns its pid namespace; any other namespace of its own is refused.
 Result<bool> owns_pid_namespace(const inventory_entry&, const task_kobj_ids_entry& root, const std::string& where);
 

@@ -36,6 +36,7 @@ struct PipeBuffer final : model::KindValue {
   uint32_t size = 0;  ///< F_GETPIPE_SZ
   Bytes content;
   std::vector<uint32_t> packets;  ///< lengths, if the pipe is in packet mode; they add up to the content
+  uint32_t inode = 0;             ///< of a pipe, by which users name it; not compared
 
   std::string_view kind() const override { return "pipe buffer"; }
   bool equals(const model::KindValue& other) const override {
@@ -126,8 +127,8 @@ class PipeRoomBase : public FileRoom {
     if (!records.first_time(image, id.value)) return {};
     const auto& buffer = *application.objects.at(id).as<PipeBuffer>();
     pipe_data_entry entry;
-    entry.set_pipe_id(id.value), entry.set_bytes(static_cast<uint32_t>(buffer.content.size())),
-        entry.set_size(buffer.size);
+    entry.set_pipe_id(buffer.inode != 0 ? buffer.inode : id.value), entry.set_object(id.value),
+        entry.set_bytes(static_cast<uint32_t>(buffer.content.size())), entry.set_size(buffer.size);
     if (!buffer.packets.empty()) {
       for (const uint32_t length : buffer.packets) entry.add_packets(length);
     }
@@ -143,8 +144,13 @@ class PipeRoomBase : public FileRoom {
     if (!records.first_time(image, 0) || !records.directory().has(name)) return {};
     auto reader = TRY(records.directory().read(name));
     for (pipe_data_entry entry; TRY(reader.next(entry));) {
-      auto& object = application.objects[ObjectId{entry.pipe_id()}];
+      auto& object = application.objects[object_of(entry)];
+      if (object.value) {
+        return fail(Error::invalid("decode pipe", fmt::format("{} is the number of something else", object_of(entry)),
+                                   reader.where()));
+      }
       auto buffer = std::make_shared<PipeBuffer>();
+      buffer->inode = entry.pipe_id();
       buffer->size = entry.has_size() ? entry.size() : 65536;
       buffer->content = TRY(reader.raw(entry.bytes()));
       buffer->packets.assign(entry.packets().begin(), entry.packets().end());
@@ -159,13 +165,20 @@ class PipeRoomBase : public FileRoom {
     return {};
   }
 
-  static std::shared_ptr<PipeEnd> decode_end(model::Application& application, ObjectId buffer, std::string path) {
+  /// Inodes are others each time: a checkpoint counts pipes as it counts other objects.
+  static ObjectId object_of(const auto& entry) {
+    return ObjectId{entry.has_object() ? entry.object() : entry.pipe_id()};
+  }
+
+  static std::shared_ptr<PipeEnd> decode_end(model::Application& application, ObjectId buffer, uint32_t inode,
+                                             std::string path) {
     auto end = std::make_shared<PipeEnd>();
     end->buffer = buffer, end->path = std::move(path);
     auto& object = application.objects[buffer];
     if (!object.value) {  // nothing was in it, and nothing was written of it
       auto empty = std::make_shared<PipeBuffer>();
       empty->size = 65536;
+      empty->inode = inode;
       object = {std::move(empty)};
     }
     return end;
@@ -232,8 +245,9 @@ class PipeRoomBase : public FileRoom {
     return {};
   }
 
-  static Status capture_buffer(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) {
+  Status capture_buffer(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) const {
     auto buffer = std::make_shared<PipeBuffer>();
+    if (kind() == "pipe") buffer->inode = static_cast<uint32_t>(probe.stat.st_ino);
     // A write end opens for reading through procfs, without the other end noticing: it sleeps.
     UniqueFd opened;
     if (!reads(probe.flags)) {
@@ -263,7 +277,9 @@ class PipeRoom final : public PipeRoomBase {
     image::FileRecord record;
     record.set_type(PIPE), record.set_id(description.id.value);
     auto& pipe = *record.mutable_pipe();
-    pipe.set_id(description.id.value), pipe.set_pipe_id(end.buffer.value), pipe.set_flags(description.flags);
+    const uint32_t inode = application.objects.at(end.buffer).as<PipeBuffer>()->inode;
+    pipe.set_id(description.id.value), pipe.set_pipe_id(inode != 0 ? inode : end.buffer.value);
+    pipe.set_object(end.buffer.value), pipe.set_flags(description.flags);
     encode_owner(description.owner, *pipe.mutable_fown());
     records.files.push_back(std::move(record));
     return encode_buffer(application, end.buffer, "pipes-data", records);
@@ -279,20 +295,40 @@ class PipeRoom final : public PipeRoomBase {
       return fail(Error::invalid("decode pipe", "the entry of type PIPE has no pipe field",
                                  fmt::format("files.img, file {}", record.id())));
     const auto& pipe = record.pipe();
-    const ObjectId buffer{pipe.pipe_id()};
+    const ObjectId buffer = object_of(pipe);
     if (buffer.value == 0) {
-      return fail(Error::invalid("decode pipe", "field pipe_id is 0", fmt::format("files.img, file {}", record.id())));
+      return fail(Error::invalid("decode pipe", "it has no number: pipe_id, or object, is 0",
+                                 fmt::format("files.img, file {}", record.id())));
     }
     TRY(decode_buffers(records, "pipes-data", application));
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = pipe.flags(),
     description.owner = decode_owner(pipe.fown());
-    description.state = {decode_end(application, buffer, {})};
+    description.state = {decode_end(application, buffer, pipe.pipe_id(), {})};
     if (application.objects.at(buffer).as<PipeBuffer>() == nullptr) {
       return fail(Error::invalid("decode pipe", fmt::format("object {} is no pipe", buffer),
                                  fmt::format("files.img, file {}", record.id())));
     }
     return description;
+  }
+
+  std::vector<std::string> names(const model::Application& application,
+                                 const model::OpenDescription& description) const override {
+    const auto& buffer = *application.objects.at(description.state.as<PipeEnd>()->buffer).as<PipeBuffer>();
+    return {fmt::format("pipe:[{}]", buffer.inode), fmt::format("pipe[{}]", buffer.inode)};
+  }
+
+  void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
+    std::set<ObjectId> seen;
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* end = description.given < 0 ? nullptr : description.state.as<PipeEnd>();
+      if (end == nullptr || !seen.insert(end->buffer).second) continue;
+      const auto* buffer = application.objects.at(end->buffer).as<PipeBuffer>();
+      if (buffer->content.empty()) continue;
+      diagnostics.warn(fmt::format("pipe:[{}]", buffer->inode),
+                       fmt::format("{} bytes wait in it to be read", buffer->content.size()),
+                       "they do not come into the one that takes its place (--inherit-fd)");
+    }
   }
 
   Status make(const model::Application& application, std::span<const plan::Placement> placements,
@@ -310,17 +346,21 @@ class PipeRoom final : public PipeRoomBase {
     return {};
   }
 
-  /// An end whose other end nobody in the tree holds: fine if nobody at all does, else it leads outside.
+  /// An end whose other end nobody in the tree holds: fine if nobody at all does, else it leads outside. What is there
+  /// can take its place at the restore again.
   Status finish_capture(CaptureContext& context) const override {
     TRY(PipeRoomBase::finish_capture(context));
     for (const auto& [buffer, held] : held_ends(context.application)) {
       if ((held.reads && held.writes) || held.task == nullptr) continue;
       if (is_alone(context, held)) continue;
-      context.diagnostics.refuse(
+      const auto name = fmt::format("pipe:[{}]", context.application.objects.at(buffer).as<PipeBuffer>()->inode);
+      if (is_external(context.policy, name)) continue;
+      context.diagnostics.warn(
           fmt::format("task {} '{}', descriptor {} → pipe", held.task->pid, held.task->name, held.fd),
           fmt::format("the {} end of this pipe is held by a process outside of the tree",
                       held.reads ? "write" : "read"),
-          "dump that process as well, or start the tree with its standard streams redirected to files");
+          fmt::format("at the restore pass a pipe for it: --inherit-fd 'fd[N]:{}'; or nobody is at its other end",
+                      name));
     }
     return {};
   }
@@ -412,7 +452,7 @@ class FifoRoom final : public PipeRoomBase {
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = path->reg().flags(),
     description.owner = decode_owner(path->reg().fown());
-    auto end = decode_end(application, buffer, path->reg().name());
+    auto end = decode_end(application, buffer, 0, path->reg().name());
     end->open_path = end->path;
     for (const auto& remap : TRY(records.all<remap_file_path_entry>("remap-fpath"))) {
       if (remap.orig_id() != wanted) continue;

@@ -5,6 +5,7 @@
 #include <set>
 #include <vector>
 
+#include "resource/bpf_map.h"
 #include "resource/credentials.h"
 #include "resource/descriptors.h"
 #include "resource/epoll.h"
@@ -16,6 +17,7 @@
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
+#include "resource/namespace_file.h"
 #include "resource/pidfd.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
@@ -59,9 +61,10 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &regular_file_room(), &pipe_room(),    &fifo_room(),     &memfd_room(),      &terminal_room(),
-      &unix_socket_room(),  &inet_socket_room(), &eventfd_room(), &timerfd_room(),  &signalfd_room(),   &epoll_room(),
-      &pidfd_room(),        &inotify_room(), &fanotify_room(), &unsupported_room()};
+      &regular_file_room(),   &pipe_room(),        &fifo_room(),    &memfd_room(),    &terminal_room(),
+      &unix_socket_room(),    &inet_socket_room(), &eventfd_room(), &timerfd_room(),  &signalfd_room(),
+      &epoll_room(),          &pidfd_room(),       &inotify_room(), &fanotify_room(), &bpf_map_room(),
+      &namespace_file_room(), &unsupported_room()};
   return rooms;
 }
 

@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -20,32 +19,20 @@
 #include "resource/descriptors.h"
 #include "resource/file_identity.h"
 #include "resource/ghost_file.h"
+#include "resource/process_directory.h"
 
 namespace stasis::resource {
 namespace {
 
 using plan::call;
 
-constexpr std::string_view beside = ".stasis-ghost-";  ///< and a number: the name of a ghost whose own is taken
-constexpr unsigned memory_devices = 1;                 ///< Documentation/admin-guide/devices.txt
+constexpr std::string_view beside = ".stasis-ghost-";       ///< and a number: the name of a ghost whose own is taken
+constexpr std::string_view temporary_link = "link_remap.";  ///< and a number
+constexpr std::string_view shared_memory = "/dev/shm/";     ///< shm_overview(7)
 /// CRIU counts unlinked files apart from other objects: their ids have a bit here that no other has.
 constexpr uint32_t ghost_bit = 0x20000000;
 constexpr uint32_t record_id(ObjectId ghost) { return ghost.value & ~ghost_bit; }
 constexpr uint32_t remap_record_bit = 0x40000000;  ///< in the ids of file entries for temporary links
-
-bool is_stateless_device(const struct stat& about) {
-  if (!S_ISCHR(about.st_mode) || major(about.st_rdev) != memory_devices) return false;
-  switch (minor(about.st_rdev)) {
-    case 3:  // null
-    case 5:  // zero
-    case 7:  // full
-    case 8:  // random
-    case 9:  // urandom
-      return true;
-    default:
-      return false;
-  }
-}
 
 std::string parent_of(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
 
@@ -78,11 +65,24 @@ std::vector<std::string> missing_above(const std::string& path) {
   return missing;
 }
 
-/// The file is that of a process of the tree, which exists by the time it is opened.
-bool is_of_the_tree(const std::string& path, const model::Application& application) {
-  pid_t pid = 0;
-  if (application.root_is_namespace_init || sscanf(path.c_str(), "/proc/%d/", &pid) != 1) return false;
-  return application.find(Pid{pid}) != nullptr;
+/// Images may name any file. It is a link that a dump has made if it is called so and is where such links are made; and
+/// as it is not the only name of a regular file, nothing is lost with it.
+Result<bool> remove_temporary_link(const std::string& link, const std::string& original) {
+  const auto refuse = [&](const char* cause) {
+    return fail(Error::conflict("remove a temporary link", cause, link).advise("remove it yourself, if it is one"));
+  };
+  const std::string name = std::filesystem::path(link).filename().string();
+  const bool is_named_so = name.starts_with(temporary_link) && name.size() > temporary_link.size() &&
+                           name.find_first_not_of("0123456789.", temporary_link.size()) == std::string::npos;
+  if (!is_named_so || parent_of(link) != parent_of(original)) return refuse("it is not named as dumps name them");
+  struct stat about{};
+  if (lstat(link.c_str(), &about) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) return false;
+    return fail_errno("look at", link);
+  }
+  if (!S_ISREG(about.st_mode) || about.st_nlink < 2) return refuse("it is the only name of what it leads to");
+  if (unlink(link.c_str()) != 0) return fail_errno("remove", link);
+  return true;
 }
 
 /// The temporary link's name at restore, and the record that says it to CRIU: that of the first description that needs
@@ -106,7 +106,8 @@ class RegularFileRoom final : public FileRoom {
     for (const std::string_view prefix : {"/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage"}) {
       if (probe.link.starts_with(prefix) && probe.stat.st_nlink == 0) return false;
     }
-    return S_ISREG(probe.stat.st_mode) || S_ISDIR(probe.stat.st_mode) || is_stateless_device(probe.stat) ||
+    return S_ISREG(probe.stat.st_mode) || S_ISDIR(probe.stat.st_mode) ||
+           is_stateless_device(probe.stat.st_mode, probe.stat.st_rdev) ||
            ((probe.flags & O_PATH) != 0 && !S_ISSOCK(probe.stat.st_mode));
   }
 
@@ -128,11 +129,13 @@ class RegularFileRoom final : public FileRoom {
     reg.set_id(description.id.value), reg.set_flags(description.flags), reg.set_pos(description.position);
     encode_owner(description.owner, *reg.mutable_fown());
     reg.set_name(file.path), reg.set_mode(file.mode);
+    if (file.external) reg.set_ext(true);
     if (file.size) reg.set_size(*file.size);
     for (const uint32_t word : file.build_id) reg.add_build_id(word);
     if (file.checksum) reg.set_checksum(*file.checksum);
     records.files.push_back(std::move(record));
     if (file.ghost.value != 0) return encode_ghost_of(application, description.id.value, file.ghost, records);
+    if (file.process_ended) return encode_ended(description.id, file.process, records);
     if (!file.link_remap.empty()) return encode_remap(application, description, file, records);
     return {};
   }
@@ -157,21 +160,25 @@ class RegularFileRoom final : public FileRoom {
     if (!record.has_reg()) {
       return fail(Error::invalid("decode file", "the entry of type REG has no reg field", subject));
     }
-    if (!is_path(reg.name())) {
+    if (!is_path(reg.name()) && !reg.ext()) {
       return fail(Error::invalid("decode file", "field reg.name is not an absolute path", subject));
     }
-    if (reg.ext()) {
-      return fail(Error::unsupported("decode file", "it is an external file (--inherit-fd), which cannot be given yet",
-                                     subject));
-    }
     auto file = std::make_shared<RegularFile>();
+    file->external = reg.ext();
     file->path = file->open_path = reg.name();
     file->mode = reg.mode();
     if (reg.has_size()) file->size = reg.size();
+    const auto owner = file_of_process(file->path);
+    if (owner && application.find(Pid{owner->pid}) != nullptr) file->process = Pid{owner->pid};
     if (reg.has_checksum()) file->checksum = reg.checksum();
     file->build_id.assign(reg.build_id().begin(), reg.build_id().end());
     for (const auto& remap : TRY(records.all<remap_file_path_entry>("remap-fpath"))) {
-      if (remap.orig_id() == record.id()) TRY(decode_unlinked(records, remap, *file, application));
+      if (remap.remap_type() == PROCFS) {  // CRIU writes one for all files of a process
+        if (owner && remap.remap_id() == static_cast<uint32_t>(owner->pid) && file->process.value == 0)
+          file->process = Pid{owner->pid}, file->process_ended = true;
+      } else if (remap.orig_id() == record.id()) {
+        TRY(decode_unlinked(records, remap, *file, application));
+      }
     }
     model::OpenDescription description;
     description.id = ObjectId{record.id()};
@@ -188,7 +195,9 @@ class RegularFileRoom final : public FileRoom {
     std::set<std::tuple<std::string_view, std::string_view, std::optional<uint64_t>, std::vector<uint32_t>>> done;
     for (const auto& [id, description] : application.descriptions) {
       const auto* file = description.state.as<RegularFile>();
-      if (file == nullptr || !done.emplace(file->path, file->open_path, file->size, file->build_id).second) continue;
+      if (file == nullptr || description.given >= 0 ||
+          !done.emplace(file->path, file->open_path, file->size, file->build_id).second)
+        continue;
       validate(application, description, diagnostics);
     }
   }
@@ -196,7 +205,11 @@ class RegularFileRoom final : public FileRoom {
   void validate(const model::Application& application, const model::OpenDescription& description,
                 Diagnostics& diagnostics) const override {
     const auto& file = *description.state.as<RegularFile>();
-    if (file.ghost.value != 0 || is_of_the_tree(file.path, application)) return;
+    if (file.external) {
+      return diagnostics.refuse(file.describe(), "it was not saved (dump --external), and nothing is given for it",
+                                fmt::format("open a file and pass --inherit-fd 'fd[NUMBER]:{}'", file.path));
+    }
+    if (file.ghost.value != 0 || file.process.value != 0) return;
     const auto& path = file.link_remap.empty() ? file.path : file.link_remap;
     const auto refuse = [&](std::string problem, std::string advice) {
       diagnostics.refuse("file " + path, std::move(problem), std::move(advice));
@@ -231,6 +244,30 @@ class RegularFileRoom final : public FileRoom {
     }
   }
 
+  std::vector<std::string> names(const model::Application&, const model::OpenDescription& description) const override {
+    const auto& path = description.state.as<RegularFile>()->path;
+    if (!path.starts_with('/')) return {path};
+    return {path, path.substr(1)};
+  }
+
+  // ---- after a dump
+
+  void leftovers(const model::Application& application, std::vector<Leftover>& found) const override {
+    std::set<std::string> named;
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* file = description.state.as<RegularFile>();
+      if (file == nullptr || file->external || file->ghost.value != 0) continue;
+      const auto& link = file->link_remap;
+      if (!link.empty() && named.insert(link).second) {
+        found.push_back({fmt::format("temporary link {} to {}", link, file->path),
+                         "restore uses it up; if there will be none: stasis cleanup",
+                         [link, path = file->path] { return remove_temporary_link(link, path); }});
+      } else if (link.empty() && file->path.starts_with(shared_memory) && named.insert(file->path).second) {
+        found.push_back({"POSIX shared memory " + file->path, fmt::format("rm '{}'; a restore needs it", file->path)});
+      }
+    }
+  }
+
   // ---- restore
 
   bool seekable() const override { return true; }
@@ -240,10 +277,27 @@ class RegularFileRoom final : public FileRoom {
     return !description.state.as<RegularFile>()->path.starts_with("/proc/");
   }
 
-  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+  Pid process(const model::OpenDescription& description) const override {
+    const auto& file = *description.state.as<RegularFile>();
+    return file.process_ended ? Pid{} : file.process;
+  }
+  std::optional<int> ended_process(const model::OpenDescription& description) const override {
+    return description.state.as<RegularFile>()->process_ended ? std::optional(0) : std::nullopt;
+  }
+  /// Files of the same process that has ended are those of one that ends in its place.
+  ObjectId made_together(const model::OpenDescription& description) const override {
+    const auto& file = *description.state.as<RegularFile>();
+    return file.process_ended ? ObjectId{static_cast<uint32_t>(file.process.value)} : ObjectId{};
+  }
+
+  Status make(const model::Application& application, std::span<const plan::Placement> placements,
+              plan::Sink& sink) const override {
     for (const auto& placement : placements) {
       const auto& description = *placement.description;
-      sink.add(plan::Open{path_of(description), reopen_flags(description.flags), 0, placement.fd, description.id});
+      const auto& file = *description.state.as<RegularFile>();
+      auto path = path_of(description);
+      if (file.process.value != 0) path = TRY(path_of_process_file(application, file, placement, sink.pid()));
+      sink.add(plan::Open{path, reopen_flags(description.flags), 0, placement.fd, description.id});
       set_status_flags(description, placement.fd, sink);
     }
     return {};
@@ -258,11 +312,18 @@ class RegularFileRoom final : public FileRoom {
   static Result<std::shared_ptr<const RegularFile>> look_at(CaptureContext& context, const DescriptorProbe& probe) {
     auto file = std::make_shared<RegularFile>();
     file->mode = probe.stat.st_mode;
+    if (const auto name = external_name(context, probe); !name.empty()) {
+      file->path = name;
+      file->external = true;
+      return file;
+    }
+    if (capture_process_file(context, probe, *file)) return file;
+    if (find_other_path(context, probe, *file)) return file;
     if (S_ISREG(file->mode)) file->size = static_cast<uint64_t>(probe.stat.st_size);
     const bool leads_here = is_reached_by_name(probe);
     file->path = leads_here ? probe.link : original_path(probe.link);
     if (leads_here) {
-      TRY(identify(context, probe, *file));
+      identify(context, probe, *file);
     } else if (probe.stat.st_nlink == 0 || (S_ISDIR(file->mode) && probe.link.ends_with(deleted_mark))) {
       TRY(capture_unlinked(context, probe, *file));
     } else {
@@ -271,26 +332,38 @@ class RegularFileRoom final : public FileRoom {
     return file;
   }
 
-  static Status identify(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
+  /// --evasive-devices: any path that leads to the same device will do.
+  static bool find_other_path(const CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
+    if (!context.policy.evasive_devices || !S_ISCHR(probe.stat.st_mode) || is_reached_by_name(probe)) return false;
+    std::error_code unreadable;
+    for (const auto& entry : std::filesystem::directory_iterator("/dev", unreadable)) {
+      struct stat about{};
+      if (lstat(entry.path().c_str(), &about) != 0 || !S_ISCHR(about.st_mode) || about.st_rdev != probe.stat.st_rdev)
+        continue;
+      file.path = entry.path().string(), file.mode = about.st_mode;
+      return true;
+    }
+    return false;
+  }
+
+  /// As criu names files: by mount and inode, in hexadecimal digits.
+  static std::string external_name(const CaptureContext& context, const DescriptorProbe& probe) {
+    if (context.policy.external.empty()) return {};
+    auto name = fmt::format("file[{:x}:{:x}]", probe.mount_id, probe.stat.st_ino);
+    return is_external(context.policy, name) ? name : std::string();
+  }
+
+  static void identify(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
     if (S_ISREG(file.mode) && context.policy.file_validation == "buildid")
       file.build_id = read_build_id(probe.proc_path);
     if (S_ISREG(file.mode) && context.policy.file_validation == "checksum")
       file.checksum = read_checksum(probe.proc_path);
-    pid_t host_pid = 0;
-    if (sscanf(file.path.c_str(), "/proc/%d/", &host_pid) != 1) return {};
-    const auto known = context.host_to_tree.find(host_pid);
-    if (known != context.host_to_tree.end() && known->second != host_pid) {
-      context.diagnostics.refuse(probe.subject,
-                                 "it is a file of procfs, which names a task of the tree by an outer pid",
-                                 "close it before the dump: after a restore that pid is another");
-    }
-    return {};
   }
 
   static Status capture_unlinked(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
-    if (!S_ISREG(file.mode) && !S_ISDIR(file.mode)) {
-      context.diagnostics.refuse(probe.subject, "it is unlinked, and neither a regular file nor a directory",
-                                 "close it before the dump: only files and directories are made again");
+    if (!can_be_ghost(file.mode, probe.stat.st_rdev)) {
+      context.diagnostics.refuse(probe.subject, "it is unlinked, and a socket or a device",
+                                 "close it before the dump: such files are not made again");
       return {};
     }
     const uint64_t stored = S_ISREG(file.mode) ? static_cast<uint64_t>(probe.stat.st_blocks) * 512 : 0;
@@ -335,7 +408,7 @@ class RegularFileRoom final : public FileRoom {
   static Result<std::string> make_link(CaptureContext& context, const DescriptorProbe& probe,
                                        const std::string& directory, ObjectId id) {
     for (int attempt = 0; attempt < 1000; ++attempt) {
-      auto link = fmt::format("{}/link_remap.{}", directory == "/" ? "" : directory, id);
+      auto link = fmt::format("{}/{}{}", directory == "/" ? "" : directory, temporary_link, id);
       if (attempt > 0) link += fmt::format(".{}", attempt);
       if (linkat(AT_FDCWD, probe.proc_path.c_str(), AT_FDCWD, link.c_str(), AT_SYMLINK_FOLLOW) == 0) {
         context.on_rollback([link] { unlink(link.c_str()); });
@@ -350,6 +423,13 @@ class RegularFileRoom final : public FileRoom {
     }
     return fail(Error::conflict("make a temporary link", "all names are taken", directory + "/link_remap.*")
                     .advise("remove links that earlier dumps have left"));
+  }
+
+  static Status encode_ended(ObjectId id, Pid process, image::FileRecords& records) {
+    remap_file_path_entry entry;
+    entry.set_orig_id(id.value), entry.set_remap_id(static_cast<uint32_t>(process.value));
+    entry.set_remap_type(PROCFS);
+    return TRY(records.side("remap-fpath"))->append(entry);
   }
 
   /// CRIU wants the remap to be another regular file entry.
@@ -413,18 +493,24 @@ class RegularFileRoom final : public FileRoom {
 
 bool RegularFile::equals(const model::KindValue& other) const {
   const auto* file = dynamic_cast<const RegularFile*>(&other);
-  return file != nullptr && path == file->path && mode == file->mode && size == file->size &&
-         build_id == file->build_id && checksum == file->checksum && (ghost.value != 0) == (file->ghost.value != 0) &&
-         link_remap.empty() == file->link_remap.empty();
+  if (file == nullptr) return false;
+  // In the place of a process that has ended another ends, with another number.
+  const auto compared = [](const RegularFile& one) {
+    return one.process_ended ? file_of_process(one.path).value_or(ProcessFile{}).rest : one.path;
+  };
+  return compared(*this) == compared(*file) && process_ended == file->process_ended && external == file->external &&
+         mode == file->mode && size == file->size && build_id == file->build_id && checksum == file->checksum &&
+         (ghost.value != 0) == (file->ghost.value != 0) && link_remap.empty() == file->link_remap.empty();
 }
 
 std::string RegularFile::describe() const {
+  if (external) return "external file " + path;
   return fmt::format("{}{}{}", path, ghost.value != 0 ? " (unlinked)" : "", link_remap.empty() ? "" : " (remapped)");
 }
 
 std::string path_of(const model::OpenDescription& description) {
   const auto* file = description.state.as<RegularFile>();
-  if (file == nullptr) return {};
+  if (file == nullptr || file->external) return {};
   return file->open_path.empty() ? file->path : file->open_path;
 }
 

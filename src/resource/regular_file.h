@@ -17,7 +17,10 @@ struct RegularFile final : model::KindValue {
   std::optional<uint64_t> size;      ///< of a regular file
   std::vector<uint32_t> build_id;    ///< of an ELF file, as words; empty: none
   std::optional<uint32_t> checksum;  ///< CRC32C of all of it
+  Pid process;                       ///< it is in the directory that this one has in /proc; 0: it is not
+  bool process_ended = false;        ///< that one is no more, and the directory has no name
   ObjectId ghost;                    ///< unlinked: the GhostFile that has its content
+  bool external = false;             ///< not saved: its path is the name under which it is given (--inherit-fd)
   std::string link_remap;            ///< unlinked, but linked elsewhere: the temporary link
   std::string open_path;             ///< where it is opened at restore (a ghost's or remap's place); not compared
 

@@ -8,6 +8,7 @@
 #include "model/application.h"
 #include "plan/contributor.h"
 #include "resource/capture_context.h"
+#include "resource/leftovers.h"
 
 namespace stasis::resource {
 
@@ -30,6 +31,8 @@ class TaskRoom : public plan::Contributor {
 
   /// Whether this can be restored here and now; says so before anything is created.
   virtual void validate(const model::Application&, const model::Task&, Diagnostics&) const {}
+  /// What of this remains on the system after a dump that ends the tree. Called once for all tasks.
+  virtual void leftovers(const model::Application&, std::vector<Leftover>&) const {}
 };
 
 }  // namespace stasis::resource

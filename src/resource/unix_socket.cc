@@ -110,7 +110,7 @@ class UnixSocketRoom final : public FileRoom {
     }
     const auto& info = found->second;
     const int fd = TRY(probe.duplicate());
-    socket->number = info.inode, socket->type = info.type, socket->shutdown = info.shutdown;
+    socket->number = socket->inode = info.inode, socket->type = info.type, socket->shutdown = info.shutdown;
     socket->is_listening = info.state == TCP_LISTEN, socket->backlog = info.backlog, socket->pending = info.pending;
     socket->peer = info.peer.value_or(0);
     if (info.peer && *info.peer == 0) {
@@ -161,7 +161,7 @@ class UnixSocketRoom final : public FileRoom {
     record.set_type(UNIXSK), record.set_id(description.id.value);
     auto& entry = *record.mutable_usk();
     const bool is_connected = socket.peer != 0 || socket.peer_gone || socket.outside;
-    entry.set_id(description.id.value), entry.set_ino(socket.number);
+    entry.set_id(description.id.value), entry.set_ino(socket.number), entry.set_inode(socket.inode);
     entry.set_type(static_cast<uint32_t>(socket.type));
     entry.set_state(socket.is_listening ? TCP_LISTEN : is_connected ? TCP_ESTABLISHED : TCP_CLOSE);
     entry.set_flags(description.flags), entry.set_uflags(0);
@@ -187,6 +187,18 @@ class UnixSocketRoom final : public FileRoom {
     return encode_queue(description.id, socket, records);
   }
 
+  /// Of one that others in the tree are connected to, none can take the place.
+  std::vector<std::string> names(const model::Application& application,
+                                 const model::OpenDescription& description) const override {
+    const auto& socket = *description.state.as<UnixSocket>();
+    const auto is_peer = [&](const auto& entry) {
+      const auto* other = entry.second.state.template as<UnixSocket>();
+      return other != nullptr && other->peer == socket.number;
+    };
+    if (socket.peer != 0 || std::ranges::any_of(application.descriptions, is_peer)) return {};
+    return {fmt::format("socket:[{}]", socket.inode), fmt::format("socket[{}]", socket.inode)};
+  }
+
   bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
     return record.type() == UNIXSK;
   }
@@ -208,7 +220,8 @@ class UnixSocketRoom final : public FileRoom {
     };
     auto socket = std::make_shared<UnixSocket>();
     if (entry.ino() == 0) return reject("ino", "0 is no inode");
-    socket->number = entry.ino(), socket->type = static_cast<int>(entry.type());
+    socket->number = entry.ino(), socket->inode = entry.has_inode() ? entry.inode() : entry.ino();
+    socket->type = static_cast<int>(entry.type());
     if (socket->type != SOCK_STREAM && socket->type != SOCK_DGRAM && socket->type != SOCK_SEQPACKET)
       return reject("type", fmt::format("{} is no type of unix sockets", entry.type()));
     socket->is_listening = entry.state() == TCP_LISTEN, socket->backlog = entry.backlog();
@@ -253,6 +266,7 @@ class UnixSocketRoom final : public FileRoom {
   // ---- restore
 
   void validate_all(const model::Application& application, Diagnostics& diagnostics) const override;
+  void leftovers(const model::Application& application, std::vector<Leftover>& found) const override;
 
   void contribute(plan::Stage stage, const model::Application& application, plan::Sink& sink) const override {
     if (stage == plan::Stage::settle) settle_unix_sockets(application, sink);
@@ -559,12 +573,21 @@ class UnixSocketRoom final : public FileRoom {
 
 }  // namespace
 
+void UnixSocketRoom::leftovers(const model::Application& application, std::vector<Leftover>& found) const {
+  for (const auto& [id, description] : application.descriptions) {
+    const auto* socket = description.state.as<UnixSocket>();
+    if (socket == nullptr || !socket->name.is_path() || socket->name.unlinked || socket->accepted) continue;
+    const auto path = socket->name.path();
+    found.push_back({"file of a socket: " + path, fmt::format("rm '{}'; a restore replaces it", path)});
+  }
+}
+
 void UnixSocketRoom::validate_all(const model::Application& application, Diagnostics& diagnostics) const {
   std::set<std::string> taken;  // abstract names, and inodes of sockets' files
   bool is_listed = false;
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<UnixSocket>();
-    if (socket == nullptr || socket->name.text.empty()) continue;
+    if (socket == nullptr || description.given >= 0 || socket->name.text.empty()) continue;
     if (!std::exchange(is_listed, true)) {
       const auto sockets = kernel::list_unix_sockets();
       if (!sockets) return diagnostics.refuse("unix sockets", sockets.error().message(), "allow netlink sockets");

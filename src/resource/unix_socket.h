@@ -44,6 +44,7 @@ struct UnixMessage {
 
 struct UnixSocket final : model::KindValue {
   uint32_t number = 0;  ///< by which sockets refer to each other
+  uint32_t inode = 0;   ///< by which users name it; not compared
   int type = SOCK_STREAM;
   bool is_listening = false;
   uint32_t backlog = 0;

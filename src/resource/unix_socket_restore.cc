@@ -475,7 +475,7 @@ Status complete_unix_sockets(std::span<const plan::Placement> placements, const 
 void settle_unix_sockets(const model::Application& application, plan::Sink& sink) {
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<UnixSocket>();
-    if (socket == nullptr || !is_staged(*socket)) continue;
+    if (socket == nullptr || description.given >= 0 || !is_staged(*socket)) continue;
     const std::string path = socket->name.path();
     const auto final = plan::text(path), made = plan::text(path + std::string(staged));
     sink.perform("file of a socket: " + path, std::string(plan::only_on_success),

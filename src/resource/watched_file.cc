@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
 
 #include "resource/regular_file.h"
 
@@ -14,14 +17,50 @@ namespace {
 
 constexpr int words_of_handle = 16;  ///< CRIU wants so many, used or not
 
+/// Where to look for watched files that have no handles.
+constexpr const char* usual_places[] = {"/etc", "/run", "/var", "/usr", "/lib", "/tmp", "/home"};
+constexpr unsigned most_files = 1'000'000;  ///< of one directory tree that are looked at
+
+/// The file itself, or one below it.
+std::string find_below(const std::string& top, const WatchedFile& file) {
+  const auto leads_to_it = [&](const std::string& path) {
+    struct stat about{};
+    return lstat(path.c_str(), &about) == 0 && about.st_ino == file.inode &&
+           kernel::kernel_device(major(about.st_dev), minor(about.st_dev)) == file.device;
+  };
+  if (leads_to_it(top)) return top;
+  std::error_code unreadable;
+  using Walk = std::filesystem::recursive_directory_iterator;
+  unsigned count = 0;
+  for (Walk at(top, std::filesystem::directory_options::skip_permission_denied, unreadable), end;
+       at != end && !unreadable && count < most_files; at.increment(unreadable), ++count) {
+    if (leads_to_it(at->path().string())) return at->path().string();
+  }
+  return {};
+}
+
 }  // namespace
+
+std::string find_watched(const CapturePolicy& policy, const std::vector<kernel::MountInfo>& mounts,
+                         const WatchedFile& file) {
+  auto path = kernel::find_by_handle(mounts, file.device, file.inode, file.handle);
+  if (!path.empty() || !policy.force_irmap) return path;
+  auto places = policy.irmap_scan;
+  places.insert(places.end(), std::begin(usual_places), std::end(usual_places));
+  for (const auto& place : places) {
+    path = find_below(place, file);
+    if (!path.empty()) return path;
+  }
+  return path;
+}
 
 void refuse_lost_file(CaptureContext& context, const std::string& subject, const WatchedFile& file) {
   context.diagnostics.refuse(
       subject,
       fmt::format("no name leads to a file it watches (inode {} of device {}:{})", file.inode, file.device >> 20,
                   file.device & 0xfffff),
-      "the file has been removed, or its file system has no handles (name_to_handle_at): have the watch removed");
+      "if it has a name, its file system has no handles: pass --force-irmap, and --irmap-scan-path with a directory "
+      "above it; otherwise have the watch removed");
 }
 
 void warn_of_events(CaptureContext& context, const DescriptorProbe& probe) {

@@ -20,6 +20,9 @@ struct WatchedFile {
   std::string path;  ///< absolute
 };
 
+/// A path that leads to the file: found by its handle, or else, with --force-irmap, by its inode in the directories
+/// where watched files mostly are. Empty: there is none.
+std::string find_watched(const CapturePolicy&, const std::vector<kernel::MountInfo>&, const WatchedFile&);
 /// Says that a watched file has no path (any more) by which it could be watched again.
 void refuse_lost_file(CaptureContext&, const std::string& subject, const WatchedFile&);
 /// Says that events are queued which nobody has read, if there are any: the kernel gives them to one reader only.

@@ -1,5 +1,6 @@
 // One thing is wrong in an otherwise good checkpoint: the error says which file and which field.
 #include <gmock/gmock.h>
+#include <sched.h>
 #include <sys/inotify.h>
 
 #include "core.pb.h"
@@ -258,7 +259,7 @@ class HostileFile : public Hostile {
 };
 
 TEST_F(HostileFile, HasNothingOfItsKind) {
-  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD})
+  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD, BPFMAP})
     EXPECT_THAT(error_of(type, [](auto&) {}), at("type")) << fd_types_Name(type);
 }
 
@@ -333,6 +334,50 @@ TEST_F(HostileFile, Pidfd) {
   EXPECT_THAT(with([](auto& p) { p.set_nspid(0); }), at("pidfd.nspid"));
   for (const uint32_t status : {0x10000u, 0x7fu, 19u, 17u, 0x137fu})
     EXPECT_THAT(with([&](auto& p) { p.set_nspid(-1), p.set_exit_status(status); }), at("pidfd.exit_status")) << status;
+}
+
+TEST_F(HostileFile, BpfMap) {
+  const auto with = [&](const std::function<void(bpfmap_file_entry&, bpfmap_data_entry&)>& change) {
+    bpfmap_data_entry data;
+    data.set_map_id(9), data.set_count(2), data.set_keys_bytes(8), data.set_values_bytes(16);
+    auto error = error_of(BPFMAP, [&](auto& file) {
+      auto& map = begun(file.mutable_bpf());
+      map.set_pos(0), map.set_map_type(1), map.set_key_size(4), map.set_value_size(8), map.set_map_id(9);
+      map.set_max_entries(2), map.set_map_flags(0), map.set_memlock(0), map.set_map_name("words");
+      map.set_frozen(false), map.set_ifindex(0);
+      change(map, data);
+      auto writer = theirs->create("bpfmap-data.img");
+      EXPECT_TRUE(writer && writer->append(data) && writer->append_raw(Bytes(24)) && writer->finish());
+    });
+    std::filesystem::remove(root_ / "theirs" / "bpfmap-data.img");
+    return error;
+  };
+  EXPECT_EQ(with([](auto&, auto&) {}), "none");
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_map_type(3); }), at("bpf.map_type"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_ifindex(1); }), at("bpf.ifindex"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_max_entries(~0u); }), at("bpf.max_entries"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_key_size(0); }), at("bpf.max_entries"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_map_name("longer than sixteen"); }), at("bpf.map_name"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_max_entries(1); }), at("bpf.map_id"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_key_size(3); }), at("bpf.map_id"));
+  EXPECT_THAT(with([](auto&, auto& data) { data.set_values_bytes(~0u); }), HasSubstr("bpfmap-data.img"));
+}
+
+TEST_F(HostileFile, Namespace) {
+  const auto with = [&](uint32_t id_of_namespace, uint32_t flag) {
+    return error_of(NS, [&](auto& file) {
+      auto& space = *file.mutable_nsf();
+      space.set_id(id), space.set_ns_id(id_of_namespace), space.set_ns_cflag(flag), space.set_flags(0);
+    });
+  };
+  inventory_entry inventory;
+  ASSERT_TRUE(theirs->read("inventory.img")->single(inventory));
+  const auto& own = inventory.root_ids();
+  EXPECT_EQ(with(own.net_ns_id(), CLONE_NEWNET), "none");
+  EXPECT_THAT(with(own.net_ns_id(), 0x1), at("nsf.ns_cflag"));
+  EXPECT_THAT(with(own.net_ns_id() + 100, CLONE_NEWNET), HasSubstr("net namespace of the tree's own"));
+  EXPECT_THAT(with(own.pid_ns_id() + 100, CLONE_NEWPID), at("nsf.ns_id"));
+  EXPECT_THAT(error_of(NS, [](auto&) {}), at("nsf.ns_cflag"));
 }
 
 TEST_F(HostileFile, Inotify) {

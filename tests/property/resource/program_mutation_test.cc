@@ -61,7 +61,7 @@ struct FakeMaker : DescriptionMaker {
 /// Seven processes: threads, one whose first has ended, a zombie, a session whose leader is dead, a group led from
 /// elsewhere, a lift to a subreaper, descriptors and a table shared, some in flight, an epoll whose targets are under
 /// their numbers, in another process and under the number that it has itself by now, something that is started last,
-/// something that is inherited, memory with stored pages, one of which a child inherits.
+/// something that is inherited, something that stasis gives, memory with stored pages, one of which a child inherits.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -92,6 +92,9 @@ class Sample : private SampleTree {
     open(105, 4, 506);
     application_.descriptions.at(ObjectId{506}).starts_last = true;
     open(103, 0, 507);
+    open(100, 5, 508);
+    open(103, 5, 508);
+    application_.descriptions.at(ObjectId{508}).given = 4;
     application_.descriptions.at(ObjectId{503}).watches = {
         {ObjectId{501}, 1, 0x19, 11}, {ObjectId{501}, 7, 0x40000000, 12}, {ObjectId{502}, 5, 0x1d, 13}};
     // What 108 is born with: under its number, and under a passing one.

@@ -97,6 +97,21 @@ TEST(Fdinfo, Pidfd) {
   EXPECT_FALSE(parse_pidfd(head));
 }
 
+TEST(Fdinfo, BpfMap) {
+  const std::string map =
+      "map_type:\t2\nkey_size:\t4\nvalue_size:\t8\nmax_entries:\t16\nmap_flags:\t0x80\nmap_extra:\t0x0\n"
+      "memlock:\t440\nmap_id:\t25\nfrozen:\t1\n";
+  const auto info = parse_bpf_map(with_head(map));
+  ASSERT_TRUE(info);
+  EXPECT_EQ(info->type, 2u);
+  EXPECT_EQ(info->value_size, 8u);
+  EXPECT_EQ(info->flags, 0x80u);
+  EXPECT_EQ(info->memory, 440u);
+  EXPECT_TRUE(info->frozen);
+  EXPECT_FALSE(parse_bpf_map(with_head(map.substr(0, map.size() - 10))));
+  EXPECT_FALSE(parse_bpf_map(with_head("map_flags:\t128\n" + map)));
+}
+
 TEST(Mountinfo, Lines) {
   const auto mounts = parse_mountinfo(
       "27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"

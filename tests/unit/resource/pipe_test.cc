@@ -122,7 +122,7 @@ TEST_F(Pipes, OneEndAlone) {
       });
 }
 
-TEST_F(Pipes, EndsThatLeadOutsideAreRefused) {
+TEST_F(Pipes, EndsThatLeadOutsideAreNamed) {
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);
   const int read_end = ends[0], write_end = ends[1];

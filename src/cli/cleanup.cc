@@ -1,0 +1,58 @@
+// stasis cleanup: removes what a dump has placed on the system for the restore, when there will be none.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/session.h"
+#include "cli/subcommands.h"
+#include "image/directory.h"
+#include "resource/codec.h"
+#include "resource/leftovers.h"
+
+namespace stasis::cli {
+namespace {
+
+/// Images may name anything: only what is provably placed by a dump goes. The rest is named, and stays.
+Status clean_up(const CommonOptions& options, const Session& session) {
+  const auto images = TRY(image::Directory::open(options.images_dir));
+  const auto checkpoint = TRY(resource::decode(images));
+  size_t failures = 0;
+  for (const auto& leftover : resource::leftovers(checkpoint.application)) {
+    if (!leftover.remove) {
+      fmt::print("stays: {}\n    to remove it: {}\n", leftover.what, leftover.removal);
+      continue;
+    }
+    const auto removed = leftover.remove();
+    if (removed) {
+      fmt::print("{}: {}\n", *removed ? "removed" : "gone already", leftover.what);
+    } else {
+      session.log().error("{}", removed.error().message());
+      ++failures;
+    }
+  }
+  if (failures == 0) return {};
+  return fail(Error::conflict("clean up", fmt::format("{} could not be removed (named above)", failures)));
+}
+
+}  // namespace
+
+void add_cleanup(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<CommonOptions>();
+  CLI::App* command = app.add_subcommand(
+      "cleanup", "Remove what a dump has placed on the system for a restore that will not come; the images stay");
+  add_common_options(*command, *options);
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      auto session = Session::open(*options);
+      if (!session) {
+        fmt::print(stderr, "Error: {}\n", session.error().message());
+        return 1;
+      }
+      const Status done = clean_up(*options, *session);
+      return done ? 0 : session->failed(done.error());
+    };
+  });
+}
+
+}  // namespace stasis::cli

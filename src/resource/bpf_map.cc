@@ -1,0 +1,264 @@
+// BPF maps (bpf(2)): hashes and arrays.
+//
+// Content is read through a duplicate of the descriptor, which changes nothing. What programs, other maps or files of
+// bpffs share with the tree is not found again by a restore: the map that it makes is the tree's own, as with CRIU.
+#include "resource/bpf_map.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/bpf.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstring>
+#include <map>
+
+#include "kernel/fdinfo.h"
+#include "resource/anonymous_room.h"
+
+namespace stasis::resource {
+namespace {
+
+using plan::call;
+
+constexpr uint64_t largest_content = 64 << 20;  ///< keys and values
+constexpr size_t longest_name = BPF_OBJ_NAME_LEN - 1;
+
+int64_t bpf(int command, bpf_attr& attributes) { return syscall(SYS_bpf, command, &attributes, sizeof attributes); }
+
+struct BpfMap final : model::KindValue {
+  uint32_t type = 0, key_size = 0, value_size = 0, max_entries = 0, flags = 0;
+  uint32_t id = 0;      ///< the kernel's own; not compared
+  uint64_t memory = 0;  ///< likewise
+  bool frozen = false;
+  std::string name;
+  uint32_t count = 0;
+  Bytes keys, values;  ///< of `count` elements, ascending keys
+
+  std::string_view kind() const override { return "bpf map"; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* map = dynamic_cast<const BpfMap*>(&other);
+    const auto all = [](const BpfMap& m) {
+      return std::tie(m.type, m.key_size, m.value_size, m.max_entries, m.flags, m.frozen, m.name, m.count, m.keys,
+                      m.values);
+    };
+    return map != nullptr && all(*this) == all(*map);
+  }
+  std::string describe() const override {
+    return fmt::format("bpf {} '{}' with {} of {} elements", type == BPF_MAP_TYPE_HASH ? "hash" : "array", name, count,
+                       max_entries);
+  }
+};
+
+bool is_known(uint32_t type) { return type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_ARRAY; }
+uint64_t most_content(const BpfMap& map) { return (uint64_t{map.key_size} + map.value_size) * map.max_entries; }
+
+/// Reads all elements. Hashes have no order: keys are sorted.
+Status read_elements(int fd, BpfMap& map, const std::string& subject) {
+  std::map<Bytes, Bytes> elements;
+  Bytes key(map.key_size), next(map.key_size), value(map.value_size);
+  for (bool first = true;; first = false) {
+    bpf_attr attributes{};
+    attributes.map_fd = static_cast<uint32_t>(fd);
+    attributes.key = first ? 0 : reinterpret_cast<uint64_t>(key.data());
+    attributes.next_key = reinterpret_cast<uint64_t>(next.data());
+    if (bpf(BPF_MAP_GET_NEXT_KEY, attributes) != 0) {
+      if (errno == ENOENT) break;
+      return fail_errno("BPF_MAP_GET_NEXT_KEY", subject);
+    }
+    key.swap(next);
+    attributes.key = reinterpret_cast<uint64_t>(key.data());
+    attributes.value = reinterpret_cast<uint64_t>(value.data());
+    if (bpf(BPF_MAP_LOOKUP_ELEM, attributes) != 0) {
+      if (errno == ENOENT) continue;  // a program has removed it meanwhile
+      return fail_errno("BPF_MAP_LOOKUP_ELEM", subject);
+    }
+    elements[key] = value;
+    if (elements.size() > map.max_entries)
+      return fail(Error::conflict("read a bpf map", "it changes all the time", subject));
+  }
+  map.count = static_cast<uint32_t>(elements.size());
+  for (const auto& [element, content] : elements) {
+    map.keys.insert(map.keys.end(), element.begin(), element.end());
+    map.values.insert(map.values.end(), content.begin(), content.end());
+  }
+  return {};
+}
+
+/// BPF_MAP_UPDATE_BATCH of everything: attributes that point to keys and values behind them.
+plan::Call fill(const BpfMap& map, int fd) {
+  bpf_attr attributes{};
+  attributes.batch.count = map.count;
+  attributes.batch.map_fd = static_cast<uint32_t>(fd);
+  plan::In in{bytes_of(attributes.batch)};
+  const size_t size = in.bytes.size();
+  const auto append = [&in](size_t pointer, const Bytes& bytes) {
+    in.bytes.resize((in.bytes.size() + 7) / 8 * 8);
+    in.pointers.emplace_back(pointer, in.bytes.size());
+    in.bytes.insert(in.bytes.end(), bytes.begin(), bytes.end());
+  };
+  append(offsetof(bpf_attr, batch.keys), map.keys);
+  append(offsetof(bpf_attr, batch.values), map.values);
+  return call(SYS_bpf, BPF_MAP_UPDATE_BATCH, std::move(in), size);
+}
+
+class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRecord::has_bpf, &image::FileRecord::bpf,
+                                              &image::FileRecord::mutable_bpf> {
+ public:
+  BpfMapRoom() : AnonymousRoom("anon_inode:bpf-map", BPFMAP) {}
+  std::string_view kind() const override { return "bpf map"; }
+
+  Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
+    const auto info = TRY_IN("look at " + probe.subject, kernel::parse_bpf_map(probe.info));
+    auto map = std::make_shared<BpfMap>();
+    map->type = info.type, map->key_size = info.key_size, map->value_size = info.value_size;
+    map->max_entries = info.max_entries, map->flags = info.flags, map->id = info.id;
+    map->memory = info.memory, map->frozen = info.frozen;
+    bpf_map_info more{};
+    bpf_attr attributes{};
+    attributes.info.bpf_fd = static_cast<uint32_t>(TRY(probe.duplicate()));
+    attributes.info.info_len = sizeof more;
+    attributes.info.info = reinterpret_cast<uint64_t>(&more);
+    if (bpf(BPF_OBJ_GET_INFO_BY_FD, attributes) != 0) {
+      context.diagnostics.refuse(probe.subject,
+                                 fmt::format("the kernel does not tell about it: {}", std::strerror(errno)),
+                                 "dump with CAP_SYS_ADMIN or CAP_BPF");
+      return model::KindState{std::move(map)};
+    }
+    map->name.assign(more.name, strnlen(more.name, sizeof more.name));
+    if (const auto problem = problem_of(context, *map, more, probe.flags); !problem.empty()) {
+      context.diagnostics.refuse(probe.subject, problem, "close it before the dump, or make it another way");
+    } else {
+      TRY(read_elements(TRY(probe.duplicate()), *map, probe.subject));
+    }
+    return model::KindState{std::move(map)};
+  }
+
+  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+    for (const auto& placement : placements) {
+      const auto& map = *placement.description->state.as<BpfMap>();
+      bpf_attr attributes{};
+      attributes.map_type = map.type, attributes.key_size = map.key_size, attributes.value_size = map.value_size;
+      attributes.max_entries = map.max_entries, attributes.map_flags = map.flags;
+      std::memcpy(attributes.map_name, map.name.data(), std::min(map.name.size(), longest_name));
+      plan::Perform perform{map.describe(), "", {}, {}, {}};
+      perform.calls.push_back(call(SYS_bpf, BPF_MAP_CREATE, plan::struct_in(attributes), sizeof attributes));
+      place(placement, perform);
+      if (map.count != 0) perform.calls.push_back(fill(map, placement.fd));
+      bpf_attr itself{};
+      itself.map_fd = static_cast<uint32_t>(placement.fd);
+      if (map.frozen) perform.calls.push_back(call(SYS_bpf, BPF_MAP_FREEZE, plan::struct_in(itself), sizeof itself));
+      // Unlike other descriptors it is made with close-on-exec (kernel/bpf/syscall.c, bpf_map_new_fd).
+      perform.calls.push_back(call(SYS_fcntl, placement.fd, F_SETFD, 0));
+      sink.add(std::move(perform));
+    }
+    return {};
+  }
+
+  Status encode(const model::Application& application, const model::OpenDescription& description,
+                image::FileRecords& records) const override {
+    TRY(AnonymousRoom::encode(application, description, records));
+    const auto& map = *description.state.as<BpfMap>();
+    bpfmap_data_entry entry;
+    entry.set_map_id(map.id), entry.set_count(map.count);
+    entry.set_keys_bytes(static_cast<uint32_t>(map.keys.size()));
+    entry.set_values_bytes(static_cast<uint32_t>(map.values.size()));
+    auto* writer = TRY(records.side("bpfmap-data"));
+    TRY(writer->append(entry));
+    TRY(writer->append_raw(map.keys));
+    return writer->append_raw(map.values);
+  }
+
+  Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
+                                        model::Application& application) const override {
+    auto description = TRY(AnonymousRoom::decode(records, record, application));
+    auto map = std::make_shared<BpfMap>(*description.state.as<BpfMap>());
+    TRY(read_content(records, record, *map));
+    description.state = {std::move(map)};
+    return description;
+  }
+
+ protected:
+  Status write(const model::Application&, const model::OpenDescription& description,
+               bpfmap_file_entry& entry) const override {
+    const auto& map = *description.state.as<BpfMap>();
+    entry.set_pos(0), entry.set_map_type(map.type), entry.set_key_size(map.key_size);
+    entry.set_value_size(map.value_size), entry.set_map_id(map.id), entry.set_max_entries(map.max_entries);
+    entry.set_map_flags(map.flags), entry.set_memlock(map.memory), entry.set_frozen(map.frozen);
+    entry.set_map_name(map.name), entry.set_ifindex(0);
+    return {};
+  }
+
+  Status read(const image::FileRecord& record, const bpfmap_file_entry& entry, model::Application&,
+              model::OpenDescription& description) const override {
+    auto map = std::make_shared<BpfMap>();
+    map->type = entry.map_type(), map->key_size = entry.key_size(), map->value_size = entry.value_size();
+    map->max_entries = entry.max_entries(), map->flags = entry.map_flags(), map->id = entry.map_id();
+    map->memory = entry.memlock(), map->frozen = entry.frozen(), map->name = entry.map_name();
+    if (!is_known(map->type))
+      return bad_entry(kind(), record, "bpf.map_type", fmt::format("{} is neither hash nor array", map->type));
+    if (entry.ifindex() != 0) return bad_entry(kind(), record, "bpf.ifindex", "it is of a network device");
+    if (map->key_size == 0 || map->value_size == 0 || map->max_entries == 0 || map->key_size > largest_content ||
+        map->value_size > largest_content || map->max_entries > largest_content || most_content(*map) > largest_content)
+      return bad_entry(kind(), record, "bpf.max_entries", "the map is empty, or too large");
+    if (map->name.size() > longest_name) return bad_entry(kind(), record, "bpf.map_name", "no name is so long");
+    description.state = {std::move(map)};
+    return {};
+  }
+
+ private:
+  /// Why it cannot be made again; empty: it can.
+  static std::string problem_of(CaptureContext& context, const BpfMap& map, const bpf_map_info& info, uint32_t flags) {
+    if (!is_known(map.type)) return fmt::format("it is a BPF map of type {}, neither hash nor array", map.type);
+    if (info.btf_id != 0 || info.btf_vmlinux_value_type_id != 0)
+      return "its keys and values have types (BTF), which the kernel does not give back";
+    if (info.ifindex != 0) return "it is of a network device";
+    if ((map.flags & BPF_F_NUMA_NODE) != 0) return "its memory is bound to a NUMA node";
+    if ((flags & O_ACCMODE) != O_RDWR) return "it is open for reading or for writing only";
+    if (most_content(map) > largest_content) return fmt::format("it may hold more than {} MiB", largest_content >> 20);
+    bool fresh = false;
+    context.object(fmt::format("bpf map {}", map.id), fresh);
+    return fresh ? "" : "it was opened several times (BPF_OBJ_GET, BPF_MAP_GET_FD_BY_ID)";
+  }
+
+  struct Content {
+    uint32_t count = 0;
+    Bytes keys, values;
+  };
+  static Status read_content(const image::FileRecords& records, const image::FileRecord& record, BpfMap& map) {
+    using All = std::map<uint32_t, Content>;
+    const auto* all = TRY(records.made_once<All>("contents of bpf maps", [&]() -> Result<All> {
+      All contents;
+      const auto name = image::file_name("bpfmap-data");
+      if (!records.directory().has(name)) return contents;
+      auto reader = TRY(records.directory().read(name));
+      for (bpfmap_data_entry entry; TRY(reader.next(entry));) {
+        auto& content = contents[entry.map_id()];
+        content.count = entry.count();
+        content.keys = TRY(reader.raw(entry.keys_bytes()));
+        content.values = TRY(reader.raw(entry.values_bytes()));
+      }
+      return contents;
+    }));
+    const auto found = all->find(map.id);
+    if (found == all->end()) return {};
+    const auto& content = found->second;
+    if (content.count > map.max_entries || content.keys.size() != uint64_t{content.count} * map.key_size ||
+        content.values.size() != uint64_t{content.count} * map.value_size) {
+      return bad_entry("bpf map", record, "bpf.map_id",
+                       fmt::format("bpfmap-data.img has another number of bytes than {} elements take", content.count));
+    }
+    map.count = content.count, map.keys = content.keys, map.values = content.values;
+    return {};
+  }
+};
+
+}  // namespace
+
+const FileRoom& bpf_map_room() {
+  static const BpfMapRoom room;
+  return room;
+}
+
+}  // namespace stasis::resource

@@ -1,0 +1,78 @@
+// BPF maps: a hash and an array with content, one that is frozen, one that is empty, one shared by fork.
+// REQUIRES: ! grep -q '^CapEff:.*0000000000000000' /proc/self/status || { echo "bpf(2) needs capabilities"; false; }
+// FAIL_RESTORE
+#include <linux/bpf.h>
+
+#include "probe.h"
+
+static long bpf(int command, union bpf_attr* attributes) {
+  return syscall(SYS_bpf, command, attributes, sizeof *attributes);
+}
+
+static int make_map(uint32_t type, uint32_t key_size, uint32_t value_size, const char* name) {
+  union bpf_attr attributes = {};
+  attributes.map_type = type, attributes.key_size = key_size, attributes.value_size = value_size;
+  attributes.max_entries = 100;
+  if (type == BPF_MAP_TYPE_HASH) attributes.map_flags = BPF_F_NO_PREALLOC;
+  strcpy(attributes.map_name, name);
+  const int map = (int)bpf(BPF_MAP_CREATE, &attributes);
+  CHECK(map >= 0);
+  return map;
+}
+
+static bool set(int map, const void* key, const void* value) {
+  union bpf_attr attributes = {};
+  attributes.map_fd = (uint32_t)map, attributes.key = (uint64_t)key, attributes.value = (uint64_t)value;
+  return bpf(BPF_MAP_UPDATE_ELEM, &attributes) == 0;
+}
+
+static bool get(int map, const void* key, void* value) {
+  union bpf_attr attributes = {};
+  attributes.map_fd = (uint32_t)map, attributes.key = (uint64_t)key, attributes.value = (uint64_t)value;
+  return bpf(BPF_MAP_LOOKUP_ELEM, &attributes) == 0;
+}
+
+int main(int argc, char** argv) {
+  probe::begin(argc, argv);
+  const int hash = make_map(BPF_MAP_TYPE_HASH, 3, 9, "words"), array = make_map(BPF_MAP_TYPE_ARRAY, 4, 8, "numbers");
+  const int empty = make_map(BPF_MAP_TYPE_HASH, 4, 4, ""), frozen = make_map(BPF_MAP_TYPE_ARRAY, 4, 4, "frozen");
+  CHECK(set(hash, "abc", "12345678") && set(hash, "xyz", "abcdefgh"));
+  for (uint32_t i = 0; i < 100; ++i) {
+    const uint64_t square = i * i;
+    CHECK(set(array, &i, &square));
+  }
+  uint32_t number = 7, value = 77;
+  CHECK(set(frozen, &number, &value));
+  union bpf_attr attributes = {};
+  attributes.map_fd = (uint32_t)frozen;
+  CHECK(bpf(BPF_MAP_FREEZE, &attributes) == 0);
+  CHECK(fcntl(empty, F_SETFD, 0) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    probe::wait_for_go();
+    CHECK(set(hash, "new", "of child"));
+    _exit(0);
+  }
+
+  probe::ready();
+  probe::wait_for_go();
+
+  probe::expect_child_passed(child);
+  char text[9];
+  CHECK(get(hash, "abc", text) && strcmp(text, "12345678") == 0);
+  CHECK(get(hash, "xyz", text) && strcmp(text, "abcdefgh") == 0);
+  CHECK(get(hash, "new", text) && strcmp(text, "of child") == 0);
+  CHECK(!get(hash, "zzz", text));
+  for (uint32_t i = 0; i < 100; ++i) {
+    uint64_t square = 0;
+    CHECK(get(array, &i, &square));
+    CHECK_EQUAL(square, i * i);
+  }
+  CHECK(get(frozen, &number, &value) && value == 77);
+  CHECK(!set(frozen, &number, &value) && errno == EPERM);
+  CHECK(!get(empty, &number, &value) && errno == ENOENT);
+  CHECK_EQUAL(fcntl(hash, F_GETFD), FD_CLOEXEC);
+  CHECK_EQUAL(fcntl(empty, F_GETFD), 0);
+  CHECK(set(empty, &number, &value));
+  return probe::passed();
+}
