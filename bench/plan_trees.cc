@@ -1,4 +1,5 @@
-// How long it takes to plan and to verify bare trees of 100 to 100 000 processes, 20 in each session: the time per
+// How long it takes to plan and to verify bare trees of 100 to 100 000 processes, 20 in each session, and trees of up
+// to 4000 processes that random operations have led to, in which most births have to be searched for. The time per
 // process should grow no faster than the logarithm of their number. plan_trees [largest]
 #include <chrono>
 #include <cmath>
@@ -8,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "plan/bare_tree.h"
+#include "plan/tree_history.h"
 #include "plan/verify.h"
 
 namespace {
@@ -39,6 +41,26 @@ model::Application tree_of(int processes) {
 
 double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
+/// false: it cannot be planned. The best of three.
+bool measure(const model::Application& tree) {
+  double plan = 1e9, verify = 1e9;
+  for (int round = 0; round < 3; ++round) {
+    const auto start = Clock::now();
+    const auto program = plan::make_tree_program(tree);
+    plan = std::min(plan, seconds(start));
+    if (!program) return fmt::print(stderr, "{}\n", program.error().message()), false;
+    const auto planned = Clock::now();
+    if (const auto rejection = plan::verify(*program, tree, plan::Extent::tree))
+      return fmt::print(stderr, "{}\n", rejection->message(*program)), false;
+    verify = std::min(verify, seconds(planned));
+  }
+  const auto processes = static_cast<double>(tree.tasks.size());
+  const double each = (plan + verify) * 1e6 / processes;
+  fmt::print("{:>9} {:>10.1f} {:>10.1f} {:>18.2f} {:>12.2f}\n", processes, plan * 1e3, verify * 1e3, each,
+             each / std::log2(processes));
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -46,21 +68,13 @@ int main(int argc, char** argv) {
   fmt::print("{:>9} {:>10} {:>10} {:>18} {:>12}\n", "processes", "plan ms", "verify ms", "us per process",
              "over log n");
   for (int processes = 100; processes <= largest; processes *= 10) {
-    const auto tree = tree_of(processes);
-    double plan = 1e9, verify = 1e9;
-    for (int round = 0; round < 3; ++round) {  // the best of three
-      const auto start = Clock::now();
-      const auto program = plan::make_tree_program(tree);
-      plan = std::min(plan, seconds(start));
-      if (!program) return fmt::print(stderr, "{}\n", program.error().message()), 1;
-      const auto planned = Clock::now();
-      if (const auto rejection = plan::verify(*program, tree, plan::Extent::tree))
-        return fmt::print(stderr, "{}\n", rejection->message(*program)), 1;
-      verify = std::min(verify, seconds(planned));
-    }
-    const double each = (plan + verify) * 1e6 / processes;
-    fmt::print("{:>9} {:>10.1f} {:>10.1f} {:>18.2f} {:>12.2f}\n", processes, plan * 1e3, verify * 1e3, each,
-               each / std::log2(processes));
+    if (!measure(tree_of(processes))) return 1;
+  }
+  fmt::print("random trees\n");
+  constexpr int operations_per_process = 5;
+  for (int processes = 125; processes <= std::min(largest, 4000); processes *= 2) {
+    if (!measure(plan::random_history(3, static_cast<unsigned>(operations_per_process * processes), false).tree))
+      return 1;
   }
   return 0;
 }

@@ -5,6 +5,11 @@
 #include <ranges>
 
 namespace stasis::plan {
+namespace {
+
+constexpr size_t much = 16;  // sessions left: looked at anew only when it is chosen for
+
+}  // namespace
 
 BirthSearch::BirthSearch(CreationTree& tree, const BirthLines& lines, const NamespaceBirths& spaces, TreeLimits limits,
                          std::function<bool()> complete)
@@ -13,7 +18,7 @@ BirthSearch::BirthSearch(CreationTree& tree, const BirthLines& lines, const Name
     sessions_.insert(node.session);
     if (node.session != pid || pid == tree_.root) continue;
     index_[pid] = leaders_.size();
-    leaders_.push_back({pid, {}});
+    leaders_.push_back({pid, {}, {}});
   }
 }
 
@@ -93,11 +98,21 @@ std::vector<Pid> BirthSearch::candidates(Pid leader, bool any_session) const {
 bool BirthSearch::search(size_t bound, bool any_session) {
   if (!begin(any_session)) return false;
   while (++steps_ < bound) {
-    if (undecided_.empty() && complete_()) return true;
-    if (!undecided_.empty()) decide();
+    if (!undecided_.empty())
+      decide();
+    else if (complete_())
+      return true;
+    else
+      blame_everybody();
     if (!advance()) return false;
   }
   return false;
+}
+
+/// What all births together do not lead to, any of them may be the reason for.
+void BirthSearch::blame_everybody() {
+  if (decisions_.empty()) return;
+  for (const auto& leader : leaders_) decisions_.back().conflict.insert(leader.pid);
 }
 
 /// false: somebody would have to be born before himself, whatever is chosen.
@@ -107,13 +122,15 @@ bool BirthSearch::begin(bool any_session) {
   for (const auto& demand : demands_) {
     for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
   }
+  std::set<Pid> nobody;
   for (const auto& [pid, node] : tree_.nodes) {
-    if (lines_.is_restricted(node) && !file_order(node)) return false;
+    if (lines_.is_restricted(node) && !file_order(node, nobody)) return false;
   }
   for (size_t index = 0; index < leaders_.size(); ++index) {
     auto& leader = leaders_[index];
-    leader.left = candidates(leader.pid, any_session);
-    std::erase_if(leader.left, [&](Pid session) { return !fits(leader.pid, session); });
+    leader.all = candidates(leader.pid, any_session);
+    std::erase_if(leader.all, [&](Pid session) { return !fits(leader.pid, session); });
+    leader.left = leader.all;
     leader.decided = false;
     undecided_.emplace(leader.left.size(), index);
   }
@@ -145,12 +162,23 @@ bool BirthSearch::advance() {
       if (choose(last, session)) return true;
       retract(last);
     }
-    auto& leader = leaders_[last.leader];
-    leader.decided = false;
-    undecided_.emplace(leader.left.size(), last.leader);
-    decisions_.pop_back();
+    explain_all(leaders_[last.leader], last.conflict);
+    auto conflict = std::move(last.conflict);
+    conflict.erase(leaders_[last.leader].pid);
+    take_back_last();
+    while (!decisions_.empty() && !conflict.contains(leaders_[decisions_.back().leader].pid)) take_back_last();
+    if (!decisions_.empty()) decisions_.back().conflict.merge(conflict);
   }
   return false;
+}
+
+void BirthSearch::take_back_last() {
+  auto& last = decisions_.back();
+  if (last.chosen) retract(last);
+  auto& leader = leaders_[last.leader];
+  leader.decided = false;
+  undecided_.emplace(leader.left.size(), last.leader);
+  decisions_.pop_back();
 }
 
 /// What depended on this birth depends on that of the leader at whom the way goes on.
@@ -171,9 +199,10 @@ bool BirthSearch::choose(Decision& decision, Pid session) {
   }
   const auto orders = waiting_.find(leader);
   if (orders != waiting_.end()) {
-    if (!std::ranges::all_of(orders->second, [&](const Node* node) { return file_order(*node); })) return false;
+    if (!std::ranges::all_of(orders->second, [&](const Node* node) { return file_order(*node, decision.conflict); }))
+      return false;
   }
-  return std::ranges::all_of(concerned, [&](Pid other) { return narrow(other); });
+  return std::ranges::all_of(concerned, [&](Pid other) { return narrow(other, decision.conflict); });
 }
 
 void BirthSearch::retract(Decision& decision) {
@@ -218,18 +247,51 @@ Pid BirthSearch::open_end(const Birth& birth) const {
   return session ? lines_.end_of(*session) : birth.id;
 }
 
-/// What does not fit any more is struck out; false: nothing is left.
-bool BirthSearch::narrow(Pid pid) {
+/// What does not fit any more is struck out; false: nothing is left. Where much is left that can wait.
+bool BirthSearch::narrow(Pid pid, std::set<Pid>& conflict) {
   const auto found = index_.find(pid);
-  if (found == index_.end() || leaders_[found->second].decided) return true;
-  const auto& left = leaders_[found->second].left;
+  if (found == index_.end()) return true;
+  const auto& leader = leaders_[found->second];
+  if (leader.decided || leader.left.size() > much) return true;
   std::vector<Pid> fitting;
-  std::ranges::copy_if(left, std::back_inserter(fitting), [&](Pid session) { return fits(pid, session); });
-  if (fitting.size() == left.size()) return true;
-  narrowed_.emplace_back(found->second, left);
-  const bool any = !fitting.empty();
+  std::ranges::copy_if(leader.left, std::back_inserter(fitting), [&](Pid session) { return fits(pid, session); });
+  if (fitting.size() == leader.left.size()) return true;
+  narrowed_.emplace_back(found->second, leader.left);
   set_left(found->second, std::move(fitting));
-  return any;
+  if (!leader.left.empty()) return true;
+  explain_all(leader, conflict);
+  return false;
+}
+
+void BirthSearch::explain_all(const Leader& leader, std::set<Pid>& conflict) {
+  for (const Pid session : leader.all) {
+    if (!fits(leader.pid, session)) explain(leader.pid, session, conflict);
+  }
+}
+
+/// Adds the leaders whose births are the reason why one does not fit: those on the ways that it was judged by.
+void BirthSearch::explain(Pid leader, Pid session, std::set<Pid>& conflict) {
+  tree_.born_session[leader] = session;
+  if (lines_.closes_cycle(leader)) {
+    add_way(session, leader, conflict);
+  } else {
+    const auto& demands = open_demands_[leader];
+    const auto broken = std::ranges::find_if_not(demands, [&](const Demand* one) { return is_plausible(*one); });
+    for (const auto& birth : {(*broken)->first, (*broken)->second}) {
+      if (birth.chosen) conflict.insert(birth.id);
+      add_way(*lines_.known(birth), lines_.root_session(), conflict);
+    }
+  }
+  tree_.born_session.erase(leader);
+}
+
+void BirthSearch::add_way(Pid session, Pid until, std::set<Pid>& conflict) const {
+  for (Pid at = session; at != until;) {
+    const auto next = tree_.born_session.find(at);
+    if (next == tree_.born_session.end()) return;
+    conflict.insert(at);
+    at = next->second;
+  }
 }
 
 void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
@@ -243,7 +305,7 @@ void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
 
 /// The final parent comes before the child, or before the first between them that was born in the parent's session. Who
 /// that is is known with the last birth between them. false: somebody would have to be born before himself.
-bool BirthSearch::file_order(const Node& node) {
+bool BirthSearch::file_order(const Node& node, std::set<Pid>& conflict) {
   const Birth parent = lines_.birth_of(node.parent);
   const auto above = lines_.known(parent), below = lines_.known(lines_.birth_of(node.pid));
   const Pid end = !above ? parent.id : !below ? node.pid : lines_.climb(*below, *above);
@@ -254,23 +316,37 @@ bool BirthSearch::file_order(const Node& node) {
   }
   const Pid follower = lines_.first_below(*above, *below, node.pid);
   if (follower == node.parent) return true;
-  if (comes_before(follower, node.parent)) return false;
-  if (before_[follower].insert(node.parent).second) added_orders_.emplace_back(follower, node.parent);
+  if (comes_before(follower, node.parent, conflict)) return explain_order(node, conflict), false;
+  if (before_[follower].emplace(node.parent, &node).second) added_orders_.emplace_back(follower, node.parent);
   return true;
 }
 
-bool BirthSearch::comes_before(Pid earlier, Pid later) const {
+/// If so, all whose births that depends on are added to `conflict`, and maybe others.
+bool BirthSearch::comes_before(Pid earlier, Pid later, std::set<Pid>& conflict) const {
   std::set<Pid> seen{later};
+  std::vector<const Node*> reasons;
   for (std::vector<Pid> open{later}; !open.empty();) {
     const auto found = before_.find(open.back());
     open.pop_back();
     if (found == before_.end()) continue;
-    for (const Pid one : found->second) {
-      if (one == earlier) return true;
+    for (const auto& [one, reason] : found->second) {
+      reasons.push_back(reason);
+      if (one == earlier) {
+        for (const auto* node : reasons) explain_order(*node, conflict);
+        return true;
+      }
       if (seen.insert(one).second) open.push_back(one);
     }
   }
   return false;
+}
+
+void BirthSearch::explain_order(const Node& node, std::set<Pid>& conflict) const {
+  const Birth above = lines_.birth_of(node.parent), below = lines_.birth_of(node.pid);
+  for (const auto& birth : {above, below}) {
+    if (birth.chosen) conflict.insert(birth.id);
+  }
+  add_way(*lines_.known(below), *lines_.known(above), conflict);
 }
 
 }  // namespace stasis::plan

@@ -2,8 +2,9 @@
 //
 // Each time the leader with the fewest sessions left is chosen for. Every choice is checked against what it leaves to
 // those whom it concerns: a parent must still be able to be among the creators, and nobody have to be born before
-// himself. What each choice changes is noted, and taken back with it; nothing else is looked at anew, so that large
-// trees, in most of which the first choices are right, take hardly longer than reading them.
+// himself. What each choice changes is noted, and taken back with it; nothing else is looked at anew. If nothing is
+// left for somebody, the search goes back to the last of the choices that have to do with that (conflict-directed
+// backjumping): those between, which concern other parts of the tree, would all be tried in vain.
 #pragma once
 
 #include <functional>
@@ -35,7 +36,8 @@ class BirthSearch {
   using Demand = std::pair<Birth, Birth>;  ///< the first is the second, or above it
   struct Leader {
     Pid pid;
-    std::vector<Pid> left;  ///< sessions that it may have been born in, likely ones first
+    std::vector<Pid> all;   ///< sessions that it may have been born in, likely ones first
+    std::vector<Pid> left;  ///< as far as it has been looked at since
     bool decided = false;
   };
   /// A leader who is chosen for, and how far the logs reached before.
@@ -43,6 +45,7 @@ class BirthSearch {
     size_t leader = 0;
     std::vector<Pid> untried = {};  ///< the likeliest last
     bool chosen = false;
+    std::set<Pid> conflict = {};  ///< other leaders whose births are among the reasons why choices have failed
     size_t demands = 0, orders = 0, waits = 0, domains = 0;
   };
 
@@ -52,17 +55,23 @@ class BirthSearch {
   bool search(size_t bound, bool any_session);
   bool begin(bool any_session);
   void decide();
+  void blame_everybody();
   bool advance();
   bool choose(Decision&, Pid session);
   void retract(Decision&);
   bool is_plausible(const Demand&) const;
   bool is_met(const Demand&) const;
   bool fits(Pid leader, Pid session);
-  bool narrow(Pid leader);
+  bool narrow(Pid leader, std::set<Pid>& conflict);
+  void explain(Pid leader, Pid session, std::set<Pid>& conflict);
+  void explain_all(const Leader&, std::set<Pid>& conflict);
+  void add_way(Pid session, Pid until, std::set<Pid>& conflict) const;
+  void take_back_last();
   void set_left(size_t leader, std::vector<Pid> left);
   Pid open_end(const Birth&) const;
-  bool file_order(const Node&);
-  bool comes_before(Pid earlier, Pid later) const;
+  bool file_order(const Node&, std::set<Pid>& conflict);
+  bool comes_before(Pid earlier, Pid later, std::set<Pid>& conflict) const;
+  void explain_order(const Node&, std::set<Pid>& conflict) const;
 
   CreationTree& tree_;
   const BirthLines& lines_;
@@ -79,7 +88,8 @@ class BirthSearch {
   std::set<std::pair<size_t, size_t>> undecided_;           ///< number of sessions left, leader
   std::map<Pid, std::vector<const Demand*>> open_demands_;  ///< by the leaders on whose births they depend
   std::map<Pid, std::vector<const Node*>> waiting_;         ///< whose order is known with this leader's birth
-  std::map<Pid, std::set<Pid>> before_;  ///< who must be born before whom, and create him, in one session
+  /// Who must be born before whom, and create him, in one session: because of whose parent.
+  std::map<Pid, std::map<Pid, const Node*>> before_;
   std::vector<Decision> decisions_;
   std::vector<Pid> moved_demands_, moved_waits_;               ///< logs: where one has been added
   std::vector<std::pair<Pid, Pid>> added_orders_;              ///< log: of `before_`

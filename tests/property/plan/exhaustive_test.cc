@@ -202,8 +202,13 @@ TEST_F(SmallTrees, OfFourProcessesWithGroupsAndZombiesToo) {
   EXPECT_EQ(count_.reachable, 6727u);
 }
 
-/// `make nightly`.
-TEST_F(SmallTrees, DISABLED_NightlyOfFiveProcessesWithGroupsAndZombies) { decide_with_groups_and_zombies(4); }
+/// `make nightly`: three minutes, and 80 MB. 284 need more helpers at the same time than the kernel has pids here.
+TEST_F(SmallTrees, DISABLED_NightlyOfFiveProcessesWithGroupsAndZombies) {
+  decide_with_groups_and_zombies(4);
+  EXPECT_EQ(count_.candidates, 34152831u);
+  EXPECT_EQ(count_.restorable, 69091u);
+  EXPECT_EQ(count_.reachable, 68807u);
+}
 
 }  // namespace
 }  // namespace stasis::plan

@@ -51,6 +51,16 @@ RC_GTEST_PROP(Trees, KnownBirthsNeedNoSearch, ()) {
   RC_ASSERT(!verify(*misled, tree, Extent::tree));
 }
 
+/// A few more steps than there are session leaders: a wrong choice does not make the search try all others anew.
+TEST(LargeTrees, NeedLittleSearch) {
+  for (const uint64_t seed : {1, 2, 3, 4, 5}) {
+    const auto tree = random_history(seed, 10'000, false).tree;
+    const auto verdict = decide_tree(tree, {.search_steps = 2 * tree.tasks.size()});
+    ASSERT_TRUE(verdict) << verdict.error().message();
+    EXPECT_EQ(*verdict, Verdict::restorable) << "seed " << seed;
+  }
+}
+
 RC_GTEST_PROP(Trees, JsonLosesNothing, ()) {
   const auto history = any_history();
   const auto text = tree_to_json(history.tree);
