@@ -15,8 +15,8 @@ _stasis() {
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --ghost-limit --file-validation --external" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --plan-cache --exec-cmd" ;;
+    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --plan-cache --exec-cmd" ;;
     plan) words="$common --format --shell-job --file-validation --plan-cache" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
