@@ -7,7 +7,6 @@
 #include "fs.pb.h"
 #include "ids.pb.h"
 #include "image/show.h"
-#include "inet.pb.h"
 #include "inventory.pb.h"
 #include "locks.pb.h"
 #include "mm.pb.h"
@@ -15,6 +14,7 @@
 #include "pagemap.pb.h"
 #include "pstree.pb.h"
 #include "seccomp.pb.h"
+#include "sockets_more.pb.h"
 #include "stats.pb.h"
 
 namespace stasis::image {
@@ -39,9 +39,9 @@ std::unique_ptr<google::protobuf::Message> new_record(std::string_view message) 
               autofs_entry, binfmt_misc_entry, reg_file_entry, ext_file_entry, ns_file_entry, eventfd_file_entry,
               eventpoll_file_entry, eventpoll_tfd_entry, signalfd_entry, timerfd_entry, inotify_file_entry,
               inotify_wd_entry, fanotify_file_entry, fanotify_mark_entry, pidfd_entry, vma_entry, pipe_entry,
-              fifo_entry, sa_entry, unix_sk_entry, inet_sk_entry, inet_more_entry, packet_sock_entry, netlink_sk_entry,
-              itimer_entry, posix_timer_entry, creds_entry, tty_file_entry, rlimit_entry, siginfo_entry, tunfile_entry,
-              stats_entry, irmap_cache_entry>(message);
+              fifo_entry, sa_entry, unix_sk_entry, inet_sk_entry, socket_more_entry, packet_sock_entry,
+              netlink_sk_entry, itimer_entry, posix_timer_entry, creds_entry, tty_file_entry, rlimit_entry,
+              siginfo_entry, tunfile_entry, stats_entry, irmap_cache_entry>(message);
 }
 
 }  // namespace stasis::image

@@ -56,7 +56,7 @@ constexpr std::array kinds{
     records("fifo-data", "FIFO_DATA", 0x59333054, "pipe_data_entry", Payload::pipe_data),
     records("sk-queues", "SK_QUEUES", 0x56264026, "sk_packet_entry", Payload::socket_packet),
     hexadecimal(records("tcp-stream-{}", "TCP_STREAM", 0x51465506, "tcp_stream_entry", Payload::tcp_queues)),
-    records("inetsk-more", "INETSK_MORE", 0x53544153, "inet_more_entry"),
+    records("sockets-more", "SOCKETS_MORE", 0x53544153, "socket_more_entry"),
     records("tty-info", "TTY_INFO", 0x59453036, "tty_info_entry"),
     records("tty-data", "TTY_DATA", 0x59413026, "tty_data_entry"),
     records("filelocks", "FILE_LOCKS", 0x54323616, "file_lock_entry"),

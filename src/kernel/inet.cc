@@ -2,9 +2,13 @@
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstring>
+
+#include "base/unique_fd.h"
 
 namespace stasis::kernel {
 
@@ -52,6 +56,14 @@ std::string to_text(const Endpoint& endpoint) {
   inet_ntop(endpoint.family, endpoint.address.data(), text, sizeof text);
   if (endpoint.family == AF_INET6) return fmt::format("[{}]:{}", text, endpoint.port);
   return fmt::format("{}:{}", text, endpoint.port);
+}
+
+bool is_of_other_network(int socket) {
+  constexpr unsigned long network_namespace_of = 0x894c;  // SIOCGSKNS, linux/sockios.h
+  const UniqueFd space(ioctl(socket, network_namespace_of));
+  struct stat own{}, of_socket{};
+  return space.valid() && fstat(space.get(), &of_socket) == 0 && stat("/proc/self/ns/net", &own) == 0 &&
+         own.st_ino != of_socket.st_ino;
 }
 
 }  // namespace stasis::kernel

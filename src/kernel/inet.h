@@ -33,6 +33,9 @@ Endpoint as_sent(const Endpoint&);
 /// "10.0.0.1:80", "[::1]:80"
 std::string to_text(const Endpoint&);
 
+/// Whether a socket belongs to another network namespace than this process.
+bool is_of_other_network(int socket);
+
 struct Connection {
   Endpoint local, remote;
   friend auto operator<=>(const Connection&, const Connection&) = default;

@@ -84,8 +84,11 @@ Result<Bytes> read_queue(int fd, Queue queue, uint32_t length, uint32_t& sequenc
   return bytes;
 }
 
-Status read_stream(int fd, TcpStream& stream) {
+Status read_stream(StreamToRead& one) {
+  const int fd = one.fd;
+  auto& stream = one.stream;
   const auto info = TRY(tcp_info(fd));
+  if (!is_connected(info.state) && info.state != syn_sent) return {};
   const uint32_t fin = has_sent_fin(info.state) ? 1 : 0;
   uint32_t written = TRY(waiting(fd, SIOCOUTQ, "SIOCOUTQ")), unsent = TRY(waiting(fd, SIOCOUTQNSD, "SIOCOUTQNSD"));
   const uint32_t received = TRY(waiting(fd, SIOCINQ, "SIOCINQ"));
@@ -113,7 +116,7 @@ int read_in_child(void* argument) {
   auto& reading = *static_cast<Reading*>(argument);
   for (auto& one : reading.streams) {
     if (syscall(SYS_getppid) != reading.begun_by) break;
-    Status read = read_stream(one.fd, one.stream);
+    Status read = read_stream(one);
     if (read) continue;
     reading.outcome = fail(std::move(read).error().about(one.subject));
     break;

@@ -108,6 +108,7 @@ constexpr Option options[] = {
     {sol_tcp, TCP_INQ},
     {sol_tcp, TCP_TX_DELAY},
     {sol_tcp, tcp_rto_max_ms},
+    {sol_udp, UDP_CORK},
     {sol_udp, UDP_ENCAP},
     {sol_udp, UDP_NO_CHECK6_TX},
     {sol_udp, UDP_NO_CHECK6_RX},
@@ -249,7 +250,7 @@ Result<InetOptions> InetOptionReader::read(int fd, const InetKind& kind, bool co
 }
 
 void encode_inet_options(const InetOptions& options, const InetKind& kind, inet_sk_entry& entry,
-                         inet_more_entry& others) {
+                         socket_more_entry& others) {
   entry.mutable_ip_opts(), entry.mutable_tcp_opts();
   for (const auto& [key, value] : options.values) {
     if (const auto* field = find_field(kind, key.first, key.second)) {
@@ -268,8 +269,8 @@ void encode_inet_options(const InetOptions& options, const InetKind& kind, inet_
   }
 }
 
-Result<InetOptions> decode_inet_options(const inet_sk_entry& entry, const inet_more_entry& others, const InetKind& kind,
-                                        const std::string& where) {
+Result<InetOptions> decode_inet_options(const inet_sk_entry& entry, const socket_more_entry& others,
+                                        const InetKind& kind, const std::string& where) {
   const auto reject = [&](std::string_view field, std::string cause) {
     return fail(
         Error::invalid("decode socket options", std::move(cause), fmt::format("{}, field isk.{}", where, field)));

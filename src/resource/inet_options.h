@@ -6,9 +6,9 @@
 #include <utility>
 
 #include "base/result.h"
-#include "inet.pb.h"
 #include "plan/call.h"
 #include "sockets.pb.h"
+#include "sockets_more.pb.h"
 
 namespace stasis::resource {
 
@@ -29,7 +29,7 @@ struct InetKind {
 /// Reads options of sockets; what a new one of a kind has is found out once.
 class InetOptionReader {
  public:
-  /// `connected`: some options of a TCP connection go their own ways.
+  /// `connected`: it is or was a TCP connection, some of whose options go their own ways.
   Result<InetOptions> read(int fd, const InetKind&, bool connected);
 
  private:
@@ -38,8 +38,8 @@ class InetOptionReader {
 };
 
 /// What CRIU does not save goes to the second record.
-void encode_inet_options(const InetOptions&, const InetKind&, inet_sk_entry&, inet_more_entry&);
-Result<InetOptions> decode_inet_options(const inet_sk_entry&, const inet_more_entry&, const InetKind&,
+void encode_inet_options(const InetOptions&, const InetKind&, inet_sk_entry&, socket_more_entry&);
+Result<InetOptions> decode_inet_options(const inet_sk_entry&, const socket_more_entry&, const InetKind&,
                                         const std::string& where);
 /// Sets them, before the socket is bound.
 void add_inet_options(const InetOptions&, const InetKind&, int fd, plan::Calls&);

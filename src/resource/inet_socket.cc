@@ -21,12 +21,12 @@
 #include "kernel/descriptor_bag.h"
 #include "resource/descriptors.h"
 #include "resource/network_facts.h"
+#include "resource/socket_more.h"
 
 namespace stasis::resource {
 namespace {
 
-constexpr unsigned long network_namespace_of_socket = 0x894c;  ///< SIOCGSKNS (linux/sockios.h)
-constexpr int protocol_mptcp = 262, protocol_udplite = 136;
+constexpr int protocol_mptcp = 262, protocol_udplite = 136, udp_cork = 1;
 constexpr uint32_t shut_read = 1, shut_write = 2;
 
 Result<uint32_t> get(int fd, int level, int option, const char* name) {
@@ -65,6 +65,7 @@ struct Connections {
     kernel::Connection ends;
   };
   InetOptionReader options;
+  MembershipReader memberships;
   std::vector<One> found;
   std::optional<kernel::DescriptorBag> descriptors;  ///< of those, in the same order
   std::unique_ptr<NetworkLock> lock;
@@ -134,14 +135,15 @@ class InetSocketRoom final : public FileRoom {
     entry.set_flags(description.flags), entry.set_backlog(socket.backlog);
     encode_owner(description.owner, *entry.mutable_fown());
     encode_socket_options(socket.options, *entry.mutable_opts());
-    inet_more_entry more;
+    socket_more_entry more;
     encode_inet_options(socket.inet_options, socket.what, entry, more);
     if (socket.what.family == AF_INET6) entry.set_v6only(socket.only_ipv6);
     if (needs_device(socket.local) && !socket.options.device.empty()) entry.set_ifname(socket.options.device);
     if (socket.shutdown != 0) entry.set_shutdown(static_cast<sk_shutdown>(socket.shutdown));
     if (socket.owner) more.set_uid(socket.owner->uid), more.set_gid(socket.owner->gid);
+    encode_memberships(socket.memberships, socket.what.family, more);
     more.set_id(description.id.value);
-    TRY(TRY(records.side("inetsk-more"))->append(more));
+    TRY(add_socket_more(more, records));
     records.files.push_back(std::move(record));
     if (!socket.stream) return {};
     return encode_stream(socket.number, *socket.stream, records.directory());
@@ -162,8 +164,10 @@ class InetSocketRoom final : public FileRoom {
     TRY(decode_ends(entry, where, *socket));
     socket->options = TRY(decode_socket_options(entry.opts(), where + ", field isk.opts"));
     if (socket->options.device.empty()) socket->options.device = entry.ifname();
-    const auto more = TRY(more_of(records, record.id()));
+    const auto more = TRY(socket_more(records, record.id()));
     socket->inet_options = TRY(decode_inet_options(entry, more, socket->what, where));
+    socket->memberships =
+        TRY(decode_memberships(more, socket->what.family, fmt::format("sockets-more.img, id {}", more.id())));
     if (more.has_uid() && more.has_gid()) socket->owner = {more.uid(), more.gid()};
     if (socket->has_connection()) socket->stream = TRY(decode_stream(socket->number, records.directory()));
     model::OpenDescription description;
@@ -186,8 +190,11 @@ class InetSocketRoom final : public FileRoom {
       if (asked.emplace(kernel::to_text(address), socket->options.device).second)
         validate_address(*socket, address, diagnostics);
       if (socket->is_listening()) validate_port(*socket, diagnostics);
+      check_memberships(socket->memberships, socket->describe(), diagnostics);
     }
   }
+
+  bool can_be_inherited(const model::OpenDescription&) const override { return true; }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
     for (const auto& placement : placements) make_inet_socket(placement, sink);
@@ -217,8 +224,9 @@ class InetSocketRoom final : public FileRoom {
       TRY(look_at_tcp(context, probe, fd, socket));
     else
       look_at_datagrams(context, probe, fd, socket);
-    const bool is_connected = socket.is_tcp() && kernel::is_connected(socket.state);
-    socket.inet_options = TRY(connections.options.read(fd, socket.what, is_connected));
+    const bool was_connected = socket.has_connection() || (socket.is_tcp() && socket.shutdown != 0);
+    socket.inet_options = TRY(connections.options.read(fd, socket.what, was_connected));
+    if (!socket.is_tcp()) socket.memberships = TRY(connections.memberships.read(fd, socket.what.family));
     return {};
   }
 
@@ -228,10 +236,7 @@ class InetSocketRoom final : public FileRoom {
   }
 
   static bool is_supported(CaptureContext& context, const DescriptorProbe& probe, int fd, const InetKind& what) {
-    struct stat own{}, of_socket{};
-    const UniqueFd space(ioctl(fd, network_namespace_of_socket));
-    if (space.valid() && fstat(space.get(), &of_socket) == 0 && stat("/proc/self/ns/net", &own) == 0 &&
-        own.st_ino != of_socket.st_ino) {
+    if (kernel::is_of_other_network(fd)) {
       context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
                                  "sockets of one network namespace, that of stasis, can be saved");
       return false;
@@ -265,6 +270,10 @@ class InetSocketRoom final : public FileRoom {
     if (!socket.has_connection()) {
       // One that was never connected has no peer that could have hung up.
       if ((events & POLLRDHUP) != 0) socket.shutdown = shut_read | shut_write;
+      if (int waiting = 0; ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
+        context.diagnostics.refuse(probe.subject, "the connection has ended, but not all that came has been received",
+                                   "let the program receive it");
+      }
       if ((events & POLLERR) != 0)
         context.diagnostics.warn(probe.subject, "an error that waits to be reported (SO_ERROR) is lost",
                                  "the program finds the connection closed");
@@ -305,7 +314,15 @@ class InetSocketRoom final : public FileRoom {
     socket.state = socket.remote.has_address() ? TCP_ESTABLISHED : TCP_CLOSE;
     const short events = poll_events(fd);
     if ((events & POLLRDHUP) != 0) socket.shutdown = (events & POLLHUP) != 0 ? shut_read | shut_write : shut_read;
+    uint32_t corked = 0;
+    socklen_t size = sizeof corked;
     int waiting = 0;
+    const bool is_udp = socket.what.type == SOCK_DGRAM && socket.what.protocol != IPPROTO_ICMP;
+    if (is_udp && getsockopt(fd, IPPROTO_UDP, udp_cork, &corked, &size) == 0 && corked != 0 &&
+        ioctl(fd, TIOCOUTQ, &waiting) == 0 && waiting > 0) {
+      context.diagnostics.refuse(probe.subject, "a datagram is being put together in it (UDP_CORK)",
+                                 "what it holds cannot be seen: let the program send it");
+    }
     if (ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
       context.diagnostics.warn(probe.subject, "datagrams that wait to be received are lost",
                                "whoever uses such sockets has to expect that");
@@ -333,7 +350,12 @@ class InetSocketRoom final : public FileRoom {
       for (size_t index = 0; index < streams.size(); ++index) {
         auto& description = application.descriptions.at(connections.found[first + index].description);
         auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
-        socket->stream = std::move(streams[index].stream);
+        // It may have changed until packets were dropped.
+        socket->state = TRY(kernel::tcp_info(descriptors[index].get())).state;
+        if (socket->has_connection())
+          socket->stream = std::move(streams[index].stream);
+        else
+          socket->shutdown = shut_read | shut_write;  // it has ended in the meantime
         description.state = {std::move(socket)};
         description.starts_last = resource::starts_last(*description.state.as<InetSocket>());
       }
@@ -373,18 +395,6 @@ class InetSocketRoom final : public FileRoom {
       std::memcpy(&endpoint.address[index * sizeof word], &word, sizeof word);
     }
     return true;
-  }
-
-  /// An empty one, if there is none: CRIU writes none.
-  static Result<inet_more_entry> more_of(const image::FileRecords& records, uint32_t id) {
-    using Index = std::map<uint32_t, const inet_more_entry*>;
-    const auto* index = TRY(records.made_once<Index>("inetsk-more by id", [&]() -> Result<Index> {
-      Index made;
-      for (const auto& entry : TRY(records.all<inet_more_entry>("inetsk-more"))) made.emplace(entry.id(), &entry);
-      return made;
-    }));
-    const auto found = index->find(id);
-    return found == index->end() ? inet_more_entry{} : *found->second;
   }
 
   static Status decode_kind(const inet_sk_entry& entry, const std::string& where, InetSocket& socket) {
@@ -505,7 +515,7 @@ bool InetSocket::equals(const model::KindValue& other) const {
   return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
          remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
          owner == s->owner && options == s->options && inet_options == s->inet_options &&
-         lasting(stream) == lasting(s->stream);
+         memberships == s->memberships && lasting(stream) == lasting(s->stream);
 }
 
 std::string InetSocket::describe() const {

@@ -14,6 +14,7 @@
 #include "kernel/tcp.h"
 #include "resource/file_room.h"
 #include "resource/inet_options.h"
+#include "resource/multicast.h"
 #include "resource/socket_options.h"
 
 namespace stasis::resource {
@@ -33,6 +34,7 @@ struct InetSocket final : model::KindValue {
   std::optional<Ids> owner;  ///< fstat; who may share its port (SO_REUSEPORT). Nothing: an image does not say
   SocketOptions options;
   InetOptions inet_options;
+  std::vector<Membership> memberships;
   /// Of a connection, or one that begins. Nothing: it is restored closed.
   std::optional<kernel::TcpStream> stream;
 

@@ -156,6 +156,7 @@ class Builder {
     // A connection that has ended has given its port back (net/ipv4/tcp.c, tcp_set_state).
     const bool has_ended = socket_.is_tcp() && socket_.shutdown != 0;
     if (has_name && !has_ended) name(SYS_bind, socket_.local);
+    add_memberships(socket_.memberships, socket_.what.family, fd_, calls_);
     if (socket_.is_listening()) add(call(SYS_listen, fd_, socket_.backlog));
     if (socket_.state == established && !socket_.is_tcp()) name(SYS_connect, socket_.remote);
   }

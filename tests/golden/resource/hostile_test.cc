@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <sched.h>
 #include <sys/inotify.h>
+#include <sys/socket.h>
 
 #include "core.pb.h"
 #include "criu_images.h"
@@ -13,6 +14,7 @@
 #include "pagemap.pb.h"
 #include "pstree.pb.h"
 #include "resource/codec.h"
+#include "sockets_more.pb.h"
 
 namespace stasis::resource {
 namespace {
@@ -559,6 +561,124 @@ TEST_F(HostileSockets, QueuesThatCannotBe) {
               }),
               HasSubstr("field credentials.pid"));
   EXPECT_THAT(error_with_message([](auto& m) { m.set_sender(std::string(109, 'x')); }), HasSubstr("field sender"));
+}
+
+/// A good record of a TCP connection; what is wrong with it is up to the caller.
+file_entry inet_socket(uint32_t id) {
+  file_entry record;
+  record.set_type(INETSK), record.set_id(id);
+  auto& socket = *record.mutable_isk();
+  socket.set_id(id), socket.set_ino(id), socket.set_family(AF_INET), socket.set_type(SOCK_STREAM), socket.set_proto(6);
+  socket.set_state(1), socket.set_src_port(80), socket.set_dst_port(4711), socket.set_flags(2), socket.set_backlog(0);
+  socket.add_src_addr(0x0100007f), socket.add_dst_addr(0x0100007f);
+  *socket.mutable_fown() = unix_socket(id).usk().fown();
+  *socket.mutable_opts() = unix_socket(id).usk().opts();
+  return record;
+}
+
+class HostileConnections : public Hostile {
+ protected:
+  static constexpr uint32_t id = 0x2345;
+  const std::string stream_file = "tcp-stream-2345.img";
+
+  std::string error_with(const std::function<void(inet_sk_entry&)>& change) {
+    return error_after<file_entry>("files.img", [&](auto& files) {
+      files.push_back(inet_socket(id));
+      change(*files.back().mutable_isk());
+    });
+  }
+  std::string error_with_stream(const std::function<void(tcp_stream_entry&)>& change, size_t bytes = 5) {
+    auto writer = theirs->create(stream_file);
+    EXPECT_TRUE(writer);
+    tcp_stream_entry stream;
+    stream.set_inq_len(2), stream.set_inq_seq(1000), stream.set_outq_len(3), stream.set_outq_seq(2000);
+    stream.set_unsq_len(1), stream.set_opt_mask(7), stream.set_snd_wscale(7), stream.set_rcv_wscale(7);
+    stream.set_mss_clamp(1460), stream.set_timestamp(1), stream.set_snd_wl1(1000), stream.set_snd_wnd(100);
+    stream.set_max_window(100), stream.set_rcv_wnd(100), stream.set_rcv_wup(1000);
+    change(stream);
+    EXPECT_TRUE(writer->append(stream));
+    EXPECT_TRUE(writer->append_raw(Bytes(bytes)));
+    EXPECT_TRUE(writer->finish());
+    auto error = error_with([](auto&) {});
+    std::filesystem::remove(root_ / "theirs" / stream_file);
+    return error;
+  }
+  std::string error_with_more(const std::function<void(socket_more_entry&)>& change) {
+    auto writer = theirs->create("sockets-more.img");
+    EXPECT_TRUE(writer);
+    socket_more_entry more;
+    more.set_id(id);
+    change(more);
+    EXPECT_TRUE(writer->append(more));
+    EXPECT_TRUE(writer->finish());
+    auto error = error_with([](auto&) {});
+    std::filesystem::remove(root_ / "theirs/sockets-more.img");
+    return error;
+  }
+};
+
+TEST_F(HostileConnections, GoodOnesAreGood) {
+  EXPECT_EQ(error_with([](auto&) {}), "none");
+  EXPECT_EQ(error_with_stream([](auto&) {}), "none");
+  EXPECT_EQ(error_with_more([](auto& m) {
+              auto& option = *m.add_options();
+              option.set_level(6), option.set_name(18), option.set_value(1000);  // TCP_USER_TIMEOUT
+            }),
+            "none");
+}
+
+TEST_F(HostileConnections, EachFieldOfASocket) {
+  const auto at = [](const std::string& field) { return HasSubstr("files.img, file 9029, field isk." + field); };
+  EXPECT_THAT(error_with([](auto& s) { s.set_ino(0); }), at("ino"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_family(16); }), at("family"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_type(5); }), at("type"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_proto(132); }), at("proto"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_type(SOCK_DGRAM); }), at("proto"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_type(SOCK_RAW), s.set_proto(256); }), at("proto"));
+  for (const uint32_t state : {0u, 3u, 6u, 12u, 4711u})
+    EXPECT_THAT(error_with([&](auto& s) { s.set_state(state); }), at("state")) << state;
+  EXPECT_THAT(error_with([](auto& s) { s.set_src_port(65536); }), at("src_port"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_dst_port(1 << 20); }), at("dst_port"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_src_port(0); }), at("src_port"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_dst_port(0); }), at("dst_port"));
+  EXPECT_THAT(error_with([](auto& s) { s.clear_src_addr(); }), at("src_addr"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_family(AF_INET6); }), at("src_addr"));
+  EXPECT_THAT(error_with([](auto& s) {
+                for (int i = 0; i < 4; ++i) s.add_dst_addr(0);
+              }),
+              at("dst_addr"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_state(10), s.set_backlog(1u << 31); }), at("backlog"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_ifname(std::string(16, 'x')); }), at("ifname"));
+  EXPECT_THAT(error_with([](auto& s) { s.mutable_ip_opts()->mutable_raw()->add_icmpv_filter(1); }),
+              at("ip_opts.raw.icmpv_filter"));
+}
+
+TEST_F(HostileConnections, WhatCriuDoesNotSave) {
+  const auto option = [&](uint32_t level, uint32_t name) {
+    return error_with_more([&](auto& m) {
+      auto& option = *m.add_options();
+      option.set_level(level), option.set_name(name), option.set_value(1);
+    });
+  };
+  EXPECT_THAT(option(6, 4711), HasSubstr("isk.options"));
+  EXPECT_THAT(option(41, 26), HasSubstr("isk.options"));  // of IPv6
+  EXPECT_THAT(option(6, 1), HasSubstr("isk.options"));    // TCP_NODELAY has a field of its own
+  EXPECT_THAT(error_with_more([](auto& m) { m.set_congestion(std::string(16, 'x')); }), HasSubstr("isk.congestion"));
+}
+
+TEST_F(HostileConnections, EachFieldOfAStream) {
+  const auto at = [&](const std::string& field) { return AllOf(HasSubstr(stream_file), HasSubstr("field " + field)); };
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_unsq_len(4); }), at("unsq_len"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_opt_mask(256); }), at("opt_mask"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_snd_wscale(15); }), at("snd_wscale"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_rcv_wscale(15); }), at("rcv_wscale"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_mss_clamp(0); }), at("mss_clamp"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_mss_clamp(65536); }), at("mss_clamp"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_max_window(99); }), at("max_window"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_snd_wl1(1101); }), at("snd_wl1"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_rcv_wup(1001); }), at("rcv_wup"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_inq_len(6); }), HasSubstr(stream_file));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_outq_len(1u << 31); }), HasSubstr(stream_file));
 }
 
 TEST_F(Hostile, EveryTruncationIsAnError) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <arpa/inet.h>
+#include <initializer_list>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>

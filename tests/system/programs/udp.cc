@@ -1,0 +1,140 @@
+// Sockets of datagrams: UDP and UDP-Lite, bound, connected, shut down, sharing a port, in multicast groups, with
+// options; and raw ones.
+#include <net/if.h>
+#include <netinet/udp.h>
+
+#include "inet.h"
+
+constexpr int icmp_filter = 1, icmp_echo = 8;  // linux/icmp.h and net/if.h exclude each other
+
+static int datagram_socket(int family, int protocol = 0) {
+  const int fd = socket(family, SOCK_DGRAM, protocol);
+  CHECK(fd >= 0);
+  return fd;
+}
+static int bound(int family, int protocol = 0) {
+  const int fd = datagram_socket(family, protocol);
+  const auto address = inet::loopback(family);
+  CHECK(bind(fd, address.pointer(), address.size) == 0);
+  return fd;
+}
+static void connect_to(int fd, int other) {
+  const auto to = inet::address_of(other);
+  CHECK(connect(fd, to.pointer(), to.size) == 0);
+}
+static void expect_message(int from, int to, const char* text, const inet::Address* address = nullptr) {
+  const auto length = (ssize_t)strlen(text);
+  CHECK(sendto(from, text, (size_t)length, 0, address ? address->pointer() : nullptr, address ? address->size : 0) ==
+        length);
+  char got[64] = {};
+  CHECK_EQUAL(recv(to, got, sizeof got, 0), length);
+  CHECK(memcmp(got, text, (size_t)length) == 0);
+}
+
+int main(int argc, char** argv) {
+  probe::begin(argc, argv);
+  constexpr int families[] = {AF_INET, AF_INET6};
+  constexpr int udplite = IPPROTO_UDPLITE;
+  struct Case {
+    int server, client, lite, fresh, deaf, shared[2], member;
+    inet::Address server_address, shared_address;
+  } cases[2];
+  for (int i = 0; i < 2; ++i) {
+    auto& one = cases[i];
+    const int family = families[i];
+    one.server = bound(family), one.client = datagram_socket(family), one.fresh = datagram_socket(family);
+    one.server_address = inet::address_of(one.server);
+    connect_to(one.client, one.server);
+    one.lite = bound(family, udplite);
+    inet::set(one.lite, udplite, 10, 12);  // UDPLITE_SEND_CSCOV
+    connect_to(one.lite, one.lite);
+    one.deaf = bound(family);
+    connect_to(one.deaf, one.server);
+    CHECK(shutdown(one.deaf, SHUT_RD) == 0);
+    for (int& fd : one.shared) {
+      fd = datagram_socket(family);
+      inet::set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+      const auto address = &fd == one.shared ? inet::loopback(family) : one.shared_address;
+      CHECK(bind(fd, address.pointer(), address.size) == 0);
+      one.shared_address = inet::address_of(fd);
+    }
+    // A group on the loopback device, without packets of one source.
+    one.member = datagram_socket(family);
+    group_source_req request = {};
+    request.gsr_interface = if_nametoindex("lo");
+    inet::Address group = inet::loopback(family), source = inet::loopback(family);
+    if (family == AF_INET6)
+      CHECK(inet_pton(AF_INET6, "ff02::4711", &((sockaddr_in6*)&group.name)->sin6_addr) == 1);
+    else
+      CHECK(inet_pton(AF_INET, "239.1.2.3", &((sockaddr_in*)&group.name)->sin_addr) == 1);
+    memcpy(&request.gsr_group, &group.name, sizeof request.gsr_group);
+    memcpy(&request.gsr_source, &source.name, sizeof request.gsr_source);
+    const int level = family == AF_INET6 ? IPPROTO_IPV6 : IPPROTO_IP;
+    group_req joined = {request.gsr_interface, request.gsr_group};
+    CHECK(setsockopt(one.member, level, MCAST_JOIN_GROUP, &joined, sizeof joined) == 0);
+    CHECK(setsockopt(one.member, level, MCAST_BLOCK_SOURCE, &request, sizeof request) == 0);
+  }
+  inet::set(cases[0].server, SOL_SOCKET, SO_BROADCAST, 1), inet::set(cases[0].server, SOL_IP, IP_PKTINFO, 1);
+  inet::set(cases[0].server, SOL_IP, IP_RECVERR, 1), inet::set(cases[0].server, SOL_IP, IP_MULTICAST_TTL, 5);
+  inet::set(cases[0].server, SOL_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO);
+  inet::set(cases[1].server, SOL_IPV6, IPV6_RECVTCLASS, 1),
+      inet::set(cases[1].server, SOL_IPV6, IPV6_MULTICAST_HOPS, 3);
+  inet::set(cases[0].client, SOL_UDP, UDP_GRO, 1);
+  const int raw = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP), raw_six = socket(AF_INET6, SOCK_RAW, 253);
+  CHECK(raw >= 0 && raw_six >= 0);
+  const uint32_t filter = ~(1u << icmp_echo);
+  CHECK(setsockopt(raw, SOL_RAW, icmp_filter, &filter, sizeof filter) == 0);
+  inet::set(raw, SOL_IP, IP_HDRINCL, 1);
+
+  probe::ready();
+  probe::wait_for_go();
+
+  for (int i = 0; i < 2; ++i) {
+    const auto& one = cases[i];
+    const int family = families[i], level = family == AF_INET6 ? IPPROTO_IPV6 : IPPROTO_IP;
+    inet::expect_same(inet::address_of(one.server), one.server_address);
+    inet::expect_same(inet::address_of(one.client, getpeername), one.server_address);
+    expect_message(one.client, one.server, "to the server");
+    const auto client = inet::address_of(one.client);
+    expect_message(one.server, one.client, "to the client", &client);
+    expect_message(one.lite, one.lite, "to itself");
+    inet::expect_option(one.lite, udplite, 10, 12);
+    expect_message(one.fresh, one.server, "from a new one", &one.server_address);
+    pollfd end = {one.deaf, POLLRDHUP, 0};
+    CHECK(poll(&end, 1, 0) == 1 && (end.revents & POLLRDHUP) != 0);
+    expect_message(one.deaf, one.server, "from a deaf one");
+    inet::expect_same(inet::address_of(one.shared[1]), one.shared_address);
+    const int stranger = datagram_socket(family), friendly = datagram_socket(family);
+    CHECK(bind(stranger, one.shared_address.pointer(), one.shared_address.size) != 0 && errno == EADDRINUSE);
+    inet::set(friendly, SOL_SOCKET, SO_REUSEPORT, 1);
+    CHECK(bind(friendly, one.shared_address.pointer(), one.shared_address.size) == 0);
+    inet::set(stranger, SOL_SOCKET, SO_REUSEADDR, 1);
+    CHECK(bind(stranger, one.server_address.pointer(), one.server_address.size) != 0 && errno == EADDRINUSE);
+    struct {
+      group_filter head;
+      sockaddr_storage more[4];
+    } joined = {};
+    joined.head.gf_interface = if_nametoindex("lo"), joined.head.gf_numsrc = 4;
+    joined.head.gf_group.ss_family = (sa_family_t)family;
+    if (family == AF_INET6)
+      CHECK(inet_pton(AF_INET6, "ff02::4711", &((sockaddr_in6*)&joined.head.gf_group)->sin6_addr) == 1);
+    else
+      CHECK(inet_pton(AF_INET, "239.1.2.3", &((sockaddr_in*)&joined.head.gf_group)->sin_addr) == 1);
+    socklen_t size = sizeof joined;
+    CHECK(getsockopt(one.member, level, MCAST_MSFILTER, &joined, &size) == 0);
+    CHECK_EQUAL(joined.head.gf_fmode, MCAST_EXCLUDE);
+    CHECK_EQUAL(joined.head.gf_numsrc, 1);
+  }
+  inet::expect_option(cases[0].server, SOL_SOCKET, SO_BROADCAST, 1);
+  inet::expect_option(cases[0].server, SOL_IP, IP_PKTINFO, 1),
+      inet::expect_option(cases[0].server, SOL_IP, IP_RECVERR, 1);
+  inet::expect_option(cases[0].server, SOL_IP, IP_MULTICAST_TTL, 5);
+  inet::expect_option(cases[0].server, SOL_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO);
+  inet::expect_option(cases[1].server, SOL_IPV6, IPV6_RECVTCLASS, 1);
+  inet::expect_option(cases[1].server, SOL_IPV6, IPV6_MULTICAST_HOPS, 3);
+  inet::expect_option(cases[0].client, SOL_UDP, UDP_GRO, 1);
+  inet::expect_option(raw, SOL_RAW, icmp_filter, (int)filter), inet::expect_option(raw, SOL_IP, IP_HDRINCL, 1);
+  inet::expect_option(raw, SOL_SOCKET, SO_PROTOCOL, IPPROTO_ICMP);
+  inet::expect_option(raw_six, SOL_SOCKET, SO_PROTOCOL, 253);
+  return probe::passed();
+}
