@@ -487,8 +487,11 @@ def ssh_terminal(address):
 
 
 def ssh(address):
-    return [("lines", ssh_lines(address, 0)), ("slow-lines", ssh_lines(address, 0.1)), ("bulk", ssh_bulk(address)),
-            ("terminal", ssh_terminal(address))]
+    return [("lines", ssh_lines(address, 0)), ("slow-lines", ssh_lines(address, 0.1)), ("bulk", ssh_bulk(address))]
+
+
+def ssh_terminals(address):
+    return [(f"terminal-{n}", ssh_terminal(address)) for n in range(2)]
 
 
 # tmux, whose commands are the client
@@ -563,4 +566,4 @@ def tmux(address):
     return [("shell", tmux_shell(address)), ("editor", tmux_editor(address)), ("ticks", tmux_ticks(address))]
 
 
-PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, pages=pages, chains=chains, tls=tls, postgres=postgres, ssh=ssh, tmux=tmux)
+PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, pages=pages, chains=chains, tls=tls, postgres=postgres, ssh=ssh, ssh_terminals=ssh_terminals, tmux=tmux)

@@ -15,6 +15,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 AS_POSTGRES = "setpriv --reuid postgres --regid postgres --clear-groups"
 POSTGRES = "/usr/lib/postgresql/15/bin"
 
+SSHD = dict(
+    needs=["sshd", "ssh", "ssh-keygen"], transports=["tcp"],
+    prepare="""mkdir -p /run/sshd
+        for name in host user; do ssh-keygen -q -t ed25519 -N '' -f $name; done
+        echo "stasis $(cut -d' ' -f1,2 host.pub)" >known; cp user.pub authorized""",
+    server="""exec /usr/sbin/sshd -D -e -f /dev/null -h $PWD/host -p $PORT -o ListenAddress=127.0.0.1 -o PidFile=none \
+        -o AuthorizedKeysFile=$PWD/authorized -o StrictModes=no""")
+
 # A service is a shell script that prepares, one that becomes the server, and one that looks at what is left when all is over. In them
 # $ADDRESS is the server's path, or $PORT its port; `listen` says for both how the server is told ($LISTEN).
 SERVICES = {
@@ -106,13 +114,8 @@ END""",
             tmux -S $ADDRESS select-layout -t work even-vertical
             script -qfc "stty rows 60 cols 150; tmux -S $ADDRESS attach -t work" /dev/null </dev/null >attached.log &
             wait $server"""),
-    "ssh": dict(
-        protocol="ssh", needs=["sshd", "ssh", "ssh-keygen"], transports=["tcp"],
-        prepare="""mkdir -p /run/sshd
-            for name in host user; do ssh-keygen -q -t ed25519 -N '' -f $name; done
-            echo "stasis $(cut -d' ' -f1,2 host.pub)" >known; cp user.pub authorized""",
-        server="""exec /usr/sbin/sshd -D -e -f /dev/null -h $PWD/host -p $PORT -o ListenAddress=127.0.0.1 -o PidFile=none \
-            -o AuthorizedKeysFile=$PWD/authorized -o StrictModes=no"""),
+    "sshd": dict(protocol="ssh", **SSHD),
+    "sshd-terminals": dict(protocol="ssh_terminals", **SSHD),
     "asyncio": dict(protocol="chains", needs=["python3"], server=f"exec python3 {HERE}/servers/chains.py $TARGET"),
     "node": dict(protocol="chains", needs=["node"], server=f"exec node {HERE}/servers/chains.js $TARGET"),
     "java": dict(protocol="chains", needs=["javac"], prepare=f"javac -d . {HERE}/servers/Chains.java",
@@ -183,8 +186,8 @@ class Service:
         return bool(now) and all(count >= before.get(name, 0) + 2 for name, count in now.items())
 
     def cycle(self, number):
-        cycle.dump_and_restore(self.options.stasis, self.root, f"{self.base}/images-{number}", self.job.get("dump", ()),
-                               self.job.get("restore", ()))
+        options = [] if self.inside else ["--tcp-established"]
+        cycle.dump_and_restore(self.options.stasis, self.root, f"{self.base}/images-{number}", options)
         before = self.progress()
         self.wait_for(lambda: self.has_gone_on(before), f"every conversation goes on after restore {number + 1}")
 
