@@ -1,7 +1,10 @@
 #include "cli/checkpoint.h"
 
+#include <limits.h>
 #include <signal.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <optional>
@@ -14,6 +17,7 @@
 #include "plan/verify.h"
 #include "resource/codec.h"
 #include "resource/given_descriptors.h"
+#include "resource/host.h"
 #include "resource/inet_socket.h"
 #include "resource/registry.h"
 #include "resource/vdso.h"
@@ -84,6 +88,8 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   options.occupied = TRY(execute::own_mappings());
   options.first_transient_pid = quiet_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
+  options.descriptor_limit =
+      static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {
       const uint64_t pages = location.range.size() / page_size;

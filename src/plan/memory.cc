@@ -65,8 +65,10 @@ class MappingPlanner {
   Status run() {
     const bool first_part = plan_.part != MemoryPlan::Part::passed_files_only;
     if (first_part && plan_.inherited_from != nullptr) inherit();
+    const bool lacks_code = !has(model::Backing::vdso);
+    if (first_part && lacks_code) map_vdso();  // before something else is where the code will be for a moment
     for (const auto* mapping : mappings_) TRY(map(*mapping));
-    if (first_part) map_vdso();
+    if (first_part && !lacks_code) map_vdso();
     close_files();
     load();
     protect();
@@ -265,13 +267,22 @@ class MappingPlanner {
     return block;
   }
 
-  /// ARCH_MAP_VDSO_64 maps the whole block, data pages first, at the lowest address.
+  bool has(model::Backing backing) const {
+    return std::ranges::any_of(plan_.space->mappings, [&](const auto& mapping) { return mapping.backing == backing; });
+  }
+
+  /// ARCH_MAP_VDSO_64 maps the whole block, data pages first, at the lowest address. Of a task that has unmapped the
+  /// code (Valgrind does) that goes again: the call returns its size (arch/x86/kernel/process_64.c, prctl_map_vdso).
   void map_vdso() {
     const auto block = vdso_block(*plan_.space);
     if (block.empty() || inherits_vdso_) return;
     const uint64_t lowest = std::ranges::min(block).begin;
     Perform map{"vDSO", "", {"CAP_CHECKPOINT_RESTORE"}, {}, {}};
     map.calls.push_back(call(SYS_arch_prctl, arch_map_vdso_64, lowest));
+    if (!has(model::Backing::vdso)) {
+      const uint64_t code = std::ranges::max(block, {}, &AddressRange::end).end;
+      map.calls.push_back(call(SYS_munmap, code, ResultOf{-1}));
+    }
     sink().add(std::move(map));
   }
 

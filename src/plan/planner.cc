@@ -133,7 +133,8 @@ class Planner {
     for (const auto& [id, description] : application_.descriptions) {
       for (const auto& watch : description.watches) highest = std::max(highest, watch.fd);
     }
-    const int first = std::max(highest + 1, options_.first_free_fd);
+    int first = std::max(highest + 1, options_.first_free_fd);
+    if (options_.descriptor_limit != 0 && first > options_.descriptor_limit / 2) first = begin_of_widest_gap();
     out_.program.images_fd = first;
     const int pidfds = out_.spaces.any() ? 1 + static_cast<int>(application_.tasks.size()) : 0;
     // Until it gives them stasis itself may open one or the other file, under the lowest number.
@@ -141,6 +142,24 @@ class Planner {
     const int given = first + 1 + pidfds + opened_meanwhile;
     out_.inherit_given(given);
     out_.set_first_temporary(out_.given().empty() ? first + 1 + pidfds : given + static_cast<int>(out_.given().size()));
+  }
+
+  /// Programs like Valgrind have their descriptors under the highest numbers that there are.
+  int begin_of_widest_gap() const {
+    std::vector<int> taken{options_.descriptor_limit};
+    for (const auto& [id, table] : application_.descriptor_tables) {
+      for (const auto& [number, slot] : table.slots) taken.push_back(number);
+    }
+    for (const auto& [id, description] : application_.descriptions) {
+      for (const auto& watch : description.watches) taken.push_back(watch.fd);
+    }
+    std::ranges::sort(taken);
+    int next = std::max(3, options_.first_free_fd), best = next, width = 0;
+    for (const int number : taken) {
+      if (number - next > width) best = next, width = number - next;
+      next = std::max(next, number + 1);
+    }
+    return best;
   }
 
   // ---- copy-on-write

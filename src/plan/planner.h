@@ -36,8 +36,9 @@ struct PlanOptions {
   uint64_t agent_area_size = 1 << 20;
   pid_t first_transient_pid =
       0;  ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
-  Births likely_births;   ///< of session leaders: what was right for a tree of this shape
-  int first_free_fd = 0;  ///< lowest number usable for service descriptors (0: above all in use)
+  Births likely_births;      ///< of session leaders: what was right for a tree of this shape
+  int first_free_fd = 0;     ///< lowest number usable for service descriptors (0: above all in use)
+  int descriptor_limit = 0;  ///< numbers are below this one (RLIMIT_NOFILE); 0: not known
 };
 
 /// Gives a program that was not made from a whole Application its agent_area: a range that is free in `occupied`, and

@@ -1,5 +1,6 @@
 #include "resource/file_identity.h"
 
+#include <dirent.h>
 #include <elf.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -7,6 +8,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
+#include <memory>
 
 #include "base/checked.h"
 #include "base/unique_fd.h"
@@ -91,6 +94,22 @@ std::optional<uint32_t> read_checksum(const std::string& path) {
     if (count == 0) return ~crc;
     for (ssize_t i = 0; i < count; ++i) crc = (crc >> 8) ^ crc_table[(crc ^ buffer[static_cast<size_t>(i)]) & 0xff];
   }
+}
+
+std::optional<std::string> name_beside(const std::string& path, const struct stat& file) {
+  const auto directory = std::filesystem::path(path).parent_path();
+  const std::unique_ptr<DIR, int (*)(DIR*)> listing(opendir(directory.c_str()), closedir);
+  std::optional<std::string> first;
+  for (const dirent* entry = nullptr; listing != nullptr && (entry = readdir(listing.get())) != nullptr;) {
+    if (entry->d_ino != file.st_ino || entry->d_name == std::string_view(".") ||
+        entry->d_name == std::string_view(".."))
+      continue;
+    auto name = (directory / entry->d_name).string();
+    struct stat found{};
+    if (lstat(name.c_str(), &found) != 0 || found.st_dev != file.st_dev || found.st_ino != file.st_ino) continue;
+    if (!first || name < *first) first = std::move(name);
+  }
+  return first;
 }
 
 }  // namespace stasis::resource

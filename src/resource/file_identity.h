@@ -1,5 +1,8 @@
-// What tells whether a file is still the one that was there at the dump, beyond its size.
+// Which file it is: what tells whether it is still the one that was there at the dump, beyond its size; its other
+// names.
 #pragma once
+
+#include <sys/stat.h>
 
 #include <cstdint>
 #include <optional>
@@ -13,5 +16,8 @@ std::vector<uint32_t> read_build_id(const std::string& path);
 
 /// CRC32C (RFC 3720, appendix B.4) of the whole file; nothing if it cannot be read.
 std::optional<uint32_t> read_checksum(const std::string& path);
+
+/// Another name that the file has in the directory of `path`, the first in their order; nothing if it has none there.
+std::optional<std::string> name_beside(const std::string& path, const struct stat& file);
 
 }  // namespace stasis::resource

@@ -92,7 +92,8 @@ void validate_vdso(const model::AddressSpace& space, const std::string& subject,
     if (mapping.backing == model::Backing::vdso) theirs.code_size += mapping.range.size();
     if (mapping.backing == model::Backing::vvar) theirs.data_size += mapping.range.size();
   }
-  if (theirs == VdsoShape{} || theirs == host().vdso) return;
+  const bool only_data = theirs.code_size == 0 && theirs.data_size == host().vdso.data_size;
+  if (theirs == VdsoShape{} || theirs == host().vdso || only_data) return;
   diagnostics.refuse(subject, "its vDSO is laid out differently from this kernel's",
                      "Restore it on a kernel with the same vDSO");
 }

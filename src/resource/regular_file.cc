@@ -322,7 +322,12 @@ class RegularFileRoom final : public FileRoom {
     if (S_ISREG(file->mode)) file->size = static_cast<uint64_t>(probe.stat.st_size);
     const bool leads_here = is_reached_by_name(probe);
     file->path = leads_here ? probe.link : original_path(probe.link);
-    if (leads_here) {
+    // A named semaphore, for one: sem_open(3) makes it under another name than its own.
+    const bool is_linked_elsewhere = !leads_here && probe.stat.st_nlink != 0 && probe.link.ends_with(deleted_mark);
+    const auto other =
+        is_linked_elsewhere && !context.policy.link_remap ? name_beside(file->path, probe.stat) : std::nullopt;
+    if (other) file->path = *other;
+    if (leads_here || other) {
       identify(context, probe, *file);
     } else if (probe.stat.st_nlink == 0 || (S_ISDIR(file->mode) && probe.link.ends_with(deleted_mark))) {
       TRY(capture_unlinked(context, probe, *file));

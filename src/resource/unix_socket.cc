@@ -22,6 +22,7 @@
 
 #include "kernel/sock_diag.h"
 #include "resource/descriptors.h"
+#include "resource/file_identity.h"
 #include "resource/regular_file.h"
 
 namespace stasis::resource {
@@ -305,23 +306,43 @@ class UnixSocketRoom final : public FileRoom {
     const auto& about = link.stat;
     name.mode = about.st_mode & 07777, name.uid = about.st_uid, name.gid = about.st_gid;
     name.unlinked = about.st_nlink == 0;
-    const std::string path = name.unlinked ? original_path(link.target) : link.target;
-    if (!name.is_relative()) return {};
-    auto directory = directory_of(path, name.text);
-    const auto working = TRY(kernel::read_link(fmt::format("/proc/{}/cwd", probe.witness)));
+    const bool is_deleted = link.target.ends_with(deleted_mark);
+    std::string path = is_deleted ? original_path(link.target) : link.target;
+    if (is_deleted && !name.unlinked) {
+      const auto other = name_beside(path, about);
+      if (!other) {
+        context.diagnostics.refuse(probe.subject,
+                                   fmt::format("its file {} lives on under a name that nothing tells", path),
+                                   "link it under its own name again");
+        return {};
+      }
+      path = *other;
+    }
+    if (name.is_relative()) find_directory(context, probe, about, path, name);
+    if (!name.unlinked && !leads_to(name.path(), about)) name.moved_to = path;
+    return {};
+  }
+
+  static bool leads_to(const std::string& path, const struct stat& file) {
     struct stat there{};
-    const bool from_here = stat((working + "/" + name.text).c_str(), &there) == 0 && there.st_dev == about.st_dev &&
-                           there.st_ino == about.st_ino;
-    if (!directory && from_here) directory = working;
-    if (directory)
-      name.directory = *directory;
+    return stat(path.c_str(), &there) == 0 && there.st_dev == file.st_dev && there.st_ino == file.st_ino;
+  }
+
+  static void find_directory(CaptureContext& context, const DescriptorProbe& probe, const struct stat& file,
+                             const std::string& path, UnixName& name) {
+    const auto working = kernel::read_link(fmt::format("/proc/{}/cwd", probe.witness));
+    if (const auto told = directory_of(path, name.text))
+      name.directory = *told;
+    else if (working && leads_to(*working + "/" + name.text, file))
+      name.directory = *working;
+    else if (!name.unlinked && name.text.find('/') == std::string::npos)
+      name.directory = std::filesystem::path(path).parent_path();  // renamed there, or from anywhere: nobody can tell
     else
       context.diagnostics.refuse(probe.subject,
                                  fmt::format("it is bound to the relative path {}, and nothing tells where that leads "
                                              "from ({} is its file)",
                                              name.text, path),
                                  "bind it by its absolute path");
-    return {};
   }
 
   static Status capture_queue(CaptureContext& context, const DescriptorProbe& probe, int fd, UnixSocket& socket) {
@@ -457,6 +478,7 @@ class UnixSocketRoom final : public FileRoom {
     file.set_mode(name.mode | S_IFSOCK), file.set_uid(name.uid), file.set_gid(name.gid);
     if (name.is_relative()) entry.set_name_dir(name.directory);
     if (name.unlinked) entry.set_deleted(true);
+    if (!name.moved_to.empty()) entry.set_moved_to(name.moved_to);
   }
 
   static Status decode_name(const unix_sk_entry& entry, const std::string& where, UnixName& name) {
@@ -470,10 +492,15 @@ class UnixSocketRoom final : public FileRoom {
     name.mode = entry.file_perms().mode() & 07777;
     name.uid = entry.file_perms().uid(), name.gid = entry.file_perms().gid();
     name.unlinked = entry.deleted();
+    name.moved_to = entry.moved_to();
+    const auto is_absolute = [](const std::string& path) {
+      return path.starts_with('/') && path.find('\0') == std::string::npos;
+    };
+    if (!name.moved_to.empty() && (name.unlinked || !is_absolute(name.moved_to)))
+      return reject("moved_to", "it is no absolute path of a file that exists");
     if (!name.is_relative()) return {};
     name.directory = entry.name_dir();
-    if (!name.directory.starts_with('/') || name.directory.find('\0') != std::string::npos)
-      return reject("name_dir", "a relative name needs an absolute directory");
+    if (!is_absolute(name.directory)) return reject("name_dir", "a relative name needs an absolute directory");
     return {};
   }
 
@@ -559,10 +586,14 @@ class UnixSocketRoom final : public FileRoom {
         diagnostics.refuse(subject, "another socket has this name", "end the program that holds it");
       return;
     }
-    const std::string path = name.path();
+    const std::string path = name.file();
     struct stat there{};
-    if (const auto parent = std::filesystem::path(path).parent_path(); stat(parent.c_str(), &there) != 0)
+    for (const auto& needed : {name.path(), path}) {
+      const auto parent = std::filesystem::path(needed).parent_path();
+      if (stat(parent.c_str(), &there) == 0) continue;
       diagnostics.refuse(subject, "the directory of its file does not exist", "make " + parent.string());
+      return;
+    }
     if (name.unlinked || socket.accepted || lstat(path.c_str(), &there) != 0) return;
     if (!S_ISSOCK(there.st_mode))
       diagnostics.refuse(subject, "there is another file under its name", "move it away");
@@ -620,6 +651,7 @@ std::string UnixSocket::describe() const {
   const std::string_view shape = type == SOCK_STREAM ? "stream" : is_datagram() ? "datagram" : "seqpacket";
   std::string text = fmt::format("unix {} socket", shape);
   if (!name.text.empty()) text += " " + shown_name(name.text) + (name.unlinked ? " (unlinked)" : "");
+  if (!name.moved_to.empty()) text += " (now " + shown_name(name.moved_to) + ")";
   if (is_listening) text += fmt::format(", listening ({} wait)", pending.size());
   if (peer != 0) text += fmt::format(", connected to {}", peer);
   if (peer_gone) text += ", its peer has gone";

@@ -18,11 +18,13 @@ struct UnixName {
   std::string text;       ///< sun_path: an abstract name with its first NUL, a path without its last; empty: no name
   std::string directory;  ///< that a relative path is relative to
   bool unlinked = false;  ///< nothing leads to its file any more
+  std::string moved_to;   ///< the path of its file, which has been renamed since; empty: it has not
   uint32_t mode = 0, uid = 0, gid = 0;  ///< of the file
 
   bool is_path() const { return !text.empty() && text.front() != 0; }
   bool is_relative() const { return is_path() && text.front() != '/'; }
   std::string path() const { return is_relative() ? directory + "/" + text : text; }
+  std::string file() const { return moved_to.empty() ? path() : moved_to; }
   friend bool operator==(const UnixName&, const UnixName&) = default;
 };
 /// For people: "/run/x", "@x"

@@ -179,7 +179,7 @@ class Builder {
     may_fail(call(SYS_bind, fd, plan::In{own}, own.size()));
     may_fail(call(SYS_openat, AT_FDCWD, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
     const int opened = static_cast<int>(calls_.size()) - 1;
-    const auto waiting = plan::text(name.path() + std::string(staged));
+    const auto waiting = plan::text(name.file() + std::string(staged));
     may_fail(stays ? call(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, waiting, 0) : call(SYS_unlinkat, AT_FDCWD, path, 0));
     rename(put_aside, path);
     // A socket that has no name by now has not been bound: one that has is refused another.
@@ -476,7 +476,7 @@ void settle_unix_sockets(const model::Application& application, plan::Sink& sink
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<UnixSocket>();
     if (socket == nullptr || description.given >= 0 || !is_staged(*socket)) continue;
-    const std::string path = socket->name.path();
+    const std::string path = socket->name.file(), bound = socket->name.path();
     const auto final = plan::text(path), made = plan::text(path + std::string(staged));
     sink.perform("file of a socket: " + path, std::string(plan::only_on_success),
                  {call(SYS_renameat2, AT_FDCWD, made, AT_FDCWD, final, 0)});
@@ -485,7 +485,8 @@ void settle_unix_sockets(const model::Application& application, plan::Sink& sink
     };
     sink.perform("leave nothing beside " + path, "",
                  {if_there(call(SYS_unlinkat, AT_FDCWD, made, 0)),
-                  if_there(call(SYS_renameat2, AT_FDCWD, plan::text(path + std::string(aside)), AT_FDCWD, final, 0))});
+                  if_there(call(SYS_renameat2, AT_FDCWD, plan::text(bound + std::string(aside)), AT_FDCWD,
+                                plan::text(bound), 0))});
   }
 }
 

@@ -54,10 +54,8 @@ END"""),
         needs=["sqlite3"], results=[],
         prepare="""echo 'create table numbers (n integer primary key, square int); create table total (n int, sum int); insert into total values (0, 0);' |
                    sqlite3 db
-                   for n in $(seq 1 12000); do
-                       echo "begin; insert into numbers values ($n, $n * $n); update total set n = n + 1, sum = sum + $n * $n; commit;"
-                       [ $((n % 500)) = 0 ] && echo "select n, sum from total;"
-                   done >statements""",
+                   seq 1 8000 | awk '{ print "begin; insert into numbers values (" $1 ", " $1 * $1 "); update total set n = n + 1, sum = sum + " $1 * $1 "; commit;" }
+                                     $1 % 500 == 0 { print "select n, sum from total;" }' >statements""",
         work="""for vfs in unix-none; do cp db $vfs.db
                     { echo 'pragma synchronous = off; pragma cache_size = 5;'; cat statements; } | sqlite3 -vfs $vfs $vfs.db
                     sqlite3 $vfs.db 'pragma integrity_check; select count(*), sum(square) from numbers; select * from total'

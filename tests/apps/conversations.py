@@ -274,6 +274,10 @@ def nginx(address):
         [(f"download-{n}", nginx_download(address, 20_000 * n)) for n in range(1, 4)]
 
 
+def pages(address):
+    return [(f"page-{n}", nginx_small(address, "pages")) for n in range(4)]
+
+
 # Servers of language runtimes all speak one protocol: a line of seed and rounds is answered by that many rounds of SHA-256.
 
 
@@ -437,4 +441,129 @@ def postgres(address):
          ("sleep", postgres_sleep(address)), ("sort", postgres_sort(address))]
 
 
-PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, chains=chains, tls=tls, postgres=postgres)
+class Ssh(Piped):
+    def __init__(self, address, *options_and_command):
+        opened(address).close()
+        host, _, port = address.removeprefix("tcp:").rpartition(":")
+        super().__init__("ssh", "-F", "none", "-i", "user", "-o", "UserKnownHostsFile=known", "-o", "HostKeyAlias=stasis", "-o", "RekeyLimit=1M",
+                         "-p", port, "-l", "root", host, *options_and_command)
+
+
+def ssh_lines(address, pause):
+    server, count = Ssh(address, "while read line; do echo $((line * 3)); done"), 0
+    while True:
+        count += 1
+        server.ask(str(count))
+        require(server.line(), str(count * 3), "a line of the remote shell")
+        time.sleep(pause)
+        yield
+
+
+def ssh_bulk(address):
+    """Both directions full: what is in flight is in the buffers of both processes that the server is, and of the kernel."""
+    server, chance, count = Ssh(address, "cat"), random.Random(1), 0
+    while True:
+        lines = [f"{count + n} {chance.randbytes(400).hex()}" for n in range(50)]
+        count += 50
+        for line in lines:
+            server.ask(line)
+        for line in lines:
+            require(server.line(), line, "a line that comes back")
+        yield
+
+
+def ssh_terminal(address):
+    server, count = Ssh(address, "-tt", "stty -echo; tty; exec sh -i"), 0
+    while "/dev/pts/" not in server.line():
+        pass
+    while True:
+        count += 1
+        server.ask(f"echo answer $(({count} * 7)) $(stty -a | grep -c -- -echo)")
+        while "answer" not in (line := server.line()):
+            pass
+        require(line.rstrip("\r").split("answer ")[1], f"{count * 7} 1", "a line of the remote terminal")
+        time.sleep(0.05)
+        yield
+
+
+def ssh(address):
+    return [("lines", ssh_lines(address, 0)), ("slow-lines", ssh_lines(address, 0.1)), ("bulk", ssh_bulk(address))]
+
+
+def ssh_terminals(address):
+    return [(f"terminal-{n}", ssh_terminal(address)) for n in range(2)]
+
+
+# tmux, whose commands are the client
+
+
+def tmux_do(address, *words):
+    done = subprocess.run(["tmux", "-S", address.removeprefix("unix:"), *words], capture_output=True, text=True, timeout=PATIENCE)
+    if done.returncode != 0:
+        raise AssertionError(f"tmux {words}: {done.stderr}")
+    return done.stdout
+
+
+def tmux_shows(address, pane, is_right, what):
+    deadline = time.monotonic() + PATIENCE
+    while not is_right(screen := tmux_do(address, "capture-pane", "-p", "-t", f"work.{pane}").split("\n")):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} does not appear: {screen}")
+        time.sleep(0.05)
+    return screen
+
+
+def tmux_begin(address):
+    opened(address).close()
+    while len(tmux_do(address, "list-panes", "-t", "work").splitlines()) < 3 or not tmux_do(address, "list-clients"):
+        time.sleep(0.1)
+
+
+def tmux_shell(address):
+    tmux_begin(address)
+    count = 0
+    while True:
+        count += 1
+        tmux_do(address, "send-keys", "-t", "work.0", f"echo it is $(({count} * 7))", "Enter")
+        tmux_shows(address, 0, lambda screen: f"it is {count * 7}" in screen, "the answer of the shell")
+        yield
+
+
+def tmux_editor(address):
+    tmux_begin(address)
+    tmux_shows(address, 1, lambda screen: "~" in screen, "the editor")
+    count, expected = 0, "\n"
+    while True:
+        count += 1
+        tmux_do(address, "send-keys", "-t", "work.1", "G", "o", f"line {count}", "Escape", ":w", "Enter")
+        expected += f"line {count}\n"
+        deadline = time.monotonic() + PATIENCE
+        while open("edited").read() != expected:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the editor has written {open('edited').read()[-200:]!r} instead of {expected[-200:]!r}")
+            time.sleep(0.05)
+        yield
+
+
+def ticks_on(screen):
+    return [int(line.split()[1]) for line in screen if line.startswith("tick ")]
+
+
+def tmux_ticks(address):
+    tmux_begin(address)
+    # What the pane has shown while its size still changed may have been cut.
+    first = before = max(ticks_on(tmux_shows(address, 2, ticks_on, "a tick")))
+    while True:
+        screen = tmux_shows(address, 2, lambda screen: max(ticks_on(screen), default=0) > before, f"a tick after {before}")
+        ticks = [tick for tick in ticks_on(screen) if tick > first]
+        require(ticks, list(range(ticks[0], ticks[0] + len(ticks))), "the ticks")
+        before = ticks[-1]
+        time.sleep(0.1)
+        yield
+
+
+def tmux(address):
+    return [("shell", tmux_shell(address)), ("editor", tmux_editor(address)), ("ticks", tmux_ticks(address))]
+
+
+PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, pages=pages, chains=chains, tls=tls, postgres=postgres, ssh=ssh, ssh_terminals=ssh_terminals, tmux=tmux)

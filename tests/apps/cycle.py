@@ -78,14 +78,14 @@ def call(stasis, arguments, images):
         raise Failed(f"stasis {' '.join(arguments)} ended with {done.returncode}\n{done.stderr}{text}")
 
 
-def dump_and_restore(stasis, root, images, dump_options=(), restore_options=()):
+def dump_and_restore(stasis, root, images, options=()):
     os.mkdir(images)
     members = tree(root)
-    call(stasis, ["dump", "-t", str(root), "-D", images, "-o", "dump.log", "-v4", *dump_options], images)
+    call(stasis, ["dump", "-t", str(root), "-D", images, "-o", "dump.log", "-v4", *options], images)
     deadline = time.monotonic() + 10
     while survivors := [pid for pid in {*members, root} if os.path.exists(f"/proc/{pid}")]:
         if time.monotonic() > deadline:
             raise Failed(f"tasks survived the dump: {survivors}")
         reap()
         time.sleep(0.002)
-    call(stasis, ["restore", "-D", images, "-d", "-o", "restore.log", "-v4", *restore_options], images)
+    call(stasis, ["restore", "-D", images, "-d", "-o", "restore.log", "-v4", *options], images)

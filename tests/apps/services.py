@@ -15,6 +15,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 AS_POSTGRES = "setpriv --reuid postgres --regid postgres --clear-groups"
 POSTGRES = "/usr/lib/postgresql/15/bin"
 
+SSHD = dict(
+    needs=["sshd", "ssh", "ssh-keygen"], transports=["tcp"],
+    prepare="""mkdir -p /run/sshd
+        for name in host user; do ssh-keygen -q -t ed25519 -N '' -f $name; done
+        echo "stasis $(cut -d' ' -f1,2 host.pub)" >known; cp user.pub authorized""",
+    server="""exec /usr/sbin/sshd -D -e -f /dev/null -h $PWD/host -p $PORT -o ListenAddress=127.0.0.1 -o PidFile=none \
+        -o AuthorizedKeysFile=$PWD/authorized -o StrictModes=no""")
+
 # A service is a shell script that prepares, one that becomes the server, and one that looks at what is left when all is over. In them
 # $ADDRESS is the server's path, or $PORT its port; `listen` says for both how the server is told ($LISTEN).
 SERVICES = {
@@ -68,6 +76,46 @@ END""",
         protocol="tls", needs=["openssl"], transports=["tcp"],  # over a path, s_server cannot print who has come, and ends
         prepare="openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out certificate.pem -subj /CN=stasis",
         server="exec openssl s_server -accept 127.0.0.1:$PORT -cert certificate.pem -key key.pem -rev"),
+    # Each of the two processes binds a name, and renames the file when it is ready to take over from its predecessor.
+    "haproxy": dict(
+        protocol="chains", needs=["haproxy"],
+        prepare="""cat >haproxy.cfg <<END
+global
+    nbthread 2
+    stats socket $PWD/control.sock level admin
+defaults
+    mode tcp
+    timeout connect 1m
+    timeout client 1h
+    timeout server 1h
+frontend front
+    bind $LISTEN
+    default_backend behind
+backend behind
+    server one unix@$PWD/behind.sock
+END""",
+        listen=dict(unix="unix@$ADDRESS", tcp="127.0.0.1:$PORT"),
+        server=f"python3 {HERE}/servers/chains.py unix:$PWD/behind.sock & until [ -S behind.sock ]; do sleep 0.1; done; exec haproxy -W -db -f haproxy.cfg"),
+    "caddy": dict(
+        protocol="pages", needs=["caddy"],
+        prepare="""mkdir -p www/pages
+            for n in $(seq 0 9); do for i in $(seq 10); do echo page $n; done >www/pages/$n; done
+            printf '{\n admin off\n auto_https off\n}\n%s {\n bind %s\n root * %s/www\n file_server\n}\n' $LISTEN $PWD >Caddyfile""",
+        listen=dict(unix="http://stasis unix/$ADDRESS", tcp="http://:$PORT 127.0.0.1"),
+        server="HOME=$PWD exec caddy run --config Caddyfile --adapter caddyfile"),
+    # Three panes: a shell, an editor, and a program that goes on by itself; and somebody who is attached, through a terminal of his own.
+    "tmux": dict(
+        protocol="tmux", needs=["tmux", "vim", "script"], transports=["unix"],
+        prepare="touch edited",
+        server="""export TERM=screen LANG=C.UTF-8; tmux -S $ADDRESS -f /dev/null -D & server=$!
+            until tmux -S $ADDRESS new-session -d -s work -x 150 -y 60 'PS1= exec sh'; do sleep 0.1; done
+            tmux -S $ADDRESS split-window -t work 'exec vim -u NONE -N edited'
+            tmux -S $ADDRESS split-window -t work 'i=0; while :; do i=$((i + 1)); echo tick $i; sleep 0.02; done'
+            tmux -S $ADDRESS select-layout -t work even-vertical
+            script -qfc "stty rows 60 cols 150; tmux -S $ADDRESS attach -t work" /dev/null </dev/null >attached.log &
+            wait $server"""),
+    "sshd": dict(protocol="ssh", **SSHD),
+    "sshd-terminals": dict(protocol="ssh_terminals", **SSHD),
     "asyncio": dict(protocol="chains", needs=["python3"], server=f"exec python3 {HERE}/servers/chains.py $TARGET"),
     "node": dict(protocol="chains", needs=["node"], server=f"exec node {HERE}/servers/chains.js $TARGET"),
     "java": dict(protocol="chains", needs=["javac"], prepare=f"javac -d . {HERE}/servers/Chains.java",
@@ -138,8 +186,8 @@ class Service:
         return bool(now) and all(count >= before.get(name, 0) + 2 for name, count in now.items())
 
     def cycle(self, number):
-        cycle.dump_and_restore(self.options.stasis, self.root, f"{self.base}/images-{number}", self.job.get("dump", ()),
-                               self.job.get("restore", ()))
+        options = [] if self.inside else ["--tcp-established"]
+        cycle.dump_and_restore(self.options.stasis, self.root, f"{self.base}/images-{number}", options)
         before = self.progress()
         self.wait_for(lambda: self.has_gone_on(before), f"every conversation goes on after restore {number + 1}")
 

@@ -501,6 +501,9 @@ TEST_F(HostileSockets, FieldsThatCannotBe) {
   EXPECT_THAT(error_with([](auto& a, auto&) { a.add_pending(second); }), HasSubstr(where + "pending"));
   EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name(std::string(109, 'x')); }), HasSubstr(where + "name"));
   EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name("x"); }), HasSubstr(where + "name_dir"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name("/x"), a.set_moved_to("y"); }), HasSubstr(where + "moved_to"));
+  EXPECT_THAT(error_with([](auto& a, auto&) { a.set_name("/x"), a.set_moved_to("/y"), a.set_deleted(true); }),
+              HasSubstr(where + "moved_to"));
   EXPECT_THAT(error_with([](auto& a, auto&) { a.set_peer_name(std::string(109, 'x')); }),
               HasSubstr(where + "peer_name"));
   EXPECT_THAT(error_with([](auto& a, auto&) { a.set_reset(true); }), HasSubstr(where + "reset"));
