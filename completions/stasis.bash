@@ -15,7 +15,7 @@ _stasis() {
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --ghost-limit --file-validation --external" ;;
+    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --ghost-limit --file-validation --external" ;;
     restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --file-validation --plan-cache --exec-cmd" ;;
     plan) words="$common --format --shell-job --file-validation --plan-cache" ;;
     show) words="--images-dir --tree --compact --help" ;;

@@ -33,6 +33,7 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.policy.shell_job = options.dump.shell_job;
   wanted.policy.link_remap = options.dump.link_remap;
   wanted.policy.external_unix = options.dump.external_unix;
+  wanted.policy.file_locks = options.dump.file_locks;
   wanted.policy.file_validation = options.dump.file_validation;
   wanted.policy.external = options.dump.external;
   wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
@@ -115,6 +116,8 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->delimiter(',')
       ->expected(0, 1)
       ->allow_extra_args(false);
+  command->add_flag("-l,--file-locks", options->dump.file_locks,
+                    "Allow locks and leases of files, which others may take while the tree is gone");
   command
       ->add_option("--ghost-limit", options->dump.ghost_limit,
                    "Largest unlinked file stored in the images (default 1M)")

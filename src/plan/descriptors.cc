@@ -47,6 +47,57 @@ DescriptorPlan::DescriptorPlan(Emission& out) : out_(out) {
     const auto made = description.starts_last ? made_.find(id) : made_.end();
     if (made != made_.end() && !made->second.uses.empty()) starters_[made->second.uses.front().pid].push_back(id);
   }
+  add_lockers();
+}
+
+/// What belongs to a description is locked by the first that has it; if it is in flight, by its maker.
+void DescriptorPlan::add_lockers() {
+  for (const auto& [id, table] : out_.application.descriptor_tables) {
+    const auto worker = table_worker_.find(id);
+    if (worker == table_worker_.end()) continue;
+    for (const auto& lock : table.locks) {
+      const auto* holder = out_.tasks.find(lock.holder);
+      const bool has_table =
+          holder != nullptr && holder->state != model::TaskState::zombie && holder->descriptors == id;
+      const int fd = number_in(worker->second, made_.at(lock.description));
+      lockers_[has_table ? lock.holder : worker->second].emplace_back(&lock, fd);
+    }
+  }
+  for (const auto& [id, description] : out_.application.descriptions) {
+    const auto made = description.locks.empty() ? made_.end() : made_.find(id);
+    if (made == made_.end() || made->second.uses.empty()) continue;
+    const auto& use = made->second.uses.front();
+    for (const auto& lock : description.locks) lockers_[use.pid].emplace_back(&lock, use.fd);
+  }
+}
+
+/// Among tasks that share a table the one that works on it closes what is left over before any of them takes a lock.
+Status DescriptorPlan::lock(const model::Task& task) {
+  const auto is_final = [&] { return fmt::format("table {} is final", task.descriptors); };
+  if (out_.shares_table(task.pid) && works_on_table(task)) out_.post(out_.process(task.pid), is_final());
+  const auto locks = lockers_.find(task.pid);
+  if (locks == lockers_.end()) return {};
+  if (!works_on_table(task)) out_.await_all(out_.process(task.pid), is_final());
+  for (const auto& [lock, fd] : locks->second) TRY(take_lock(task.pid, fd, *lock));
+  return {};
+}
+
+Status DescriptorPlan::take_lock(Pid pid, int fd, const model::FileLock& lock) {
+  const auto& description = out_.application.descriptions.at(lock.description);
+  const bool read_only = (description.flags & O_ACCMODE) == O_RDONLY;
+  auto sink = out_.process(pid);
+  sink.add(Lock{fd, std::string(name_of(lock.kind)), std::string(name_of(lock.type)), lock.breaking, read_only,
+                lock.start, lock.length, description.state.value->describe()});
+  const auto& owner = description.owner;
+  if (lock.kind != model::FileLock::Kind::lease || owner.kind == model::FileOwner::Kind::none) return {};
+  const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
+  if (id == 0) {
+    return fail(Error::unsupported("plan descriptors",
+                                   fmt::format("the owner of the lease on {} is outside of the holder's pid namespace",
+                                               description.state.value->describe())));
+  }
+  sink.perform(fmt::format("owner of descriptor {}", fd), "", owner_calls(fd, owner, id));
+  return {};
 }
 
 /// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
@@ -204,11 +255,12 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     sink.add(Wait{child});
     out_.bereaved.insert(pid);
   }
-  for (const auto& placement : placements) set_state(pid, *placement.description, made_.at(placement.description->id));
+  for (const auto& placement : placements)
+    TRY(set_state(pid, *placement.description, made_.at(placement.description->id)));
   return {};
 }
 
-void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
+Status DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
   auto sink = out_.process(pid);
   if (made.maker->seekable() && description.position != 0) sink.add(Lseek{made.fd, description.position});
   const auto& owner = description.owner;
@@ -218,7 +270,11 @@ void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descriptio
     sink.perform(fmt::format("owner of descriptor {}", made.fd), "", std::move(calls));
   else if (!calls.empty())
     set_owner_outside(pid, made.fd, owner);
-  if (description.starts_last && made.uses.empty()) made.maker->start(out_.application, description, made.fd, sink);
+  if (!made.uses.empty()) return {};
+  // In flight: nobody has it later.
+  if (description.starts_last) made.maker->start(out_.application, description, made.fd, sink);
+  for (const auto& lock : description.locks) TRY(take_lock(pid, made.fd, lock));
+  return {};
 }
 
 /// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.

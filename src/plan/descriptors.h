@@ -26,6 +26,8 @@ class DescriptorPlan {
   void watch(Pid);
   /// Starts what starts last: every process is complete.
   void start(Pid);
+  /// Takes locks and leases: nothing is opened or closed any more, by anybody.
+  Status lock(const model::Task&);
   /// Descriptors that were open only for others.
   void close_temporaries(Pid);
   /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only needs
@@ -63,8 +65,10 @@ class DescriptorPlan {
   bool is_in_place(Pid, const model::Watch&) const;
   void watch_out_of_place(Pid, const model::Watch&, int epoll);
   Status make_group(Pid, const std::vector<ObjectId>& group);
-  void set_state(Pid, const model::OpenDescription&, const Made&);
+  Status set_state(Pid, const model::OpenDescription&, const Made&);
   void set_owner_outside(Pid, int fd, const model::FileOwner&);
+  void add_lockers();
+  Status take_lock(Pid, int fd, const model::FileLock&);
   void duplicate_here(Pid, const Made&);
 
   Emission& out_;
@@ -76,7 +80,9 @@ class DescriptorPlan {
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for
   std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
   std::map<Pid, std::vector<ObjectId>> starters_;       ///< what starts last, by the process that starts it
-  std::set<Pid> referred_;                              ///< processes that a pidfd refers to
+  std::map<Pid, std::vector<std::pair<const model::FileLock*, int>>>
+      lockers_;             ///< locks and numbers, by who takes them
+  std::set<Pid> referred_;  ///< processes that a pidfd refers to
   /// What a maker calls "made together" → owner and index in its groups.
   std::map<std::pair<const DescriptionMaker*, ObjectId>, std::pair<Pid, size_t>> group_of_;
 };

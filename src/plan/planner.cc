@@ -117,7 +117,7 @@ class Planner {
     build_threads();
     complete();
     supervise(Stage::settle);
-    finish();
+    TRY(finish());
     return std::move(out_.program);
   }
 
@@ -323,7 +323,7 @@ class Planner {
     out_.await_all(out_.process(Pid{0}), "complete");
   }
 
-  void finish() {
+  Status finish() {
     out_.post(out_.process(Pid{0}), "settled");
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
@@ -338,6 +338,7 @@ class Planner {
             out_.close_pidfds(task.pid);
             descriptors_->start(task.pid);
           }
+          TRY(descriptors_->lock(task));
         }
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::final, application_, task, thread, sink);
@@ -352,6 +353,7 @@ class Planner {
       if (task.state == model::TaskState::zombie) continue;
       for (const auto& thread : task.threads) out_.end(task, thread);
     }
+    return {};
   }
 
   /// Children have ended while the tree was built: their SIGCHLD is not part of what was saved. Zombies that belong to
