@@ -30,7 +30,13 @@ enum class Operation : uint16_t {
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns
   epoll_add_fired,  ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
   open_at,          ///< args: path, flags, mode, wanted number: opens it there
+  setup_aio,        ///< args: requests, address, length, AioRingState: an AIO context whose ring is just there
   halt,             ///< the end. `end_mode` of the slot decides what follows
+};
+
+/// How a ring stands (fs/aio.c, struct aio_ring). The events between head and tail follow, 32 bytes each.
+struct AioRingState {
+  uint32_t slots, head, tail, reserved;
 };
 
 enum class ArgumentKind : uint8_t {

@@ -92,6 +92,8 @@ class Interpreter {
         return epoll_add_fired(a[0], a[1], a[2], a[3]);
       case Operation::open_at:
         return open_at(a[0], a[1], a[2], a[3]);
+      case Operation::setup_aio:
+        return setup_aio(a[0], a[1], a[2], reinterpret_cast<const AioRingState*>(a[3]));
       case Operation::halt:
         return 0;
     }
@@ -182,6 +184,46 @@ class Interpreter {
     uint64_t taken[2];  // struct epoll_event is 12 or 16 bytes
     const int64_t fired = raw_syscall(call_epoll_pwait, epoll, reinterpret_cast<uint64_t>(taken), 1, 0, 0, 8);
     return fired != 0 ? fired : raw_syscall(call_epoll_ctl, epoll, modify, target, kept);
+  }
+
+  /// Where the ring's tail stands only the kernel knows, which moves it with each request that completes: so many reads
+  /// of nothing. Those that come before the events that nobody has taken are taken at once, the others are replaced.
+  static int64_t setup_aio(uint64_t requests, uint64_t address, uint64_t length, const AioRingState* wanted) {
+    constexpr uint64_t may_move_to_fixed = 3, event_words = 4, error_invalid = 22;
+    struct Ring {
+      uint32_t id, slots, head, tail, magic, compatible, incompatible, header_length;
+      uint64_t events[1];
+    };
+    uint64_t context = 0;
+    const int64_t made = raw_syscall(call_io_setup, requests, reinterpret_cast<uint64_t>(&context));
+    if (made < 0) return made;
+    if (reinterpret_cast<Ring*>(context)->slots != wanted->slots) return -static_cast<int64_t>(error_invalid);
+    if (context != address) {
+      const int64_t moved = raw_syscall(call_mremap, context, length, length, may_move_to_fixed, address);
+      if (moved < 0 && moved > -4096) return moved;
+    }
+    auto* ring = reinterpret_cast<volatile Ring*>(address);
+    const uint32_t slots = wanted->slots, unread = (wanted->tail + slots - wanted->head) % slots;
+    uint32_t left = wanted->tail >= unread ? wanted->tail : wanted->tail + slots;
+    if (left == 0) return 0;
+    uint64_t request[8] = {};  // struct iocb: a read (0) of no bytes of a file
+    const int64_t file = raw_syscall(call_memfd_create, reinterpret_cast<uint64_t>(request), 0);  // of no name
+    if (file < 0) return file;
+    request[2] = static_cast<uint64_t>(file) << 32;
+    const uint64_t list[1] = {reinterpret_cast<uint64_t>(request)};
+    int64_t result = 1;
+    for (; left != 0 && result == 1; --left) {
+      result = raw_syscall(call_io_submit, address, 1, reinterpret_cast<uint64_t>(list));
+      if (left > unread) ring->head = ring->tail;
+    }
+    raw_syscall(call_close, static_cast<uint64_t>(file));
+    if (result != 1) return result < 0 ? result : -static_cast<int64_t>(error_invalid);
+    const auto* events = reinterpret_cast<const uint64_t*>(wanted + 1);
+    for (uint32_t i = 0; i < unread; ++i) {
+      for (uint64_t word = 0; word < event_words; ++word)
+        ring->events[(wanted->head + i) % slots * event_words + word] = events[i * event_words + word];
+    }
+    return 0;
   }
 
   static int64_t get_actions(uint64_t into) {

@@ -37,6 +37,8 @@ Operation operation_of(uint32_t number) {
       return Operation::epoll_add_fired;
     case plan::Call::open_at:
       return Operation::open_at;
+    case plan::Call::setup_aio:
+      return Operation::setup_aio;
     default:
       return Operation::call;
   }

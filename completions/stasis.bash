@@ -15,7 +15,7 @@ _stasis() {
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --show-leftovers" ;;
+    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --show-leftovers" ;;
     restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd" ;;
     cleanup) words="$common" ;;
     plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache" ;;

@@ -38,6 +38,7 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.policy.link_remap = options.dump.link_remap;
   wanted.policy.external_unix = options.dump.external_unix;
   wanted.network = options.network;
+  wanted.policy.file_locks = options.dump.file_locks;
   wanted.policy.file_validation = options.dump.file_validation;
   wanted.policy.external = options.dump.external;
   wanted.policy.evasive_devices = options.dump.evasive_devices;
@@ -135,6 +136,8 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->expected(0, 1)
       ->allow_extra_args(false);
   add_network_options_of_dump(*command, options->network);
+  add_switch(*command, "-l,--file-locks", options->dump.file_locks,
+             "Allow locks and leases of files, which others may take while the tree is gone");
   command
       ->add_option("--ghost-limit", options->dump.ghost_limit,
                    "Largest unlinked file stored in the images (default 1M)")

@@ -31,6 +31,7 @@ struct DumpOptions {
   bool shell_job = false;
   bool link_remap = false;
   bool external_unix = false;
+  bool file_locks = false;
   std::string ghost_limit = "1M";
   std::string file_validation = "buildid";
   std::vector<std::string> external;

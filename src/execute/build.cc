@@ -377,6 +377,14 @@ class Tree final : public BuiltTree {
     if (creates && result == -EPERM) {
       return std::move(error).advise("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
     }
+    if (const auto* lock = std::get_if<plan::Lock>(&action);
+        lock != nullptr && (result == -EAGAIN || result == -EACCES)) {
+      return Error::conflict(operation,
+                             fmt::format("the {} lock ({}, from byte {}, length {}) on {} is in the hands of another",
+                                         lock->kind, lock->type, lock->start, lock->length, lock->path),
+                             subject)
+          .advise("`lslocks` shows whose it is: end that process, or let it give up its lock");
+    }
     if (const auto* open = std::get_if<plan::Open>(&action)) return std::move(error).about(subject + ": " + open->path);
     return error;
   }

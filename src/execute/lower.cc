@@ -5,9 +5,11 @@
 #include <linux/sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -316,6 +318,31 @@ class Lowering {
     return {};
   }
 
+  Status lower(const plan::Command&, const plan::Lock& lock) {
+    const bool writes = lock.type == "write";
+    if (lock.kind == "flock") {
+      add(call(SYS_flock, lock.fd, (writes ? LOCK_EX : LOCK_SH) | LOCK_NB));
+    } else if (lock.kind == "lease") {
+      lease(lock);
+    } else {
+      struct flock range{};
+      range.l_type = static_cast<short>(writes ? F_WRLCK : F_RDLCK), range.l_whence = SEEK_SET;
+      range.l_start = static_cast<off_t>(lock.start), range.l_len = static_cast<off_t>(lock.length);
+      add(call(SYS_fcntl, lock.fd, lock.kind == "ofd" ? F_OFD_SETLK : F_SETLK, plan::struct_in(range)));
+    }
+    return {};
+  }
+  void lease(const plan::Lock& lock) {
+    const bool writes = lock.breaking ? !lock.read_only || lock.type == "read" : lock.type == "write";
+    add(call(SYS_fcntl, lock.fd, F_SETLEASE, writes ? F_WRLCK : F_RDLCK));
+    add(call(SYS_fcntl, lock.fd, F_SETOWN, 0));  // F_SETLEASE makes the caller the owner where there is none
+    if (!lock.breaking) return;
+    const int how = lock.type == "none" ? O_WRONLY : O_RDONLY;
+    add(expecting(call(SYS_openat, AT_FDCWD, plan::text(fmt::format("/proc/self/fd/{}", lock.fd)),
+                       how | O_NONBLOCK | O_CLOEXEC, 0),
+                  Expected::exactly, -EWOULDBLOCK));
+  }
+
   // ---- memory
 
   Status lower(const plan::Command&, const plan::Mmap& map) {
@@ -360,6 +387,14 @@ class Lowering {
     return {};
   }
 
+  Status lower(const plan::Command&, const plan::AttachSegment& attach) {
+    const int flags =
+        ((attach.prot & PROT_WRITE) == 0 ? SHM_RDONLY : 0) | ((attach.prot & PROT_EXEC) != 0 ? SHM_EXEC : 0);
+    add(expecting(call(SYS_shmat, attach.id, attach.addr, flags), Expected::exactly,
+                  static_cast<int64_t>(attach.addr)));
+    return {};
+  }
+
   Status lower(const plan::Command&, const plan::LoadPages& load) {
     std::vector<iovec> batch;
     uint64_t bytes = 0, offset = load.offset;
@@ -393,6 +428,7 @@ class Lowering {
   // ---- everything else
 
   Status lower(const plan::Command&, const plan::Perform& perform) {
+    if (perform.attribute == plan::only_on_failure) return {};
     for (const auto& one : perform.calls) add(one);
     return {};
   }

@@ -9,6 +9,7 @@
 #include "image/show.h"
 #include "inventory.pb.h"
 #include "locks.pb.h"
+#include "mqueue.pb.h"
 #include "mm.pb.h"
 #include "namespaces.pb.h"
 #include "pagemap.pb.h"
@@ -33,7 +34,7 @@ std::unique_ptr<google::protobuf::Message> new_record(std::string_view message) 
   return make<inventory_entry, pstree_entry, core_entry, task_kobj_ids_entry, mm_entry, fs_entry, fdinfo_entry,
               file_entry, pagemap_head, pagemap_entry, seccomp_entry, cgroup_entry, remap_file_path_entry,
               ghost_file_entry, ghost_chunk_entry, memfd_inode_entry, pipe_data_entry, sk_packet_entry,
-              tcp_stream_entry, tty_info_entry, tty_data_entry, file_lock_entry, apparmor_entry, cpuinfo_entry,
+              tcp_stream_entry, tty_info_entry, tty_data_entry, file_lock_entry, mqueue_entry, apparmor_entry, cpuinfo_entry,
               bpfmap_file_entry, bpfmap_data_entry, utsns_entry, userns_entry, timens_entry, pidns_entry, mnt_entry,
               net_device_entry, netns_entry, ipc_var_entry, ipc_shm_entry, ipc_msg_entry, ipc_msg, ipc_sem_entry,
               autofs_entry, binfmt_misc_entry, reg_file_entry, ext_file_entry, ns_file_entry, eventfd_file_entry,

@@ -62,6 +62,7 @@ constexpr std::array kinds{
     records("filelocks", "FILE_LOCKS", 0x54323616, "file_lock_entry"),
     records("apparmor", "APPARMOR", 0x59423047, "apparmor_entry"),
     records("cpuinfo", "CPUINFO", 0x61404013, "cpuinfo_entry"),
+    records("mqueue", "MQUEUE", 0x4555514d, "mqueue_entry"),
     records("bpfmap-file", "BPFMAP_FILE", 0x57506142, "bpfmap_file_entry"),
     records("bpfmap-data", "BPFMAP_DATA", 0x64324033, "bpfmap_data_entry", Payload::bpf_map),
     // Namespaces.

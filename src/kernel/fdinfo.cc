@@ -184,6 +184,57 @@ Result<FanotifyInfo> parse_fanotify(std::string_view text) {
   return info;
 }
 
+namespace {
+
+/// "1: POSIX  ADVISORY  WRITE 4711 fd:01:1038 0 EOF"
+std::optional<LockInfo> lock_of(TextCursor line) {
+  LockInfo lock;
+  line.word();
+  lock.kind = line.word();
+  lock.breaking = line.word() == "BREAKING";
+  lock.type = line.word();
+  const auto pid = line.number<pid_t>();
+  line.skip_blanks();
+  const auto major = to_number<uint32_t>(line.until(':'), 16);
+  const auto minor = to_number<uint32_t>(line.until(':'), 16);
+  const auto inode = line.number<uint64_t>();
+  const auto start = line.number<uint64_t>();
+  const auto end = line.word();
+  const auto last = end == "EOF" ? std::optional<uint64_t>(0) : to_number<uint64_t>(end);
+  if (!pid || !major || !minor || !inode || !start || !last || (end != "EOF" && *last < *start)) return std::nullopt;
+  lock.pid = *pid, lock.device_major = *major, lock.device_minor = *minor, lock.inode = *inode;
+  lock.start = *start, lock.length = end == "EOF" ? 0 : *last - *start + 1;
+  return lock;
+}
+
+}  // namespace
+
+Result<std::vector<LockInfo>> parse_locks(std::string_view fdinfo) {
+  std::vector<LockInfo> locks;
+  TextCursor lines(fdinfo);
+  while (!lines.done()) {
+    TextCursor line(lines.line());
+    if (line.until(':') != "lock") continue;
+    const auto lock = lock_of(line);
+    if (!lock) return fail(malformed("lock"));
+    locks.push_back(*lock);
+  }
+  return locks;
+}
+
+Result<std::vector<LockInfo>> parse_all_locks(std::string_view proc_locks) {
+  std::vector<LockInfo> locks;
+  TextCursor lines(proc_locks);
+  while (!lines.done()) {
+    const TextCursor line(lines.line());
+    if (line.rest().find("->") != std::string_view::npos) continue;
+    const auto lock = lock_of(line);
+    if (!lock) return fail(malformed("/proc/locks"));
+    locks.push_back(*lock);
+  }
+  return locks;
+}
+
 Result<PidfdInfo> parse_pidfd(std::string_view text) { return PidfdInfo{TRY(number_of<pid_t>(text, "Pid"))}; }
 
 Result<BpfMapInfo> parse_bpf_map(std::string_view text) {

@@ -82,5 +82,19 @@ struct BpfMapInfo {
   bool frozen = false;
 };
 Result<BpfMapInfo> parse_bpf_map(std::string_view text);
+/// fs/locks.c, lock_get_status: one lock or lease, as fdinfo shows those that belong to the descriptor's open file or,
+/// taken through it, to the table of the process. /proc/locks has the same lines for all files.
+struct LockInfo {
+  std::string_view kind;  ///< "POSIX", "FLOCK", "OFDLCK", "LEASE" … of the text that was parsed
+  std::string_view type;  ///< "READ", "WRITE" or "UNLCK"
+  bool breaking = false;  ///< of a lease: `type` is what it is to become
+  pid_t pid = 0;          ///< who took it; -1: an open file; 0: a process that the reader cannot see
+  uint32_t device_major = 0, device_minor = 0;
+  uint64_t inode = 0;
+  uint64_t start = 0, length = 0;  ///< length 0: up to the end of the file
+};
+Result<std::vector<LockInfo>> parse_locks(std::string_view fdinfo);
+/// What /proc/locks says. Those who wait for a lock are left out.
+Result<std::vector<LockInfo>> parse_all_locks(std::string_view proc_locks);
 
 }  // namespace stasis::kernel

@@ -160,6 +160,19 @@ std::vector<std::string> texts(const std::vector<Watch>& watches) {
   return texts;
 }
 
+std::vector<std::string> texts(const std::vector<FileLock>& locks) {
+  std::vector<std::string> texts;
+  for (const auto& lock : locks)
+    texts.push_back(fmt::format("{}, of open file {} and process {}", describe(lock), lock.description, lock.holder));
+  return texts;
+}
+
+void compare_tables(Comparison& check, const DescriptorTable& a, const DescriptorTable& b) {
+  const std::string subject = fmt::format("table {}", a.id);
+  check.equal("files.tables", subject, a.slots, b.slots);
+  check.values("files.locks", subject, texts(a.locks), texts(b.locks));
+}
+
 void compare_descriptions(Comparison& check, const OpenDescription& a, const OpenDescription& b) {
   const std::string subject = fmt::format("open file {} ({})", a.id, describe(a.state));
   check.values("files.flags", subject, a.flags, b.flags);
@@ -167,6 +180,7 @@ void compare_descriptions(Comparison& check, const OpenDescription& a, const Ope
   check.equal("files.owner", subject, a.owner, b.owner);
   check.values("files.carries", subject, a.carries, b.carries);
   check.values("files.watches", subject, texts(a.watches), texts(b.watches));
+  check.values("files.locks", subject, texts(a.locks), texts(b.locks));
   if (!(a.state == b.state)) {
     check.note("files.state", fmt::format("{}: was {}, is {}", subject, describe(a.state), describe(b.state)));
   }
@@ -207,7 +221,7 @@ std::vector<std::string> differences(const Application& before, const Applicatio
   compare_maps(check, "files", before.descriptions, after.descriptions,
                [&](const auto& a, const auto& b) { compare_descriptions(check, a, b); });
   compare_maps(check, "files.tables", before.descriptor_tables, after.descriptor_tables,
-               [&](const auto& a, const auto& b) { check.equal("files.tables", fmt::format("table {}", a.id), a, b); });
+               [&](const auto& a, const auto& b) { compare_tables(check, a, b); });
   check.equal("ids.nested", "dead leaders", before.dead_leaders, after.dead_leaders);
   compare_maps(check, "files.fs", before.fs_contexts, after.fs_contexts, [&](const auto& a, const auto& b) {
     check.equal("files.fs", fmt::format("fs context {}", a.id), a, b);

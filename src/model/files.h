@@ -68,6 +68,25 @@ struct Watch {
   friend auto operator<=>(const Watch&, const Watch&) = default;
 };
 
+/// A lock or lease of a file (fs/locks.c). Those of flock(2), F_OFD_SETLK and F_SETLEASE belong to the open file
+/// description, those of F_SETLK to a descriptor table: any of its descriptors of that file that is closed releases
+/// them.
+struct FileLock {
+  enum class Kind : uint8_t { posix, flock, ofd, lease };
+  enum class Type : uint8_t { read, write, none };
+  Kind kind = Kind::posix;
+  Type type = Type::read;
+  bool breaking = false;           ///< a lease: somebody waits until it is no more than `type`
+  uint64_t start = 0, length = 0;  ///< length 0: up to the end of the file, wherever that is
+  ObjectId description;            ///< the open file that it was taken through
+  Pid holder;                      ///< posix: the process that F_GETLK names; 0: none of the tree
+  friend auto operator<=>(const FileLock&, const FileLock&) = default;
+};
+std::string_view name_of(FileLock::Kind);
+std::string_view name_of(FileLock::Type);
+/// "posix write, bytes 0 to 9"
+std::string describe(const FileLock&);
+
 /// An open file description.
 struct OpenDescription {
   ObjectId id;
@@ -78,6 +97,7 @@ struct OpenDescription {
   std::vector<ObjectId> carries;  ///< descriptions that it keeps open itself: in flight in a socket's queue; ascending
   bool starts_last = false;       ///< what goes on in it (a timer runs, files are watched) begins when all are complete
   std::vector<Watch> watches;     ///< of an epoll; ascending
+  std::vector<FileLock> locks;    ///< its own; ascending
   int given = -1;                 ///< at a restore: the descriptor of stasis that takes its place; -1: it is made anew
   friend bool operator==(const OpenDescription&, const OpenDescription&) = default;
 };
@@ -92,6 +112,7 @@ struct Descriptor {
 struct DescriptorTable {
   ObjectId id;
   std::map<int, Descriptor> slots;
+  std::vector<FileLock> locks;  ///< POSIX locks; ascending
   friend bool operator==(const DescriptorTable&, const DescriptorTable&) = default;
 };
 

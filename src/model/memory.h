@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -13,12 +14,13 @@ namespace stasis::model {
 
 enum class Backing : uint8_t {
   private_anonymous,
-  shared_anonymous,  ///< MAP_SHARED|MAP_ANONYMOUS: a SharedMemory object
+  shared_anonymous,  ///< MAP_SHARED|MAP_ANONYMOUS, or attached by shmat(2): a SharedMemory object
   private_file,
   shared_file,
   vdso,
   vvar,      ///< also vvar_vclock
   vsyscall,  ///< never mapped by us: it is there or it is not
+  aio_ring,  ///< mapped by io_setup(2): an AioContext
 };
 
 /// One VMA as /proc/PID/smaps shows it.
@@ -39,16 +41,34 @@ struct Mapping {
   int protection_key = 0;
   bool accounted = false;            ///< private, and writable now or once: counts as committed memory (VM_ACCOUNT)
   bool sealed = false;               ///< mseal(2)
+  bool read_only_attach = false;     ///< of a System V segment: SHM_RDONLY; mprotect(2) cannot make it writable
   std::vector<AddressRange> guards;  ///< MADV_GUARD_INSTALL, ascending
   std::string name;                  ///< PR_SET_VMA_ANON_NAME
   friend bool operator==(const Mapping&, const Mapping&) = default;
 };
 
-/// A segment of MAP_SHARED|MAP_ANONYMOUS memory.
+/// What a segment of System V shared memory has beside its bytes (shmctl(2), IPC_STAT).
+struct SystemVSegment {
+  int32_t id = 0, key = 0;
+  uint64_t size = 0;  ///< in bytes, as shmget(2) was told
+  uint32_t uid = 0, gid = 0, mode = 0;
+  bool destroyed = false;  ///< goes with its last user (IPC_RMID)
+  bool locked = false;     ///< SHM_LOCK
+  /// Restore: whether it is still on the system, and whether somebody uses it there.
+  enum class Found : uint8_t { missing, unused, in_use };
+  Found found = Found::missing;
+  friend bool operator==(const SystemVSegment& a, const SystemVSegment& b) {
+    return a.id == b.id && a.key == b.key && a.size == b.size && a.uid == b.uid && a.gid == b.gid && a.mode == b.mode &&
+           a.destroyed == b.destroyed && a.locked == b.locked;
+  }
+};
+
+/// A segment of MAP_SHARED|MAP_ANONYMOUS or System V memory.
 struct SharedMemory {
   ObjectId id;
-  uint64_t size = 0;
+  uint64_t size = 0;       ///< in whole pages
   uint32_t map_flags = 0;  ///< MAP_HUGETLB …
+  std::optional<SystemVSegment> system_v;
   friend bool operator==(const SharedMemory&, const SharedMemory&) = default;
 };
 
@@ -59,6 +79,16 @@ struct MemoryLayout {
   uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
   std::vector<uint64_t> auxv;
   friend bool operator==(const MemoryLayout&, const MemoryLayout&) = default;
+};
+
+/// io_setup(2): its ring is a mapping of its own, whose address is the context's name.
+struct AioContext {
+  uint64_t ring = 0;      ///< where the mapping begins
+  uint32_t requests = 0;  ///< as io_setup was asked
+  uint32_t slots = 0;     ///< events that the ring has room for
+  uint32_t head = 0, tail = 0;
+  Bytes events;  ///< those between head and tail, oldest first: struct io_event
+  friend bool operator==(const AioContext&, const AioContext&) = default;
 };
 
 /// MAP_DROPPABLE (Linux 6.11), a type beside MAP_SHARED and MAP_PRIVATE: pages that may go at any time.
@@ -85,6 +115,7 @@ struct AddressSpace {
   bool lock_future = false;               ///< MCL_FUTURE
   bool lock_future_on_fault = false;
   std::vector<Mapping> mappings;
+  std::vector<AioContext> aio;  ///< by address
   std::vector<PageRun> pages;
   friend bool operator==(const AddressSpace&, const AddressSpace&) = default;
 };

@@ -16,7 +16,8 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"open_at", Call::open_at},
                                                                   {"get_actions", Call::get_actions},
                                                                   {"start_overrun_timer", Call::start_overrun_timer},
-                                                                  {"epoll_add_fired", Call::epoll_add_fired}};
+                                                                  {"epoll_add_fired", Call::epoll_add_fired},
+                                                                  {"setup_aio", Call::setup_aio}};
 
 constexpr std::string_view unnamed = "syscall ";
 

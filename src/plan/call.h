@@ -65,6 +65,8 @@ struct Call {
   static constexpr uint32_t epoll_add_fired = 0x10005;
   /// args: path, flags, mode, wanted number. openat and move_fd in one: trees have thousands of files.
   static constexpr uint32_t open_at = 0x10006;
+  /// args: requests, address and length of the ring, agent::AioRingState with the events that nobody has taken.
+  static constexpr uint32_t setup_aio = 0x10007;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -262,6 +262,30 @@ struct TakeFd {
   }
 };
 
+/// A lock or lease of the file behind `fd`, without waiting for anybody: model::FileLock says what the fields mean.
+/// What is `breaking` was a read lease where the file is open for reading only, otherwise a write lease. Nobody is sent
+/// a signal by a lease that has just been taken: its owner is set afterwards.
+struct Lock {
+  static constexpr std::string_view name = "LOCK";
+  int fd = 0;
+  std::string kind;  ///< "posix", "flock", "ofd" or "lease"
+  std::string type;  ///< "read", "write" or "none"
+  bool breaking = false, read_only = false;
+  uint64_t start = 0, length = 0;
+  std::string path;  ///< for people
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("kind", s.kind);
+    v("type", s.type);
+    v("breaking", s.breaking);
+    v("read_only", s.read_only);
+    v("start", s.start);
+    v("length", s.length);
+    v("path", s.path);
+  }
+};
+
 /// What is left of the events of a one-shot that has fired (fs/eventpoll.c, EP_PRIVATE_BITS): EPOLLWAKEUP,
 /// EPOLLONESHOT, EPOLLET and EPOLLEXCLUSIVE.
 inline constexpr uint32_t kept_by_one_shot = 1u << 29 | 1u << 30 | 1u << 31 | 1u << 28;
@@ -378,6 +402,23 @@ struct LoadPages {
   }
 };
 
+/// shmat(2): the whole System V segment, which is there. The kernel numbers segments; `id` is what it calls this one.
+struct AttachSegment {
+  static constexpr std::string_view name = "ATTACH_SEGMENT";
+  int id = 0;
+  uint64_t addr = 0, length = 0;
+  uint32_t prot = 3;
+  ObjectId segment;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("id", s.id);
+    v("addr", s.addr);
+    v("length", s.length);
+    v("prot", s.prot);
+    v("segment", s.segment);
+  }
+};
+
 // ---- everything else
 
 /// A room's own system calls. What the verifier has to know of them is declared: the attribute of the task they
@@ -417,10 +458,10 @@ struct Ready {
   static void fields(S&, V&&) {}
 };
 
-using Action =
-    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
-                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, InheritFd,
-                 EpollAdd, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, Perform, Ready>;
+using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid,
+                            Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd,
+                            TakeFd, InheritFd, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages,
+                            LoadPages, AttachSegment, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

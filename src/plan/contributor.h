@@ -28,6 +28,8 @@ enum class Stage {
 
 /// Attribute of a settling command that a failed restore leaves out: what it removes is needed for the next attempt.
 inline constexpr std::string_view only_on_success = "only on success";
+/// The opposite: what removes something that is to stay if all goes well.
+inline constexpr std::string_view only_on_failure = "only on failure";
 
 /// Receives commands for one runner.
 class Sink {

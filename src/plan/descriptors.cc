@@ -48,6 +48,57 @@ DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(o
     const auto made = description.starts_last ? made_.find(id) : made_.end();
     if (made != made_.end() && !made->second.uses.empty()) starters_[made->second.uses.front().pid].push_back(id);
   }
+  add_lockers();
+}
+
+/// What belongs to a description is locked by the first that has it; if it is in flight, by its maker.
+void DescriptorPlan::add_lockers() {
+  for (const auto& [id, table] : out_.application.descriptor_tables) {
+    const auto worker = table_worker_.find(id);
+    if (worker == table_worker_.end()) continue;
+    for (const auto& lock : table.locks) {
+      const auto* holder = out_.tasks.find(lock.holder);
+      const bool has_table =
+          holder != nullptr && holder->state != model::TaskState::zombie && holder->descriptors == id;
+      const int fd = number_in(worker->second, made_.at(lock.description));
+      lockers_[has_table ? lock.holder : worker->second].emplace_back(&lock, fd);
+    }
+  }
+  for (const auto& [id, description] : out_.application.descriptions) {
+    const auto made = description.locks.empty() ? made_.end() : made_.find(id);
+    if (made == made_.end() || made->second.uses.empty()) continue;
+    const auto& use = made->second.uses.front();
+    for (const auto& lock : description.locks) lockers_[use.pid].emplace_back(&lock, use.fd);
+  }
+}
+
+/// Among tasks that share a table the one that works on it closes what is left over before any of them takes a lock.
+Status DescriptorPlan::lock(const model::Task& task) {
+  const auto is_final = [&] { return fmt::format("table {} is final", task.descriptors); };
+  if (out_.shares_table(task.pid) && works_on_table(task)) out_.post(out_.process(task.pid), is_final());
+  const auto locks = lockers_.find(task.pid);
+  if (locks == lockers_.end()) return {};
+  if (!works_on_table(task)) out_.await_all(out_.process(task.pid), is_final());
+  for (const auto& [lock, fd] : locks->second) TRY(take_lock(task.pid, fd, *lock));
+  return {};
+}
+
+Status DescriptorPlan::take_lock(Pid pid, int fd, const model::FileLock& lock) {
+  const auto& description = out_.application.descriptions.at(lock.description);
+  const bool read_only = (description.flags & O_ACCMODE) == O_RDONLY;
+  auto sink = out_.process(pid);
+  sink.add(Lock{fd, std::string(name_of(lock.kind)), std::string(name_of(lock.type)), lock.breaking, read_only,
+                lock.start, lock.length, description.state.value->describe()});
+  const auto& owner = description.owner;
+  if (lock.kind != model::FileLock::Kind::lease || owner.kind == model::FileOwner::Kind::none) return {};
+  const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
+  if (id == 0) {
+    return fail(Error::unsupported("plan descriptors",
+                                   fmt::format("the owner of the lease on {} is outside of the holder's pid namespace",
+                                               description.state.value->describe())));
+  }
+  sink.perform(fmt::format("owner of descriptor {}", fd), "", owner_calls(fd, owner, id));
+  return {};
 }
 
 /// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
@@ -286,7 +337,7 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
   return {};
 }
 
-void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
+Status DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
   auto sink = out_.process(pid);
   if (made.maker->seekable() && description.position != 0 && !made.given)
     sink.add(Lseek{made.fd, description.position});
@@ -297,7 +348,11 @@ void DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descriptio
     set_owner(pid, fmt::format("owner of descriptor {}", made.fd), owner, std::move(calls));
   else if (!calls.empty())
     set_owner_outside(pid, made.fd, owner);
-  if (description.starts_last && made.uses.empty()) made.maker->start(out_.application, description, made.fd, sink);
+  if (!made.uses.empty()) return {};
+  // In flight: nobody has it later.
+  if (description.starts_last) made.maker->start(out_.application, description, made.fd, sink);
+  for (const auto& lock : description.locks) TRY(take_lock(pid, made.fd, lock));
+  return {};
 }
 
 /// An owner must exist when it is named (fs/fcntl.c, f_setown_ex).
@@ -314,11 +369,11 @@ void DescriptorPlan::set_owner(Pid by, const std::string& purpose, const model::
 
 /// What the supervisor gives is as it is, but for what only those who use it need: whether calls wait, and who gets
 /// signals.
-void DescriptorPlan::adopt(Pid pid, const model::OpenDescription& description, const Made& made) {
+Status DescriptorPlan::adopt(Pid pid, const model::OpenDescription& description, const Made& made) {
   constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC;
   out_.process(pid).perform(fmt::format("status flags of descriptor {}", made.fd), "",
                             {call(SYS_fcntl, made.fd, F_SETFL, description.flags & settable)});
-  set_state(pid, description, made);
+  return set_state(pid, description, made);
 }
 
 /// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.
@@ -375,7 +430,7 @@ Status DescriptorPlan::make(Pid pid) {
   for (const auto& group : groups->second) {
     if (!made_.at(group.front()).early) TRY(make_group(pid, group));
     for (const ObjectId id : group) {
-      set_state(pid, out_.application.descriptions.at(id), made_.at(id));
+      TRY(set_state(pid, out_.application.descriptions.at(id), made_.at(id)));
       duplicate_here(pid, made_.at(id));
     }
   }
@@ -401,7 +456,7 @@ void DescriptorPlan::duplicate_here(Pid pid, const Made& made) {
   }
 }
 
-void DescriptorPlan::take(Pid pid) {
+Status DescriptorPlan::take(Pid pid) {
   std::set<Pid> sources;
   std::unordered_map<ObjectId, int> here;  // already in our table under this number
   auto sink = out_.process(pid);
@@ -421,7 +476,7 @@ void DescriptorPlan::take(Pid pid) {
   for (const auto& [id, use] : used_by_[pid]) {
     const auto& made = made_.at(id);
     if (made.given) {
-      if (made.owner == pid && !here.contains(id)) adopt(pid, out_.application.descriptions.at(id), made);
+      if (made.owner == pid && !here.contains(id)) TRY(adopt(pid, out_.application.descriptions.at(id), made));
       sink.add(Dup2{made.fd, use.fd, use.close_on_exec});
     } else if (const auto known = here.find(id); known != here.end() && known->second == use.fd) {
       if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
@@ -443,6 +498,7 @@ void DescriptorPlan::take(Pid pid) {
   }
   for (const auto& [id, fd] : passing) sink.add(Close{fd});
   for (const Pid source : sources) out_.post(sink, taken_from(source));
+  return {};
 }
 
 Status DescriptorPlan::complete(Pid pid) {

@@ -16,7 +16,7 @@ class DescriptorPlan {
   /// Every description is made once, by the first process that holds it; the numbers are final wherever possible.
   Status make(Pid);
   /// The process takes what others made, and fills the rest of its table.
-  void take(Pid);
+  Status take(Pid);
   /// Puts into descriptions that the process has made what they carry: after `take`.
   Status complete(Pid);
   /// A process of the tree has just been created with a copy of `creator`'s table, or with that table itself: it closes
@@ -28,6 +28,8 @@ class DescriptorPlan {
   void watch(Pid);
   /// Starts what starts last: every process is complete.
   void start(Pid);
+  /// Takes locks and leases: nothing is opened or closed any more, by anybody.
+  Status lock(const model::Task&);
   /// Descriptors that were open only for others.
   void close_temporaries(Pid);
   /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only needs
@@ -74,10 +76,12 @@ class DescriptorPlan {
   bool is_in_place(Pid, const model::Watch&) const;
   void watch_out_of_place(Pid, const model::Watch&, int epoll);
   Status make_group(Pid, const std::vector<ObjectId>& group);
-  void adopt(Pid, const model::OpenDescription&, const Made&);
-  void set_state(Pid, const model::OpenDescription&, const Made&);
+  Status adopt(Pid, const model::OpenDescription&, const Made&);
+  Status set_state(Pid, const model::OpenDescription&, const Made&);
   void set_owner(Pid by, const std::string& purpose, const model::FileOwner& owner, Calls calls);
   void set_owner_outside(Pid, int fd, const model::FileOwner&);
+  void add_lockers();
+  Status take_lock(Pid, int fd, const model::FileLock&);
   void duplicate_here(Pid, const Made&);
 
   Emission& out_;
@@ -92,7 +96,9 @@ class DescriptorPlan {
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for
   std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
   std::map<Pid, std::vector<ObjectId>> starters_;       ///< what starts last, by the process that starts it
-  std::set<Pid> referred_;                              ///< processes that a pidfd refers to
+  std::map<Pid, std::vector<std::pair<const model::FileLock*, int>>>
+      lockers_;             ///< locks and numbers, by who takes them
+  std::set<Pid> referred_;  ///< processes that a pidfd refers to
   /// What a maker calls "made together" → owner and index in its groups.
   std::map<std::pair<const DescriptionMaker*, ObjectId>, std::pair<Pid, size_t>> group_of_;
 };

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <set>
 
@@ -165,6 +166,9 @@ class MappingPlanner {
       case model::Backing::vvar:
       case model::Backing::vsyscall:
         return {};
+      case model::Backing::aio_ring:
+        set_up_aio(mapping);
+        return {};
     }
     // These decide which pages the kernel takes to fill it.
     for (const int advice : {MADV_HUGEPAGE, MADV_NOHUGEPAGE}) {
@@ -173,6 +177,16 @@ class MappingPlanner {
                      {call(SYS_madvise, mapping.range.begin, mapping.range.size(), advice)});
     }
     return {};
+  }
+
+  void set_up_aio(const model::Mapping& mapping) {
+    const auto context = std::ranges::find(plan_.space->aio, mapping.range.begin, &model::AioContext::ring);
+    if (context == plan_.space->aio.end()) return;
+    const std::array<uint32_t, 4> state{context->slots, context->head, context->tail, 0};
+    In in = struct_in(state);
+    in.bytes.insert(in.bytes.end(), context->events.begin(), context->events.end());
+    sink().perform("AIO context", "memory.aio",
+                   {call(Call::setup_aio, context->requests, context->ring, mapping.range.size(), std::move(in))});
   }
 
   /// The whole mapping, or what is missing between its inherited parts.
@@ -202,8 +216,51 @@ class MappingPlanner {
     return {};
   }
 
+  /// shmat(2) maps the whole segment. Where parts of an attachment are left, they come from one whole attachment
+  /// elsewhere: shmdt(2) finds them by the file that they have in common (ipc/shm.c, ksys_shmdt).
+  void attach(const model::Mapping& mapping, const model::SharedMemory& segment) {
+    const auto origin_of = [](const model::Mapping& m) { return m.range.begin - m.offset; };
+    std::vector<const model::Mapping*> parts;
+    for (const auto& other : plan_.space->mappings) {
+      const bool together = other.shared_memory == segment.id && origin_of(other) == origin_of(mapping) &&
+                            other.read_only_attach == mapping.read_only_attach;
+      if (together) parts.push_back(&other);
+    }
+    if (parts.front() != &mapping) return;  // came with the first
+    uint32_t protection = PROT_READ | (mapping.read_only_attach ? 0 : PROT_WRITE);
+    for (const auto* part : parts) protection |= part->protection & PROT_EXEC;
+    const bool whole = mapping.range.size() == segment.size;
+    const uint64_t at = whole ? mapping.range.begin : out_.program.agent_area.end;
+    sink().add(AttachSegment{segment.system_v->id, at, segment.size, protection, segment.id});
+    uint64_t done = 0;
+    const auto drop_until = [&](uint64_t offset) {
+      if (done < offset) sink().add(Munmap{at + done, offset - done});
+    };
+    for (const auto* part : parts) {
+      drop_until(part->offset);
+      done = part->offset + part->range.size();
+      const bool split = !whole && move_part(at, segment.size, *part);
+      if (split || protection != part->protection)
+        sink().add(Mprotect{part->range.begin, part->range.size(), part->protection});
+    }
+    drop_until(segment.size);
+  }
+
+  /// What comes behind it is split off first: only a mapping as a whole is moved.
+  bool move_part(uint64_t at, uint64_t size, const model::Mapping& part) {
+    const bool split = part.offset + part.range.size() != size;
+    if (split) sink().add(Mprotect{at + part.offset, part.range.size(), PROT_NONE});
+    sink().add(Mremap{at + part.offset, part.range.size(), part.range.begin});
+    return split;
+  }
+
   Status map_segment(const model::Mapping& mapping) {
     const ObjectId id = mapping.shared_memory;
+    const auto segment = out_.application.shared_memories.find(id);
+    if (segment != out_.application.shared_memories.end() && segment->second.system_v) {
+      attach(mapping, segment->second);
+      return {};
+    }
     const auto held = segments_.held_at.find(id);
     if (held == segments_.held_at.end())
       return fail(Error::internal("plan memory", fmt::format("nobody has made segment {} yet", id)));
@@ -348,6 +405,32 @@ class MappingPlanner {
   std::map<ObjectId, int> files_, taken_;
 };
 
+Status load_segment(Emission& out, Pid pid, const model::SharedMemory& segment, uint64_t at) {
+  PageLoader loader(out, pid);
+  for (const auto& page : stored_pages(out, segment.id)) {
+    if (page.range.end > segment.size)
+      return fail(Error::invalid("plan memory", fmt::format("segment {} has pages beyond its end", segment.id)));
+    loader.load(page, at + page.range.begin);
+  }
+  return {};
+}
+
+/// The segment is there: made by the supervisor, or found on the system. In one that others use meanwhile is what they
+/// have written.
+Status fill_system_v(Emission& out, Pid pid, const model::SharedMemory& segment) {
+  using Found = model::SystemVSegment::Found;
+  const bool is_empty = segment.system_v->found == Found::missing && stored_pages(out, segment.id).empty();
+  if (segment.system_v->found == Found::in_use || is_empty) return {};
+  const uint64_t scratch = out.program.agent_area.end;
+  auto sink = out.process(pid);
+  sink.add(AttachSegment{segment.system_v->id, scratch, segment.size, PROT_READ | PROT_WRITE, segment.id});
+  if (segment.system_v->found == Found::unused)
+    sink.perform("empty the segment", "", {call(SYS_madvise, scratch, segment.size, MADV_REMOVE)});
+  TRY(load_segment(out, pid, segment, scratch));
+  sink.add(Munmap{scratch, segment.size});
+  return {};
+}
+
 /// Huge pages want an address of their own size.
 uint64_t alignment_of(const model::SharedMemory& segment) {
   if ((segment.map_flags & MAP_HUGETLB) == 0) return page_size;
@@ -393,6 +476,10 @@ Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segm
     if (segment == out.application.shared_memories.end()) {
       return fail(Error::invalid("plan memory", fmt::format("shared segment {} is not in the images", id)));
     }
+    if (segment->second.system_v) {
+      TRY(fill_system_v(out, plan.pid, segment->second));
+      continue;
+    }
     const uint64_t size = segment->second.size, alignment = alignment_of(segment->second);
     const uint64_t scratch = (out.program.agent_area.end + alignment - 1) / alignment * alignment;
     const int fd = out.temporary_fd();
@@ -404,14 +491,7 @@ Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segm
     sink.add(MmapAnon{scratch, size, true, PROT_READ | PROT_WRITE, flags});
     sink.add(Open{fmt::format("/proc/self/map_files/{:x}-{:x}", scratch, scratch + size), O_RDWR | O_CLOEXEC, 0, fd,
                   ObjectId{}});
-    {
-      PageLoader loader(out, plan.pid);
-      for (const auto& page : stored_pages(out, id)) {
-        if (page.range.end > size)
-          return fail(Error::invalid("plan memory", fmt::format("segment {} has pages beyond its end", id)));
-        loader.load(page, scratch + page.range.begin);
-      }
-    }
+    TRY(load_segment(out, plan.pid, segment->second, scratch));
     sink.add(Munmap{scratch, size});
     out.post(sink, fmt::format("segment {}", id));
   }

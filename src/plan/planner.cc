@@ -118,7 +118,7 @@ class Planner {
     complete();
     supervise(Stage::settle);
     out_.close_given(Pid{0});
-    finish();
+    TRY(finish());
     return std::move(out_.program);
   }
 
@@ -275,7 +275,7 @@ class Planner {
     TRY(each_live([&](const model::Task& task) -> Status {
       if (!descriptors_->works_on_table(task)) return {};
       out_.take_table(task.pid);
-      descriptors_->take(task.pid);
+      TRY(descriptors_->take(task.pid));
       return descriptors_->complete(task.pid);
     }));
     // Everybody has what belongs to him: now epolls get what they wait for.
@@ -347,7 +347,7 @@ class Planner {
     out_.await_all(out_.process(Pid{0}), "complete");
   }
 
-  void finish() {
+  Status finish() {
     out_.post(out_.process(Pid{0}), "settled");
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
@@ -363,6 +363,7 @@ class Planner {
             out_.close_given(task.pid);
             descriptors_->start(task.pid);
           }
+          TRY(descriptors_->lock(task));
         }
         for (const auto* room : out_.contributors.rooms)
           room->contribute(Stage::final, application_, task, thread, sink);
@@ -377,6 +378,7 @@ class Planner {
       if (task.state == model::TaskState::zombie) continue;
       for (const auto& thread : task.threads) out_.end(task, thread);
     }
+    return {};
   }
 
   /// Children have ended while the tree was built: their SIGCHLD is not part of what was saved. Zombies that belong to

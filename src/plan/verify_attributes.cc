@@ -93,6 +93,11 @@ constexpr Rule rules[] = {
     {"fs.root", Scope::fs, always},
     {"memory.layout", Scope::space, always},
     {.name = "memory.state", .scope = Scope::space, .demanded = has_memory_state, .repeatable = true},
+    {.name = "memory.aio",
+     .scope = Scope::space,
+     .demanded = [](const auto& application, const Task& t,
+                    const Thread&) { return !space_of(application, t).aio.empty(); },
+     .repeatable = true},
     {"memory.keys", Scope::space,
      [](const auto& application, const Task& t, const Thread&) {
        return any_mapping(application, t, [](const model::Mapping& m) { return m.protection_key > 0; });
@@ -158,9 +163,9 @@ AttributeLedger::AttributeLedger(const model::Application& wanted) : wanted_(wan
 std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perform& perform) {
   if (auto lost = check_rights(perform, tid)) return lost;
   if (perform.attribute.empty()) return {};
-  if (perform.attribute == only_on_success) {
+  if (perform.attribute == only_on_success || perform.attribute == only_on_failure) {
     if (pid.value == 0) return {};
-    return fmt::format("'{}' is for commands of the supervisor", only_on_success);
+    return fmt::format("'{}' is for commands of the supervisor", perform.attribute);
   }
   const size_t rule = index_of(perform.attribute);
   if (rule == std::size(rules)) return fmt::format("nothing of a task is called '{}'", perform.attribute);

@@ -63,6 +63,7 @@ void Interpreter::apply(const InheritFd& inherit) {
 
 void Interpreter::apply(const Open& open) {
   makes(open.description);
+  require(std::ranges::all_of(leases_, certain()), "it may break a lease that is taken at that time");
   if (now_->pid.value != 0) reads(files_, "what the supervisor makes in the file system");
   put(open.fd, {open.description, (open.flags & O_CLOEXEC) != 0});
 }
@@ -70,6 +71,9 @@ void Interpreter::apply(const Open& open) {
 void Interpreter::apply(const Close& close) {
   if (open_slot(close.fd) == nullptr) return;
   touch_table();
+  const auto* task = tasks_wanted_.find(now_->pid);
+  require(task == nullptr || !locks_.has_posix_locks(task->descriptors),
+          "to close a descriptor may release posix locks of its table: it may be one of the same file");
   writes(now_->table->uses[close.fd], "descriptor {}", close.fd);
   now_->table->slots.erase(close.fd);
 }
@@ -131,6 +135,24 @@ void Interpreter::apply(const EpollAdd& add) {
   const bool in_order = !has_fired(add.events) ||
                         std::ranges::all_of(watches, [](const auto& other) { return has_fired(other.second.first); });
   require(in_order, "what is waited for already could fire in its place");
+}
+
+void Interpreter::apply(const Lock& lock) {
+  const auto* slot = open_slot(lock.fd);
+  if (extent_ == Extent::tree) return;
+  const auto* task = tasks_wanted_.find(now_->pid);
+  require(task != nullptr, "the process is not part of the application: its locks end with it");
+  if (problem_) return;
+  reads(now_->table->uses[lock.fd], "descriptor {}", lock.fd);
+  // An open at the same time may break a lease, or make it impossible (EAGAIN).
+  if (lock.kind == name_of(model::FileLock::Kind::lease)) {
+    require(files_.is_quiet(certain()), "files may be opened by another process at that time");
+    leases_.push_back(stamp());
+  }
+  if (problem_) return;
+  obey(locks_.record(wanted_, lock, slot->description, task->descriptors, now_->pid));
+  // Several may take locks at the same time, but nobody opens or closes anything of the table then.
+  if (now_->table.use_count() > 1) reads(now_->table->turn, "the descriptor table that it shares");
 }
 
 bool Interpreter::leads_to(ObjectId from, ObjectId to) const {

@@ -19,6 +19,7 @@
 #include "plan/program.h"
 #include "plan/verify.h"
 #include "plan/verify_attributes.h"
+#include "plan/verify_locks.h"
 #include "plan/verify_order.h"
 #include "plan/verify_pid_namespaces.h"
 #include "plan/verify_space.h"
@@ -178,6 +179,7 @@ class Interpreter {
   void apply(const TakeFd& take_fd);
   void take(Process& from, int fd, int target_fd, bool close_on_exec);
   void apply(const EpollAdd& add);
+  void apply(const Lock& lock);
   bool leads_to(ObjectId from, ObjectId to) const;
   /// A description gets what it carries: all of that is open here.
   void complete(const Created& completed);
@@ -194,6 +196,7 @@ class Interpreter {
   void apply(const DropPages& drop);
   void apply(const ClearMemory&);
   void apply(const LoadPages& load);
+  void apply(const AttachSegment& attach);
 
   // ---- the outcome
 
@@ -232,6 +235,8 @@ class Interpreter {
   std::set<ObjectId> completed_, compared_;           ///< those that carry something
   std::unordered_map<ObjectId, Watches> watches_;     ///< of epolls
   std::set<ObjectId> started_;                        ///< open file descriptions
+  LockLedger locks_;
+  std::vector<Stamp> leases_;  ///< when leases were taken
   size_t index_ = 0;
   Process* now_ = nullptr;
   Tid tid_;

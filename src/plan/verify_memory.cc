@@ -38,6 +38,16 @@ void Interpreter::apply(const ClearMemory&) {
   *now_->space = SpaceModel();  // also for those who share it
 }
 
+void Interpreter::apply(const AttachSegment& attach) {
+  const auto segment = wanted_.shared_memories.find(attach.segment);
+  const bool known = segment != wanted_.shared_memories.end() && segment->second.system_v;
+  require(extent_ == Extent::tree ||
+              (known && segment->second.system_v->id == attach.id && segment->second.size == attach.length),
+          "{} is no System V segment of that id and size (EINVAL)", attach.segment);
+  if (!problem_ && spares_agent(attach.addr, attach.length))
+    obey(now_->space->attach(attach.addr, attach.length, attach.prot, attach.segment));
+}
+
 void Interpreter::apply(const LoadPages& load) {
   require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
   require(load.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", load.fd);

@@ -124,6 +124,11 @@ class Shared {
     written_ = now;
     return true;
   }
+  /// Whether all accesses so far are certain to be over.
+  template <typename IsBefore>
+  bool is_quiet(IsBefore is_before) const {
+    return is_before(written_) && std::ranges::all_of(reads_, is_before);
+  }
   const Stamp& written() const { return written_; }
 
  private:

@@ -69,6 +69,7 @@ void Interpreter::compare() {
     if (problem_) return;
   }
   if (extent_ == Extent::whole) compare_descriptions();
+  if (extent_ == Extent::whole && !problem_) obey(locks_.compare(wanted_));
 }
 
 void Interpreter::compare_given(const Table& own) {
@@ -123,7 +124,7 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
   require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
   compare_sharing(task, made);
   compare_table(task, *made.table);
-  if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space)));
+  if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space), wanted_.shared_memories));
   if (!problem_) obey(attributes_.compare(task));
 }
 

@@ -33,10 +33,11 @@ void cut(Entries& entries, AddressRange range, EndOf end_of) {
   }
 }
 
-/// vDSO, vvar and vsyscall are the kernel's own: they are placed when the program has run.
+/// vDSO, vvar and vsyscall are the kernel's own: they are placed when the program has run. So are rings of AIO
+/// contexts.
 bool placed_by_kernel(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar ||
-         mapping.backing == model::Backing::vsyscall;
+         mapping.backing == model::Backing::vsyscall || mapping.backing == model::Backing::aio_ring;
 }
 bool is_shared(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;
@@ -57,8 +58,15 @@ Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, boo
   const bool overlaps = (above != areas_.end() && above->first < end) ||
                         (above != areas_.begin() && std::prev(above)->second.end > begin);
   if (overlaps) return fmt::format("something is mapped at {:#x} already (EEXIST)", begin);
-  areas_[begin] = {end, protection, shared};
+  areas_[begin] = {.end = end, .protection = protection, .shared = shared};
   forget_filled({begin, end});
+  return {};
+}
+
+Broken SpaceModel::attach(uint64_t begin, uint64_t length, uint32_t protection, ObjectId segment) {
+  if (auto broken = map(begin, length, protection, true)) return broken;
+  auto& area = areas_.at(begin);
+  area.segment = segment, area.origin = begin, area.read_only = (protection & PROT_WRITE) == 0;
   return {};
 }
 
@@ -74,6 +82,8 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
   areas_.erase(found);
   forget_filled({from, area.end});
   if (auto broken = map(to, length, area.protection, area.shared)) return broken;
+  auto& there = areas_.at(to);
+  there.segment = area.segment, there.origin = area.origin - from + to, there.read_only = area.read_only;
   filled_.merge(moved);
   return {};
 }
@@ -91,9 +101,12 @@ Broken SpaceModel::protect(uint64_t begin, uint64_t length, uint32_t protection)
   const AddressRange range{begin, begin + length};
   if (const uint64_t covered = covered_until(range, 0); covered < range.end)
     return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
-  const bool shared = std::prev(areas_.upper_bound(range.begin))->second.shared;
+  Area changed = std::prev(areas_.upper_bound(range.begin))->second;
+  if (changed.read_only && (protection & PROT_WRITE) != 0)
+    return fmt::format("the segment at {:#x} is attached for reading only (EACCES)", begin);
   cut(areas_, range, [](auto& area) -> auto& { return area.end; });
-  areas_[range.begin] = {range.end, protection, shared};
+  changed.end = range.end, changed.protection = protection;
+  areas_[range.begin] = changed;
   return {};
 }
 
@@ -147,7 +160,18 @@ void SpaceModel::forget_filled(AddressRange range) {
   cut(filled_, range, [](auto& end) -> auto& { return end; });
 }
 
-Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
+Broken SpaceModel::compare_attached(const model::Mapping& mapping, const Area& area, bool system_v) const {
+  if (system_v != (area.segment.value != 0))
+    return fmt::format("{:#x} is {}attached memory", mapping.range.begin, system_v ? "no " : "");
+  if (!system_v) return {};
+  if (area.segment != mapping.shared_memory || area.origin != mapping.range.begin - mapping.offset)
+    return fmt::format("{:#x} shows another segment, or another part of it", mapping.range.begin);
+  if (area.read_only == mapping.read_only_attach) return {};
+  return fmt::format("{:#x} is attached for {}", mapping.range.begin, area.read_only ? "reading only" : "writing");
+}
+
+Broken SpaceModel::compare(const model::AddressSpace& wanted,
+                           const std::map<ObjectId, model::SharedMemory>& segments) const {
   if (foreign_) return "its memory is still that of stasis";
   const auto find_excess = [this](AddressRange between) -> Broken {
     const uint64_t filled = first_filled(between);
@@ -168,6 +192,9 @@ Broken SpaceModel::compare(const model::AddressSpace& wanted) const {
     }
     if (found->second.shared != is_shared(mapping))
       return fmt::format("{:#x} is {}shared", mapping.range.begin, is_shared(mapping) ? "not " : "");
+    const auto segment = segments.find(mapping.shared_memory);
+    const bool system_v = segment != segments.end() && segment->second.system_v.has_value();
+    if (auto broken = compare_attached(mapping, found->second, system_v)) return broken;
     if (is_shared(mapping)) continue;  // its pages are the segment's or the file's
     while (page != wanted.pages.end() && page->range.end <= mapping.range.begin) ++page;
     uint64_t seen = mapping.range.begin;  // up to here, no page is filled that should not be

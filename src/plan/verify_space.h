@@ -26,6 +26,8 @@ class SpaceModel {
 
   /// mmap with MAP_FIXED_NOREPLACE.
   Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared);
+  /// shmat(2) of a whole System V segment. One that is attached without PROT_WRITE never gets it.
+  Broken attach(uint64_t begin, uint64_t length, uint32_t protection, ObjectId segment);
   Broken move(uint64_t from, uint64_t length, uint64_t to);
   Broken unmap(uint64_t begin, uint64_t length);
   Broken protect(uint64_t begin, uint64_t length, uint32_t protection);
@@ -34,15 +36,20 @@ class SpaceModel {
   /// What was written to private pages is gone again.
   Broken drop(uint64_t begin, uint64_t length);
   /// Everything wanted is there, nothing else is, and those private pages that the images hold have been filled, and no
-  /// others.
-  Broken compare(const model::AddressSpace& wanted) const;
+  /// others. `segments` tells what is System V memory.
+  Broken compare(const model::AddressSpace& wanted, const std::map<ObjectId, model::SharedMemory>& segments = {}) const;
 
  private:
   struct Area {
     uint64_t end = 0;
     uint32_t protection = 0;
     bool shared = false;
+    ObjectId segment;     ///< of System V; 0: none
+    uint64_t origin = 0;  ///< where its first byte would be: what is mapped may be a part of it
+    bool read_only = false;
   };
+  Broken compare_attached(const model::Mapping&, const Area&, bool system_v) const;
+
   /// Disjoint ranges: begin → end.
   using Ranges = std::map<uint64_t, uint64_t>;
 

@@ -11,9 +11,11 @@
 
 #include "base/parallel.h"
 #include "kernel/extents.h"
+#include "resource/aio.h"
 #include "resource/descriptors.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
+#include "resource/system_v.h"
 
 namespace stasis::resource {
 
@@ -87,7 +89,14 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
     }
     auto mapping = mapping_of(vma, found.kind);
     if (found.kind == VmaKind::file) mapping.file = TRY(file_of(context, view.witness(), task, vma));
-    if (found.kind == VmaKind::shared_segment) mapping.shared_memory = TRY(segment_of(context, view.witness(), vma));
+    if (found.kind == VmaKind::shared_segment || found.kind == VmaKind::system_v) {
+      mapping.shared_memory = TRY(segment_of(context, view.witness(), vma));
+      auto& segment = context.application.shared_memories.at(mapping.shared_memory);
+      if (found.kind == VmaKind::system_v && !segment.system_v)
+        segment.system_v = TRY_IN("look at " + subject_of(task, vma), look_at_segment(static_cast<int>(vma.inode)));
+    }
+    if (found.kind == VmaKind::aio_ring)
+      space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));
     space.mappings.push_back(std::move(mapping));
   }
   return {};
@@ -121,7 +130,8 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t witness, 
   segment->huge = vma.vm_flags.contains("ht");
   const auto mapping = mapping_of(vma, VmaKind::shared_segment);
   constexpr uint32_t of_the_segment = MAP_HUGETLB | (MAP_HUGE_MASK << MAP_HUGE_SHIFT);
-  context.application.shared_memories[id] = {id, segment->size, mapping.map_flags & of_the_segment};
+  const uint64_t whole_pages = (segment->size + page_size - 1) / page_size * page_size;
+  context.application.shared_memories[id] = {id, whole_pages, mapping.map_flags & of_the_segment, {}};
   segments_.emplace(id, std::move(segment));
   return id;
 }

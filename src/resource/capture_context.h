@@ -25,6 +25,7 @@ struct CapturePolicy {
   bool shell_job = false;
   bool link_remap = false;
   bool external_unix = false;  ///< --ext-unix-sk
+  bool file_locks = false;
   uint64_t ghost_limit = 1 << 20;
   std::string file_validation = "buildid";  ///< "buildid", "filesize" or "checksum"
   std::vector<std::string> external;        ///< --external values
@@ -154,6 +155,7 @@ struct DescriptorProbe {
   uint64_t position = 0;
   int64_t mount_id = -1;
   std::string info;     ///< fdinfo of an anonymous inode (eventfd, epoll …); nothing of other kinds
+  bool leased = false;  ///< a lease is held on it: whoever opens it anew may break that
   std::string subject;  ///< "task 4711 'nginx', descriptor 7 → pipe:[123]" for diagnostics
   /// A duplicate of the descriptor in stasis (pidfd_getfd), made on first use; valid while the probe lives.
   Result<int> duplicate() const;

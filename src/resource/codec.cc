@@ -7,6 +7,7 @@
 
 #include "base/parallel.h"
 #include "image/names.h"
+#include "resource/file_locks.h"
 #include "resource/inventory.h"
 #include "resource/pstree.h"
 #include "resource/registry.h"
@@ -84,6 +85,7 @@ class Encoder {
     TRY(encode_pstree(application_, directory_));
     TRY(descriptions());
     TRY(descriptor_tables());
+    TRY(encode_locks(application_, directory_));
     TRY(tasks());
     TRY(write_single(directory_, file_name("seccomp"), seccomp_));
     return files_.finish();

@@ -8,6 +8,7 @@
 #include "image/names.h"
 #include "model/pid_namespaces.h"
 #include "resource/codec.h"
+#include "resource/file_locks.h"
 #include "resource/inventory.h"
 #include "resource/pstree.h"
 #include "resource/registry.h"
@@ -45,6 +46,7 @@ class Decoder {
     if (auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
       return reject("pstree.img", "nested_pids", std::move(problem));
     TRY(check_references());
+    TRY(decode_locks(directory_, application_));
     for (const FileRoom* room : file_rooms_in_use(application_))
       TRY_IN("read open files", room->finish_decode(application_));
     TRY(pages());

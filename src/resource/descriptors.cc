@@ -16,6 +16,7 @@
 #include "base/parallel.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "resource/file_locks.h"
 #include "resource/registry.h"
 
 namespace stasis::resource {
@@ -30,7 +31,7 @@ struct Slot {
   bool open = true;
   DescriptorProbe probe;
   model::FileOwner owner;
-  std::string lock;  ///< what fdinfo says of a lock or lease; empty: there is none
+  std::string info;  ///< fdinfo, if it speaks of locks
 };
 
 /// Ways into one process, opened once for all of its descriptors: walking /proc/PID anew for each costs more than the
@@ -97,15 +98,6 @@ struct stat stat_of(const struct statx& about) {
   return found;
 }
 
-/// Locks and leases show in fdinfo of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all
-/// of them at once, but makes every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
-std::string_view lock_in(std::string_view info) {
-  const size_t at = info.find("\nlock:");
-  if (at == std::string_view::npos) return {};
-  const auto line = info.substr(at + 1);
-  return line.substr(0, line.find('\n'));
-}
-
 /// Looks at one descriptor through a duplicate, which shares the description: /proc/PID/fdinfo would say the same at
 /// three times the price. Only close-on-exec belongs to the descriptor itself: the task is asked for it
 /// (DescriptorsRoom).
@@ -129,16 +121,22 @@ Status look_through_duplicate(const CaptureContext& context, Slot& slot) {
   return {};
 }
 
-/// /proc/PID/fdinfo is only read where it says more: of locks, and of what is no file.
+/// /proc/PID/fdinfo is only read where it says more: of locks, and of what is no file. Locks and leases show in fdinfo
+/// of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all of them at once, but makes
+/// every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
 Status read_info(const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
   const bool is_anonymous = (made.stat.st_mode & S_IFMT) == 0;
-  if (!S_ISREG(made.stat.st_mode) && !is_anonymous) return {};
+  // Locks of pipes and sockets keep nobody out: only FIFOs can be opened by others, and those are known by their link.
+  const bool is_pipe = S_ISFIFO(made.stat.st_mode) && !made.link.starts_with('/');
+  if (is_pipe || S_ISSOCK(made.stat.st_mode)) return {};
   auto info = TRY(kernel::read_record_at(reach.infos.get(), fmt::format("{}", made.fd)));
-  if (is_anonymous)
+  if (is_anonymous) {
     made.info = std::move(info);
-  else
-    slot.lock = lock_in(info);
+  } else if (info.find("\nlock:") != std::string::npos) {
+    made.leased = info.find(" LEASE ") != std::string::npos;
+    slot.info = std::move(info);
+  }
   return {};
 }
 
@@ -280,7 +278,7 @@ class DescriptorCapture {
     TRY(parallel_for(to_read.size(), [&](size_t index) -> Status {
       auto& slot = slots_[to_read[index]];
       slot.probe.link = TRY(kernel::read_link_at(reaches_[slot.process].links.get(), fmt::format("{}", slot.probe.fd)));
-      return {};
+      return S_ISFIFO(slot.probe.stat.st_mode) ? read_info(reaches_[slot.process], slot) : Status{};
     }));
     for (size_t i = 0; i < slots_.size(); ++i) {
       auto& probe = slots_[i].probe;
@@ -337,22 +335,22 @@ class DescriptorCapture {
       if (first_of_[i] == i) {
         TRY(add_description(slot, id_of(i)));
       }
-      context_.application.descriptor_tables.at(slot.holder->task->descriptors).slots[slot.probe.fd] = {
-          id_of(first_of_[i]), false};
+      auto& table = context_.application.descriptor_tables.at(slot.holder->task->descriptors);
+      table.slots[slot.probe.fd] = {id_of(first_of_[i]), false};
+      TRY(capture_locks(context_, {slot.probe.subject, slot.info, id_of(first_of_[i]), first_of_[i] == i, &table}));
       slot.probe.cached_duplicate.reset();
     }
     // What is in flight may have something in flight itself: the list grows on the way.
-    for (size_t i = 0; i < in_flight_.size(); ++i) TRY(add_description(in_flight_[i].slot, in_flight_[i].id));
+    for (size_t i = 0; i < in_flight_.size(); ++i) {
+      const auto& [slot, id] = in_flight_[i];
+      TRY(add_description(slot, id));
+      TRY(capture_locks(context_, {slot.probe.subject, slot.info, id, true, nullptr}));
+    }
     for (auto& [slot, id] : in_flight_) context_.in_flight.push_back(std::move(slot.probe.cached_duplicate));
     return {};
   }
 
   Status add_description(const Slot& slot, ObjectId id) {
-    if (!slot.lock.empty()) {
-      context_.diagnostics.refuse(
-          slot.probe.subject, fmt::format("a lock is held on it ({})", slot.lock),
-          "File locks and leases cannot be saved by this version: let go of them before the dump");
-    }
     auto description = TRY(describe(context_, slot.probe, id));
     description.owner = slot.owner;
     const auto& stat = slot.probe.stat;

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <string_view>
 
@@ -51,13 +52,17 @@ Classified classify_name(const kernel::MapsEntry& vma) {
   if (path.starts_with('[')) return classify_special(vma);
   const bool unlinked = path.ends_with(" (deleted)");
   const bool hidden_device = vma.device_major == 0;  // tmpfs, hugetlbfs and other file systems without a disk
-  // The inode number of such a segment is its id, which may be 0.
-  if (hidden_device && unlinked && path.starts_with("/SYSV")) return refuse("System V shared memory is not supported");
+  if (hidden_device && unlinked && path.starts_with("/SYSV") && vma.shared) {
+    if (vma.vm_flags.contains("ht")) return refuse("System V shared memory of huge pages is not supported");
+    return {VmaKind::system_v, {}};
+  }
   if (vma.inode == 0)
     return path.empty() ? Classified{VmaKind::anonymous, {}}
                         : refuse("a special mapping of the kernel that stasis does not know");
-  if (hidden_device && path.starts_with("/[aio]"))
-    return refuse("the ring of an asynchronous I/O context is not supported");
+  if (hidden_device && path.starts_with("/[aio]")) {
+    if (vma.offset == 0 && vma.protection == (PROT_READ | PROT_WRITE)) return {VmaKind::aio_ring, {}};
+    return refuse("a part of the ring of an asynchronous I/O context, or protected");
+  }
   if (path.starts_with("anon_inode:") || path.starts_with("socket:"))
     return refuse("memory shared with a kernel object (a ring) cannot be saved");
   const bool huge = vma.vm_flags.contains("ht");
@@ -74,7 +79,10 @@ model::Backing backing_of(VmaKind kind, bool shared) {
     case VmaKind::file:
       return shared ? model::Backing::shared_file : model::Backing::private_file;
     case VmaKind::shared_segment:
+    case VmaKind::system_v:
       return model::Backing::shared_anonymous;
+    case VmaKind::aio_ring:
+      return model::Backing::aio_ring;
     case VmaKind::vdso:
       return model::Backing::vdso;
     case VmaKind::vvar:
@@ -103,8 +111,8 @@ bool has_offset(model::Backing backing) {
 
 Classified classify(const kernel::MapsEntry& vma) {
   Classified found = classify_name(vma);
-  if (found.kind != VmaKind::anonymous && found.kind != VmaKind::file && found.kind != VmaKind::shared_segment)
-    return found;
+  constexpr VmaKind with_content[] = {VmaKind::anonymous, VmaKind::file, VmaKind::shared_segment, VmaKind::system_v};
+  if (std::ranges::find(with_content, found.kind) == std::end(with_content)) return found;
   for (const auto& [flag, problem] : refused_flags) {
     if (vma.vm_flags.contains(flag)) return refuse(std::string(problem));
   }
@@ -117,7 +125,8 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   mapping.range = vma.range;
   mapping.protection = vma.protection;
   mapping.backing = backing_of(kind, vma.shared);
-  if (kind == VmaKind::vdso || kind == VmaKind::vvar || kind == VmaKind::vsyscall) return mapping;
+  if (kind == VmaKind::vdso || kind == VmaKind::vvar || kind == VmaKind::vsyscall || kind == VmaKind::aio_ring)
+    return mapping;
   if (has_offset(mapping.backing)) mapping.offset = vma.offset;
   if (has("gd")) mapping.map_flags |= MAP_GROWSDOWN;
   if (has("nr")) mapping.map_flags |= MAP_NORESERVE;
@@ -136,6 +145,7 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   mapping.protection_key = vma.protection_key;
   mapping.sealed = has("sl");
   mapping.name = given_name(vma.path);
+  mapping.read_only_attach = kind == VmaKind::system_v && !has("mw");
   return mapping;
 }
 
@@ -148,7 +158,7 @@ std::vector<model::Mapping> coalesce(std::vector<model::Mapping> mappings) {
       alike.range = before.range;
       alike.guards = before.guards;
       const bool special = next.backing == model::Backing::vdso || next.backing == model::Backing::vvar ||
-                           next.backing == model::Backing::vsyscall;
+                           next.backing == model::Backing::vsyscall || next.backing == model::Backing::aio_ring;
       const bool follows = !has_offset(next.backing) || next.offset == before.offset + before.range.size();
       alike.offset = before.offset;
       if (!special && follows && alike == before) {

@@ -9,6 +9,8 @@
 #include <fmt/format.h>
 
 #include "base/checked.h"
+#include "resource/aio.h"
+#include "resource/system_v.h"
 
 namespace stasis::resource {
 namespace {
@@ -47,18 +49,25 @@ constexpr size_t auxv_words_of_criu = 44;
 constexpr size_t auxv_limit = 512;  // words; the kernel's own limit is far below
 constexpr size_t name_limit = 79;   // ANON_VMA_NAME_MAX_LEN - 1
 
+bool is_system_v(const model::Application& application, const model::Mapping& mapping) {
+  const auto segment = application.shared_memories.find(mapping.shared_memory);
+  return segment != application.shared_memories.end() && segment->second.system_v.has_value();
+}
+
 uint32_t status_of(const model::Application& application, const model::Mapping& mapping) {
   switch (mapping.backing) {
     case Backing::private_anonymous:
       return regular | anonymous_private | (mapping.is_heap ? heap : 0u);
     case Backing::shared_anonymous:
-      return regular | anonymous_shared;
+      return regular | anonymous_shared | (is_system_v(application, mapping) ? system_v : 0u);
     case Backing::vdso:
       return regular | vdso | anonymous_private;
     case Backing::vvar:
       return regular | vvar | anonymous_private;
     case Backing::vsyscall:
       return vsyscall | anonymous_private;
+    case Backing::aio_ring:
+      return regular | aio_ring;
     case Backing::private_file:
     case Backing::shared_file:
       break;
@@ -80,7 +89,10 @@ void encode_extensions(const model::Application& application, const model::Mappi
   if (mapping.sealed) entry.set_sealed(true);
   if (!mapping.name.empty()) entry.set_name(mapping.name);
   const auto segment = application.shared_memories.find(mapping.shared_memory);
-  if (segment != application.shared_memories.end()) entry.set_segment_size(segment->second.size);
+  if (segment == application.shared_memories.end()) return;
+  entry.set_segment_size(segment->second.size);
+  if (segment->second.system_v) encode_system_v(*segment->second.system_v, *entry.mutable_system_v());
+  if (mapping.read_only_attach) entry.set_read_only_attach(true);
 }
 
 void encode_mapping(const model::Application& application, const model::Mapping& mapping, vma_entry& entry) {
@@ -128,8 +140,8 @@ class MappingDecoder {
     if (entry_.prot() > (PROT_READ | PROT_WRITE | PROT_EXEC))
       return reject("prot", fmt::format("{:#x} is no protection", entry_.prot()));
     mapping.protection = entry_.prot();
-    const bool special =
-        mapping.backing == Backing::vdso || mapping.backing == Backing::vvar || mapping.backing == Backing::vsyscall;
+    const bool special = mapping.backing == Backing::vdso || mapping.backing == Backing::vvar ||
+                         mapping.backing == Backing::vsyscall || mapping.backing == Backing::aio_ring;
     if (special) return mapping;
     TRY(place(mapping));
     TRY(attributes(mapping));
@@ -139,17 +151,19 @@ class MappingDecoder {
  private:
   Result<Backing> backing() const {
     const uint32_t status = entry_.status();
-    constexpr std::pair<uint32_t, const char*> unsupported[] = {{system_v, "System V shared memory"},
-                                                                {socket, "a packet socket's ring"},
-                                                                {aio_ring, "the ring of an asynchronous I/O context"},
-                                                                {shadow_stack, "a shadow stack"},
-                                                                {uprobes, "moved instructions of a uprobe"}};
+    // CRIU's images of such memory are of IPC namespaces, and refused for these.
+    const uint32_t unknown_segment = entry_.has_system_v() ? 0 : system_v;
+    const std::pair<uint32_t, const char*> unsupported[] = {{unknown_segment, "System V shared memory"},
+                                                            {socket, "a packet socket's ring"},
+                                                            {shadow_stack, "a shadow stack"},
+                                                            {uprobes, "moved instructions of a uprobe"}};
     for (const auto& [bit, what] : unsupported) {
       if ((status & bit) != 0)
         return fail(
             Error::unsupported("read mapping", fmt::format("it is {}, which cannot be restored", what), where_));
     }
     if ((status & vsyscall) != 0) return Backing::vsyscall;
+    if ((status & aio_ring) != 0) return Backing::aio_ring;
     if ((status & vdso) != 0) return Backing::vdso;
     if ((status & vvar) != 0) return Backing::vvar;
     constexpr std::pair<uint32_t, Backing> kinds[] = {{file_private, Backing::private_file},
@@ -205,6 +219,9 @@ class MappingDecoder {
     if (entry_.name().size() > name_limit || entry_.name().find('\0') != std::string::npos)
       return reject("name", "it is no name of a mapping");
     mapping.name = entry_.name();
+    mapping.read_only_attach = entry_.read_only_attach();
+    if (mapping.read_only_attach && ((entry_.status() & system_v) == 0 || (mapping.protection & PROT_WRITE) != 0))
+      return reject("read_only_attach", "it is no System V segment, or writable");
     return {};
   }
 
@@ -222,10 +239,8 @@ class SpaceDecoder {
     space_.executable = ObjectId{mm_.exe_file_id()};
     space_.lock_future = mm_.lock_future();
     space_.lock_future_on_fault = mm_.lock_future_on_fault();
-    if (mm_.aios_size() != 0)
-      return fail(
-          Error::unsupported("read memory", "asynchronous I/O contexts cannot be restored", file_ + ", field aios"));
     for (int i = 0; i < mm_.vmas_size(); ++i) TRY(entry(mm_.vmas(i), fmt::format("{}, field vmas[{}]", file_, i)));
+    TRY(decode_aio(mm_, file_, space_));
     // CRIU keeps no [stack] mark: it is where the process started.
     for (auto& mapping : space_.mappings) {
       if (mapping.backing == Backing::private_anonymous && mapping.range.contains(space_.layout.start_stack))
@@ -267,7 +282,7 @@ class SpaceDecoder {
     if (!space_.mappings.empty() && mapping.range.begin < space_.mappings.back().range.end) {
       return decoder.reject("start", "it overlaps the mapping before, or is out of order");
     }
-    if (mapping.backing == Backing::shared_anonymous) TRY(add_segment(decoder, entry, mapping));
+    if (mapping.backing == Backing::shared_anonymous) TRY(add_segment(decoder, entry, mapping, where));
     if (mapping.backing == Backing::shared_file) widen_access(entry, mapping);
     space_.mappings.push_back(std::move(mapping));
     return {};
@@ -298,7 +313,8 @@ class SpaceDecoder {
   }
 
   /// CRIU says nothing of a segment's size: it reaches as far as somebody maps it.
-  Status add_segment(const MappingDecoder& decoder, const vma_entry& entry, const model::Mapping& mapping) {
+  Status add_segment(const MappingDecoder& decoder, const vma_entry& entry, const model::Mapping& mapping,
+                     const std::string& where) {
     auto& segment = application_.shared_memories[mapping.shared_memory];
     if (entry.segment_size() % page_size != 0 || entry.segment_size() > address_limit) {
       return decoder.reject("segment_size", fmt::format("{} is no size of a segment", entry.segment_size()));
@@ -307,10 +323,29 @@ class SpaceDecoder {
     if (segment.id.value != 0 && segment.map_flags != flags)
       return decoder.reject("flags", "it differs in page size from other mappings of its segment");
     const uint64_t reach = mapping.offset + mapping.range.size();
-    segment = {mapping.shared_memory, std::max({segment.size, entry.segment_size(), reach}), flags};
+    const bool fresh = segment.id.value == 0;
+    segment.id = mapping.shared_memory, segment.map_flags = flags;
+    segment.size = std::max({segment.size, entry.segment_size(), reach});
+    std::optional<model::SystemVSegment> described;
+    if ((entry.status() & system_v) != 0) described = TRY(system_v_of(decoder, entry, where));
+    if (!fresh && segment.system_v != described)
+      return decoder.reject("system_v", "it differs from that of other mappings of its segment");
+    segment.system_v = described;
+    if (described && segment.size != (described->size + page_size - 1) / page_size * page_size)
+      return decoder.reject("system_v.size", "what is mapped does not fit in");
     if (segment.size > address_limit)
       return decoder.reject("pgoff", fmt::format("a segment of {} bytes is impossible", segment.size));
     return {};
+  }
+
+  Result<model::SystemVSegment> system_v_of(const MappingDecoder& decoder, const vma_entry& entry,
+                                            const std::string& where) const {
+    auto segment = TRY(decode_system_v(entry.system_v(), where));
+    for (const auto& [id, other] : application_.shared_memories) {
+      if (id.value != entry.shmid() && other.system_v && other.system_v->id == segment.id)
+        return decoder.reject("system_v.desc.id", fmt::format("{} is another segment's", segment.id));
+    }
+    return segment;
   }
 
   const mm_entry& mm_;
@@ -340,6 +375,7 @@ Status encode_memory(const model::Application& application, const model::Address
   if (space.lock_future) mm.set_lock_future(true);
   if (space.lock_future_on_fault) mm.set_lock_future_on_fault(true);
   for (const auto& mapping : space.mappings) encode_mapping(application, mapping, *mm.add_vmas());
+  encode_aio(space, mm);
   // Guards stand behind all mappings, as entries of their own.
   for (const auto& mapping : space.mappings) {
     for (const auto& range : mapping.guards) {

@@ -11,12 +11,14 @@
 #include "resource/epoll.h"
 #include "resource/eventfd.h"
 #include "resource/fanotify.h"
+#include "resource/file_locks.h"
 #include "resource/fs_context.h"
 #include "resource/inet_socket.h"
 #include "resource/inotify.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
+#include "resource/mqueue.h"
 #include "resource/namespace_file.h"
 #include "resource/netlink_socket.h"
 #include "resource/pidfd.h"
@@ -28,6 +30,7 @@
 #include "resource/seccomp.h"
 #include "resource/signals.h"
 #include "resource/signalfd.h"
+#include "resource/system_v.h"
 #include "resource/terminal.h"
 #include "resource/thread_pointers.h"
 #include "resource/timerfd.h"
@@ -41,19 +44,14 @@ std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit; then credentials, what they
   // reset, what still needs capabilities, the final capabilities, and what needs nothing.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(),
-      &memory_room(),
-      &descriptors_room(),
-      &scheduling_room(),
-      &signals_room(),
-      &thread_pointers_room(),
-      &timers_room(),
-      &limits_room(),
-      &fs_context_room(),
-      &credentials_room(),
-      &process_attributes_room(),
-      &early_seccomp_room(),
-      &final_capabilities_room(),
+      &registers_room(),       &memory_room(),
+      &system_v_room(),        &descriptors_room(),
+      &file_locks_room(),      &mqueue_notifications_room(),
+      &scheduling_room(),      &signals_room(),
+      &thread_pointers_room(), &timers_room(),
+      &limits_room(),          &fs_context_room(),
+      &credentials_room(),     &process_attributes_room(),
+      &early_seccomp_room(),   &final_capabilities_room(),
       &seccomp_room(),
   };
   return rooms;
@@ -62,7 +60,7 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &regular_file_room(), &pipe_room(),           &fifo_room(),           &memfd_room(),   &terminal_room(),
+      &mqueue_room(), &regular_file_room(), &pipe_room(),           &fifo_room(),           &memfd_room(),   &terminal_room(),
       &unix_socket_room(),  &inet_socket_room(),    &netlink_socket_room(), &eventfd_room(), &timerfd_room(),
       &signalfd_room(),     &epoll_room(),          &pidfd_room(),          &inotify_room(), &fanotify_room(),
       &bpf_map_room(),      &namespace_file_room(), &unsupported_room()};

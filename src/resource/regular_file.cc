@@ -359,10 +359,9 @@ class RegularFileRoom final : public FileRoom {
   }
 
   static void identify(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
-    if (S_ISREG(file.mode) && context.policy.file_validation == "buildid")
-      file.build_id = read_build_id(probe.proc_path);
-    if (S_ISREG(file.mode) && context.policy.file_validation == "checksum")
-      file.checksum = read_checksum(probe.proc_path);
+    const bool readable = S_ISREG(file.mode) && !probe.leased;  // to open it would break the lease
+    if (readable && context.policy.file_validation == "buildid") file.build_id = read_build_id(probe.proc_path);
+    if (readable && context.policy.file_validation == "checksum") file.checksum = read_checksum(probe.proc_path);
   }
 
   static Status capture_unlinked(CaptureContext& context, const DescriptorProbe& probe, RegularFile& file) {
@@ -377,6 +376,11 @@ class RegularFileRoom final : public FileRoom {
                                  fmt::format("it is unlinked and holds {} bytes, more than --ghost-limit allows ({})",
                                              stored, context.policy.ghost_limit),
                                  fmt::format("pass --ghost-limit {}M", (stored >> 20) + 1));
+      return {};
+    }
+    if (probe.leased) {
+      context.diagnostics.refuse(probe.subject, "it is unlinked, and cannot be read without breaking its lease",
+                                 "let go of the lease before the dump");
       return {};
     }
     file.ghost = TRY(capture_ghost_of(context, probe, file.path));

@@ -10,7 +10,9 @@
 #include "fs.pb.h"
 #include "ids.pb.h"
 #include "inventory.pb.h"
+#include "locks.pb.h"
 #include "mm.pb.h"
+#include "mqueue.pb.h"
 #include "pagemap.pb.h"
 #include "pstree.pb.h"
 #include "resource/codec.h"
@@ -261,7 +263,7 @@ class HostileFile : public Hostile {
 };
 
 TEST_F(HostileFile, HasNothingOfItsKind) {
-  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD, BPFMAP})
+  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD, BPFMAP, POSIX_MQUEUE})
     EXPECT_THAT(error_of(type, [](auto&) {}), at("type")) << fd_types_Name(type);
 }
 
@@ -422,6 +424,175 @@ TEST_F(HostileFile, Fanotify) {
   EXPECT_THAT(with([](auto& m) { m.mutable_me()->clear_path(); }), at("ffy.mark.me.path"));
   EXPECT_THAT(with([](auto& m) { m.clear_me(); }), at("ffy.mark.me.path"));
   EXPECT_THAT(with([](auto& m) { m.set_type(INODE); }), at("ffy.mark.ie"));
+}
+
+class HostileLocks : public Hostile {
+ protected:
+  /// A good lock but for the change, several times.
+  std::string error_with(const std::function<void(file_lock_entry&)>& change, int times = 1) {
+    auto writer = theirs->create("filelocks.img");
+    EXPECT_TRUE(writer);
+    for (int i = 0; i < times; ++i) {
+      file_lock_entry lock;
+      lock.set_flag(1), lock.set_type(0), lock.set_pid(31904), lock.set_fd(0), lock.set_start(0), lock.set_len(10);
+      change(lock);
+      EXPECT_TRUE(writer->append(lock));
+    }
+    EXPECT_TRUE(writer->finish());
+    auto error = decoded();
+    std::filesystem::remove(root_ / "theirs/filelocks.img");
+    return error;
+  }
+  static testing::Matcher<std::string> at(const std::string& field) {
+    return AllOf(HasSubstr("filelocks.img"), HasSubstr("field " + field));
+  }
+};
+
+TEST_F(HostileLocks, FieldsThatCannotBe) {
+  EXPECT_EQ(error_with([](auto&) {}), "none");
+  EXPECT_EQ(error_with([](auto& l) { l.set_flag(2), l.set_len(0); }), "none");
+  EXPECT_EQ(error_with([](auto& l) { l.set_flag(8), l.set_type(4 | 2), l.set_len(0); }), "none");
+  EXPECT_THAT(error_with([](auto& l) { l.set_flag(3); }), at("flag"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_type(2); }), at("type"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_type(4); }), at("type"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_flag(8), l.set_type(4 | 1), l.set_len(0); }), at("type"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_start(-1); }), at("start"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_flag(2); }), at("start"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_len(-1); }), at("len"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_start(INT64_MAX); }), at("len"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_pid(4711); }), AllOf(at("pid"), HasSubstr("4711")));
+  EXPECT_THAT(error_with([](auto& l) { l.set_fd(77); }), AllOf(at("fd"), HasSubstr("77 is not open")));
+  EXPECT_THAT(error_with([](auto& l) { l.set_flag(4), l.set_description(4711); }), at("description"));
+  EXPECT_THAT(error_with([](auto& l) { l.set_description(1); }), at("description"));
+}
+
+TEST_F(HostileLocks, TheSameOneTwice) {
+  EXPECT_THAT(error_with([](auto&) {}, 2), at("fd"));
+  int64_t start = 0;
+  EXPECT_EQ(error_with([&](auto& l) { l.set_start(start += 100); }, 2), "none");
+  uint32_t type = 1;
+  EXPECT_THAT(error_with([&](auto& l) { l.set_flag(2), l.set_len(0), l.set_type(type--); }, 2), at("fd"));
+}
+
+class HostileQueues : public HostileFile {
+ protected:
+  std::string error_with(const std::function<void(mqueue_entry&)>& change) {
+    auto writer = theirs->create("mqueue.img");
+    EXPECT_TRUE(writer);
+    mqueue_entry queue;
+    queue.set_id(77), queue.set_name("/stasis-hostile"), queue.set_mode(0600), queue.set_uid(0), queue.set_gid(0);
+    queue.set_max_messages(2), queue.set_message_size(8), queue.set_unlinked(true);
+    for (const uint32_t priority : {5, 3}) {
+      auto& message = *queue.add_messages();
+      message.set_priority(priority), message.set_data("content");
+    }
+    change(queue);
+    EXPECT_TRUE(writer->append(queue));
+    EXPECT_TRUE(writer->finish());
+    auto error = error_of(POSIX_MQUEUE, [](auto& file) { begun(file.mutable_mqueue()).set_queue(77); });
+    std::filesystem::remove(root_ / "theirs/mqueue.img");
+    return error;
+  }
+  static testing::Matcher<std::string> field(const std::string& name) {
+    return HasSubstr("mqueue.img, queue 77, field " + name);
+  }
+};
+
+TEST_F(HostileQueues, FieldsThatCannotBe) {
+  EXPECT_EQ(error_with([](auto&) {}), "none");
+  EXPECT_THAT(error_with([](auto& q) { q.set_id(78); }), at("mqueue.queue"));
+  for (const auto* name : {"", "/", "name", "/a/b", "//"})
+    EXPECT_THAT(error_with([&](auto& q) { q.set_name(name); }), field("name")) << name;
+  EXPECT_THAT(error_with([](auto& q) { q.set_name("/" + std::string(256, 'x')); }), field("name"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_name(std::string("/a\0b", 4)); }), field("name"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_mode(010000); }), field("mode"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_max_messages(0); }), field("max_messages"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_max_messages(1 << 20); }), field("max_messages"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_max_messages(1); }), field("messages"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_message_size(0); }), field("message_size"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_message_size(1 << 30); }), field("message_size"));
+  EXPECT_THAT(error_with([](auto& q) { q.set_message_size(6); }), field("messages.data"));
+  EXPECT_THAT(error_with([](auto& q) { q.mutable_messages(1)->set_priority(6); }), field("messages.priority"));
+  EXPECT_THAT(error_with([](auto& q) { q.mutable_messages(0)->set_priority(32768); }), field("messages.priority"));
+}
+
+TEST_F(HostileQueues, NotificationsThatCannotBe) {
+  const auto with = [&](uint32_t pid, uint32_t kind, uint32_t signal) {
+    return error_with([&](auto& q) {
+      auto& notification = *q.mutable_notification();
+      notification.set_pid(pid), notification.set_kind(kind), notification.set_signal(signal);
+    });
+  };
+  EXPECT_THAT(with(31904, 2, 0), field("notification.kind"));
+  EXPECT_THAT(with(31904, 0, 0), field("notification.signal"));
+  EXPECT_THAT(with(31904, 0, 65), field("notification.signal"));
+  EXPECT_THAT(with(31904, 0, 10), AllOf(field("notification.pid"), HasSubstr("has no descriptor of it")));
+  EXPECT_THAT(with(4711, 0, 10), field("notification.pid"));
+}
+
+TEST_F(Hostile, SystemVSegmentsThatCannotBe) {
+  const auto with = [&](const std::function<void(vma_entry&)>& change, int mappings = 1) {
+    return error_of_first<mm_entry>(mm, [&](mm_entry& r) {
+      const auto& last = r.vmas(r.vmas_size() - 1);
+      uint64_t begin = 0x7ffffffe0000;
+      while (begin >= last.start() && begin < last.end()) begin -= 0x100000;
+      std::vector<vma_entry> after;
+      for (; r.vmas(r.vmas_size() - 1).start() > begin; r.mutable_vmas()->RemoveLast())
+        after.push_back(r.vmas(r.vmas_size() - 1));
+      for (int i = 0; i < mappings; ++i) {
+        auto& vma = *r.add_vmas();
+        vma.set_start(begin + static_cast<uint64_t>(i) * 0x2000), vma.set_end(vma.start() + 0x2000), vma.set_pgoff(0);
+        vma.set_shmid(70000 + static_cast<uint64_t>(i)), vma.set_prot(3), vma.set_flags(0x21);
+        vma.set_status(1 | 1 << 8 | 1 << 10), vma.set_fd(-1), vma.set_segment_size(0x2000);
+        auto& segment = *vma.mutable_system_v();
+        segment.set_size(5000);
+        auto& desc = *segment.mutable_desc();
+        desc.set_key(0), desc.set_uid(0), desc.set_gid(0), desc.set_cuid(0), desc.set_cgid(0), desc.set_mode(0600);
+        desc.set_id(31000);
+        change(vma);
+      }
+      for (auto entry = after.rbegin(); entry != after.rend(); ++entry) *r.add_vmas() = *entry;
+    });
+  };
+  const auto at = [](const std::string& field) { return HasSubstr("field system_v" + field); };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& v) { v.clear_system_v(); }), HasSubstr("System V shared memory, which cannot"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->mutable_desc()->set_id(1u << 31); }), at(".desc.id"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->mutable_desc()->set_mode(04600); }), at(".desc.mode"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(0); }), at(".size"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(4096); }), at(".size"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(~0ull); }), at(".size"));
+  EXPECT_THAT(with([](auto& v) { v.set_read_only_attach(true); }), HasSubstr("field read_only_attach"));
+  EXPECT_THAT(with([](auto&) {}, 2), AllOf(at(".desc.id"), HasSubstr("another segment's")));
+  EXPECT_THAT(
+      with([](auto& v) { v.set_shmid(70000), v.mutable_system_v()->mutable_desc()->set_key(v.start() >> 12 & 7); }, 2),
+      AllOf(at(""), HasSubstr("differs")));
+}
+
+TEST_F(Hostile, AioContextsThatCannotBe) {
+  const auto with = [&](const std::function<void(aio_ring_entry&)>& change, int contexts = 1) {
+    return error_of_first<mm_entry>(mm, [&](mm_entry& r) {
+      auto& ring = *r.mutable_vmas(0);  // one of its own would do as well
+      ring.set_status(1 | 1 << 13), ring.set_prot(3), ring.set_pgoff(0), ring.set_end(ring.start() + 0x1000);
+      for (int i = 0; i < contexts; ++i) {
+        auto& context = *r.add_aios();
+        context.set_id(ring.start()), context.set_nr_req(62), context.set_ring_len(0x1000);
+        context.set_head(126), context.set_tail(1), context.set_events(std::string(64, 'e'));
+        change(context);
+      }
+    });
+  };
+  const auto at = [](const std::string& field) { return HasSubstr("mm-31904.img, field aios[0]." + field); };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto&) {}, 0), HasSubstr("a ring has no context"));
+  EXPECT_THAT(with([](auto&) {}, 2), AllOf(HasSubstr("aios[1].id"), HasSubstr("occurs twice")));
+  EXPECT_THAT(with([](auto& c) { c.clear_tail(); }), HasSubstr("of criu's images"));
+  EXPECT_THAT(with([](auto& c) { c.set_id(0x1000); }), at("id"));
+  EXPECT_THAT(with([](auto& c) { c.set_ring_len(0x2000); }), at("ring_len"));
+  EXPECT_THAT(with([](auto& c) { c.set_tail(127); }), at("tail"));
+  EXPECT_THAT(with([](auto& c) { c.set_head(127); }), at("tail"));
+  EXPECT_THAT(with([](auto& c) { c.set_nr_req(5); }), at("nr_req"));
+  EXPECT_THAT(with([](auto& c) { c.set_head(0); }), at("events"));
 }
 
 TEST_F(Hostile, PagesWhereNothingIs) {

@@ -33,6 +33,43 @@ TEST(Fdinfo, Timerfd) {
   EXPECT_FALSE(parse_timerfd(with_head("clockid: 8\nticks: 3\nsettime flags: 03\nit_value: (1\n")));
 }
 
+TEST(Fdinfo, Locks) {
+  const auto text = with_head(
+      "lock:\t1: POSIX  ADVISORY  WRITE 4711 fd:01:1038 100 199\n"
+      "lock:\t2: OFDLCK ADVISORY  READ -1 00:2b:1038 0 EOF\n"
+      "lock:\t3: FLOCK  ADVISORY  WRITE 4711 fd:01:1038 0 EOF\n"
+      "lock:\t4: LEASE  BREAKING  UNLCK 4711 fd:01:1038 0 EOF\n");
+  const auto locks = parse_locks(text);
+  ASSERT_TRUE(locks && locks->size() == 4);
+  const auto& posix = locks->at(0);
+  EXPECT_EQ(posix.kind, "POSIX");
+  EXPECT_EQ(posix.type, "WRITE");
+  EXPECT_FALSE(posix.breaking);
+  EXPECT_EQ(posix.pid, 4711);
+  EXPECT_EQ(posix.device_major, 0xfdu);
+  EXPECT_EQ(posix.inode, 1038u);
+  EXPECT_EQ(posix.start, 100u);
+  EXPECT_EQ(posix.length, 100u);
+  EXPECT_EQ(locks->at(1).kind, "OFDLCK");
+  EXPECT_EQ(locks->at(1).pid, -1);
+  EXPECT_EQ(locks->at(1).device_minor, 0x2bu);
+  EXPECT_EQ(locks->at(1).length, 0u);
+  EXPECT_TRUE(locks->at(3).breaking);
+  EXPECT_EQ(locks->at(3).type, "UNLCK");
+  EXPECT_TRUE(parse_locks(head)->empty());
+  EXPECT_FALSE(parse_locks(with_head("lock:\t1: POSIX  ADVISORY  WRITE 4711 fd:01:1038 5 4\n")));
+  EXPECT_FALSE(parse_locks(with_head("lock:\t1: POSIX  ADVISORY  WRITE x fd:01:1038 0 EOF\n")));
+}
+
+TEST(Fdinfo, LocksOfTheSystem) {
+  const auto locks = parse_all_locks(
+      "1: FLOCK  ADVISORY  WRITE 12 fd:01:7 0 EOF\n"
+      "1: -> FLOCK  ADVISORY  WRITE 13 fd:01:7 0 EOF\n");
+  ASSERT_TRUE(locks);
+  ASSERT_EQ(locks->size(), 1u);
+  EXPECT_EQ(locks->front().pid, 12);
+}
+
 TEST(Fdinfo, Signalfd) {
   EXPECT_EQ(parse_signalfd(with_head("sigmask:\t0000000400000200\n")), 0x400000200u);
   EXPECT_FALSE(parse_signalfd(head));

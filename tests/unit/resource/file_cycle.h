@@ -186,7 +186,8 @@ class FileCycle : public testing::Test {
     plan::DescriptorPlan descriptors(out, {});
     const Status made = descriptors.make(Pid{tree_pid});
     EXPECT_TRUE(made) << made.error().message();
-    descriptors.take(Pid{tree_pid});
+    const Status taken = descriptors.take(Pid{tree_pid});
+    EXPECT_TRUE(taken) << taken.error().message();
     const Status completed = descriptors.complete(Pid{tree_pid});
     EXPECT_TRUE(completed) << completed.error().message();
     descriptors.close_temporaries(Pid{tree_pid});

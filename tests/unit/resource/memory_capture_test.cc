@@ -319,15 +319,19 @@ TEST_F(MemoryCapture, neighbours_that_differ_in_nothing_are_one) {
   EXPECT_EQ(mapping(capture(pid), pages(0, 6)).protection, uint32_t{read_write});
 }
 
-TEST_F(MemoryCapture, system_v_memory_is_refused_by_name) {
+TEST_F(MemoryCapture, system_v_memory_is_known_by_its_segment) {
   const pid_t pid = child([] {
     const long id = syscall(SYS_shmget, 0, page_size, 0600);
     if (id < 0 || syscall(SYS_shmat, id, at(0), 0) < 0) _exit(4);
     syscall(SYS_shmctl, id, 0, nullptr);
   });
   capture(pid);
-  ASSERT_TRUE(context.diagnostics.refused());
-  EXPECT_NE(context.diagnostics.all().front().text().find("System V"), std::string::npos);
+  EXPECT_FALSE(context.diagnostics.refused());
+  ASSERT_EQ(context.application.shared_memories.size(), 1U);
+  const auto& segment = context.application.shared_memories.begin()->second;
+  ASSERT_TRUE(segment.system_v.has_value());
+  EXPECT_TRUE(segment.system_v->destroyed);
+  EXPECT_EQ(segment.size, page_size);
 }
 
 TEST_F(MemoryCapture, survives_the_record) {

@@ -1,0 +1,29 @@
+// Shared memory of System V (shmget(2)) that tasks have attached.
+//
+// Segments are the IPC namespace's, not the tree's: one stays on the system when everybody who had attached it is gone,
+// unless it has been destroyed (IPC_RMID) before. So at a restore it is either there or made again, with the same id
+// (kernel.shm_next_id) and key:
+// - it is there, the same, and nobody uses it: it gets the content that it had at the dump;
+// - it is there, the same, and others use it: it is attached with what is in it by now, as a file would be opened;
+// - another one has its id or its key: refused.
+// Who has created it is stasis then; its owner, which permissions go by as well (ipc/util.c, ipcperms), is as before.
+// Segments that nobody has attached, semaphores and message queues cannot be told apart from those of others: they stay
+// on the system.
+#pragma once
+
+#include "model/memory.h"
+#include "namespaces.pb.h"
+#include "resource/task_room.h"
+
+namespace stasis::resource {
+
+/// What IPC_STAT says.
+Result<model::SystemVSegment> look_at_segment(int id);
+
+void encode_system_v(const model::SystemVSegment&, ipc_shm_entry&);
+/// `where` is the record that it is a field of.
+Result<model::SystemVSegment> decode_system_v(const ipc_shm_entry&, const std::string& where);
+
+const TaskRoom& system_v_room();
+
+}  // namespace stasis::resource
