@@ -29,6 +29,7 @@ enum class Operation : uint16_t {
   move_fd,      ///< args: descriptor, wanted number, O_CLOEXEC or 0, 1 if it was opened with that: plan::Call::move_fd
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns
   epoll_add_fired,  ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
+  open_terminal,    ///< args: index, flags, room for as many descriptors
   halt,             ///< the end. `end_mode` of the slot decides what follows
 };
 

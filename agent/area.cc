@@ -35,6 +35,8 @@ Operation operation_of(uint32_t number) {
       return Operation::start_overrun_timer;
     case plan::Call::epoll_add_fired:
       return Operation::epoll_add_fired;
+    case plan::Call::open_terminal:
+      return Operation::open_terminal;
     default:
       return Operation::call;
   }

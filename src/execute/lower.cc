@@ -5,6 +5,7 @@
 #include <linux/sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -286,6 +287,32 @@ class Lowering {
   Status lower(const plan::Command&, const plan::TakeFd& take) {
     add(call(SYS_pidfd_getfd, take.pidfd, take.fd, 0));
     add(call(plan::Call::move_fd, ResultOf{-1}, take.target_fd, take.close_on_exec ? O_CLOEXEC : 0));
+    return {};
+  }
+
+  // ---- terminals
+
+  Status lower(const plan::Command&, const plan::OpenTerminal& open) {
+    constexpr uint32_t peer_flags = O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC;
+    const uint32_t index = model::index_of_terminal(open.terminal);
+    add(call(plan::Call::open_terminal, index, open.flags, plan::Out{4ull * index}));
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.master_fd, open.flags & O_CLOEXEC, 1));
+    add(call(SYS_ioctl, open.master_fd, TIOCSPTLCK, plan::struct_in(0)));
+    if (open.slave_fd < 0) return {};
+    add(call(SYS_ioctl, open.master_fd, TIOCGPTPEER, peer_flags));
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.slave_fd, O_CLOEXEC, 1));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetControllingTerminal& set) {
+    add(call(SYS_ioctl, set.fd, TIOCSCTTY, 0));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::LeaveTerminal& leave) {
+    add(call(SYS_ioctl, leave.fd, TIOCNOTTY));
+    return {};
+  }
+  Status lower(const plan::Command& command, const plan::SetForegroundGroup& set) {
+    add(call(SYS_ioctl, set.fd, TIOCSPGRP, plan::struct_in(TRY(seen_by(command, set.pgid)))));
     return {};
   }
 

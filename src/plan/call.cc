@@ -15,7 +15,8 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"move_fd", Call::move_fd},
                                                                   {"get_actions", Call::get_actions},
                                                                   {"start_overrun_timer", Call::start_overrun_timer},
-                                                                  {"epoll_add_fired", Call::epoll_add_fired}};
+                                                                  {"epoll_add_fired", Call::epoll_add_fired},
+                                                                  {"open_terminal", Call::open_terminal}};
 
 constexpr std::string_view unnamed = "syscall ";
 

@@ -63,6 +63,9 @@ struct Call {
   static constexpr uint32_t start_overrun_timer = 0x10004;
   /// args: epoll, target, struct epoll_event for all events, and one for those that a fired one-shot keeps.
   static constexpr uint32_t epoll_add_fired = 0x10005;
+  /// args: index, flags, Out of 4 bytes for each lower index. Opens the master side of the pseudo-terminal with this
+  /// index; -EBUSY if somebody else has it.
+  static constexpr uint32_t open_terminal = 0x10006;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

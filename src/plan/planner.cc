@@ -39,6 +39,8 @@ uint64_t needed_area(const Program& program) {
     }
     if (const auto* load = std::get_if<LoadPages>(&command.action)) bytes += load->runs.size() * 16;
     if (const auto* open = std::get_if<Open>(&command.action)) bytes += open->path.size();
+    if (const auto* open = std::get_if<OpenTerminal>(&command.action))
+      bytes += 4ull * model::index_of_terminal(open->terminal);
     const bool creates = std::holds_alternative<Fork>(command.action) ||
                          std::holds_alternative<Clone>(command.action) ||
                          std::holds_alternative<StartThread>(command.action);
@@ -101,6 +103,7 @@ class Planner {
     TreeEmission emission(out_, tree, {[this](Pid pid, Pid creator) { return born(pid, creator); }});
     TRY(emission.create());
     emission.groups();
+    emission.terminals();
     emission.finish();
     // From here on the tree stands: nobody's parent, group or session changes any more.
     TRY(build_processes());
@@ -125,7 +128,8 @@ class Planner {
     const int first = std::max(highest + 1, options_.first_free_fd);
     out_.program.images_fd = first;
     const int pidfds = out_.spaces.any() ? 1 + static_cast<int>(application_.tasks.size()) : 0;
-    out_.set_first_temporary(first + 1 + pidfds);
+    first_terminal_ = first + 1 + pidfds;
+    out_.set_first_temporary(first_terminal_ + 2 * static_cast<int>(application_.terminals.size()));
   }
 
   // ---- copy-on-write
@@ -179,7 +183,10 @@ class Planner {
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
     descriptors_->born(pid);
-    if (pid == application_.root) out_.open_root_pidfd(out_.program.images_fd + 1);
+    if (pid == application_.root) {
+      out_.open_root_pidfd(out_.program.images_fd + 1);
+      out_.open_terminals(first_terminal_);
+    }
     const auto* task = out_.tasks.find(pid);
     const auto* parent = out_.tasks.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
@@ -326,6 +333,7 @@ class Planner {
           if (descriptors_->works_on_table(task)) {
             sink.add(Close{out_.program.images_fd});
             out_.close_pidfds(task.pid);
+            out_.close_terminals(task.pid);
             descriptors_->start(task.pid);
           }
         }
@@ -364,6 +372,7 @@ class Planner {
   const model::Application& application_;
   Emission out_;
   const PlanOptions& options_;
+  int first_terminal_ = -1;
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table
