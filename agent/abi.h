@@ -31,6 +31,7 @@ enum class Operation : uint16_t {
   epoll_add_fired,  ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
   open_at,          ///< args: path, flags, mode, wanted number: opens it there
   setup_aio,        ///< args: requests, address, length, AioRingState: an AIO context whose ring is just there
+  open_terminal,    ///< args: index, flags, room for as many descriptors
   halt,             ///< the end. `end_mode` of the slot decides what follows
 };
 

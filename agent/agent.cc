@@ -94,6 +94,8 @@ class Interpreter {
         return open_at(a[0], a[1], a[2], a[3]);
       case Operation::setup_aio:
         return setup_aio(a[0], a[1], a[2], reinterpret_cast<const AioRingState*>(a[3]));
+      case Operation::open_terminal:
+        return open_terminal(a[0], a[1], reinterpret_cast<uint32_t*>(a[2]));
       case Operation::halt:
         return 0;
     }
@@ -224,6 +226,33 @@ class Interpreter {
         ring->events[(wanted->head + i) % slots * event_words + word] = events[i * event_words + word];
     }
     return 0;
+  }
+
+  /// A new pseudo-terminal gets the lowest index that is free (fs/devpts/inode.c, devpts_new_index): those below the
+  /// wanted one are kept open until it comes.
+  static int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
+    constexpr uint64_t here = -100ull, get_index = 0x80045430;  // AT_FDCWD, TIOCGPTN
+    constexpr int64_t busy = -16;
+    const char path[] = {'/', 'd', 'e', 'v', '/', 'p', 't', 'm', 'x', '\0'};
+    uint64_t count = 0;
+    int64_t master = 0;
+    for (;;) {
+      master = raw_syscall(call_openat, here, reinterpret_cast<uint64_t>(path), flags);
+      if (master < 0) break;
+      uint32_t got = 0;
+      const int64_t known =
+          raw_syscall(call_ioctl, static_cast<uint64_t>(master), get_index, reinterpret_cast<uint64_t>(&got));
+      if (known == 0 && got == index) break;
+      if (known == 0 && got < index && count < index) {
+        held[count++] = static_cast<uint32_t>(master);
+        continue;
+      }
+      raw_syscall(call_close, static_cast<uint64_t>(master));
+      master = known < 0 ? known : busy;
+      break;
+    }
+    while (count > 0) raw_syscall(call_close, held[--count]);
+    return master;
   }
 
   static int64_t get_actions(uint64_t into) {

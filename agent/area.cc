@@ -39,6 +39,8 @@ Operation operation_of(uint32_t number) {
       return Operation::open_at;
     case plan::Call::setup_aio:
       return Operation::setup_aio;
+    case plan::Call::open_terminal:
+      return Operation::open_terminal;
     default:
       return Operation::call;
   }

@@ -21,7 +21,7 @@ _stasis() {
     plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache" ;;
     show) words="--images-dir --tree --compact --help" ;;
     diff) words="--ignore --help" ;;
-    tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --pid-namespaces --program --hash --count --help" ;;
+    tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --pid-namespaces --terminals --program --hash --count --help" ;;
     check) words="--feature --extra --all --experimental --help" ;;
   esac
   if [[ $current == -* || ( ${COMP_WORDS[1]} == tree && $COMP_CWORD == 2 ) ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

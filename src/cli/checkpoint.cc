@@ -88,8 +88,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   options.occupied = TRY(execute::own_mappings());
   options.first_transient_pid = quiet_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
-  options.descriptor_limit =
-      static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));
+  options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {
       const uint64_t pages = location.range.size() / page_size;

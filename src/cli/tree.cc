@@ -24,7 +24,7 @@ struct Options {
   pid_t pid = 0;
   uint64_t seed = 1;
   unsigned operations = 40, count = 100;
-  bool print_program = false, print_hash = false, pid_namespaces = false;
+  bool print_program = false, print_hash = false, pid_namespaces = false, terminals = false;
   size_t search_limit = plan::TreeLimits{}.search_steps;
 };
 
@@ -74,7 +74,8 @@ Result<int> run(const Options& options) {
 }
 
 Result<int> random(const Options& options) {
-  const auto history = plan::random_history(options.seed, options.operations, options.pid_namespaces);
+  const auto history =
+      plan::random_history(options.seed, options.operations, options.pid_namespaces, options.terminals);
   fmt::print("{}\n",
              options.print_program ? plan::to_form(history.program, options.format) : plan::tree_to_json(history.tree));
   return 0;
@@ -153,7 +154,7 @@ std::string json_string(std::string text) { return nlohmann::json(std::move(text
 Result<int> dataset(const Options& options) {
   for (uint64_t i = 0; i < options.count; ++i) {
     const auto operations = static_cast<unsigned>(i % (options.operations + 1));
-    const auto history = plan::random_history(options.seed + i, operations, options.pid_namespaces);
+    const auto history = plan::random_history(options.seed + i, operations, options.pid_namespaces, options.terminals);
     const auto shape = TRY(plan::canonical_form(history.tree));
     const auto program = TRY(program_for(shape.tree, options));
     fmt::print("{{\"hash\": \"{}\", \"tree\": {}, \"program\": {}}}\n", shape.hash,
@@ -198,6 +199,7 @@ void add_history_options(CLI::App& command, Options& options) {
   command.add_option("--seed", options.seed, "The same seed gives the same");
   command.add_option("--operations", options.operations, "How many (at most 100000)")->check(CLI::Range(0, 100'000));
   command.add_flag("--pid-namespaces", options.pid_namespaces, "Some processes begin pid namespaces of their own");
+  command.add_flag("--terminals", options.terminals, "Some sessions are controlled by terminals");
 }
 
 void add_forms(Subcommands& all) {

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -301,6 +302,32 @@ class Lowering {
   Status lower(const plan::Command&, const plan::InheritFd& inherit) {
     add(expecting(call(SYS_fcntl, inherit.own_fd, F_DUPFD, inherit.fd), Expected::exactly, inherit.fd));
     inherited_.insert(inherit.fd);
+    return {};
+  }
+
+  // ---- terminals
+
+  Status lower(const plan::Command&, const plan::OpenTerminal& open) {
+    constexpr uint32_t peer_flags = O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC;
+    const uint32_t index = model::index_of_terminal(open.terminal);
+    add(call(plan::Call::open_terminal, index, open.flags, plan::Out{4ull * index}));
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.master_fd, open.flags & O_CLOEXEC, 1));
+    add(call(SYS_ioctl, open.master_fd, TIOCSPTLCK, plan::struct_in(0)));
+    if (open.slave_fd < 0) return {};
+    add(call(SYS_ioctl, open.master_fd, TIOCGPTPEER, peer_flags));
+    add(call(plan::Call::move_fd, ResultOf{-1}, open.slave_fd, O_CLOEXEC, 1));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetControllingTerminal& set) {
+    add(call(SYS_ioctl, set.fd, TIOCSCTTY, 0));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::LeaveTerminal& leave) {
+    add(call(SYS_ioctl, leave.fd, TIOCNOTTY));
+    return {};
+  }
+  Status lower(const plan::Command& command, const plan::SetForegroundGroup& set) {
+    add(call(SYS_ioctl, set.fd, TIOCSPGRP, plan::struct_in(TRY(seen_by(command, set.pgid)))));
     return {};
   }
 

@@ -97,14 +97,27 @@ class Specimen {
   const model::Application& wanted_;
 };
 
+/// That a program uses: those of terminals.
+int highest_fd(const plan::Program& program) {
+  int highest = -1;
+  for (const auto& command : program.commands) {
+    if (const auto* open = std::get_if<plan::OpenTerminal>(&command.action))
+      highest = std::max({highest, open->master_fd, open->slave_fd});
+  }
+  return highest;
+}
+
 /// In the new namespace, of which we are the init.
 Result<Differences> build_and_compare(plan::Program program, const model::Application& wanted) {
   if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return fail_errno("make mounts private", "/");
   if (mount("proc", "/proc", "proc", 0, nullptr) != 0) return fail_errno("mount", "/proc");
+  // Terminals of its own, from index 0 on. The multiplexer beside the mount point leads there (fs/devpts/inode.c).
+  if (!wanted.terminals.empty() && mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666") != 0)
+    return fail_errno("mount", "/dev/pts");
   const auto asking = ask_for_reaper_flags(program);
   TRY(plan::place_agent(program, TRY(own_mappings())));
   const auto nothing = TRY(image::Directory::open("/"));  // a bare tree reads no images
-  program.images_fd = TRY(own_highest_fd()) + 1;
+  program.images_fd = std::max(TRY(own_highest_fd()), highest_fd(program)) + 1;
   ExecuteOptions options;
   options.only_build = true;
   const auto built = TRY(BuiltTree::build(program, wanted, nothing, options));
@@ -202,6 +215,7 @@ class TreeLook {
     tree_.root_is_namespace_init = tree_.root.value == 1;
     tree_.shell_job = tree_.tasks.front().session != tree_.root;
     place_in_namespaces();
+    find_terminals();
     return std::move(tree_);
   }
 
@@ -209,6 +223,9 @@ class TreeLook {
   struct Seen {
     pid_t host_pid;
     std::vector<pid_t> groups, sessions;
+    uint64_t terminal;
+    pid_t foreground;  ///< as we see it
+    pid_t group;       ///< likewise
   };
   pid_t own(const std::vector<pid_t>& ids) const { return ids.at(level_ - 1); }
   std::vector<pid_t> nested(const std::vector<pid_t>& ids) const {
@@ -221,7 +238,8 @@ class TreeLook {
     task.group = Pid{own(status.ns_pgid)}, task.session = Pid{own(status.ns_sid)};
     task.parent = known_.empty() ? Pid{0} : known_[stat.ppid];
     known_[host_pid] = task.pid;
-    seen_.push_back({host_pid, nested(status.ns_pgid), nested(status.ns_sid)});
+    seen_.push_back({host_pid, nested(status.ns_pgid), nested(status.ns_sid), static_cast<uint32_t>(stat.tty_nr),
+                     stat.tty_pgrp, status.ns_pgid.front()});
     if (stat.is_dead() && !stat.has_left_threads()) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat.exit_code;
@@ -267,6 +285,28 @@ class TreeLook {
     for (size_t i = 0; i < seen_.size(); ++i) {
       model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].group, seen_[i].groups);
       model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].session, seen_[i].sessions);
+    }
+  }
+
+  /// Pseudo-terminals that control sessions of the tree.
+  void find_terminals() {
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      const auto& task = tree_.tasks[i];
+      const uint64_t number = seen_[i].terminal;
+      const uint32_t index = model::index_of_terminal(number);
+      if (task.session != task.pid || number == 0 || number != model::terminal_with_index(index)) continue;
+      model::Terminal made{.session = task.pid, .slave_opened = true};
+      for (size_t j = 0; j < seen_.size(); ++j) {
+        if (seen_[j].group == seen_[i].foreground && tree_.tasks[j].session == task.pid)
+          made.foreground = tree_.tasks[j].group;
+      }
+      tree_.terminals[number] = made;
+    }
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      const auto terminal = tree_.terminals.find(seen_[i].terminal);
+      const bool has_it = terminal != tree_.terminals.end() && terminal->second.session == tree_.tasks[i].session &&
+                          tree_.tasks[i].state != model::TaskState::zombie;
+      if (has_it) tree_.tasks[i].controlling_terminal = terminal->first;
     }
   }
 

@@ -1,8 +1,10 @@
 #include "model/application.h"
 
+#include <fmt/format.h>
 #include <signal.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 namespace stasis::model {
@@ -25,6 +27,32 @@ Tid overruns_belong_to(const Task& task, const PosixTimer& timer) {
   if (timer.notification != SIGEV_THREAD_ID) return {};
   const auto notified = std::ranges::find(task.threads, timer.notified_thread, &Thread::tid);
   return notified == task.threads.end() ? Tid{} : notified->tid;
+}
+
+std::string problem_with_terminals(const Application& application) {
+  std::set<Pid> sessions;
+  for (const auto& [number, terminal] : application.terminals) {
+    const auto name = fmt::format("/dev/pts/{}", index_of_terminal(number));
+    if (terminal.session.value == 0) continue;
+    const auto* leader = application.find(terminal.session);
+    if (leader == nullptr || leader->session != leader->pid || leader->state == TaskState::zombie)
+      return fmt::format("{} controls session {}, which nobody leads", name, terminal.session);
+    if (leader->controlling_terminal != number || !sessions.insert(terminal.session).second)
+      return fmt::format("{} controls session {}, whose leader has another terminal", name, terminal.session);
+    const auto is_in_foreground = [&terminal = terminal](const Task& task) {
+      return task.group == terminal.foreground && task.session == terminal.session;
+    };
+    if (terminal.foreground.value != 0 && std::ranges::none_of(application.tasks, is_in_foreground))
+      return fmt::format("nobody of its session is in group {}, in the foreground of {}", terminal.foreground, name);
+  }
+  for (const auto& task : application.tasks) {
+    const auto terminal = application.terminals.find(task.controlling_terminal);
+    if (terminal == application.terminals.end()) continue;
+    if (terminal->second.session != task.session || task.state == TaskState::zombie)
+      return fmt::format("/dev/pts/{} cannot control process {}: {}", index_of_terminal(terminal->first), task.pid,
+                         task.state == TaskState::zombie ? "it has ended" : "it is in another session");
+  }
+  return {};
 }
 
 }  // namespace stasis::model

@@ -19,6 +19,24 @@ struct DeadLeader {
   friend bool operator==(const DeadLeader&, const DeadLeader&) = default;
 };
 
+/// A pseudo-terminal whose master side is held by the tree. Its name is the device number of its slave side
+/// (Task::controlling_terminal).
+struct Terminal {
+  ObjectId master;            ///< the one description of its master side; 0: of a bare tree
+  Pid session;                ///< that it controls; 0: none
+  Pid foreground;             ///< the group in its foreground; 0: nobody is in it, or it controls no session
+  bool slave_opened = false;  ///< somebody has opened its slave side: the master sees when all have closed it
+  friend bool operator==(const Terminal&, const Terminal&) = default;
+};
+/// Of /dev/pts/INDEX (kernel/drivers/tty/pty.c: 136 is the first of eight major numbers, the only one in use).
+inline constexpr uint64_t first_terminal = 136 << 8, last_terminal_index = (1 << 20) - 1;
+constexpr uint64_t terminal_with_index(uint32_t index) {
+  return first_terminal | (index & 0xff) | static_cast<uint64_t>(index & ~0xffu) << 12;
+}
+constexpr uint32_t index_of_terminal(uint64_t device) {
+  return static_cast<uint32_t>((device & 0xff) | (device >> 12 & 0xfff00));
+}
+
 struct Application {
   Pid root;
   bool root_is_namespace_init = false;     ///< the tree owns a pid namespace and `root` is its pid 1
@@ -26,6 +44,7 @@ struct Application {
   bool compare_build_ids = true;           ///< of its files, before a restore; false: sizes alone are compared
   std::vector<Task> tasks;                 ///< a parent stands before its children
   std::map<Pid, DeadLeader> dead_leaders;  ///< those of nested pid namespaces
+  std::map<uint64_t, Terminal> terminals;  ///< by device number
   std::map<ObjectId, DescriptorTable> descriptor_tables;
   std::map<ObjectId, FsContext> fs_contexts;
   std::map<ObjectId, SignalHandlers> signal_handlers;
@@ -40,6 +59,9 @@ struct Application {
   Task* find(Pid pid);
   friend bool operator==(const Application&, const Application&) = default;
 };
+
+/// What of the terminals no kernel leads to; empty: nothing.
+std::string problem_with_terminals(const Application&);
 
 /// Tasks by their pids, for as long as nobody changes the list: find looks at one after the other.
 class TaskIndex {

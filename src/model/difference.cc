@@ -208,10 +208,17 @@ std::vector<std::string> differences(const Application& before, const Applicatio
   Comparison check(ignored);
   for (const auto& task : before.tasks) {
     const Task* other = after.find(task.pid);
-    if (other == nullptr)
+    if (other == nullptr) {
       check.note("tasks", fmt::format("{} is gone", task.pid));
-    else
-      compare_tasks(check, task, *other);
+      continue;
+    }
+    compare_tasks(check, task, *other);
+    // One of somebody else is another after a restore.
+    const auto own = [](const Application& application, uint64_t terminal) {
+      return application.terminals.contains(terminal) ? terminal : 0;
+    };
+    check.values("terminals", fmt::format("task {} '{}'", task.pid, task.name), own(before, task.controlling_terminal),
+                 own(after, other->controlling_terminal));
   }
   for (const auto& task : after.tasks) {
     if (before.find(task.pid) == nullptr) check.note("tasks", fmt::format("{} is new", task.pid));
@@ -223,6 +230,7 @@ std::vector<std::string> differences(const Application& before, const Applicatio
   compare_maps(check, "files.tables", before.descriptor_tables, after.descriptor_tables,
                [&](const auto& a, const auto& b) { compare_tables(check, a, b); });
   check.equal("ids.nested", "dead leaders", before.dead_leaders, after.dead_leaders);
+  check.equal("terminals", "sessions and foregrounds", before.terminals, after.terminals);
   compare_maps(check, "files.fs", before.fs_contexts, after.fs_contexts, [&](const auto& a, const auto& b) {
     check.equal("files.fs", fmt::format("fs context {}", a.id), a, b);
   });

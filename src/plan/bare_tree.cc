@@ -21,6 +21,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* operation = "read the process tree";
 constexpr int64_t highest_pid = (1 << 22) - 1;  // below PID_MAX_LIMIT
+constexpr int first_terminal_fd = 3;            // a bare tree has no other descriptors
 constexpr int64_t highest_signal = 64, highest_exit_code = 255;
 
 class Reader {
@@ -45,6 +46,7 @@ class Reader {
     TRY(find_root());
     TRY(order());
     inherit_namespaces();
+    TRY(terminals());
     if (const auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
       return fail(Error::invalid(operation, problem));
     return std::move(application_);
@@ -97,9 +99,9 @@ class Reader {
   }
 
   Result<model::Task> task(const Json& process) {
-    TRY(only_fields(process,
-                    {"pid", "ppid", "pgid", "sid", "state", "exit_code", "exit_signal", "subreaper", "threads",
-                     "leader_exit_code", "nested_pids", "pid_namespace", "nested_tids", "childrens_namespace"}));
+    TRY(only_fields(process, {"pid", "ppid", "pgid", "sid", "state", "exit_code", "exit_signal", "subreaper", "threads",
+                              "leader_exit_code", "nested_pids", "pid_namespace", "nested_tids", "childrens_namespace",
+                              "terminal", "foreground"}));
     model::Task task;
     task.pid = Pid{static_cast<pid_t>(TRY(number(process, "pid", 1, highest_pid)))};
     task.parent = Pid{static_cast<pid_t>(TRY(number(process, "ppid", 0, highest_pid)))};
@@ -117,10 +119,42 @@ class Reader {
     }
     if (process.contains("childrens_namespace"))
       task.childrens_namespace = Pid{static_cast<pid_t>(TRY(number(process, "childrens_namespace", 1, highest_pid)))};
+    TRY(terminal(process, task));
     TRY(threads(process, task));
     TRY(ended_leader(process, task));
     TRY(nested_threads(process, task));
     return task;
+  }
+
+  /// A leader says what is in the foreground of its terminal, where that is not its own group.
+  Status terminal(const Json& process, model::Task& task) {
+    const bool leads = task.session == task.pid, has_one = process.contains("terminal");
+    if (task.state == model::TaskState::zombie && has_one) return reject("terminal", "a zombie has none");
+    if (has_one) {
+      const int64_t index = TRY(number(process, "terminal", 0, model::last_terminal_index));
+      task.controlling_terminal = model::terminal_with_index(static_cast<uint32_t>(index));
+    }
+    const bool says_foreground = process.contains("foreground");
+    if (says_foreground && !(has_one && leads))
+      return reject("foreground", "only a session leader with a terminal has it");
+    if (!has_one || !leads) return {};
+    model::Terminal made{.session = task.pid, .foreground = task.pid, .slave_opened = true};
+    if (says_foreground) made.foreground = Pid{static_cast<pid_t>(TRY(number(process, "foreground", 0, highest_pid)))};
+    if (!application_.terminals.emplace(task.controlling_terminal, made).second)
+      return reject("terminal", "it controls another session already");
+    return {};
+  }
+  Status terminals() const {
+    for (const auto& task : application_.tasks) {
+      if (task.controlling_terminal != 0 && !application_.terminals.contains(task.controlling_terminal))
+        return fail(
+            Error::invalid(operation, fmt::format("process {} has terminal {}, which the leader of its session "
+                                                  "does not have",
+                                                  task.pid, model::index_of_terminal(task.controlling_terminal))));
+    }
+    if (auto problem = model::problem_with_terminals(application_); !problem.empty())
+      return fail(Error::invalid(operation, std::move(problem)));
+    return {};
   }
 
   Status state(const Json& process, model::Task& task) const {
@@ -253,7 +287,15 @@ std::string list_of(const std::map<Tid, std::vector<pid_t>>& threads) {
   return fmt::format("[{}]", text);
 }
 
-Json json_of(const model::Task& task, Pid parents_namespace) {
+void add_terminal(const model::Application& tree, const model::Task& task, Json& made) {
+  const auto terminal = tree.terminals.find(task.controlling_terminal);
+  if (terminal == tree.terminals.end()) return;
+  made["terminal"] = model::index_of_terminal(terminal->first);
+  const auto& about = terminal->second;
+  if (about.session == task.pid && about.foreground != task.pid) made["foreground"] = about.foreground.value;
+}
+
+Json json_of(const model::Application& tree, const model::Task& task, Pid parents_namespace) {
   Json made{
       {"pid", task.pid.value}, {"ppid", task.parent.value}, {"pgid", task.group.value}, {"sid", task.session.value}};
   if (!task.nested_pids.empty()) made["nested_pids"] = task.nested_pids;
@@ -269,6 +311,7 @@ Json json_of(const model::Task& task, Pid parents_namespace) {
   }
   made["state"] = task.state == model::TaskState::stopped ? "stopped" : "alive";
   if (task.child_subreaper) made["subreaper"] = true;
+  add_terminal(tree, task, made);
   if (task.childrens_namespace.value != 0) made["childrens_namespace"] = task.childrens_namespace.value;
   Json threads = Json::array(), nested = Json::array();
   for (const auto& [tid, nested_tids] : threads_of(task)) {
@@ -298,7 +341,7 @@ std::string tree_to_json(const model::Application& application) {
   const model::PidNamespaces spaces(application);
   std::string text = "{\"processes\": [";
   for (size_t i = 0; i < tasks.size(); ++i)
-    text += (i == 0 ? "\n" : ",\n") + json_of(*tasks[i], spaces.of(tasks[i]->parent)).dump();
+    text += (i == 0 ? "\n" : ",\n") + json_of(application, *tasks[i], spaces.of(tasks[i]->parent)).dump();
   text += "\n]";
   bool first = true;
   for (const auto& [pid, leader] : application.dead_leaders) {
@@ -315,9 +358,13 @@ Result<Program> make_tree_program(const model::Application& application, const T
   const Contributors nobody;
   const PlanOptions options;
   Emission out(application, nobody, options);
-  TreeEmission emission(out, tree, {[](Pid, Pid) -> Status { return {}; }});
+  TreeEmission emission(out, tree, {[&](Pid pid, Pid) -> Status {
+                          if (pid == application.root) out.open_terminals(first_terminal_fd);
+                          return {};
+                        }});
   TRY(emission.create());
   emission.groups();
+  emission.terminals();
   emission.finish();
   const auto live = [&](auto action) {
     for (const auto& task : application.tasks) {
@@ -410,6 +457,13 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
       differences.push_back(fmt::format("process {}: its {} is {} instead of {}", pid, what, is, should));
   };
   const model::TaskIndex all_wanted(wanted), all_found(found);
+  const auto terminal_of = [](const model::Application& tree, const model::Task& task) {
+    const auto terminal = tree.terminals.find(task.controlling_terminal);
+    if (terminal == tree.terminals.end()) return std::string("none");
+    const auto name = fmt::format("/dev/pts/{}", model::index_of_terminal(terminal->first));
+    if (terminal->second.session != task.pid) return name;
+    return fmt::format("{} with group {} in its foreground", name, terminal->second.foreground);
+  };
   for (const auto& task : found.tasks) {
     if (all_wanted.find(task.pid) == nullptr) differences.push_back(fmt::format("process {} is too many", task.pid));
   }
@@ -426,6 +480,7 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     differ(task.pid, "state", name_of(stop_apart ? model::TaskState::running : task.state), name_of(other->state));
     differ(task.pid, "exit status", task.exit_status, other->exit_status);
     differ(task.pid, "subreaper flag", task.child_subreaper, other->child_subreaper);
+    differ(task.pid, "terminal", terminal_of(wanted, task), terminal_of(found, *other));
     const auto threads = threads_of(task), others = threads_of(*other);
     differ(task.pid, "list of threads", list_of(threads), list_of(others));
     if (threads != others && list_of(threads) == list_of(others))

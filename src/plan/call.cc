@@ -17,7 +17,8 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"get_actions", Call::get_actions},
                                                                   {"start_overrun_timer", Call::start_overrun_timer},
                                                                   {"epoll_add_fired", Call::epoll_add_fired},
-                                                                  {"setup_aio", Call::setup_aio}};
+                                                                  {"setup_aio", Call::setup_aio},
+                                                                  {"open_terminal", Call::open_terminal}};
 
 constexpr std::string_view unnamed = "syscall ";
 

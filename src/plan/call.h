@@ -67,6 +67,9 @@ struct Call {
   static constexpr uint32_t open_at = 0x10006;
   /// args: requests, address and length of the ring, agent::AioRingState with the events that nobody has taken.
   static constexpr uint32_t setup_aio = 0x10007;
+  /// args: index, flags, Out of 4 bytes for each lower index. Opens the master side of the pseudo-terminal with this
+  /// index; -EBUSY if somebody else has it.
+  static constexpr uint32_t open_terminal = 0x10008;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -290,6 +290,56 @@ struct Lock {
 /// EPOLLONESHOT, EPOLLET and EPOLLEXCLUSIVE.
 inline constexpr uint32_t kept_by_one_shot = 1u << 29 | 1u << 30 | 1u << 31 | 1u << 28;
 inline constexpr bool has_fired(uint32_t events) { return (events & ~kept_by_one_shot) == 0; }
+// ---- terminals. They are named by their device numbers (model::Terminal).
+
+/// The pseudo-terminal with just that index, unlocked.
+struct OpenTerminal {
+  static constexpr std::string_view name = "OPEN_TERMINAL";
+  uint64_t terminal = 0;
+  ObjectId description;  ///< of the master side
+  uint32_t flags = 2;    ///< that one's, as for open
+  int master_fd = 0;
+  int slave_fd = -1;  ///< -1: nobody has opened its slave side yet
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("terminal", s.terminal);
+    v("description", s.description);
+    v("flags", s.flags);
+    v("master_fd", s.master_fd);
+    v("slave_fd", s.slave_fd);
+  }
+};
+/// The runner, which leads a session, acquires the terminal that is open under `fd`. Children that are born from now on
+/// have it, too.
+struct SetControllingTerminal {
+  static constexpr std::string_view name = "SET_CONTROLLING_TERMINAL";
+  int fd = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+  }
+};
+/// The runner, which leads no session, has no controlling terminal any more. It is open under `fd`.
+struct LeaveTerminal {
+  static constexpr std::string_view name = "LEAVE_TERMINAL";
+  int fd = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+  }
+};
+/// tcsetpgrp(3), by a process that the terminal controls and that is in its foreground so far.
+struct SetForegroundGroup {
+  static constexpr std::string_view name = "SET_FOREGROUND_GROUP";
+  int fd = 0;
+  Pid pgid;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("pgid", s.pgid);
+  }
+};
+
 /// epoll_ctl(2), EPOLL_CTL_ADD. What has fired is made to fire again, and what that takes must not be of other targets:
 /// such are added before all others.
 struct EpollAdd {
@@ -458,10 +508,11 @@ struct Ready {
   static void fields(S&, V&&) {}
 };
 
-using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid,
-                            Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd,
-                            TakeFd, InheritFd, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages,
-                            LoadPages, AttachSegment, Perform, Ready>;
+using Action =
+    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
+                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, InheritFd,
+                 OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd, Lock, Mmap,
+                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, AttachSegment, Perform, Ready>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -55,6 +55,7 @@ struct Placement {
   int fd = -1;
   int scratch = -1;  ///< so many numbers from here on are free for the maker's own use
   static constexpr int scratch_numbers = 4;
+  int inherited = -1;        ///< it is open under this number from birth on (model::Terminal::master)
   Pid process;               ///< a child of the runner that has ended (DescriptionMaker::ended_process)
   pid_t process_number = 0;  ///< as the runner has to call it
 };
@@ -102,6 +103,12 @@ class DescriptionMaker {
   virtual std::optional<int> ended_process(const model::OpenDescription&) const { return std::nullopt; }
   /// Whether `make` needs nobody but its runner: then it may run before the runner has children, who inherit it.
   virtual bool can_be_inherited(const model::OpenDescription&) const { return false; }
+  /// The terminal that has to control the process which runs `make` (what /dev/tty leads to). 0: any process may.
+  virtual uint64_t needs_terminal(const model::Application&, const model::OpenDescription&) const { return 0; }
+  /// A terminal of the application has just been opened under these numbers (slave -1: it is not), by the first process
+  /// of the tree, before anybody is controlled by it.
+  virtual void furnish_terminal(const model::Application&, uint64_t /*terminal*/, int /*master*/, int /*slave*/,
+                                Sink&) const {}
   /// Offset is restored by LSEEK after `make`.
   virtual bool seekable() const { return false; }
 };

@@ -120,6 +120,11 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   if (const Pid wanted = made.maker == nullptr ? Pid{} : made.maker->process(description); wanted.value != 0)
     referred_.insert(wanted);
   if (description.owner.kind == model::FileOwner::Kind::process) referred_.insert(Pid{description.owner.id});
+  if (const Pid owner = maker_of(description, made.maker, pid); owner != pid) {
+    made.owner = owner, made.temporary = true, made.fd = -1;
+    groups_[owner].push_back({id});
+    return made;
+  }
   const std::pair together(made.maker, made.maker != nullptr ? made.maker->made_together(description) : ObjectId{});
   const auto group = together.second.value == 0 ? group_of_.end() : group_of_.find(together);
   if (group == group_of_.end()) {
@@ -135,6 +140,19 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
     made.fd = -1;
   }
   return made;
+}
+
+/// The holder, or, where only a process may make it that a certain terminal controls, the first such process.
+Pid DescriptorPlan::maker_of(const model::OpenDescription& description, const DescriptionMaker* maker,
+                             Pid holder) const {
+  const uint64_t terminal = maker == nullptr ? 0 : maker->needs_terminal(out_.application, description);
+  if (terminal == 0 || out_.tasks.find(holder)->controlling_terminal == terminal) return holder;
+  std::set<ObjectId> seen;  // tables: the first of those who share one works on it
+  for (const auto& task : out_.application.tasks) {
+    if (task.state == model::TaskState::zombie || !seen.insert(task.descriptors).second) continue;
+    if (task.controlling_terminal == terminal) return task.pid;
+  }
+  return holder;
 }
 
 /// Mapped files that no path leads to (memfds): made once like descriptors, and passed to everybody who maps them.

@@ -58,6 +58,7 @@ class DescriptorPlan {
   };
 
   Made& known(ObjectId, Pid, int fd);
+  Pid maker_of(const model::OpenDescription&, const DescriptionMaker*, Pid holder) const;
   void add_mapped_files();
   void add_carried();
   void need(ObjectId, Pid);

@@ -1,5 +1,7 @@
 #include "plan/emission.h"
 
+#include <fcntl.h>
+
 namespace stasis::plan {
 
 void Emission::reserve_numbers(const std::set<pid_t>& taken, pid_t first) {
@@ -24,6 +26,30 @@ void Emission::open_root_pidfd(int first_fd) {
   if (!spaces.any()) return;
   root_pidfd_ = first_fd;
   process(application.root).add(OpenPidfd{application.root, root_pidfd_});
+}
+
+void Emission::open_terminals(int first_fd) {
+  auto root = process(application.root);
+  for (const auto& [terminal, about] : application.terminals) {
+    OpenTerminal open{terminal, about.master, O_RDWR | O_NOCTTY | O_CLOEXEC, first_fd, -1};
+    if (about.slave_opened) open.slave_fd = first_fd + 1;
+    first_fd += 2;
+    if (const auto master = application.descriptions.find(about.master); master != application.descriptions.end()) {
+      open.flags = (master->second.flags & O_ACCMODE) | O_NOCTTY | O_CLOEXEC;
+      masters_[about.master] = open.master_fd;
+    }
+    terminals_[terminal] = {open.master_fd, open.slave_fd};
+    root.add(open);
+    for (const auto* maker : contributors.makers)
+      maker->furnish_terminal(application, terminal, open.master_fd, open.slave_fd, root);
+  }
+}
+
+void Emission::close_terminals(Pid pid) {
+  for (const auto& [terminal, numbers] : terminals_) {
+    process(pid).add(Close{numbers.master});
+    if (numbers.slave >= 0) process(pid).add(Close{numbers.slave});
+  }
 }
 
 void Emission::close_pidfds(Pid pid) {

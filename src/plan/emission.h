@@ -118,7 +118,11 @@ class Emission {
   Placement placement(const model::OpenDescription& description, int fd) {
     const int scratch = next_temporary_;
     next_temporary_ += Placement::scratch_numbers;
-    return {.description = &description, .fd = fd, .scratch = scratch};
+    const auto master = masters_.find(description.id);
+    return {.description = &description,
+            .fd = fd,
+            .scratch = scratch,
+            .inherited = master == masters_.end() ? -1 : master->second};
   }
   void set_first_temporary(int fd) { next_temporary_ = fd; }
 
@@ -129,6 +133,12 @@ class Emission {
   /// more than there are tasks. Nothing to do in trees without such namespaces.
   void open_root_pidfd(int first_fd);
   void close_pidfds(Pid);
+  /// Terminals are opened by the root before it creates anybody: processes are born with the terminal that controls
+  /// them. Numbers from `first_fd` on are used for them, two for each.
+  void open_terminals(int first_fd);
+  /// The passing number of its slave side, in every process.
+  int terminal_fd(uint64_t terminal) const { return terminals_.at(terminal).slave; }
+  void close_terminals(Pid);
   /// Numbers taken since `first_temporary` was read may be given again: whatever had them is closed by now.
   int first_temporary() const { return next_temporary_; }
 
@@ -161,6 +171,11 @@ class Emission {
   std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
   std::map<Pid, FreeNumbers> numbers_;  ///< by pid namespace
+  struct TerminalNumbers {
+    int master = -1, slave = -1;
+  };
+  std::map<uint64_t, TerminalNumbers> terminals_;
+  std::map<ObjectId, int> masters_;  ///< their descriptions
   int root_pidfd_ = -1;
   std::map<ObjectId, int> given_;  ///< their numbers in every process
   std::map<Pid, int> pidfds_;      ///< of other processes, in the root

@@ -39,6 +39,8 @@ uint64_t needed_area(const Program& program) {
     }
     if (const auto* load = std::get_if<LoadPages>(&command.action)) bytes += load->runs.size() * 16;
     if (const auto* open = std::get_if<Open>(&command.action)) bytes += open->path.size();
+    if (const auto* open = std::get_if<OpenTerminal>(&command.action))
+      bytes += 4ull * model::index_of_terminal(open->terminal);
     const bool creates = std::holds_alternative<Fork>(command.action) ||
                          std::holds_alternative<Clone>(command.action) ||
                          std::holds_alternative<StartThread>(command.action);
@@ -111,6 +113,7 @@ class Planner {
     TreeEmission emission(out_, tree, {[this](Pid pid, Pid creator) { return born(pid, creator); }});
     TRY(emission.create());
     emission.groups();
+    emission.terminals();
     emission.finish();
     // From here on the tree stands: nobody's parent, group or session changes any more.
     TRY(build_processes());
@@ -141,7 +144,8 @@ class Planner {
     constexpr int opened_meanwhile = 16;
     const int given = first + 1 + pidfds + opened_meanwhile;
     out_.inherit_given(given);
-    out_.set_first_temporary(out_.given().empty() ? first + 1 + pidfds : given + static_cast<int>(out_.given().size()));
+    first_terminal_ = out_.given().empty() ? first + 1 + pidfds : given + static_cast<int>(out_.given().size());
+    out_.set_first_temporary(first_terminal_ + 2 * static_cast<int>(application_.terminals.size()));
   }
 
   /// Programs like Valgrind have their descriptors under the highest numbers that there are.
@@ -212,7 +216,10 @@ class Planner {
 
   /// Called when a process has been created and before it creates anybody.
   Status born(Pid pid, Pid creator) {
-    if (pid == application_.root) out_.open_root_pidfd(out_.program.images_fd + 1);
+    if (pid == application_.root) {
+      out_.open_root_pidfd(out_.program.images_fd + 1);
+      out_.open_terminals(first_terminal_);
+    }
     const auto* task = out_.tasks.find(pid);
     const auto* parent = out_.tasks.find(creator);
     const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
@@ -361,6 +368,7 @@ class Planner {
             sink.add(Close{out_.program.images_fd});
             out_.close_pidfds(task.pid);
             out_.close_given(task.pid);
+            out_.close_terminals(task.pid);
             descriptors_->start(task.pid);
           }
           TRY(descriptors_->lock(task));
@@ -401,6 +409,7 @@ class Planner {
   const model::Application& application_;
   Emission out_;
   const PlanOptions& options_;
+  int first_terminal_ = -1;
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table

@@ -31,15 +31,15 @@ Color mix(Parts... parts) {
   return XXH3_64bits(words, sizeof words);
 }
 
-/// The last two are only there in trees whose pid namespaces cannot be told from parents: what a tree without them
-/// looks like, and so its hash, does not depend on them.
-enum Link : uint8_t { parent, session, group, pid_space, childrens_space, all_links };
-constexpr uint8_t plain_links = 3;
+/// Two are only there in trees whose pid namespaces cannot be told from parents, the last where there are terminals:
+/// what a tree without them looks like, and so its hash, does not depend on them.
+enum Link : uint8_t { parent, session, group, pid_space, childrens_space, foreground, all_links };
+constexpr uint8_t plain_links = 3, links_with_spaces = 5;
 
 /// A process, or an id without one.
 struct GraphNode {
   Color label = 0;
-  std::array<Index, all_links> to{none, none, none, none, none};
+  std::array<Index, all_links> to{none, none, none, none, none, none};
   std::array<std::vector<Index>, all_links> from;
 };
 
@@ -56,7 +56,12 @@ class Graph {
       const bool entered = task.pid_namespace != task.pid && task.pid_namespace != spaces.of(task.parent);
       if (entered) connect(task.pid, pid_space, task.pid_namespace);
       if (task.childrens_namespace.value != 0) connect(task.pid, childrens_space, task.childrens_namespace);
-      if (entered || task.childrens_namespace.value != 0) links_ = all_links;
+      if (entered || task.childrens_namespace.value != 0) links_ = links_with_spaces;
+    }
+    for (const auto& [number, terminal] : tree.terminals) {
+      if (terminal.session.value == 0) continue;
+      connect(terminal.session, foreground, terminal.foreground);
+      links_ = all_links;
     }
   }
   uint8_t links() const { return links_; }
@@ -64,15 +69,16 @@ class Graph {
   const std::vector<Pid>& ids() const { return ids_; }
 
  private:
-  enum Kind : uint8_t { process, dead_leader, outside };
+  enum Kind : uint8_t { process, dead_leader, outside, has_terminal };
 
   static Color label_of(const model::Application& tree, const model::Task& task) {
     const bool zombie = task.state == model::TaskState::zombie;
     const bool stopped = task.state == model::TaskState::stopped;
     // A zombie has no threads: the two are told apart by their number.
     const int status = task.leader_has_ended() ? 1 + *task.threads.front().exit_status : task.exit_status;
-    const Color label = mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(),
-                            task.pid == tree.root, task.pid == tree.root && tree.root_is_namespace_init);
+    Color label = mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(),
+                      task.pid == tree.root, task.pid == tree.root && tree.root_is_namespace_init);
+    if (tree.terminals.contains(task.controlling_terminal)) label = mix(label, has_terminal);
     return task.nested_pids.empty() ? label : mix(label, task.nested_pids.size(), task.pid == task.pid_namespace);
   }
   Index add(Pid id, Color label) {
@@ -319,6 +325,29 @@ std::map<pid_t, pid_t> inverted(const std::map<pid_t, pid_t>& renaming) {
   return back;
 }
 
+namespace {
+
+/// Those that control sessions get indices in the order of these.
+template <typename Other>
+void rename_terminals(const model::Application& tree, model::Application& made, Other other) {
+  std::map<Pid, Pid> foregrounds;
+  for (const auto& [number, terminal] : tree.terminals) {
+    if (terminal.session.value != 0) foregrounds[other(terminal.session)] = other(terminal.foreground);
+  }
+  std::map<Pid, uint64_t> numbers;
+  for (const auto& [session, group] : foregrounds) {
+    const uint64_t number = model::terminal_with_index(static_cast<uint32_t>(numbers.size()));
+    numbers[session] = number;
+    made.terminals[number] = {.session = session, .foreground = group, .slave_opened = true};
+  }
+  for (size_t i = 0; i < tree.tasks.size(); ++i) {
+    if (tree.terminals.contains(tree.tasks[i].controlling_terminal))
+      made.tasks[i].controlling_terminal = numbers.at(made.tasks[i].session);
+  }
+}
+
+}  // namespace
+
 model::Application renamed(const model::Application& tree, const std::map<pid_t, pid_t>& renaming) {
   const auto other = [&](auto id) {
     const auto found = renaming.find(id.value);
@@ -349,6 +378,7 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
   for (const auto& [pid, leader] : tree.dead_leaders)
     made.dead_leaders[other(pid)].pid_namespace = other(leader.pid_namespace);
   number_nested(made);
+  rename_terminals(tree, made, other);
   return made;
 }
 

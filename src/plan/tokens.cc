@@ -78,8 +78,16 @@ class TreeWriter {
         add(tokens_, "exit", WEXITSTATUS(task.exit_status));
     }
     if (task.child_subreaper) tokens_.emplace_back("subreaper");
+    terminal(task);
     if (task.threads.size() > 1) add(tokens_, "threads", static_cast<int64_t>(task.threads.size()) - 1);
     if (task.leader_has_ended()) add(tokens_, "leader", WEXITSTATUS(*task.threads.front().exit_status));
+  }
+  void terminal(const model::Task& task) {
+    const auto terminal = tree_.terminals.find(task.controlling_terminal);
+    if (terminal == tree_.terminals.end()) return;
+    tokens_.emplace_back("terminal");
+    const auto& about = terminal->second;
+    if (about.session == task.pid && about.foreground != task.pid) add(tokens_, "foreground", about.foreground.value);
   }
   void link(std::string_view name, Pid to, Pid self, Pid inherited) {
     if (to == inherited) return;
@@ -180,6 +188,7 @@ class Reader {
     }
     if (at_ != tokens_.size()) return reject("comes after the end of the root");
     number_threads(next);
+    number_terminals();
     return with_namespaces(TRY(tree_from_json(Json{{"processes", processes_}}.dump())));
   }
   Status namespaces(pid_t pid, Pid parent) {
@@ -223,6 +232,8 @@ class Reader {
       process[signal ? "exit_signal" : "exit_code"] = TRY(number());
     }
     if (take("subreaper")) process["subreaper"] = true;
+    if (take("terminal")) process["terminal"] = 0;
+    if (take("foreground")) process["foreground"] = TRY(number());
     if (take("threads")) {
       const auto count = TRY(number()).get<uint64_t>();
       if (count > most_threads - std::min(thread_count_, most_threads))
@@ -248,6 +259,20 @@ class Reader {
     uint64_t tid = std::max(static_cast<uint64_t>(next), highest_ + 1);
     for (const auto& [process, count] : threads_) {
       for (uint64_t i = 0; i < count; ++i) processes_[process]["threads"].push_back(tid++);
+    }
+  }
+
+  /// In the order of their sessions.
+  void number_terminals() {
+    std::map<Json, uint32_t> numbers;
+    for (const auto& process : processes_) {
+      if (process.contains("terminal") && process["sid"] == process["pid"])
+        numbers.emplace(process["sid"], static_cast<uint32_t>(numbers.size()));
+    }
+    for (auto& process : processes_) {
+      if (!process.contains("terminal")) continue;
+      const auto number = numbers.find(process["sid"]);
+      process["terminal"] = number == numbers.end() ? static_cast<uint32_t>(numbers.size()) : number->second;
     }
   }
 

@@ -5,6 +5,7 @@
 //   session N | session self, group N | group self    as the parent's unless given
 //   namespace self (begins a pid namespace) | namespace N, births N (where its children are born) likewise
 //   stopped | zombie exit N | zombie signal N, subreaper, threads N (how many beside the first)
+//   terminal (that of its session), foreground N (of a leader whose own group is not in the foreground; 0: nobody is)
 // After the root come dead leaders of nested pid namespaces: dead N namespace M. Ids in nested namespaces are not
 // written: they follow from the others (plan/nested_numbers.h).
 // A Program begins with "program". A command is its name, then names and values of its fields as in JSON, then ";".

@@ -9,6 +9,9 @@ namespace stasis::plan {
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
     : out_(out), tree_(tree), hooks_(std::move(hooks)) {
   out.reserve_numbers(tree.taken, tree.root_is_namespace_init ? 0 : out.options.first_transient_pid);
+  for (const auto& [terminal, about] : out.application.terminals) {
+    if (about.session.value != 0) terminals_[about.session] = terminal;
+  }
 }
 
 Status TreeEmission::create() {
@@ -26,6 +29,9 @@ Status TreeEmission::create(Pid pid, Pid creator) {
   if (std::ranges::any_of(tree_.birth_groups, [&](const auto& birth) { return birth.second == pid; })) hold_group(pid);
   TRY(spawn_all(pid, tree_.before_setsid));
   if (tree_.is_leader(pid)) out_.process(pid).add(SetSid{});
+  // Whoever is born in the session from here on has the terminal, too (kernel/fork.c, copy_process).
+  if (const auto terminal = terminals_.find(pid); terminal != terminals_.end())
+    out_.process(pid).add(SetControllingTerminal{out_.terminal_fd(terminal->second)});
   return spawn_all(pid, tree_.children);
 }
 
@@ -198,6 +204,48 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
 }
 
 void TreeEmission::groups() { emit_groups(out_, tree_, held_groups_); }
+
+void TreeEmission::terminals() {
+  for (const auto& [session, terminal] : terminals_) set_foreground(terminal, out_.application.terminals.at(terminal));
+  // Everybody else has it from birth. Those of his children who are to have it have been born.
+  for (const auto& task : out_.application.tasks) {
+    const auto terminal = terminals_.find(task.session);
+    if (terminal == terminals_.end() || task.state == model::TaskState::zombie || task.controlling_terminal != 0)
+      continue;
+    out_.process(task.pid).add(LeaveTerminal{out_.terminal_fd(terminal->second)});
+  }
+}
+
+/// By the leader, whose own group it has been until now: so it is not stopped for it (drivers/tty/tty_jobctrl.c,
+/// tty_check_change).
+void TreeEmission::set_foreground(uint64_t terminal, const model::Terminal& about) {
+  if (about.foreground == about.session) return;
+  auto leader = out_.process(about.session);
+  const int fd = out_.terminal_fd(terminal);
+  if (about.foreground.value != 0) {
+    const auto member = std::ranges::find_if(tree_.nodes, [&](const auto& entry) {
+      return entry.second.group == about.foreground && entry.second.session == about.session;
+    });
+    const auto stands = fmt::format("group {} stands", about.foreground);
+    out_.post(out_.process(member->first), stands);
+    out_.await_all(leader, stands);
+    return leader.add(SetForegroundGroup{fd, about.foreground});
+  }
+  // A group that nobody is in any more.
+  const Fork passing = out_.transient(about.session);
+  auto member = out_.process(passing.child_pid);
+  out_.take_table(about.session);
+  leader.add(passing);
+  member.add(SetPgid{passing.child_pid, passing.child_pid});
+  out_.post(member, fmt::format("group {} stands", passing.child_pid));
+  out_.await_all(leader, fmt::format("group {} stands", passing.child_pid));
+  leader.add(SetForegroundGroup{fd, passing.child_pid});
+  out_.post(leader, fmt::format("foreground of {}", terminal));
+  out_.await_all(member, fmt::format("foreground of {}", terminal));
+  member.add(Exit{0});
+  leader.add(Wait{passing.child_pid});
+  out_.bereaved.insert(about.session);
+}
 
 void TreeEmission::end_dead_leaders(Pid pid) {
   for (const auto* of : {&tree_.before_setsid, &tree_.children}) {

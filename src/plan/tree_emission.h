@@ -22,8 +22,10 @@ class TreeEmission {
 
   /// FORK … of every process and all reparenting.
   Status create();
-  /// Groups, then the ends of dead leaders and zombies.
+  /// Groups, then what terminals have in their foreground and whom they do not control, then the ends of dead leaders
+  /// and zombies.
   void groups();
+  void terminals();
   void finish();
 
  private:
@@ -36,13 +38,15 @@ class TreeEmission {
   void hold_group(Pid leader);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
+  void set_foreground(uint64_t terminal, const model::Terminal& about);
   void end_dead_leaders(Pid pid);
 
   Emission& out_;
   const CreationTree& tree_;
   TreeHooks hooks_;
   HeldGroups held_groups_;
-  std::string last_lift_;  ///< event: the lift before is over
+  std::map<Pid, uint64_t> terminals_;  ///< by the session that they control
+  std::string last_lift_;              ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };

@@ -19,7 +19,8 @@ namespace {
 /// A model of the kernel's own, apart from the verifier's: each is a test of the other.
 class History {
  public:
-  History(uint64_t seed, bool pid_namespaces) : pid_namespaces_(pid_namespaces), random_(seed) {
+  History(uint64_t seed, bool pid_namespaces, bool terminals)
+      : pid_namespaces_(pid_namespaces), terminals_(terminals), random_(seed) {
     Fork fork;
     fork.child_pid = Pid{1};
     fork.new_pid_namespace = true;
@@ -40,6 +41,7 @@ class History {
     history_.tree.root = Pid{1};
     history_.tree.root_is_namespace_init = true;
     note_dead_leaders();
+    note_terminals();
     return std::move(history_);
   }
 
@@ -51,7 +53,8 @@ class History {
 
   void operate() {
     Task& task = tasks_.at(living_.any(*this));
-    switch (pick(17)) {
+    constexpr size_t without_terminals = 17, all = 21;
+    switch (pick(terminals_ ? all : without_terminals)) {
       case 0:
       case 1:
         return set_sid(task);
@@ -71,6 +74,13 @@ class History {
         return reap_any();
       case 11:
         return clone(task);
+      case without_terminals:
+      case without_terminals + 1:
+        return acquire_terminal(task);
+      case without_terminals + 2:
+        return leave_terminal(task);
+      case without_terminals + 3:
+        return change_foreground(task);
       default:
         return fork(task);
     }
@@ -102,7 +112,12 @@ class History {
 
   /// As a pid or tid, group or session of anybody, zombies included.
   void use(pid_t number, int change) {
-    if ((uses_[number] += change) == 0) uses_.erase(number);
+    if ((uses_[number] += change) != 0) return;
+    uses_.erase(number);
+    // The next of this number is another group to a terminal.
+    for (auto& [session, group] : foregrounds_) {
+      if (group.value == number) group = Pid{};
+    }
   }
   void enter_session(const Task& task) {
     members_[task.session].add(task.pid);
@@ -213,7 +228,8 @@ class History {
     const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
     fork.nested_pids = take_place(fork.child_pid.value, space);
     add(task.pid, fork);
-    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session);
+    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session).controlling_terminal =
+        task.controlling_terminal;
   }
   void clone(const Task& task) {
     if (is_init(task)) return;  // it has no siblings (EINVAL)
@@ -221,7 +237,8 @@ class History {
     clone.child_pid = Pid{fresh_number()};
     clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);
     add(task.pid, clone);
-    born(clone.child_pid, task.parent, {task.pid_namespace, clone.nested_pids}, task.group, task.session);
+    born(clone.child_pid, task.parent, {task.pid_namespace, clone.nested_pids}, task.group, task.session)
+        .controlling_terminal = task.controlling_terminal;
   }
 
   /// Nobody else can be in a group or session of its number that does not lead one.
@@ -230,6 +247,7 @@ class History {
     add(task.pid, SetSid{});
     leave_session(task);
     task.session = task.group = task.pid;
+    task.controlling_terminal = 0;
     enter_session(task);
   }
 
@@ -273,7 +291,7 @@ class History {
   /// Who has children is waited for at once: nothing else would order what they do with their new parent. Others may
   /// stay zombies for a while.
   void exit(Task& task) {
-    if (!may_end(task)) return;
+    if (!may_end(task) || would_hang_up(task)) return;
     const bool stays = children_[task.pid].empty() && pick(2) == 0;
     become_zombie(task, 0);
     if (!stays) reap(task);
@@ -289,6 +307,7 @@ class History {
       orphan.parent = reaper_of(task);
       children_[orphan.parent].insert(child);
     }
+    lose_terminal(task);
     task.state = model::TaskState::zombie;
     task.exit_status = status;
     task.child_subreaper = false;
@@ -316,11 +335,67 @@ class History {
     tasks_.erase(pid);
   }
 
+  // ---- terminals
+
+  bool is_leader(const Task& task) const { return task.session == task.pid; }
+  /// Numbers of its two sides, in whoever has it.
+  static int slave_of(uint64_t terminal) { return 4 + 2 * static_cast<int>(model::index_of_terminal(terminal)); }
+  void acquire_terminal(Task& task) {
+    if (!is_leader(task) || task.controlling_terminal != 0) return;
+    OpenTerminal open;
+    open.terminal = model::terminal_with_index(static_cast<uint32_t>(opened_terminals_++));
+    open.slave_fd = slave_of(open.terminal), open.master_fd = open.slave_fd - 1;
+    add(task.pid, open);
+    add(task.pid, SetControllingTerminal{open.slave_fd});
+    task.controlling_terminal = open.terminal;
+    foregrounds_[task.pid] = task.group;
+  }
+  void leave_terminal(Task& task) {
+    if (is_leader(task) || task.controlling_terminal == 0) return;
+    add(task.pid, LeaveTerminal{slave_of(task.controlling_terminal)});
+    task.controlling_terminal = 0;
+  }
+  /// By somebody who is in the foreground: nobody else may.
+  void change_foreground(const Task& task) {
+    if (task.controlling_terminal == 0 || foregrounds_.at(task.session) != task.group) return;
+    const Pid group = tasks_.at(members_.at(task.session).any(*this)).group;
+    if (!can_name(task, group)) return;
+    add(task.pid, SetForegroundGroup{slave_of(task.controlling_terminal), group});
+    foregrounds_[task.session] = group;
+  }
+  /// A leader that ends sends SIGHUP to the foreground.
+  bool would_hang_up(const Task& task) const {
+    if (!is_leader(task) || task.controlling_terminal == 0) return false;
+    return std::ranges::any_of(tasks_, [&](const auto& entry) {
+      const auto& other = entry.second;
+      return other.pid != task.pid && other.state != model::TaskState::zombie &&
+             other.group == foregrounds_.at(task.pid);
+    });
+  }
+  void lose_terminal(Task& ending) {
+    if (is_leader(ending) && ending.controlling_terminal != 0) {
+      foregrounds_.erase(ending.pid);
+      for (auto& [pid, task] : tasks_) {
+        if (task.session == ending.pid) task.controlling_terminal = 0;
+      }
+    }
+    ending.controlling_terminal = 0;
+  }
+  void note_terminals() {
+    for (const auto& [session, group] : foregrounds_) {
+      const bool anybody = group.value != 0 &&
+                           std::ranges::any_of(tasks_, [&](const auto& entry) { return entry.second.group == group; });
+      history_.tree.terminals[tasks_.at(session).controlling_terminal] = {
+          .session = session, .foreground = anybody ? group : Pid{}, .slave_opened = true};
+    }
+  }
+
   // ---- the last operations
 
   void end_some() {
     for (auto& [pid, task] : tasks_) {
-      const bool lives_on = task.state == model::TaskState::zombie || !children_[pid].empty() || !may_end(task);
+      const bool lives_on =
+          task.state == model::TaskState::zombie || !children_[pid].empty() || !may_end(task) || would_hang_up(task);
       if (!lives_on && pick(4) == 0) become_zombie(task, pick(2) == 0 ? 0 : static_cast<int>(pick(256)) << 8);
     }
   }
@@ -347,9 +422,11 @@ class History {
     last_ = pid;
   }
 
-  bool pid_namespaces_;
-  std::map<pid_t, Place> places_;  ///< of ids in nested namespaces
-  std::map<Pid, Pid> above_;       ///< nested namespaces → those they lie in
+  bool pid_namespaces_, terminals_;
+  size_t opened_terminals_ = 0;
+  std::map<Pid, Pid> foregrounds_;  ///< by session
+  std::map<pid_t, Place> places_;   ///< of ids in nested namespaces
+  std::map<Pid, Pid> above_;        ///< nested namespaces → those they lie in
   std::mt19937_64 random_;
   TreeHistory history_;
   std::map<Pid, Task> tasks_;
@@ -363,8 +440,8 @@ class History {
 
 }  // namespace
 
-TreeHistory random_history(uint64_t seed, unsigned operations, bool pid_namespaces) {
-  return History(seed, pid_namespaces).run(operations);
+TreeHistory random_history(uint64_t seed, unsigned operations, bool pid_namespaces, bool terminals) {
+  return History(seed, pid_namespaces, terminals).run(operations);
 }
 
 }  // namespace stasis::plan

@@ -166,6 +166,7 @@ Outcome outcome_of(const Program& program) {
   outcome.rejection = interpreter.interpret();
   outcome.tree.tasks = interpreter.tasks();
   outcome.tree.dead_leaders = interpreter.dead_leaders();
+  outcome.tree.terminals = interpreter.terminals();
   return outcome;
 }
 

@@ -16,6 +16,8 @@ void Interpreter::apply(const SetSid&) {
   count_use(now_->session.value, -1);
   now_->session = now_->group = now_->pid;
   writes(now_->identity, "its group");
+  now_->terminal = 0;
+  writes(now_->control, "its controlling terminal");
 }
 
 void Interpreter::apply(const SetPgid& set) {

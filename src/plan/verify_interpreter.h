@@ -1,8 +1,8 @@
 // The verifier's interpreter: a model of the kernel that carries out one command after the other.
 //
 // Its rules stand in a file for each subject: processes (verify_processes.cc), sessions and groups (verify_groups.cc),
-// descriptors (verify_descriptors.cc), mappings (verify_memory.cc), what orders commands and what rooms perform
-// (verify.cc), and the comparison with the Application (verify_outcome.cc).
+// terminals (verify_terminals.cc), descriptors (verify_descriptors.cc), mappings (verify_memory.cc), what orders
+// commands and what rooms perform (verify.cc), and the comparison with the Application (verify_outcome.cc).
 #pragma once
 
 #include <fmt/format.h>
@@ -31,6 +31,7 @@ struct OpenSlot {
   bool close_on_exec = false;
   Pid pidfd_of;            ///< 0: it is none
   bool inherited = false;  ///< the supervisor has it for those whom it creates
+  uint64_t terminal = 0;   ///< likewise
 };
 struct Table {
   std::map<int, OpenSlot> slots;
@@ -43,11 +44,13 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
+  uint64_t terminal = 0;          ///< that controls it; 0: none
   bool has_death_signal = false;  ///< is sent one when its parent ends
   Stamp born;
   Pid pid_space, childrens_space;   ///< pid namespaces: its own, and where its children are born
   Shared existence;                 ///< born, and not waited for
   Shared identity;                  ///< group and session
+  Shared control;                   ///< terminal
   Shared reaper_flag;               ///< subreaper
   Shared parentage;                 ///< parent
   std::map<Tid, Shared> reachable;  ///< whether others may take its descriptors: until a thread's credentials change
@@ -57,6 +60,12 @@ struct Process {
   std::set<Tid> threads, ready;
   std::optional<int> leader_status;  ///< it has ended, and others go on
   Shared leader_life;                ///< until then: it is what a pidfd refers to
+};
+
+struct TerminalState {
+  Pid session, foreground;
+  bool slave_opened = false;
+  Shared control;  ///< session and foreground
 };
 
 class Interpreter {
@@ -69,6 +78,7 @@ class Interpreter {
   std::vector<model::Task> tasks() const;
   /// Of sessions and groups, as far as their members see them.
   std::map<Pid, model::DeadLeader> dead_leaders() const;
+  std::map<uint64_t, model::Terminal> terminals() const;
 
  private:
   // ---- rules
@@ -159,6 +169,17 @@ class Interpreter {
   void rely_on_member(Pid group);
   void leaves_group(const Process& leaver);
 
+  // ---- terminals
+
+  void apply(const OpenTerminal& open);
+  void apply(const SetControllingTerminal& set);
+  void apply(const LeaveTerminal& leave);
+  void apply(const SetForegroundGroup& set);
+  /// The terminal that is open under `fd`; 0 (and a broken rule): there is none.
+  uint64_t terminal_under(int fd);
+  void hang_up();
+  bool has_members(Pid group) const;
+
   // ---- descriptors
 
   /// The slots; who uses them is the new table's own history.
@@ -201,6 +222,7 @@ class Interpreter {
   // ---- the outcome
 
   void compare();
+  void compare_terminals();
   void compare_descriptions();
   /// Whoever is at the other end of what stasis gives must not wait for stasis.
   void compare_given(const Table& own);
@@ -243,6 +265,7 @@ class Interpreter {
   Pid culprit_;
   std::map<Pid, Process> processes_;
   NamespaceModel spaces_;
+  std::map<uint64_t, TerminalState> terminals_;
   Runner* runner_ = nullptr;
   std::unordered_map<pid_t, Runner> runners_;
   std::map<Pid, std::shared_ptr<const Snapshot>> ends_;

@@ -20,6 +20,7 @@ std::vector<model::Task> Interpreter::tasks() const {
     task.state = process.zombie ? model::TaskState::zombie : model::TaskState::running;
     task.exit_status = process.status;
     task.child_subreaper = process.subreaper && process.alive;
+    if (process.alive) task.controlling_terminal = process.terminal;
     for (const Tid tid : process.threads) {
       if (!process.alive) continue;
       model::Thread thread;
@@ -68,6 +69,7 @@ void Interpreter::compare() {
     if (!problem_) compare(task, found->second);
     if (problem_) return;
   }
+  compare_terminals();
   if (extent_ == Extent::whole) compare_descriptions();
   if (extent_ == Extent::whole && !problem_) obey(locks_.compare(wanted_));
 }
@@ -108,6 +110,10 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
   }
   require(made.alive, "it should be alive");
   require(made.subreaper == task.child_subreaper, "its subreaper flag becomes {}", made.subreaper);
+  // One that is not of the tree is the business of the session that the tree is a job of.
+  const uint64_t terminal = wanted_.terminals.contains(task.controlling_terminal) ? task.controlling_terminal : 0;
+  require(made.terminal == terminal, "{:#x} becomes its controlling terminal instead of {:#x}", made.terminal,
+          terminal);
   std::set<Tid> threads;
   for (const auto& thread : task.threads) threads.insert(thread.tid);
   require(made.threads == threads, "it has {} threads instead of {}", made.threads.size(), threads.size());

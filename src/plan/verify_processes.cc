@@ -15,6 +15,10 @@ bool Interpreter::number_is_free(pid_t number) const {
 void Interpreter::count_use(pid_t id, int change) {
   if ((numbers_[id] += change) != 0 || change > 0) return;
   released_[id] = stamp();
+  // Whoever gets the number next is another group to a terminal, which knows the old one by its struct pid.
+  for (auto& [number, state] : terminals_) {
+    if (state.foreground.value == id) state.foreground = {};
+  }
   spaces_.release(id, stamp());
 }
 
@@ -52,10 +56,12 @@ void Interpreter::create(const Birth& birth, Pid parent, Pid space) {
   child.pid = pid, child.parent = parent;
   child.pid_space = child.childrens_space = space;
   child.existence.write(stamp(), certain());
-  child.group = now_->group, child.session = now_->session;
+  child.group = now_->group, child.session = now_->session, child.terminal = now_->terminal;
   child.born = stamp();
   reads(now_->identity, "its own group and session");
   child.identity.write(stamp(), certain());
+  reads(now_->control, "its own controlling terminal");
+  child.control.write(stamp(), certain());
   child.parentage.write(stamp(), certain());
   child.table = birth.share_files ? now_->table : copied_table();
   child.space = birth.share_memory ? now_->space : std::make_shared<SpaceModel>(*now_->space);
@@ -166,6 +172,7 @@ void Interpreter::end_namespace() {
     }
     if (problem_) return;
     leaves_group(process);
+    if (process.session == pid && process.terminal != 0) terminals_.at(process.terminal).session = Pid{};
     process.alive = process.zombie = false, process.reaped = true;
     process.table = std::make_shared<Table>();
     children_[process.parent].erase(pid);
@@ -180,6 +187,7 @@ void Interpreter::end_namespace() {
 }
 
 void Interpreter::apply(const Exit& exit) {
+  if (now_->session == now_->pid && now_->terminal != 0) hang_up();
   if (spaces_.is_init(now_->pid)) end_namespace();
   std::optional<Pid> reaper;
   for (const Pid pid : std::exchange(children_[now_->pid], {})) {

@@ -1,10 +1,15 @@
 // Terminals.
 //
-// What is at the other end of a terminal (an emulator, sshd, a console) belongs to somebody else. A shell job
+// A pseudo-terminal whose master side is part of the tree is made again with the same index, by the tree's root before
+// it creates anybody (plan::OpenTerminal): its session's processes are born with it. The master's one description is
+// passed on from there, slave sides are opened anew under their names (pseudo_terminal.h). Where the master is closed,
+// nothing but the hang-up is left.
+//
+// What is at the other end of any other terminal (an emulator, sshd, a console) belongs to somebody else. A shell job
 // (--shell-job) therefore gets the terminal that stasis itself runs under: every description is opened anew through
 // stasis' own descriptor, with its modes (termios) as they were and, once everything is complete, with the job in the
-// foreground. Its window size is its own. A terminal whose session leader is part of the tree cannot be saved: with the
-// other end gone, there would be nothing to lead.
+// foreground. Its window size is its own. If its session leader is part of the tree, it cannot be saved: with the other
+// end gone, there would be nothing to lead.
 #include "resource/terminal.h"
 
 #include <asm/ioctls.h>
@@ -16,124 +21,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <optional>
+#include <set>
 
 #include "resource/descriptors.h"
+#include "resource/pseudo_terminal.h"
 
 namespace stasis::resource {
 namespace {
 
 using plan::call;
-
-constexpr unsigned console_major = 4, tty_major = 5, first_pts_major = 136, last_pts_major = 143;
-constexpr unsigned current_terminal = 0, system_console = 1, pts_master = 2;  ///< minors of tty_major
-constexpr unsigned consoles = 64;                                             ///< minors below it: ttyN; above: ttySN
-/// CRIU numbers its tty-info records by device: index of the pseudo-terminal, or one of these, times 2.
-constexpr uint32_t console_index = 1002, vt_index = 1004, current_index = 1006, serial_index = 1010;
-/// tty-info ids are no ids of ours: as objects they have numbers that nothing else has.
-constexpr uint32_t terminal_bit = 0x80000000;
-
-/// struct termios of the kernel (include/uapi/asm-generic/termbits.h), which is not that of the C library.
-struct KernelTermios {
-  uint32_t input = 0, output = 0, control = 0, local = 0;
-  uint8_t line = 0;
-  std::array<uint8_t, 19> characters{};
-  friend bool operator==(const KernelTermios&, const KernelTermios&) = default;
-};
-
-std::optional<TtyType> type_of(dev_t device) {
-  const unsigned high = major(device), low = minor(device);
-  if (high == tty_major && low == current_terminal) return CTTY;
-  if (high == tty_major && low == system_console) return CONSOLE;
-  if ((high == tty_major && low == pts_master) || (high >= first_pts_major && high <= last_pts_major)) return PTY;
-  if (high == console_major) return low < consoles ? VT : SERIAL;
-  return std::nullopt;
-}
-
-uint32_t info_id(TtyType type, dev_t device) {
-  switch (type) {
-    case CTTY:
-      return current_index << 1;
-    case CONSOLE:
-      return console_index << 1;
-    case VT:
-      return vt_index << 1;
-    case SERIAL:
-      return serial_index << 1;
-    default:
-      break;
-  }
-  return ((major(device) - first_pts_major) << 20 | minor(device)) << 1;
-}
-
-/// The device.
-struct TerminalDevice final : model::KindValue {
-  TtyType type = UNKNOWN;
-  uint32_t device = 0;  ///< its number
-  uint32_t filesystem = 0, uid = 0, gid = 0;
-  bool exclusive = false;
-  std::optional<KernelTermios> modes, locked_modes;
-  winsize window{};      ///< of the terminal it was; not compared
-  pid_t foreground = 0;  ///< group in the tree's namespace; 0: none of the tree; not compared
-  int inherited = -1;    ///< restore: the descriptor of ours that is a terminal; -1: there is none; not compared
-
-  std::string_view kind() const override { return "terminal device"; }
-  bool equals(const model::KindValue& other) const override {
-    const auto* terminal = dynamic_cast<const TerminalDevice*>(&other);
-    return terminal != nullptr && (type == CTTY) == (terminal->type == CTTY) && modes == terminal->modes &&
-           locked_modes == terminal->locked_modes;
-  }
-  std::string describe() const override { return fmt::format("terminal {}:{}", major(device), minor(device)); }
-};
-
-/// What a description refers to. Its path changes when the terminal is another one after the restore.
-struct Terminal final : model::KindValue {
-  ObjectId device;
-  std::string path;
-
-  std::string_view kind() const override { return "terminal"; }
-  bool equals(const model::KindValue& other) const override { return dynamic_cast<const Terminal*>(&other) != nullptr; }
-  std::string describe() const override { return "terminal " + path; }
-};
-
-const TerminalDevice& device_of(const model::Application& application, const model::OpenDescription& description) {
-  return *application.objects.at(description.state.as<Terminal>()->device).as<TerminalDevice>();
-}
-
-// ---- records
-
-void write_modes(const KernelTermios& modes, termios_entry& entry) {
-  entry.set_c_iflag(modes.input), entry.set_c_oflag(modes.output);
-  entry.set_c_cflag(modes.control), entry.set_c_lflag(modes.local);
-  entry.set_c_line(modes.line), entry.set_c_ispeed(0), entry.set_c_ospeed(0);
-  for (const uint8_t character : modes.characters) entry.add_c_cc(character);
-}
-
-std::optional<KernelTermios> read_modes(const termios_entry& entry) {
-  KernelTermios modes{entry.c_iflag(), entry.c_oflag(), entry.c_cflag(), entry.c_lflag(), 0, {}};
-  modes.line = static_cast<uint8_t>(entry.c_line());
-  if (static_cast<size_t>(entry.c_cc_size()) < modes.characters.size()) return std::nullopt;
-  for (size_t i = 0; i < modes.characters.size(); ++i) {
-    modes.characters[i] = static_cast<uint8_t>(entry.c_cc(static_cast<int>(i)));
-  }
-  return modes;
-}
-
-tty_info_entry record_of(const TerminalDevice& device, uint32_t id) {
-  tty_info_entry entry;
-  entry.set_id(id), entry.set_type(device.type);
-  entry.set_locked(false), entry.set_exclusive(device.exclusive), entry.set_packet_mode(false);
-  entry.set_sid(0), entry.set_pgrp(static_cast<uint32_t>(device.foreground)), entry.set_rdev(device.device);
-  entry.set_dev(device.filesystem), entry.set_uid(device.uid), entry.set_gid(device.gid);
-  if (device.modes) write_modes(*device.modes, *entry.mutable_termios());
-  if (device.locked_modes) write_modes(*device.locked_modes, *entry.mutable_termios_locked());
-  auto& window = *entry.mutable_winsize();
-  window.set_ws_row(device.window.ws_row), window.set_ws_col(device.window.ws_col);
-  window.set_ws_xpixel(device.window.ws_xpixel), window.set_ws_ypixel(device.window.ws_ypixel);
-  if (device.type == PTY) entry.mutable_pty()->set_index(id >> 1);
-  return entry;
-}
 
 /// The descriptor of ours that is a terminal; -1: we have none.
 int own_terminal() {
@@ -143,10 +39,15 @@ int own_terminal() {
   return -1;
 }
 
-std::string path_at_restore(const TerminalDevice& device) {
-  if (device.type == CTTY) return "/dev/tty";
+std::string path_at_restore(const Terminal& terminal) {
+  const auto& device = *terminal.known;
+  if (terminal.is_current || device.type == CTTY) return "/dev/tty";
+  if (device.is_pair) return fmt::format("/dev/pts/{}", model::index_of_terminal(device.device));
   return fmt::format("{}fd/{}", plan::supervisor_directory, device.inherited);
 }
+
+/// Somebody else's.
+bool is_foreign(const TerminalDevice& device) { return !device.is_pair && !device.hung_up; }
 
 class TerminalRoom final : public FileRoom {
  public:
@@ -155,59 +56,70 @@ class TerminalRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    return S_ISCHR(probe.stat.st_mode) && type_of(probe.stat.st_rdev).has_value();
+    return S_ISCHR(probe.stat.st_mode) && terminal_type(probe.stat.st_rdev).has_value();
   }
 
+  /// What it means is known when all descriptors are: whether the master side is among them.
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
-    const TtyType type = *type_of(probe.stat.st_rdev);
     auto terminal = std::make_shared<Terminal>();
     terminal->path = probe.link;
-    terminal->device = ObjectId{info_id(type, probe.stat.st_rdev) | terminal_bit};
-    if (major(probe.stat.st_rdev) == tty_major && minor(probe.stat.st_rdev) == pts_master) {
-      context.diagnostics.refuse(probe.subject, "it is the master side of a pseudo-terminal",
-                                 "pseudo-terminals inside of the tree cannot be saved by this version");
-    } else if (!context.policy.shell_job) {
-      context.diagnostics.refuse(probe.subject, "what is at the other end of this terminal is not part of the tree",
-                                 "pass --shell-job, or start the program with its streams redirected to files");
+    const int fd = TRY(probe.duplicate());
+    dev_t device = probe.stat.st_rdev;
+    TtyType type = *terminal_type(device);
+    // /dev/tty and the multiplexer are doors: what is behind them the kernel tells by its number.
+    terminal->is_current = type == CTTY;
+    if (is_multiplexer(device) || terminal->is_current) {
+      unsigned int behind = 0;
+      terminal->is_master = ioctl(fd, TIOCGDEV, &behind) == 0 && is_multiplexer(device);
+      if (!terminal->is_master && is_multiplexer(device))
+        context.diagnostics.refuse(probe.subject, "the master side has hung up", "close it before the dump");
+      if (terminal_type(behind) == PTY) device = behind, type = PTY;
     }
-    auto& object = context.application.objects[terminal->device];
-    if (!object.value) object = {TRY(capture_device(context, probe, type))};
+    auto& captured = context.kept<CapturedTerminals>()[static_cast<uint32_t>(device)];
+    if (!captured.device) {
+      captured.device = std::make_shared<TerminalDevice>();
+      captured.device->type = type, captured.device->device = static_cast<uint32_t>(device);
+      captured.subject = probe.subject;
+    }
+    TRY(note(captured, probe, *terminal, fd));
+    terminal->device = terminal_object(type, device), terminal->known = captured.device;
+    context.application.objects[terminal->device] = {captured.device};
     return model::KindState{std::move(terminal)};
   }
 
   Status finish_capture(CaptureContext& context) const override {
-    for (const auto& [id, object] : context.application.objects) {
-      const auto* device = object.as<TerminalDevice>();
-      if (device == nullptr || device->type == CTTY) continue;
-      for (const auto& task : context.application.tasks) {
-        if (task.controlling_terminal != device->device || context.application.find(task.session) == nullptr) continue;
-        context.diagnostics.refuse(
-            fmt::format("task {} '{}'", task.pid, task.name),
-            fmt::format("{} belongs to its session, which is part of the tree", object.value->describe()),
-            "dump without the leader of the session (the shell), with --shell-job");
-        break;
-      }
+    find_masters(context);
+    auto& all = context.kept<CapturedTerminals>();
+    for (auto& [number, captured] : all) {
+      if (captured.master.value != 0)
+        TRY(capture_pair(context, captured));
+      else if (captured.slave_hung_up && !captured.slave_fd.valid() && captured.device->type == PTY)
+        captured.device->hung_up = true;
+      else
+        capture_foreign(context, captured);
     }
+    all.clear();
+    refuse_led_terminals(context);
+    refuse_lost_doors(context);
     return {};
   }
 
   // ---- images
 
   /// As CRIU has it: a regular file entry for the path beside the terminal's own.
-  Status encode(const model::Application& application, const model::OpenDescription& description,
+  Status encode(const model::Application&, const model::OpenDescription& description,
                 image::FileRecords& records) const override {
     const auto& terminal = *description.state.as<Terminal>();
-    const uint32_t info = terminal.device.value & ~terminal_bit;
     image::FileRecord record;
     record.set_type(TTY), record.set_id(description.id.value);
     auto& tty = *record.mutable_tty();
-    tty.set_id(description.id.value), tty.set_tty_info_id(info), tty.set_flags(description.flags);
+    tty.set_id(description.id.value), tty.set_tty_info_id(terminal_info_id(terminal)), tty.set_flags(description.flags);
     tty.set_regf_id(path_record_id(description.id));
+    if (terminal.is_current && terminal.known->is_pair) tty.set_opened_on(terminal.known->device);
     encode_owner(description.owner, *tty.mutable_fown());
     records.files.push_back(std::move(record));
     records.files.push_back(path_record(description, terminal.path, S_IFCHR));
-    if (!records.first_time("terminal", info)) return {};
-    return TRY(records.side("tty-info"))->append(record_of(device_of(application, description), info));
+    return encode_terminal_info(terminal, records);
   }
 
   bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
@@ -226,15 +138,13 @@ class TerminalRoom final : public FileRoom {
       return fail(Error::invalid("decode terminal", "the entry of type TTY has no tty field", subject));
     const auto& tty = record.tty();
     auto terminal = std::make_shared<Terminal>();
-    terminal->device = ObjectId{tty.tty_info_id() | terminal_bit};
     const auto* path = tty.has_regf_id() ? records.find(tty.regf_id()) : nullptr;
     terminal->path = path != nullptr && path->has_reg() ? path->reg().name() : "?";
-    auto& object = application.objects[terminal->device];
-    if (!object.value) object = {TRY(decode_device(records, tty.tty_info_id(), subject))};
-    if (object.as<TerminalDevice>() == nullptr) {
-      return fail(
-          Error::invalid("decode terminal", fmt::format("object {} is no terminal", terminal->device), subject));
-    }
+    terminal->device = terminal_object_of_info(tty.tty_info_id());
+    terminal->known = TRY(device_with(records, tty.tty_info_id(), subject, application));
+    terminal->is_current = terminal->known->type == CTTY;
+    terminal->is_master = terminal->known->is_pair && is_master_info(tty.tty_info_id());
+    terminal->opened_on = tty.opened_on();
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = tty.flags();
     description.owner = decode_owner(tty.fown());
@@ -242,48 +152,69 @@ class TerminalRoom final : public FileRoom {
     return description;
   }
 
+  Status finish_decode(model::Application& application) const override { return link_terminals(application); }
+
   // ---- before a restore
 
   void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
-    const auto found = std::ranges::find_if(application.descriptions, [](const auto& entry) {
-      return entry.second.state.template as<Terminal>() != nullptr;
-    });
-    if (found == application.descriptions.end()) return;
-    const std::string subject = found->second.state.value->describe();
-    if (!application.shell_job) {
-      diagnostics.refuse(subject, "it belonged to a session outside of the tree",
-                         "pass --shell-job, and the tree gets the terminal you restore it from");
-      return;
-    }
-    for (const auto& [id, object] : application.objects) {
-      const auto* device = object.as<TerminalDevice>();
-      if (device == nullptr) continue;
-      if (device->inherited < 0 && device->type != CTTY) {
-        diagnostics.refuse(subject, "there is no terminal here that it could be replaced by",
-                           "restore from a terminal: standard input, output or error must be one");
-      } else if (device->type == CTTY && !UniqueFd(open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY)).valid()) {
-        diagnostics.refuse("terminal /dev/tty", "this session has no controlling terminal",
-                           "restore from the shell of a terminal, without setsid");
-      }
+    std::set<const TerminalDevice*> validated;
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* terminal = description.state.as<Terminal>();
+      if (terminal == nullptr || !validated.insert(terminal->known.get()).second) continue;
+      if (is_foreign(*terminal->known))
+        validate_foreign(application, *terminal->known, diagnostics);
+      else
+        validate_index(*terminal->known, diagnostics);
     }
   }
 
   // ---- restore
 
-  Status make(const model::Application& application, std::span<const plan::Placement> placements,
-              plan::Sink& sink) const override {
+  /// Those that hang up, all at once, when the master side is closed.
+  ObjectId made_together(const model::OpenDescription& description) const override {
+    const auto& terminal = *description.state.as<Terminal>();
+    return terminal.known->hung_up ? terminal.device : ObjectId{};
+  }
+  uint64_t needs_terminal(const model::Application& application,
+                          const model::OpenDescription& description) const override {
+    const auto& terminal = *description.state.as<Terminal>();
+    return terminal.is_current && application.terminals.contains(terminal.known->device) ? terminal.known->device : 0;
+  }
+  void furnish_terminal(const model::Application& application, uint64_t number, int master, int slave,
+                        plan::Sink& sink) const override {
+    const auto description = application.descriptions.find(application.terminals.at(number).master);
+    if (description != application.descriptions.end())
+      furnish_pair(device_of(description->second), master, slave, sink);
+  }
+
+  Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
+    const auto& first = device_of(*placements.front().description);
+    if (first.hung_up) {
+      make_hung_up(first, placements, sink);
+      return {};
+    }
     for (const auto& placement : placements) {
       const auto& description = *placement.description;
-      const auto path = path_at_restore(device_of(application, description));
-      sink.add(plan::Open{path, reopen_flags(description.flags), 0, placement.fd, description.id});
-      set_status_flags(description, placement.fd, sink);
+      const auto& terminal = *description.state.as<Terminal>();
+      if (terminal.is_master) {
+        sink.add(plan::Dup2{placement.inherited, placement.fd, false});
+        const uint32_t flags = settable_flags(description.flags);
+        if (flags != 0) sink.perform("status flags", "", {call(SYS_fcntl, placement.fd, F_SETFL, flags)});
+      } else {
+        sink.add(
+            plan::Open{path_at_restore(terminal), reopen_flags(description.flags), 0, placement.fd, description.id});
+        set_status_flags(description, placement.fd, sink);
+      }
     }
     return {};
   }
-  bool reopenable() const override { return true; }
+  void start(const model::Application&, const model::OpenDescription& description, int fd,
+             plan::Sink& sink) const override {
+    start_pair(device_of(description), description, fd, sink);
+  }
 
-  /// The terminal gets its modes and its foreground group when the job is complete, and only then: until then they are
-  /// those of the shell that waits for us.
+  /// A terminal of somebody else gets its modes and its foreground group when the job is complete, and only then: until
+  /// then they are those of the shell that waits for us.
   void contribute(plan::Stage stage, const model::Application& application, plan::Sink& sink) const override {
     if (stage != plan::Stage::settle) return;
     const TerminalDevice* device = main_device(application);
@@ -309,56 +240,129 @@ class TerminalRoom final : public FileRoom {
   }
 
  private:
-  static Result<std::shared_ptr<TerminalDevice>> capture_device(CaptureContext& context, const DescriptorProbe& probe,
-                                                                TtyType type) {
-    auto device = std::make_shared<TerminalDevice>();
-    device->type = type, device->device = static_cast<uint32_t>(probe.stat.st_rdev);
-    device->filesystem = static_cast<uint32_t>(probe.stat.st_dev);
-    device->uid = probe.stat.st_uid, device->gid = probe.stat.st_gid;
-    const int fd = TRY(probe.duplicate());
+  /// Keeps descriptors through which the device is looked at when all are known.
+  static Status note(CapturedTerminal& captured, const DescriptorProbe& probe, const Terminal& terminal, int fd) {
+    auto& device = *captured.device;
+    const auto keep = [&](UniqueFd& kept) -> Status {
+      if (!kept.valid()) kept = UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+      return kept.valid() ? Status() : fail_errno("duplicate", probe.subject);
+    };
+    if (terminal.is_master) return keep(captured.master_fd);
     KernelTermios modes;
     if (ioctl(fd, TCGETS, &modes) != 0) {
-      context.diagnostics.refuse(probe.subject, "the terminal has hung up", "close it before the dump");
-      return device;
+      captured.slave_hung_up = true;
+      return {};
     }
-    device->modes = modes;
-    if (ioctl(fd, TIOCGLCKTRMIOS, &modes) == 0) device->locked_modes = modes;
-    (void)ioctl(fd, TIOCGWINSZ, &device->window);
-    int exclusive = 0;
-    if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device->exclusive = exclusive != 0;
-    const auto stat = kernel::read_stat(probe.witness);
-    if (stat && static_cast<uint32_t>(stat->tty_nr) == device->device) {
-      const auto group = context.host_to_tree.find(stat->tty_pgrp);
-      if (group != context.host_to_tree.end()) device->foreground = group->second;
+    if (!terminal.is_current) {
+      device.filesystem = static_cast<uint32_t>(probe.stat.st_dev);
+      device.uid = probe.stat.st_uid, device.gid = probe.stat.st_gid;
     }
-    return device;
+    return keep(captured.slave_fd);
   }
 
-  static Result<std::shared_ptr<TerminalDevice>> decode_device(const image::FileRecords& records, uint32_t id,
-                                                               const std::string& subject) {
-    for (const auto& entry : TRY(records.all<tty_info_entry>("tty-info"))) {
-      if (entry.id() != id) continue;
-      if (major(entry.rdev()) == tty_major && minor(entry.rdev()) == pts_master) {
-        return fail(Error::unsupported("decode terminal", "it is the master side of a pseudo-terminal", subject));
-      }
-      auto device = std::make_shared<TerminalDevice>();
-      device->type = entry.type(), device->device = entry.rdev(), device->filesystem = entry.dev();
-      device->uid = entry.uid(), device->gid = entry.gid(), device->exclusive = entry.exclusive();
-      device->foreground = static_cast<pid_t>(entry.pgrp());
-      if (entry.has_termios()) device->modes = read_modes(entry.termios());
-      if (entry.has_termios_locked()) device->locked_modes = read_modes(entry.termios_locked());
-      if (entry.has_termios() != device->modes.has_value()) {
-        return fail(Error::invalid("decode terminal", "field termios.c_cc is too short",
-                                   fmt::format("tty-info.img, terminal {}", id)));
-      }
-      const auto& window = entry.winsize();
-      device->window = {static_cast<unsigned short>(window.ws_row()), static_cast<unsigned short>(window.ws_col()),
-                        static_cast<unsigned short>(window.ws_xpixel()),
-                        static_cast<unsigned short>(window.ws_ypixel())};
-      device->inherited = own_terminal();
-      return device;
+  static void find_masters(CaptureContext& context) {
+    auto& all = context.kept<CapturedTerminals>();
+    for (const auto& [id, description] : context.application.descriptions) {
+      const auto* terminal = description.state.as<Terminal>();
+      if (terminal != nullptr && terminal->is_master) all.at(terminal->known->device).master = id;
     }
-    return fail(Error::invalid("decode terminal", fmt::format("terminal {} is not in tty-info.img", id), subject));
+  }
+
+  static void capture_foreign(CaptureContext& context, CapturedTerminal& captured) {
+    auto& device = *captured.device;
+    if (captured.slave_hung_up)
+      context.diagnostics.refuse(captured.subject, "the terminal has hung up", "close it before the dump");
+    if (!captured.slave_fd.valid()) return;
+    if (!context.policy.shell_job) {
+      context.diagnostics.refuse(captured.subject, "what is at the other end of this terminal is not part of the tree",
+                                 "pass --shell-job, or start the program with its streams redirected to files");
+    }
+    const int fd = captured.slave_fd.get();
+    KernelTermios modes;
+    if (ioctl(fd, TCGETS, &modes) == 0) device.modes = modes;
+    if (ioctl(fd, TIOCGLCKTRMIOS, &modes) == 0) device.locked_modes = modes;
+    (void)ioctl(fd, TIOCGWINSZ, &device.window);
+    int exclusive = 0;
+    if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device.exclusive = exclusive != 0;
+    for (const auto& task : context.application.tasks) {
+      if (task.controlling_terminal != device.device || task.state == model::TaskState::zombie) continue;
+      const auto stat = kernel::read_stat(context.witness(task));
+      const auto group = stat ? context.host_to_tree.find(stat->tty_pgrp) : context.host_to_tree.end();
+      if (group != context.host_to_tree.end()) device.group = group->second;
+      return;
+    }
+  }
+
+  /// Sessions of the tree are controlled by terminals of the tree.
+  static void refuse_led_terminals(CaptureContext& context) {
+    const auto& application = context.application;
+    std::set<uint64_t> refused;
+    for (const auto& task : application.tasks) {
+      const uint64_t number = task.controlling_terminal;
+      if (number == 0 || application.find(task.session) == nullptr || application.terminals.contains(number)) continue;
+      if (!refused.insert(number).second) continue;
+      context.diagnostics.refuse(
+          fmt::format("task {} '{}'", task.pid, task.name),
+          fmt::format("terminal {}:{} belongs to its session, which is part of the tree", major(number), minor(number)),
+          "dump without the leader of the session (the shell), with --shell-job, or with what holds the other end of "
+          "the "
+          "terminal");
+    }
+  }
+
+  /// A door that nobody can go through again.
+  static void refuse_lost_doors(CaptureContext& context) {
+    for (const auto& [id, description] : context.application.descriptions) {
+      const auto* terminal = description.state.as<Terminal>();
+      if (terminal == nullptr || !terminal->is_current || !terminal->known->is_pair) continue;
+      const auto is_controlled = [&](const model::Task& task) {
+        return task.controlling_terminal == terminal->known->device;
+      };
+      if (std::ranges::any_of(context.application.tasks, is_controlled)) continue;
+      context.diagnostics.refuse(
+          fmt::format("{}, opened as /dev/tty", terminal->known->describe()),
+          "it controls nobody any more, and only a process that it controls can open it by that name",
+          "close it before the dump");
+    }
+  }
+
+  static Result<std::shared_ptr<const TerminalDevice>> device_with(const image::FileRecords& records, uint32_t info,
+                                                                   const std::string& subject,
+                                                                   model::Application& application) {
+    auto& object = application.objects[terminal_object_of_info(info)];
+    if (!object.value) {
+      auto device = TRY(decode_terminal_device(records, info, subject));
+      if (is_foreign(*device)) device->inherited = own_terminal();
+      object = {std::move(device)};
+    }
+    auto known = std::dynamic_pointer_cast<const TerminalDevice>(object.value);
+    if (!known)
+      return fail(Error::invalid("decode terminal",
+                                 fmt::format("object {} is no terminal", terminal_object_of_info(info)), subject));
+    return known;
+  }
+
+  static void validate_foreign(const model::Application& application, const TerminalDevice& device,
+                               Diagnostics& diagnostics) {
+    const std::string subject = device.describe();
+    if (!application.shell_job) {
+      diagnostics.refuse(subject, "it belonged to a session outside of the tree",
+                         "pass --shell-job, and the tree gets the terminal you restore it from");
+    } else if (device.inherited < 0 && device.type != CTTY) {
+      diagnostics.refuse(subject, "there is no terminal here that it could be replaced by",
+                         "restore from a terminal: standard input, output or error must be one");
+    } else if (device.type == CTTY && !UniqueFd(open("/dev/tty", O_RDWR | O_CLOEXEC | O_NOCTTY)).valid()) {
+      diagnostics.refuse("terminal /dev/tty", "this session has no controlling terminal",
+                         "restore from the shell of a terminal, without setsid");
+    }
+  }
+
+  static void validate_index(const TerminalDevice& device, Diagnostics& diagnostics) {
+    const auto path = fmt::format("/dev/pts/{}", model::index_of_terminal(device.device));
+    struct stat about{};
+    if (stat(path.c_str(), &about) != 0) return;
+    diagnostics.refuse(device.describe(), "a terminal of this name is in use by somebody else",
+                       "restore when it is closed, or in a container with a devpts of its own");
   }
 
   /// The one that the root is controlled by, or else the first.
@@ -367,7 +371,7 @@ class TerminalRoom final : public FileRoom {
     const auto* root = application.find(application.root);
     for (const auto& [id, object] : application.objects) {
       const auto* device = object.as<TerminalDevice>();
-      if (device == nullptr || device->type == CTTY) continue;
+      if (device == nullptr || device->type == CTTY || !is_foreign(*device)) continue;
       const bool controls = root != nullptr && root->controlling_terminal == device->device;
       if (chosen == nullptr || controls) chosen = device;
     }

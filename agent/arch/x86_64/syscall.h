@@ -8,9 +8,9 @@ namespace stasis::agent {
 
 inline constexpr uint32_t call_read = 0, call_write = 1, call_close = 3, call_rt_sigaction = 13, call_mremap = 25,
                           call_io_setup = 206, call_io_submit = 209, call_memfd_create = 319, call_rt_sigprocmask = 14,
-                          call_pread = 17, call_pwrite = 18, call_getpid = 39, call_exit = 60, call_kill = 62,
-                          call_fcntl = 72, call_rt_sigtimedwait = 128, call_gettid = 186, call_futex = 202,
-                          call_timer_settime = 223, call_clock_gettime = 228, call_exit_group = 231,
+                          call_ioctl = 16, call_pread = 17, call_pwrite = 18, call_getpid = 39, call_exit = 60,
+                          call_kill = 62, call_fcntl = 72, call_rt_sigtimedwait = 128, call_gettid = 186,
+                          call_futex = 202, call_timer_settime = 223, call_clock_gettime = 228, call_exit_group = 231,
                           call_epoll_ctl = 233, call_tgkill = 234, call_openat = 257, call_epoll_pwait = 281,
                           call_dup3 = 292;
 

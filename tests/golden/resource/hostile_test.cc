@@ -17,6 +17,7 @@
 #include "pstree.pb.h"
 #include "resource/codec.h"
 #include "sockets_more.pb.h"
+#include "terminals.pb.h"
 
 namespace stasis::resource {
 namespace {
@@ -321,6 +322,76 @@ TEST_F(HostileFile, Epoll) {
   EXPECT_THAT(with([](auto& t) { t.set_target(4711); }), AllOf(at("epfd.tfd"), HasSubstr("not open in any")));
   EXPECT_THAT(with([](auto& t) { t.set_tfd(77); }), at("epfd.tfd"));
   EXPECT_THAT(with([](auto&) {}, 2), AllOf(at("epfd.tfd"), HasSubstr("twice")));
+}
+
+class HostileTerminal : public HostileFile {
+ protected:
+  static constexpr uint32_t index = 7, slave = index << 1, master = slave | 1;
+
+  static tty_info_entry info(uint32_t id) {
+    tty_info_entry entry;
+    entry.set_id(id), entry.set_type(PTY), entry.set_rdev(id == master ? 0x502 : 0x8800 | index);
+    entry.set_locked(false), entry.set_exclusive(false), entry.set_packet_mode(false);
+    entry.set_sid(0), entry.set_pgrp(0), entry.mutable_pty()->set_index(index);
+    auto& modes = *entry.mutable_termios();
+    modes.set_c_iflag(0), modes.set_c_oflag(0), modes.set_c_cflag(0), modes.set_c_lflag(0), modes.set_c_line(0);
+    modes.set_c_ispeed(0), modes.set_c_ospeed(0);
+    for (int i = 0; i < 19; ++i) modes.add_c_cc(0);
+    return entry;
+  }
+  /// Both sides of a terminal, of which the master side is open.
+  std::string with(const std::function<void(tty_info_entry& master, tty_info_entry& slave)>& change,
+                   const std::function<void(tty_data_entry&)>& queue = {}, uint32_t opened = master) {
+    auto first = info(master), second = info(slave);
+    change(first, second);
+    write("tty-info.img", first, second);
+    if (queue) {
+      tty_data_entry data;
+      data.set_tty_id(slave), data.set_data("typed");
+      queue(data);
+      write("tty-data.img", data);
+    }
+    auto error = error_of(TTY, [&](auto& file) { begun(file.mutable_tty()).set_tty_info_id(opened); });
+    std::filesystem::remove(root_ / "theirs/tty-info.img");
+    std::filesystem::remove(root_ / "theirs/tty-data.img");
+    return error;
+  }
+  template <typename... Records>
+  void write(const std::string& file, const Records&... records) {
+    auto writer = theirs->create(file);
+    for (const auto& done : {writer->append(records)...}) EXPECT_TRUE(done);
+    EXPECT_TRUE(writer->finish());
+  }
+};
+
+TEST_F(HostileTerminal, Devices) {
+  using Info = tty_info_entry;
+  EXPECT_EQ(with([](Info&, Info&) {}), "none");
+  EXPECT_THAT(with([](Info&, Info&) {}, {}, 99), HasSubstr("terminal 99 is not in tty-info.img"));
+  const auto at_info = [](const std::string& problem) {
+    return AllOf(HasSubstr("tty-info.img, terminal"), HasSubstr(problem));
+  };
+  EXPECT_THAT(with([](Info&, Info& s) { s.clear_pty(); }), at_info("field pty.index"));
+  EXPECT_THAT(with([](Info&, Info& s) { s.mutable_pty()->set_index(1 << 20); }), at_info("field pty.index"));
+  EXPECT_THAT(with([](Info& m, Info&) { m.mutable_pty()->set_index(8); }), at_info("its other side"));
+  EXPECT_THAT(with([](Info& m, Info& s) { m.mutable_pty()->set_index(8), s.mutable_pty()->set_index(8); }),
+              at_info("the index 8 of another"));
+  EXPECT_THAT(with([](Info&, Info& s) { s.clear_termios(); }), at_info("field termios"));
+  EXPECT_THAT(with([](Info&, Info& s) { s.mutable_termios()->clear_c_cc(); }), at_info("termios.c_cc"));
+  EXPECT_THAT(with([](Info& m, Info&) { m.set_type(SERIAL); }), at_info("do not belong together"));
+  EXPECT_THAT(with([](Info& m, Info&) { m.set_sid(4711), m.set_pgrp(4711); }),
+              HasSubstr("/dev/pts/7 controls session 4711, which nobody leads"));
+}
+
+TEST_F(HostileTerminal, Queues) {
+  const auto queue = [&](const std::function<void(tty_data_entry&)>& change) {
+    return with([](tty_info_entry&, tty_info_entry&) {}, change);
+  };
+  EXPECT_EQ(queue([](tty_data_entry&) {}), "none");
+  EXPECT_THAT(queue([](tty_data_entry& d) { d.set_data(std::string(1 << 20, 'x')); }),
+              HasSubstr("tty-data.img, terminal 14"));
+  EXPECT_THAT(queue([](tty_data_entry& d) { d.set_tty_id(master), d.set_data(std::string((32 << 10) + 1, 'x')); }),
+              HasSubstr("tty-data.img, terminal 15"));
 }
 
 TEST_F(HostileFile, Pidfd) {

@@ -21,7 +21,8 @@ namespace {
 using nlohmann::ordered_json;
 
 TreeHistory any_history() {
-  return random_history(*rc::gen::arbitrary<uint64_t>(), *rc::gen::inRange(0u, 120u), *rc::gen::arbitrary<bool>());
+  return random_history(*rc::gen::arbitrary<uint64_t>(), *rc::gen::inRange(0u, 120u), *rc::gen::arbitrary<bool>(),
+                        *rc::gen::arbitrary<bool>());
 }
 
 model::Application read(const ordered_json& processes) {

@@ -15,7 +15,7 @@ namespace {
 TreeHistory any_history() {
   const auto seed = *rc::gen::arbitrary<uint64_t>();
   const auto operations = *rc::gen::inRange(0u, 200u);
-  return random_history(seed, operations, *rc::gen::arbitrary<bool>());
+  return random_history(seed, operations, *rc::gen::arbitrary<bool>(), *rc::gen::arbitrary<bool>());
 }
 
 RC_GTEST_PROP(Trees, RandomHistoriesAreAsTheVerifierSeesThem, ()) {

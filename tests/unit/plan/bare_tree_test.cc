@@ -45,6 +45,33 @@ TEST(BareTree, IsReadStrictly) {
               HasSubstr("cycle"));
 }
 
+TEST(BareTree, TerminalsControlSessions) {
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "terminal": 1048576)"),
+              HasSubstr("field terminal): 1048576 is not between 0 and 1048575"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "foreground": 2)"),
+              HasSubstr("field foreground): only a session leader with a terminal"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "terminal": 0, "foreground": 1)"),
+              HasSubstr("nobody of its session is in group 1, in the foreground of /dev/pts/0"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "terminal": 3)"),
+              HasSubstr("process 2 has terminal 3, which the leader of its session does not have"));
+  EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "state": "zombie", "terminal": 3)"),
+              HasSubstr("field terminal): a zombie has none"));
+  const std::string text = R"({"processes": [
+{"pid":1,"ppid":0,"pgid":1,"sid":1,"state":"alive"},
+{"pid":2,"ppid":1,"pgid":2,"sid":2,"state":"alive","terminal":4,"foreground":3},
+{"pid":3,"ppid":2,"pgid":3,"sid":2,"state":"alive","terminal":4},
+{"pid":4,"ppid":2,"pgid":4,"sid":2,"state":"alive"},
+{"pid":5,"ppid":1,"pgid":5,"sid":5,"state":"alive","terminal":0,"foreground":0}
+]})";
+  const auto tree = tree_from_json(text);
+  ASSERT_TRUE(tree) << tree.error().message();
+  EXPECT_EQ(tree_to_json(*tree), text);
+  const auto program = make_tree_program(*tree);
+  ASSERT_TRUE(program) << program.error().message();
+  const auto rejection = verify(*program, *tree, Extent::tree);
+  EXPECT_FALSE(rejection) << rejection->message(*program);
+}
+
 TEST(BareTree, TheFirstThreadMayHaveEndedAlone) {
   EXPECT_THAT(error_of_process(R"("pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "leader_exit_code": 3)"),
               HasSubstr("field leader_exit_code): only a process with other threads"));

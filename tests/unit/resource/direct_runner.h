@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +16,8 @@
 #include <fmt/format.h>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
+#include "model/application.h"
 #include "plan/command.h"
 
 namespace stasis::resource {
@@ -78,6 +81,7 @@ class DirectRunner {
       if (dup3(from, to, static_cast<int>(a[2])) < 0) return -errno;
       return raw(close(from));
     }
+    if (number == plan::Call::open_terminal) return open_terminal(static_cast<int>(a[0]), static_cast<int>(a[1]));
     if (number == plan::Call::read_fully || number == plan::Call::write_fully) {
       const bool reads = number == plan::Call::read_fully, at_position = a[3] == -1;
       for (long done = 0; done < a[2];) {
@@ -93,6 +97,17 @@ class DirectRunner {
       return a[2];
     }
     return raw(syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]));
+  }
+
+  static int64_t open_terminal(int index, int flags) {
+    for (std::vector<UniqueFd> lower;;) {
+      UniqueFd master(::open("/dev/ptmx", flags));
+      int got = -1;
+      if (ioctl(master.get(), TIOCGPTN, &got) != 0) return -errno;
+      if (got == index) return master.release();
+      if (got > index) return -EBUSY;
+      lower.push_back(std::move(master));
+    }
   }
 
   static bool expected(const plan::Expectation& expect, int64_t result) {
@@ -118,6 +133,18 @@ class DirectRunner {
     const plan::Calls calls = {plan::call(SYS_openat, AT_FDCWD, plan::text(path), open.flags, open.mode),
                                plan::call(plan::Call::move_fd, plan::ResultOf{-1}, open.fd, open.flags & O_CLOEXEC)};
     TRY_IN("open " + path, run(calls));
+    return {};
+  }
+  Status apply(const plan::OpenTerminal& open) {
+    const uint32_t index = model::index_of_terminal(open.terminal);
+    plan::Calls calls = {plan::call(plan::Call::open_terminal, index, open.flags, plan::Out{4ull * index}),
+                         plan::call(plan::Call::move_fd, plan::ResultOf{-1}, open.master_fd, O_CLOEXEC),
+                         plan::call(SYS_ioctl, open.master_fd, TIOCSPTLCK, plan::struct_in(0))};
+    if (open.slave_fd >= 0) {
+      calls.push_back(plan::call(SYS_ioctl, open.master_fd, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_NONBLOCK));
+      calls.push_back(plan::call(plan::Call::move_fd, plan::ResultOf{-1}, open.slave_fd, O_CLOEXEC));
+    }
+    TRY_IN("open a terminal", run(calls));
     return {};
   }
   Status apply(const plan::Close& close) { return run({plan::call(SYS_close, close.fd)}); }

@@ -181,6 +181,7 @@ class FileCycle : public testing::Test {
     plan::Emission out(application, all, options);
     out.program.images_fd = 700;
     out.set_first_temporary(701);
+    out.open_terminals(600);
     auto supervisor = out.process(Pid{0});
     for (const auto* maker : all.makers) maker->contribute(plan::Stage::prepare, application, supervisor);
     plan::DescriptorPlan descriptors(out, {});
@@ -191,6 +192,7 @@ class FileCycle : public testing::Test {
     const Status completed = descriptors.complete(Pid{tree_pid});
     EXPECT_TRUE(completed) << completed.error().message();
     descriptors.close_temporaries(Pid{tree_pid});
+    out.close_terminals(Pid{tree_pid});
     const size_t own = out.program.commands.size();
     for (const auto* maker : all.makers) maker->contribute(plan::Stage::settle, application, supervisor);
     Parts parts;

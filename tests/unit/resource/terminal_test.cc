@@ -1,4 +1,5 @@
 // Terminals of shell jobs: refused without the option, replaced by our own with it.
+#include <poll.h>
 #include <pty.h>
 #include <sys/ioctl.h>
 #include <termios.h>
@@ -46,10 +47,62 @@ TEST_F(Terminals, AreRefusedWithoutShellJob) {
   EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("pass --shell-job")));
 }
 
-TEST_F(Terminals, MastersAreRefused) {
-  policy.shell_job = true;
-  Holder holder([] { REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY) == 3); });
-  EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("the master side of a pseudo-terminal")));
+TEST_F(Terminals, OfTheTreeAreMadeAgain) {
+  cycle(
+      [] {
+        REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK) == 3 && unlockpt(3) == 0);
+        REQUIRE(open(ptsname(3), O_RDWR | O_NOCTTY) == 4 && open(ptsname(3), O_RDONLY | O_NOCTTY) == 5);
+        REQUIRE(dup2(3, 9) == 9);
+        termios modes{};
+        REQUIRE(tcgetattr(3, &modes) == 0);
+        modes.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+        REQUIRE(tcsetattr(3, TCSANOW, &modes) == 0);
+        const winsize window{11, 22, 33, 44};
+        REQUIRE(ioctl(4, TIOCSWINSZ, &window) == 0);
+        REQUIRE(write(3, "line\n", 5) == 5 && write(4, "text", 4) == 4);
+        pollfd readable[] = {{3, POLLIN, 0}, {4, POLLIN, 0}};
+        while (poll(readable, 2, -1) < 2) {
+        }
+      },
+      [&](pid_t pid) {
+        const auto pidfd = *kernel::pidfd_open(pid);
+        const auto master = *kernel::pidfd_getfd(pidfd.get(), 9), slave = *kernel::pidfd_getfd(pidfd.get(), 4);
+        winsize window{};
+        EXPECT_EQ(ioctl(master.get(), TIOCGWINSZ, &window), 0);
+        EXPECT_EQ(window.ws_row, 11), EXPECT_EQ(window.ws_ypixel, 44);
+        char text[16] = {};
+        EXPECT_EQ(read(slave.get(), text, sizeof text), 5);
+        EXPECT_STREQ(text, "line\n");
+        EXPECT_EQ(read(master.get(), text, sizeof text), 4);
+        EXPECT_EQ(std::string(text, 4), "text");
+      });
+}
+
+TEST_F(Terminals, ThatHaveHungUpComeBackAsSuch) {
+  cycle(
+      [] {
+        REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY) == 3 && unlockpt(3) == 0);
+        REQUIRE(open(ptsname(3), O_RDWR | O_NOCTTY) == 4 && open(ptsname(3), O_WRONLY | O_NOCTTY) == 5);
+        REQUIRE(close(3) == 0);
+      },
+      [](pid_t pid) {
+        const auto pidfd = *kernel::pidfd_open(pid);
+        for (const int fd : {4, 5}) {
+          const auto end = *kernel::pidfd_getfd(pidfd.get(), fd);
+          EXPECT_TRUE(write(end.get(), "x", 1) == -1 && errno == EIO);
+        }
+      });
+}
+
+TEST_F(Terminals, OfAnIndexThatIsTakenAreRefused) {
+  const auto pty = make_pty();
+  Holder holder([&] { REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY) == 3); });
+  auto captured = capture(holder.pid());
+  EXPECT_THAT(refusals(*captured), IsEmpty());
+  const auto decoded = through_images(captured->application);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  ASSERT_EQ(validated(*decoded).size(), 1u);
+  EXPECT_THAT(validated(*decoded)[0].text(), HasSubstr("in use by somebody else"));
 }
 
 TEST_F(Terminals, AreInheritedByShellJobs) {
@@ -111,15 +164,6 @@ TEST_F(Terminals, OfASessionInsideTheTreeAreRefused) {
   const Status done = capture_descriptors(context, {&one, 1});
   ASSERT_TRUE(done) << done.error().message();
   EXPECT_THAT(refusals(context), Contains(HasSubstr("belongs to its session, which is part of the tree")));
-}
-
-TEST_F(Terminals, ThatHaveHungUpAreRefused) {
-  policy.shell_job = true;
-  auto pty = make_pty();
-  Holder holder([&] { REQUIRE(open(pty.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
-  pty.slave.reset();
-  pty.master.reset();
-  EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("the terminal has hung up")));
 }
 
 }  // namespace
