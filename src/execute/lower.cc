@@ -20,6 +20,8 @@
 #include <array>
 #include <set>
 
+#include "plan/contributor.h"
+
 namespace stasis::execute {
 namespace {
 

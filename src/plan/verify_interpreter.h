@@ -30,8 +30,8 @@ struct OpenSlot {
   ObjectId description;
   bool close_on_exec = false;
   Pid pidfd_of;            ///< 0: it is none
-  bool inherited = false;  ///< the supervisor has it for those whom it creates
   uint64_t terminal = 0;   ///< likewise
+  bool inherited = false;  ///< the supervisor has it for those whom it creates
 };
 struct Table {
   std::map<int, OpenSlot> slots;

@@ -11,8 +11,8 @@
 namespace stasis::plan {
 namespace {
 
-constexpr uint64_t seeds = 30;
-constexpr unsigned operations = 60;
+constexpr uint64_t seeds = 60;
+constexpr unsigned operations = 150;
 
 template <typename Check>
 void for_each_tree(Check check) {

@@ -213,7 +213,8 @@ TEST_F(RegularFiles, LinkRemapKeepsTheInode) {
 TEST_F(RegularFiles, LinkRemapNeedsItsOptionAndIsRolledBack) {
   const auto body = [&] {
     REQUIRE(open(work("file").c_str(), O_CREAT | O_RDWR, 0600) == 3);
-    REQUIRE(link(work("file").c_str(), work("kept").c_str()) == 0 && unlink(work("file").c_str()) == 0);
+    REQUIRE(mkdir(work("elsewhere").c_str(), 0700) == 0);
+    REQUIRE(link(work("file").c_str(), work("elsewhere/kept").c_str()) == 0 && unlink(work("file").c_str()) == 0);
   };
   Holder holder(body);
   EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("pass --link-remap")));

@@ -69,7 +69,8 @@ TEST_F(Terminals, OfTheTreeAreMadeAgain) {
         const auto master = *kernel::pidfd_getfd(pidfd.get(), 9), slave = *kernel::pidfd_getfd(pidfd.get(), 4);
         winsize window{};
         EXPECT_EQ(ioctl(master.get(), TIOCGWINSZ, &window), 0);
-        EXPECT_EQ(window.ws_row, 11), EXPECT_EQ(window.ws_ypixel, 44);
+        EXPECT_EQ(window.ws_row, 11);
+        EXPECT_EQ(window.ws_ypixel, 44);
         char text[16] = {};
         EXPECT_EQ(read(slave.get(), text, sizeof text), 5);
         EXPECT_STREQ(text, "line\n");
@@ -83,7 +84,7 @@ TEST_F(Terminals, ThatHaveHungUpComeBackAsSuch) {
       [] {
         REQUIRE(open("/dev/ptmx", O_RDWR | O_NOCTTY) == 3 && unlockpt(3) == 0);
         REQUIRE(open(ptsname(3), O_RDWR | O_NOCTTY) == 4 && open(ptsname(3), O_WRONLY | O_NOCTTY) == 5);
-        REQUIRE(close(3) == 0);
+        REQUIRE(close(3) == 0 && open("/dev/null", O_RDONLY) == 3);
       },
       [](pid_t pid) {
         const auto pidfd = *kernel::pidfd_open(pid);
