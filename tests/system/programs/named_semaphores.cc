@@ -8,10 +8,12 @@
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  char request_name[64], answer_name[64], gone_name[64];
-  snprintf(request_name, sizeof request_name, "/stasis-%d-request", getpid());
-  snprintf(answer_name, sizeof answer_name, "/stasis-%d-answer", getpid());
-  snprintf(gone_name, sizeof gone_name, "/stasis-%d-gone", getpid());
+  char request_name[128], answer_name[128], gone_name[128];
+  const char* own =
+      strrchr(probe::directory, '/') + 1;  // pids come back: what a killed test left behind is in nobody's way
+  snprintf(request_name, sizeof request_name, "/%.80s-request", own);
+  snprintf(answer_name, sizeof answer_name, "/%.80s-answer", own);
+  snprintf(gone_name, sizeof gone_name, "/%.80s-gone", own);
   sem_t* const request = sem_open(request_name, O_CREAT | O_EXCL, 0600, 2);
   sem_t* const answer = sem_open(answer_name, O_CREAT | O_EXCL, 0600, 0);
   sem_t* const gone = sem_open(gone_name, O_CREAT | O_EXCL, 0600, 3);
