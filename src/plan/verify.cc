@@ -20,6 +20,8 @@ Interpreter::Interpreter(const Program& program, const model::Application& wante
   supervisor.space = std::make_shared<SpaceModel>(SpaceModel::of_supervisor());
   if (program.images_fd >= 0) supervisor.table->slots[program.images_fd] = {};
   supervisor.threads.insert(Tid{0});
+  for (const auto& [id, description] : wanted.descriptions)
+    if (description.given >= 0) given_.insert(id);
 }
 
 std::optional<Rejection> Interpreter::interpret() {

@@ -47,9 +47,7 @@ void Interpreter::put(int fd, OpenSlot slot) {
 }
 
 void Interpreter::makes(ObjectId id) {
-  const auto description = wanted_.descriptions.find(id);
-  const bool is_given = description != wanted_.descriptions.end() && description->second.given >= 0;
-  require(!is_given, "a descriptor of stasis is to take the place of {}, which is made anew", id);
+  require(!given_.contains(id), "a descriptor of stasis is to take the place of {}, which is made anew", id);
 }
 
 void Interpreter::apply(const InheritFd& inherit) {

@@ -253,6 +253,7 @@ class Interpreter {
   const model::TaskIndex tasks_wanted_;
   Extent extent_;
   AttributeLedger attributes_;
+  std::set<ObjectId> given_;                          ///< descriptions that descriptors of stasis take the place of
   std::unordered_map<ObjectId, uint64_t> positions_;  ///< of open file descriptions
   std::set<ObjectId> completed_, compared_;           ///< those that carry something
   std::unordered_map<ObjectId, Watches> watches_;     ///< of epolls

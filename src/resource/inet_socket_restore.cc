@@ -358,11 +358,15 @@ std::vector<Living> living(const model::Application& application) {
 }  // namespace
 
 void check_connections(const model::Application& application, bool established_allowed, Diagnostics& diagnostics) {
-  std::set<const InetSocket*> reachable;
-  for (const auto& one : living(application)) reachable.insert(one.socket);
+  std::vector<const InetSocket*> connections;
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<InetSocket>();
-    if (socket == nullptr || !socket->has_connection()) continue;
+    if (socket != nullptr && socket->has_connection()) connections.push_back(socket);
+  }
+  if (connections.empty()) return;
+  std::set<const InetSocket*> reachable;
+  for (const auto& one : living(application)) reachable.insert(one.socket);
+  for (const auto* socket : connections) {
     if (!established_allowed)
       diagnostics.refuse(socket->describe(), "it is a TCP connection",
                          "pass --tcp-established, and it goes on; or --tcp-close, and it is closed");
