@@ -139,8 +139,10 @@ class Interpreter {
     return moved;
   }
 
+  static constexpr uint64_t working_directory = static_cast<uint64_t>(-100);  // AT_FDCWD
+
   static int64_t open_at(uint64_t path, uint64_t flags, uint64_t mode, uint64_t to) {
-    constexpr uint64_t working_directory = static_cast<uint64_t>(-100), close_on_exec = 02000000;
+    constexpr uint64_t close_on_exec = 02000000;
     const int64_t opened = raw_syscall(call_openat, working_directory, path, flags, mode);
     return opened < 0 ? opened : move_fd(static_cast<uint64_t>(opened), to, flags & close_on_exec, 1);
   }
@@ -231,13 +233,13 @@ class Interpreter {
   /// A new pseudo-terminal gets the lowest index that is free (fs/devpts/inode.c, devpts_new_index): those below the
   /// wanted one are kept open until it comes.
   static int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
-    constexpr uint64_t here = -100ull, get_index = 0x80045430;  // AT_FDCWD, TIOCGPTN
+    constexpr uint64_t get_index = 0x80045430;  // TIOCGPTN
     constexpr int64_t busy = -16;
     const char path[] = {'/', 'd', 'e', 'v', '/', 'p', 't', 'm', 'x', '\0'};
     uint64_t count = 0;
     int64_t master = 0;
     for (;;) {
-      master = raw_syscall(call_openat, here, reinterpret_cast<uint64_t>(path), flags);
+      master = raw_syscall(call_openat, working_directory, reinterpret_cast<uint64_t>(path), flags);
       if (master < 0) break;
       uint32_t got = 0;
       const int64_t known =

@@ -10,6 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernel/socket_option.h"
+
 namespace stasis::kernel {
 namespace {
 
@@ -30,13 +32,6 @@ enum State {
 enum Queue { no_queue, receive_queue, send_queue };
 constexpr int repair_off_silently = -1;  // TCP_REPAIR_OFF_NO_WP: without a window probe
 
-template <typename T>
-Result<T> get(int fd, int option, const char* name) {
-  T value{};
-  socklen_t size = sizeof value;
-  if (getsockopt(fd, IPPROTO_TCP, option, &value, &size) != 0) return fail_errno(name);
-  return value;
-}
 Status set(int fd, int option, int value, const char* name) {
   if (setsockopt(fd, IPPROTO_TCP, option, &value, sizeof value) != 0) return fail_errno(name);
   return {};
@@ -52,9 +47,7 @@ Result<uint32_t> waiting(int fd, unsigned long request, const char* name) {
 class Repair {
  public:
   static Result<Repair> begin(int fd) {
-    int reuse = 0;
-    socklen_t size = sizeof reuse;
-    if (getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, &size) != 0) return fail_errno("SO_REUSEADDR");
+    const int reuse = TRY(socket_option<int>(fd, SOL_SOCKET, SO_REUSEADDR, "SO_REUSEADDR"));
     TRY(set_repair(fd, true));
     return Repair(fd, reuse);
   }
@@ -74,7 +67,7 @@ class Repair {
 /// Sets the sequence number behind it.
 Result<Bytes> read_queue(int fd, Queue queue, uint32_t length, uint32_t& sequence) {
   TRY(set(fd, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
-  sequence = TRY(get<uint32_t>(fd, TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ"));
+  sequence = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ"));
   Bytes bytes(length);
   if (length == 0) return bytes;
   const ssize_t received = recv(fd, bytes.data(), bytes.size(), MSG_PEEK | MSG_DONTWAIT);
@@ -96,9 +89,9 @@ Status read_stream(StreamToRead& one) {
   stream.options = info.options, stream.send_scale = info.send_scale, stream.receive_scale = info.receive_scale;
   stream.unsent = unsent;
   const auto repair = TRY(Repair::begin(fd));
-  stream.largest_segment = TRY(get<uint32_t>(fd, TCP_MAXSEG, "TCP_MAXSEG"));
-  stream.timestamp = TRY(get<uint32_t>(fd, TCP_TIMESTAMP, "TCP_TIMESTAMP"));
-  const auto window = TRY(get<tcp_repair_window>(fd, TCP_REPAIR_WINDOW, "TCP_REPAIR_WINDOW"));
+  stream.largest_segment = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_MAXSEG, "TCP_MAXSEG"));
+  stream.timestamp = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_TIMESTAMP, "TCP_TIMESTAMP"));
+  const auto window = TRY(socket_option<tcp_repair_window>(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, "TCP_REPAIR_WINDOW"));
   stream.window = {window.snd_wl1, window.snd_wnd, window.max_window, window.rcv_wnd, window.rcv_wup};
   stream.received = TRY(read_queue(fd, receive_queue, received, stream.receive_sequence));
   stream.written = TRY(read_queue(fd, send_queue, written, stream.send_sequence));
@@ -133,7 +126,7 @@ bool has_received_fin(int state) { return state == close_wait || state == last_a
 bool is_connected(int state) { return state == established || has_sent_fin(state) || has_received_fin(state); }
 
 Result<TcpInfo> tcp_info(int fd) {
-  const auto told = TRY(get<struct tcp_info>(fd, TCP_INFO, "TCP_INFO"));
+  const auto told = TRY(socket_option<struct tcp_info>(fd, IPPROTO_TCP, TCP_INFO, "TCP_INFO"));
   TcpInfo info;
   info.state = told.tcpi_state, info.options = told.tcpi_options;
   info.send_scale = told.tcpi_snd_wscale, info.receive_scale = told.tcpi_rcv_wscale;

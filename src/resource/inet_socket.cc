@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "kernel/descriptor_bag.h"
+#include "kernel/socket_option.h"
 #include "resource/descriptors.h"
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
@@ -28,13 +29,6 @@ namespace {
 
 constexpr int protocol_mptcp = 262, protocol_udplite = 136, udp_cork = 1;
 constexpr uint32_t shut_read = 1, shut_write = 2;
-
-Result<uint32_t> get(int fd, int level, int option, const char* name) {
-  uint32_t value = 0;
-  socklen_t size = sizeof value;
-  if (getsockopt(fd, level, option, &value, &size) != 0) return fail_errno(name);
-  return value;
-}
 
 kernel::Endpoint name_of(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
   sockaddr_storage storage{};
@@ -87,7 +81,7 @@ class InetSocketRoom final : public FileRoom {
     if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
     const auto fd = probe.duplicate();
     if (!fd) return false;
-    const auto domain = get(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
+    const auto domain = kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
     return domain && (*domain == AF_INET || *domain == AF_INET6);
   }
 
@@ -209,13 +203,14 @@ class InetSocketRoom final : public FileRoom {
  private:
   static Status look(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     auto& connections = context.kept<Connections>();
-    const auto domain = TRY(get(fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
-    socket.what = {static_cast<int>(domain), static_cast<int>(TRY(get(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"))),
-                   static_cast<int>(TRY(get(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL")))};
+    const auto domain = TRY(kernel::socket_option<int>(fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN"));
+    socket.what = {domain, TRY(kernel::socket_option<int>(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE")),
+                   TRY(kernel::socket_option<int>(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"))};
     if (!is_supported(context, probe, fd, socket.what)) return {};
     socket.local = without_scope(name_of(fd, getsockname)), socket.remote = without_scope(name_of(fd, getpeername));
     socket.local.family = socket.remote.family = socket.what.family;
-    if (domain == AF_INET6) socket.only_ipv6 = TRY(get(fd, SOL_IPV6, IPV6_V6ONLY, "IPV6_V6ONLY")) != 0;
+    if (domain == AF_INET6)
+      socket.only_ipv6 = TRY(kernel::socket_option<int>(fd, SOL_IPV6, IPV6_V6ONLY, "IPV6_V6ONLY")) != 0;
     // As bind(2) has it for an IPv6 address, and connect(2) has not (net/ipv6/af_inet6.c, __inet6_bind).
     if (socket.local.has_address() && kernel::as_sent(socket.local).family == AF_INET6) socket.only_ipv6 = true;
     socket.owner = {probe.stat.st_uid, probe.stat.st_gid};

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "kernel/inet.h"
+#include "kernel/socket_option.h"
 #include "resource/anonymous_room.h"
 #include "resource/socket_more.h"
 #include "resource/socket_options.h"
@@ -57,14 +58,6 @@ struct NetlinkSocket final : model::KindValue {
   }
 };
 
-template <typename T>
-Result<T> get(int fd, int level, int option, const char* name) {
-  T value{};
-  socklen_t size = sizeof value;
-  if (getsockopt(fd, level, option, &value, &size) != 0) return fail_errno(name);
-  return value;
-}
-
 Result<std::vector<uint32_t>> groups_of(int fd) {
   socklen_t size = 0;  // asked for first (net/netlink/af_netlink.c, netlink_getsockopt)
   if (getsockopt(fd, sol_netlink, NETLINK_LIST_MEMBERSHIPS, nullptr, &size) != 0)
@@ -83,7 +76,7 @@ class NetlinkSocketRoom final : public FileRoom {
   bool recognises(const DescriptorProbe& probe) const override {
     if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
     const auto fd = probe.duplicate();
-    const auto domain = fd ? get<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
+    const auto domain = fd ? kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
     return domain && *domain == AF_NETLINK;
   }
 
@@ -160,8 +153,8 @@ class NetlinkSocketRoom final : public FileRoom {
 
  private:
   static Status look(const DescriptorProbe& probe, int fd, NetlinkSocket& socket) {
-    socket.type = TRY(get<int>(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
-    socket.protocol = TRY(get<int>(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
+    socket.type = TRY(kernel::socket_option<int>(fd, SOL_SOCKET, SO_TYPE, "SO_TYPE"));
+    socket.protocol = TRY(kernel::socket_option<int>(fd, SOL_SOCKET, SO_PROTOCOL, "SO_PROTOCOL"));
     sockaddr_nl name{};
     socklen_t size = sizeof name;
     if (getsockname(fd, reinterpret_cast<sockaddr*>(&name), &size) != 0) return fail_errno("getsockname");
@@ -171,7 +164,7 @@ class NetlinkSocketRoom final : public FileRoom {
     socket.peer_port = name.nl_pid, socket.peer_groups = name.nl_groups;
     socket.groups = TRY(groups_of(fd));
     for (const int option : options) {
-      const auto value = get<uint32_t>(fd, sol_netlink, option, "an option");
+      const auto value = kernel::socket_option<uint32_t>(fd, sol_netlink, option, "an option");
       if (value && *value != 0) socket.values[option] = *value;  // what the kernel does not have cannot have been set
     }
     socket.owner = {probe.stat.st_uid, probe.stat.st_gid};
