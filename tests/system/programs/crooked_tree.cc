@@ -28,14 +28,7 @@ void check_steady() {
   CHECK_EQUAL(getsid(0), session);
 }
 
-template <typename Life>
-pid_t start(Life life) {
-  const pid_t pid = fork();
-  CHECK(pid >= 0);
-  if (pid != 0) return pid;
-  life();
-  _exit(0);
-}
+using probe::start;
 
 void await_parent(pid_t parent) {
   while (getppid() != parent) usleep(1000);

@@ -1,7 +1,5 @@
 // Descriptors under the highest numbers that there are, as Valgrind has its own: a restore has to find numbers for its
 // passing use below them.
-#include <sys/resource.h>
-
 #include "probe.h"
 
 static void expect(int fd, const char* text) {
@@ -11,11 +9,9 @@ static void expect(int fd, const char* text) {
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  rlimit limit;
-  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  limit.rlim_cur = limit.rlim_max;
-  CHECK(limit.rlim_max < 1u << 30 && setrlimit(RLIMIT_NOFILE, &limit) == 0);
-  const int highest = (int)limit.rlim_max - 1;
+  const rlim_t limit = probe::raise_descriptor_limit();
+  CHECK(limit < 1u << 30);
+  const int highest = (int)limit - 1;
   char path[4096];
   snprintf(path, sizeof path, "%s/file", probe::directory);
   const int file = open(path, O_RDWR | O_CREAT, 0600);

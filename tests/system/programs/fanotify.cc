@@ -18,17 +18,6 @@ static uint64_t next(int fd, const char* path) {
   return event->mask;
 }
 
-static void expect_nothing(int fd) {
-  char buffer[4096];
-  CHECK(read(fd, buffer, sizeof buffer) < 0 && errno == EAGAIN);
-}
-
-static void touch(const char* path) {
-  const int fd = open(path, O_WRONLY);
-  CHECK(fd >= 0 && write(fd, "x", 1) == 1);
-  close(fd);
-}
-
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   // The driver works in the directory itself.
@@ -57,13 +46,13 @@ int main(int argc, char** argv) {
 
   CHECK_EQUAL(fcntl(files, F_GETFD), FD_CLOEXEC);
   CHECK_EQUAL(fcntl(files, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
-  expect_nothing(files);
-  touch(watched);
+  probe::expect_nothing_to_read(files);
+  probe::write_to(watched);
   CHECK_EQUAL(next(files, watched), FAN_MODIFY);
-  touch(ignored);
-  expect_nothing(files);
-  touch(ignored);
-  expect_nothing(files);
+  probe::write_to(ignored);
+  probe::expect_nothing_to_read(files);
+  probe::write_to(ignored);
+  probe::expect_nothing_to_read(files);
   CHECK(unlink(ignored) == 0);
   char event[4096];
   CHECK(read(filesystem, event, sizeof event) > 0);

@@ -3,7 +3,6 @@
 // VARIANTS: host pidns
 #include <linux/futex.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <random>
@@ -113,10 +112,7 @@ Held chosen(const Held& all, std::mt19937& random) {
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  rlimit limit;
-  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  limit.rlim_cur = limit.rlim_max;
-  CHECK(limit.rlim_max > 2 * of_the_first && setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  CHECK(probe::raise_descriptor_limit() > 2 * of_the_first);
   board = probe::shared_memory<Board>();
   Held held;
   for (int i = 0; i < of_the_first; ++i) open_one(held);

@@ -27,17 +27,6 @@ static void expect_event(int fd, int wd, uint32_t mask, size_t name = 0) {
   CHECK_EQUAL(event->mask, mask);
 }
 
-static void expect_nothing(int fd) {
-  char buffer[4096];
-  CHECK(read(fd, buffer, sizeof buffer) < 0 && errno == EAGAIN);
-}
-
-static void touch(const char* path) {
-  const int fd = open(path, O_WRONLY);
-  CHECK(fd >= 0 && write(fd, "x", 1) == 1);
-  close(fd);
-}
-
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   const char *file = path_of(0, "file"), *folder = path_of(1, "a folder"), *link = path_of(2, "link");
@@ -63,15 +52,15 @@ int main(int argc, char** argv) {
 
   CHECK_EQUAL(fcntl(fd, F_GETFD), FD_CLOEXEC);
   CHECK_EQUAL(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
-  expect_nothing(fd);
-  expect_nothing(idle);
-  touch(file);
+  probe::expect_nothing_to_read(fd);
+  probe::expect_nothing_to_read(idle);
+  probe::write_to(file);
   expect_event(fd, of_file, IN_MODIFY);
-  expect_nothing(fd);
+  probe::expect_nothing_to_read(fd);
   expect_event(once, of_once, IN_MODIFY);
   expect_event(once, of_once, IN_IGNORED);
-  touch(file);
-  expect_nothing(once);
+  probe::write_to(file);
+  probe::expect_nothing_to_read(once);
   expect_event(fd, of_file, IN_MODIFY);
   CHECK(mkdir(path_of(3, "a folder/below"), 0700) == 0);
   expect_event(fd, of_folder, IN_CREATE | IN_ISDIR, 16);

@@ -1,16 +1,11 @@
 // Thousands of descriptors: the numbers that a restore uses in passing must not run out.
-#include <sys/resource.h>
-
 #include "probe.h"
 
 constexpr int count = 5000;
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  rlimit limit;
-  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  limit.rlim_cur = limit.rlim_max;
-  CHECK(limit.rlim_max > 2 * count && setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  CHECK(probe::raise_descriptor_limit() > 2 * count);
   const int first = open("/dev/null", O_RDONLY);
   CHECK(first >= 0);
   int last = first;

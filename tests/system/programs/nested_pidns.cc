@@ -74,14 +74,8 @@ void stay() {
   check_same(before);
 }
 
-template <typename Life>
-pid_t start(Life life, unsigned long flags = 0) {
-  const auto pid = static_cast<pid_t>(syscall(SYS_clone, flags | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
-  CHECK(pid >= 0);
-  if (pid != 0) return pid;
-  life();
-  _exit(0);
-}
+using probe::start;
+
 void reap_all() {
   int status = 0;
   while (wait(&status) > 0) CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 7));

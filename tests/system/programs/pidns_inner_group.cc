@@ -15,14 +15,8 @@ struct Board {
 Board* board = nullptr;
 int owned[2];  // a pipe: its owner tells the group of the third namespace to who is outside
 
-template <typename Life>
-pid_t start(Life life, unsigned long flags = 0) {
-  const auto pid = static_cast<pid_t>(syscall(SYS_clone, flags | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
-  CHECK(pid >= 0);
-  if (pid != 0) return pid;
-  life();
-  _exit(0);
-}
+using probe::start;
+
 void reap_all() {
   int status = 0;
   while (wait(&status) > 0) CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);

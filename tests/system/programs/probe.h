@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -128,6 +129,38 @@ inline void await_end_of_first_thread() {
     if (fd < 0 || read(fd, text, sizeof text - 1) <= 0) failed("read /proc/self/stat: %s", strerror(errno));
     close(fd);
   }
+}
+
+/// A child that lives so, and ends with status 0. `flags`: of clone(2), CLONE_NEW….
+template <typename Life>
+pid_t start(Life life, unsigned long flags = 0) {
+  const auto pid = static_cast<pid_t>(syscall(SYS_clone, flags | SIGCHLD, nullptr, nullptr, nullptr, nullptr));
+  CHECK(pid >= 0);
+  if (pid != 0) return pid;
+  life();
+  _exit(0);
+}
+
+/// The soft limit of open files becomes the hard one, which is returned.
+inline rlim_t raise_descriptor_limit() {
+  rlimit limit;
+  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  limit.rlim_cur = limit.rlim_max;
+  CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  return limit.rlim_max;
+}
+
+/// From a descriptor that does not wait.
+inline void expect_nothing_to_read(int fd) {
+  char buffer[4096];
+  CHECK(read(fd, buffer, sizeof buffer) < 0 && errno == EAGAIN);
+}
+
+/// Opens the file for writing, writes to it and closes it.
+inline void write_to(const char* path) {
+  const int fd = open(path, O_WRONLY);
+  CHECK(fd >= 0 && write(fd, "x", 1) == 1);
+  close(fd);
 }
 
 /// Memory shared with children, zeroed.
