@@ -76,6 +76,7 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t
 
 /// The tree has ended: what it and the dump have left on the system.
 void report_leftovers(const model::Application& application, const Session& session, bool show_each) {
+  if (!show_each && !session.log().should_log(spdlog::level::info)) return;
   const auto leftovers = resource::leftovers(application);
   const auto advice = show_each || leftovers.empty() ? "" : " (--show-leftovers tells)";
   session.log().info("{} left on the system beside the images{}", leftovers.size(), advice);
@@ -97,13 +98,13 @@ Status dump(const Options& options, const Session& session) {
     if (!released) session.log().error("{}", released.error().message());
     return written;
   }
+  const auto after = after_dump(options.dump);
   // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
   // be restored only where somebody else has kept its files.
-  if (after_dump(options.dump) == capture::AfterDump::let_run) tree->context().roll_back();
-  TRY(tree->release(after_dump(options.dump)));
+  if (after == capture::AfterDump::let_run) tree->context().roll_back();
+  TRY(tree->release(after));
   statistics.times = tree->times();
-  if (after_dump(options.dump) == capture::AfterDump::kill)
-    report_leftovers(tree->context().application, session, options.show_leftovers);
+  if (after == capture::AfterDump::kill) report_leftovers(tree->context().application, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
   session.log().info("Dumping finished successfully");
