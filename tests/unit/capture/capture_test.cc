@@ -710,35 +710,55 @@ TEST(Capture, VforkParentStopsWhenItsChildHasExecuted) {
 }
 
 TEST(Capture, TreeThatForksAndExitsAllTheTime) {
-  Shared<std::atomic<int>> rounds;
+  struct Progress {
+    std::atomic<int> rounds;
+    std::atomic<int> stage;  // of the worker that failed
+    std::atomic<int> reason;
+  };
+  Shared<Progress> progress;
   Specimen specimen([&] {
+    const auto give_up = [&](int stage, int reason) {
+      progress->reason = reason;
+      progress->stage = stage;
+      for (;;) pause();
+    };
     for (int worker = 0; worker < 3; ++worker) {
       if (fork() != 0) continue;
       for (;;) {
         const pid_t child = fork();
+        if (child < 0) give_up(1, errno);
         if (child == 0) {
           std::thread([] {}).join();
           _exit(3);
         }
         int status = 0;
-        if (waitpid(child, &status, 0) != child || status != 3 << 8) _exit(1);
-        ++*rounds;
+        if (waitpid(child, &status, 0) != child) give_up(2, errno);
+        if (status != 3 << 8) give_up(3, status);
+        ++progress->rounds;
       }
     }
     int status = 0;
     wait(&status);
     return 1;
   });
-  ASSERT_TRUE(eventually([&] { return *rounds > 10; }));
+  const auto happened = [&] {
+    return "rounds " + std::to_string(progress->rounds) + ", failed at stage " + std::to_string(progress->stage) +
+           " (1 fork, 2 waitpid, 3 status) for reason " + std::to_string(progress->reason) + ", root in state " +
+           specimen.state();
+  };
+  ASSERT_TRUE(eventually([&] { return progress->rounds > 10; })) << happened();
   for (int round = 0; round < 20; ++round) {
+    SCOPED_TRACE("round " + std::to_string(round));
     auto captive = Captive::take(specimen.pid());
     ASSERT_OK(captive);
-    EXPECT_GE((*captive)->context.application.tasks.size(), 4u);
-    const int before = *rounds;
+    const auto& context = (*captive)->context;
+    EXPECT_FALSE(context.diagnostics.refused()) << context.diagnostics.all().front().text();
+    EXPECT_GE(context.application.tasks.size(), 4u) << happened();
+    const int before = progress->rounds;
     usleep(1000);
-    EXPECT_EQ(*rounds, before);
+    EXPECT_EQ(progress->rounds, before);
     ASSERT_OK((*captive)->release(AfterDump::let_run));
-    ASSERT_TRUE(eventually([&] { return *rounds > before + 3; }));
+    ASSERT_TRUE(eventually([&] { return progress->rounds > before + 3; })) << happened();
   }
 }
 

@@ -25,6 +25,7 @@
 #include "capture/sleeps.h"
 #include "capture/walk.h"
 #include "kernel/proc.h"
+#include "../eventually.h"
 
 namespace stasis::capture {
 
@@ -46,16 +47,6 @@ class Shared {
  private:
   T* value_;
 };
-
-template <typename Condition>
-bool eventually(Condition condition, std::chrono::milliseconds patience = 5s) {
-  const auto deadline = std::chrono::steady_clock::now() + patience;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    usleep(200);
-  }
-  return true;
-}
 
 /// A child that leads its own session and runs `body`; its exit status is what the body returns.
 class Specimen {

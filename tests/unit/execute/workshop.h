@@ -22,6 +22,7 @@
 #include "execute/execute.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "../eventually.h"
 
 // What restored tasks run. Position-independent; rbx = the page of data.
 extern "C" {
@@ -178,14 +179,6 @@ class Workshop : public testing::Test {
   static char state_of(pid_t pid) {
     const auto stat = kernel::read_stat(pid);
     return stat ? stat->state : '-';
-  }
-  template <typename Condition>
-  static bool eventually(Condition condition) {
-    for (int i = 0; i < 3000; ++i) {
-      if (condition()) return true;
-      usleep(1000);
-    }
-    return condition();
   }
   /// No process of the program, no child of ours, no file but those that were there.
   void expect_nothing_left(const std::vector<Pid>& pids, const std::string& when) {
