@@ -79,21 +79,18 @@ class Autopsy {
   std::string path_;
 };
 
-}  // namespace
-
-namespace {
-
-/// What is wrong with the record, or nothing.
+/// What is wrong with the record, or nothing. Descriptors are asked for only when there is something to say: the first
+/// question has them built, which takes longer than reading most images.
 std::optional<std::string> parse(ByteView bytes, pb::Message& record) {
-  const auto& type = record.GetDescriptor()->name();
-  if (bytes.size() > record_limit) return fmt::format("a {} of {} bytes is too long", type, bytes.size());
+  const auto type = [&] { return record.GetDescriptor()->name(); };
+  if (bytes.size() > record_limit) return fmt::format("a {} of {} bytes is too long", type(), bytes.size());
   // "Partial": a complete parse would print about missing fields itself.
   if (!record.ParsePartialFromArray(bytes.data(), static_cast<int>(bytes.size())))
-    return fmt::format("not a {}: {} cannot be read", type, Autopsy(bytes).field(record.GetDescriptor()));
+    return fmt::format("not a {}: {} cannot be read", type(), Autopsy(bytes).field(record.GetDescriptor()));
   if (record.IsInitialized()) return std::nullopt;
   std::vector<std::string> missing;
   record.FindInitializationErrors(&missing);
-  return fmt::format("{} lacks the field {}", type, missing.front());
+  return fmt::format("{} lacks the field {}", type(), missing.front());
 }
 
 }  // namespace
