@@ -13,6 +13,11 @@ ObjectId CaptureContext::object(const std::string& key, bool& fresh) {
   return objects_[key] = new_id();
 }
 
+std::optional<ObjectId> CaptureContext::known_object(const std::string& key) const {
+  const auto found = objects_.find(key);
+  return found == objects_.end() ? std::nullopt : std::optional(found->second);
+}
+
 bool is_external(const CapturePolicy& policy, std::string_view name) {
   return std::ranges::find(policy.external, name) != policy.external.end();
 }

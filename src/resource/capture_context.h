@@ -47,6 +47,8 @@ class CaptureContext {
   ObjectId new_id() { return ObjectId{++last_id_}; }
   /// The object that was first seen under this key ("pipe:[4711]"), or a new id; `fresh` says which.
   ObjectId object(const std::string& key, bool& fresh);
+  /// The one that has been seen under this key, if there is any.
+  std::optional<ObjectId> known_object(const std::string& key) const;
   /// State that several descriptions have in common, under a key that names it completely.
   std::map<std::string, model::KindState> known_states;
   /// What a room keeps for the time of a capture: one value of each type.

@@ -33,8 +33,11 @@ struct Fanotify final : model::KindValue {
     uint32_t flags = 0, mask = 0, ignored_mask = 0;
     uint32_t mount_id = 0;  ///< not compared: another one after a restart
     WatchedFile file;       ///< of a mount or file system: where it is mounted
-    auto key() const { return std::tuple(kind, file.path, flags, mask, ignored_mask); }
+    auto key() const { return std::tuple(kind, file.path, file.ghost.value != 0, flags, mask, ignored_mask); }
   };
+  std::vector<Mark>& watched() { return marks; }
+  const std::vector<Mark>& watched() const { return marks; }
+
   uint32_t flags = 0;        ///< fanotify_init's
   uint32_t event_flags = 0;  ///< of the files that come with events
   std::vector<Mark> marks;   ///< in a fixed order
@@ -48,8 +51,8 @@ struct Fanotify final : model::KindValue {
   std::string describe() const override {
     std::string text = fmt::format("fanotify, flags {:#x}, files {:#x}", flags, event_flags);
     for (const auto& mark : marks)
-      text += fmt::format(", {} ({:#x} of kind {}, but {:#x})", mark.file.path, mark.mask, static_cast<int>(mark.kind),
-                          mark.ignored_mask);
+      text += fmt::format(", {} ({:#x} of kind {}, but {:#x})", name_of(mark.file), mark.mask,
+                          static_cast<int>(mark.kind), mark.ignored_mask);
     return text;
   }
 };
@@ -76,14 +79,13 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto state = std::make_shared<Fanotify>();
     const auto found = TRY_IN("look at " + probe.subject, kernel::parse_fanotify(probe.info));
-    state->flags = found.flags & ~static_cast<uint32_t>(FAN_CLOEXEC | FAN_NONBLOCK);
+    state->flags = found.flags & ~static_cast<uint32_t>(FAN_CLOEXEC);
     state->event_flags = found.event_flags;
     const auto mounts = found.marks.empty() ? std::vector<kernel::MountInfo>{} : TRY(kernel::read_mountinfo());
     for (const auto& mark : found.marks) {
       WatchedFile file{mark.inode, mark.device, mark.handle, {}};
       file.path = mark.kind == FanotifyMark::Kind::inode ? find_watched(context.policy, mounts, file)
                                                          : mount_point(mark, mounts);
-      if (file.path.empty()) refuse_lost_file(context, probe.subject, file);
       state->marks.push_back(
           {mark.kind, mark.flags & kept_flags, mark.mask, mark.ignored_mask, mark.mount_id, std::move(file)});
     }
@@ -92,10 +94,17 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
     return model::KindState{std::move(state)};
   }
 
+  Status finish_capture(CaptureContext& context) const override {
+    find_ghosts<Fanotify>(context);
+    return {};
+  }
+
+  Status finish_decode(model::Application& application) const override { return check_ghosts<Fanotify>(application); }
+
   void validate(const model::Application&, const model::OpenDescription& description,
                 Diagnostics& diagnostics) const override {
     for (const auto& mark : description.state.as<Fanotify>()->marks)
-      validate_watched("fanotify", mark.file.path, diagnostics);
+      validate_watched("fanotify", mark.file, diagnostics);
   }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
@@ -104,6 +113,9 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
       plan::Perform perform{"fanotify", "", {}, {}, {}};
       perform.calls.push_back(call(SYS_fanotify_init, state.flags, state.event_flags));
       place(placement, perform);
+      // It stays in the group's flags even where the file has been made to wait since.
+      if ((state.flags & FAN_NONBLOCK) != 0 && settable_flags(placement.description->flags) == 0)
+        perform.calls.push_back(call(SYS_fcntl, placement.fd, F_SETFL, 0));
       sink.add(std::move(perform));
     }
     return {};
@@ -114,11 +126,11 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
     plan::Perform perform{fmt::format("marks of fanotify {}", fd), "", {}, {}, {}};
     perform.starts.push_back({fd, description.id});
     for (const auto& mark : description.state.as<Fanotify>()->marks) {
-      const auto path = seen_by(application, sink.pid(), mark.file.path);
-      const uint32_t flags = FAN_MARK_ADD | FAN_MARK_DONT_FOLLOW | mark_type_of(mark.kind);
+      const auto lead = lead_to(application, sink.pid(), mark.file);
+      const uint32_t flags = FAN_MARK_ADD | (lead.is_link ? 0 : FAN_MARK_DONT_FOLLOW) | mark_type_of(mark.kind);
       const auto add = [&](uint32_t more, uint32_t mask) {
         if (mask == 0) return;
-        perform.calls.push_back(call(SYS_fanotify_mark, fd, flags | more, mask, AT_FDCWD, plan::text(path)));
+        perform.calls.push_back(call(SYS_fanotify_mark, fd, flags | more, mask, AT_FDCWD, plan::text(lead.path)));
       };
       add(mark.flags & mark_evictable, mark.mask);
       add(mark.flags | ((mark.flags & mark_ignore) != 0 ? 0 : FAN_MARK_IGNORED_MASK), mark.ignored_mask);
@@ -151,7 +163,7 @@ class FanotifyRoom final : public AnonymousRoom<fanotify_file_entry, &image::Fil
   Status read(const image::FileRecord& record, const fanotify_file_entry& entry, model::Application&,
               model::OpenDescription& description) const override {
     auto state = std::make_shared<Fanotify>();
-    state->flags = entry.faflags() & ~static_cast<uint32_t>(FAN_CLOEXEC | FAN_NONBLOCK);
+    state->flags = entry.faflags() & ~static_cast<uint32_t>(FAN_CLOEXEC);
     state->event_flags = entry.evflags();
     for (const auto& mark : entry.mark()) {
       Fanotify::Mark made;

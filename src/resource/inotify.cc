@@ -35,18 +35,21 @@ struct Inotify final : model::KindValue {
   };
   std::vector<Watch> watches;  ///< by descriptor, ascending
 
+  std::vector<Watch>& watched() { return watches; }
+  const std::vector<Watch>& watched() const { return watches; }
+
   std::string_view kind() const override { return "inotify"; }
   /// Inodes are others when files have been copied.
   bool equals(const model::KindValue& other) const override {
     const auto* inotify = dynamic_cast<const Inotify*>(&other);
     return inotify != nullptr && std::ranges::equal(watches, inotify->watches, [](const Watch& a, const Watch& b) {
-             return a.descriptor == b.descriptor && a.mask == b.mask && a.file.path == b.file.path;
+             return a.descriptor == b.descriptor && a.mask == b.mask && is_same(a.file, b.file);
            });
   }
   std::string describe() const override {
     std::string text = "inotify";
     for (const auto& watch : watches)
-      text += fmt::format(" {}: {} ({:#x})", watch.descriptor, watch.file.path, watch.mask);
+      text += fmt::format(" {}: {} ({:#x})", watch.descriptor, name_of(watch.file), watch.mask);
     return text;
   }
 };
@@ -65,7 +68,6 @@ class InotifyRoom final : public AnonymousRoom<inotify_file_entry, &image::FileR
     for (const auto& watch : found) {
       WatchedFile file{watch.inode, watch.device, watch.handle, {}};
       file.path = find_watched(context.policy, mounts, file);
-      if (file.path.empty()) refuse_lost_file(context, probe.subject, file);
       state->watches.push_back({watch.descriptor, watch.mask, std::move(file)});
     }
     std::ranges::sort(state->watches, {}, &Inotify::Watch::descriptor);
@@ -73,10 +75,17 @@ class InotifyRoom final : public AnonymousRoom<inotify_file_entry, &image::FileR
     return model::KindState{std::move(state)};
   }
 
+  Status finish_capture(CaptureContext& context) const override {
+    find_ghosts<Inotify>(context);
+    return {};
+  }
+
+  Status finish_decode(model::Application& application) const override { return check_ghosts<Inotify>(application); }
+
   void validate(const model::Application&, const model::OpenDescription& description,
                 Diagnostics& diagnostics) const override {
     for (const auto& watch : description.state.as<Inotify>()->watches)
-      validate_watched(fmt::format("inotify, watch {}", watch.descriptor), watch.file.path, diagnostics);
+      validate_watched(fmt::format("inotify, watch {}", watch.descriptor), watch.file, diagnostics);
   }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
@@ -93,12 +102,12 @@ class InotifyRoom final : public AnonymousRoom<inotify_file_entry, &image::FileR
     plan::Perform perform{fmt::format("watches of inotify {}", fd), "", {}, {}, {}};
     perform.starts.push_back({fd, description.id});
     for (const auto& watch : description.state.as<Inotify>()->watches) {
-      // The path is that of the file itself, symbolic link or not.
-      const auto path = seen_by(application, sink.pid(), watch.file.path);
+      const auto lead = lead_to(application, sink.pid(), watch.file);
+      const uint32_t mask = watch.mask | (lead.is_link ? 0 : IN_DONT_FOLLOW);
       perform.calls.push_back(
           expecting(call(SYS_ioctl, fd, set_next_wd, watch.descriptor), Expected::success_or, -ENOTTY));
-      perform.calls.push_back(expecting(call(SYS_inotify_add_watch, fd, plan::text(path), watch.mask | IN_DONT_FOLLOW),
-                                        Expected::exactly, watch.descriptor));
+      perform.calls.push_back(
+          expecting(call(SYS_inotify_add_watch, fd, plan::text(lead.path), mask), Expected::exactly, watch.descriptor));
     }
     sink.add(std::move(perform));
   }

@@ -31,7 +31,7 @@ constexpr std::string_view temporary_link = "link_remap.";  ///< and a number
 constexpr std::string_view shared_memory = "/dev/shm/";     ///< shm_overview(7)
 /// CRIU counts unlinked files apart from other objects: their ids have a bit here that no other has.
 constexpr uint32_t ghost_bit = 0x20000000;
-constexpr uint32_t record_id(ObjectId ghost) { return ghost.value & ~ghost_bit; }
+std::string ghost_key(dev_t device, ino_t inode) { return fmt::format("ghost {}:{}", device, inode); }
 constexpr uint32_t remap_record_bit = 0x40000000;  ///< in the ids of file entries for temporary links
 
 std::string parent_of(const std::string& path) { return std::filesystem::path(path).parent_path().string(); }
@@ -537,10 +537,18 @@ std::string original_path(const std::string& link) {
   return ours ? path.substr(0, at) : path;
 }
 
+uint32_t ghost_number(ObjectId ghost) { return ghost.value & ~ghost_bit; }
+
+ObjectId ghost_numbered(uint32_t number) { return ObjectId{number | ghost_bit}; }
+
+ObjectId ghost_of(const CaptureContext& context, dev_t device, ino_t inode) {
+  const auto known = context.known_object(ghost_key(device, inode));
+  return known ? ghost_numbered(known->value) : ObjectId{};
+}
+
 Result<ObjectId> capture_ghost_of(CaptureContext& context, const DescriptorProbe& probe, const std::string& path) {
   bool fresh = false;
-  const auto id = context.object(fmt::format("ghost {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
-  const ObjectId object{id.value | ghost_bit};
+  const auto object = ghost_numbered(context.object(ghost_key(probe.stat.st_dev, probe.stat.st_ino), fresh).value);
   if (fresh) {
     auto ghost = std::make_shared<GhostFile>(TRY(capture_ghost(probe)));
     ghost->path = path;
@@ -552,11 +560,11 @@ Result<ObjectId> capture_ghost_of(CaptureContext& context, const DescriptorProbe
 Status encode_ghost_of(const model::Application& application, uint32_t record, ObjectId object,
                        image::FileRecords& records) {
   remap_file_path_entry entry;
-  entry.set_orig_id(record), entry.set_remap_id(record_id(object)), entry.set_remap_type(GHOST);
+  entry.set_orig_id(record), entry.set_remap_id(ghost_number(object)), entry.set_remap_type(GHOST);
   TRY(TRY(records.side("remap-fpath"))->append(entry));
   if (!records.first_time("ghost", object.value)) return {};
   const auto& ghost = *application.objects.at(object).as<GhostFile>();
-  return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", record_id(object))));
+  return encode_ghost(ghost, *TRY(records.side("ghost-file-{}", ghost_number(object))));
 }
 
 Result<ObjectId> decode_ghost_of(const image::FileRecords& records, const remap_file_path_entry& remap,
@@ -564,7 +572,7 @@ Result<ObjectId> decode_ghost_of(const image::FileRecords& records, const remap_
   const std::string subject = fmt::format("remap-fpath.img, file {}", remap.orig_id());
   if (remap.remap_type() != GHOST)
     return fail(Error::unsupported("decode file", "it is a file of /proc of a dead task", subject));
-  const ObjectId object{remap.remap_id() | ghost_bit};
+  const ObjectId object = ghost_numbered(remap.remap_id());
   if (!application.objects.contains(object)) {
     auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
     ghost->missing_directories = missing_above(path);

@@ -40,6 +40,11 @@ bool is_reached_by_name(const DescriptorProbe&);
 
 /// The name that a file had which its link in procfs calls deleted, also if it has been a ghost before.
 std::string original_path(const std::string& link);
+/// Its number in the images, and back.
+uint32_t ghost_number(ObjectId ghost);
+ObjectId ghost_numbered(uint32_t number);
+/// The ghost of this file, if it has been captured; 0: it has not.
+ObjectId ghost_of(const CaptureContext&, dev_t, ino_t);
 /// The ghost of the file behind the probe, captured once for all that refer to it.
 Result<ObjectId> capture_ghost_of(CaptureContext&, const DescriptorProbe&, const std::string& path);
 /// Says that the file of this record of files.img is the ghost, and saves that once.

@@ -39,7 +39,46 @@ std::string find_below(const std::string& top, const WatchedFile& file) {
   return {};
 }
 
+/// A descriptor in the table that opens the ghost; -1: there is none.
+int descriptor_of(const model::Application& application, const model::DescriptorTable& table, ObjectId ghost) {
+  for (const auto& [number, slot] : table.slots) {
+    const auto* file = application.descriptions.at(slot.description).state.as<RegularFile>();
+    if (file != nullptr && file->ghost == ghost) return number;
+  }
+  return -1;
+}
+
+/// Whether everybody who has the watcher has the ghost open.
+bool is_within_reach(const model::Application& application, ObjectId watcher, ObjectId ghost) {
+  bool somebody = false;
+  for (const auto& [id, table] : application.descriptor_tables) {
+    const bool has_watcher =
+        std::ranges::any_of(table.slots, [&](const auto& slot) { return slot.second.description == watcher; });
+    if (has_watcher && descriptor_of(application, table, ghost) < 0) return false;
+    somebody |= has_watcher;
+  }
+  return somebody;
+}
+
+/// The path as the process sees it, whose root directory may be another one by the time that it is used.
+std::string seen_by(const model::Application& application, Pid pid, const std::string& path) {
+  const auto& fs = application.fs_contexts.at(application.find(pid)->fs);
+  const auto root = application.descriptions.find(fs.root_directory);
+  const std::string top = root == application.descriptions.end() ? "/" : path_of(root->second);
+  const bool is_below = top.size() > 1 && path.starts_with(top) && path.size() > top.size() && path[top.size()] == '/';
+  if (path == top) return "/";
+  return is_below ? path.substr(top.size()) : path;
+}
+
 }  // namespace
+
+bool is_same(const WatchedFile& a, const WatchedFile& b) {
+  return a.path == b.path && (a.ghost.value != 0) == (b.ghost.value != 0);
+}
+
+std::string name_of(const WatchedFile& file) {
+  return file.ghost.value != 0 ? fmt::format("the unlinked file {}", ghost_number(file.ghost)) : file.path;
+}
 
 std::string find_watched(const CapturePolicy& policy, const std::vector<kernel::MountInfo>& mounts,
                          const WatchedFile& file) {
@@ -54,13 +93,16 @@ std::string find_watched(const CapturePolicy& policy, const std::vector<kernel::
   return path;
 }
 
-void refuse_lost_file(CaptureContext& context, const std::string& subject, const WatchedFile& file) {
+void find_ghost(CaptureContext& context, const model::OpenDescription& watcher, WatchedFile& file) {
+  // No name: it is in the ghosts' table by the device number that stat(2) gives.
+  file.ghost = ghost_of(context, makedev(file.device >> 20, file.device & 0xfffff), file.inode);
+  if (file.ghost.value != 0 && is_within_reach(context.application, watcher.id, file.ghost)) return;
   context.diagnostics.refuse(
-      subject,
+      watcher.state.value->describe(),
       fmt::format("no name leads to a file it watches (inode {} of device {}:{})", file.inode, file.device >> 20,
                   file.device & 0xfffff),
       "if it has a name, its file system has no handles: pass --force-irmap, and --irmap-scan-path with a directory "
-      "above it; otherwise have the watch removed");
+      "above it; otherwise have the watch removed, or the file open in the process that watches it");
 }
 
 void warn_of_events(CaptureContext& context, const DescriptorProbe& probe) {
@@ -81,7 +123,10 @@ void encode_handle(const WatchedFile& file, fh_entry& entry) {
       std::memcpy(&value, file.handle.bytes.data() + at, std::min(sizeof value, file.handle.bytes.size() - at));
     entry.add_handle(value);
   }
-  entry.set_path(file.path);
+  if (file.ghost.value != 0)
+    entry.set_ghost_id(ghost_number(file.ghost));
+  else
+    entry.set_path(file.path);
 }
 
 bool is_path(const std::string& path) {
@@ -97,6 +142,10 @@ Status decode_handle(const fh_entry& entry, WatchedFile& file, const std::string
     file.handle.bytes.insert(file.handle.bytes.end(), bytes, bytes + sizeof word);
   }
   file.handle.bytes.resize(entry.bytes());
+  if (entry.has_ghost_id()) {
+    file.ghost = ghost_numbered(entry.ghost_id());
+    return {};
+  }
   file.path = entry.path();
   if (file.path.empty())
     file.path = kernel::find_by_handle(TRY(kernel::read_mountinfo()), file.device, file.inode, file.handle);
@@ -106,19 +155,23 @@ Status decode_handle(const fh_entry& entry, WatchedFile& file, const std::string
   return {};
 }
 
-void validate_watched(const std::string& subject, const std::string& path, Diagnostics& diagnostics) {
-  struct stat about{};
-  if (lstat(path.c_str(), &about) != 0)
-    diagnostics.refuse(subject, fmt::format("{}, which it watches, does not exist", path), "put it back");
+Status check_ghost(const model::Application& application, const model::OpenDescription& watcher,
+                   const WatchedFile& file) {
+  if (file.ghost.value == 0 || is_within_reach(application, watcher.id, file.ghost)) return {};
+  return fail(Error::invalid("decode watched file", "whoever watches the unlinked file does not have it open",
+                             fmt::format("files.img, file {}, field f_handle.ghost_id", watcher.id)));
 }
 
-std::string seen_by(const model::Application& application, Pid pid, const std::string& path) {
-  const auto& fs = application.fs_contexts.at(application.find(pid)->fs);
-  const auto root = application.descriptions.find(fs.root_directory);
-  const std::string top = root == application.descriptions.end() ? "/" : path_of(root->second);
-  const bool is_below = top.size() > 1 && path.starts_with(top) && path.size() > top.size() && path[top.size()] == '/';
-  if (path == top) return "/";
-  return is_below ? path.substr(top.size()) : path;
+void validate_watched(const std::string& subject, const WatchedFile& file, Diagnostics& diagnostics) {
+  struct stat about{};
+  if (file.ghost.value == 0 && lstat(file.path.c_str(), &about) != 0)
+    diagnostics.refuse(subject, fmt::format("{}, which it watches, does not exist", file.path), "put it back");
+}
+
+Lead lead_to(const model::Application& application, Pid pid, const WatchedFile& file) {
+  if (file.ghost.value == 0) return {seen_by(application, pid, file.path)};
+  const auto& table = application.descriptor_tables.at(application.find(pid)->descriptors);
+  return {fmt::format("/proc/self/fd/{}", descriptor_of(application, table, file.ghost)), true};
 }
 
 }  // namespace stasis::resource

@@ -17,26 +17,62 @@ struct WatchedFile {
   uint64_t inode = 0;
   uint32_t device = 0;  ///< the kernel's dev_t
   kernel::FileHandle handle;
-  std::string path;  ///< absolute
+  std::string path;  ///< absolute; empty: it has no name any more
+  ObjectId ghost;    ///< then: the GhostFile, which whoever has the watch has open
 };
+
+bool is_same(const WatchedFile&, const WatchedFile&);
+/// For people.
+std::string name_of(const WatchedFile&);
 
 /// A path that leads to the file: found by its handle, or else, with --force-irmap, by its inode in the directories
 /// where watched files mostly are. Empty: there is none.
 std::string find_watched(const CapturePolicy&, const std::vector<kernel::MountInfo>&, const WatchedFile&);
-/// Says that a watched file has no path (any more) by which it could be watched again.
-void refuse_lost_file(CaptureContext&, const std::string& subject, const WatchedFile&);
+/// When all open files are known: the unlinked one that a watch without a path is on, if each process that has the
+/// watcher has that file open. Otherwise the watch is refused.
+void find_ghost(CaptureContext&, const model::OpenDescription& watcher, WatchedFile&);
 /// Says that events are queued which nobody has read, if there are any: the kernel gives them to one reader only.
 void warn_of_events(CaptureContext&, const DescriptorProbe&);
 
 void encode_handle(const WatchedFile&, fh_entry&);
-/// Sets handle and path. The path is looked for by the handle if the record has none.
+/// Sets handle and path, or ghost. The path is looked for by the handle if the record has neither.
 Status decode_handle(const fh_entry&, WatchedFile&, const std::string& where);
 /// Whether it can be the path of a watched file: absolute, without NUL.
 bool is_path(const std::string&);
-/// Whether a path can be watched at a restore.
-void validate_watched(const std::string& subject, const std::string& path, Diagnostics&);
+/// When all open files are known: whether the ghost can be reached by those who have the watcher.
+Status check_ghost(const model::Application&, const model::OpenDescription& watcher, const WatchedFile&);
+/// Whether the file can be watched at a restore.
+void validate_watched(const std::string& subject, const WatchedFile&, Diagnostics&);
 
-/// The path as the process sees it, whose root directory may be another one by the time that it is used.
-std::string seen_by(const model::Application&, Pid, const std::string& path);
+/// What leads the process to the file: its path (that of the file itself, symbolic link or not), as it is seen from the
+/// root directory that the process has by then; or the link in /proc of a descriptor.
+struct Lead {
+  std::string path;
+  bool is_link = false;
+};
+Lead lead_to(const model::Application&, Pid, const WatchedFile&);
+
+/// For all watchers of a kind, whose state has `watched()`: things with a `file`.
+template <typename State>
+void find_ghosts(CaptureContext& context) {
+  for (auto& [id, description] : context.application.descriptions) {
+    const auto* state = description.state.template as<State>();
+    if (state == nullptr) continue;
+    auto found = std::make_shared<State>(*state);
+    for (auto& one : found->watched()) {
+      if (one.file.path.empty()) find_ghost(context, description, one.file);
+    }
+    description.state = {std::move(found)};
+  }
+}
+template <typename State>
+Status check_ghosts(const model::Application& application) {
+  for (const auto& [id, description] : application.descriptions) {
+    const auto* state = description.state.template as<State>();
+    if (state == nullptr) continue;
+    for (const auto& one : state->watched()) TRY(check_ghost(application, description, one.file));
+  }
+  return {};
+}
 
 }  // namespace stasis::resource

@@ -29,12 +29,19 @@ int main(int argc, char** argv) {
   close(open(watched, O_CREAT | O_WRONLY, 0600));
   close(open(ignored, O_CREAT | O_WRONLY, 0600));
 
+  char rotated[4300];
+  snprintf(rotated, sizeof rotated, "%s/rotated", folder);
+  const int unlinked = open(rotated, O_CREAT | O_RDWR, 0600);
   const int files = fanotify_init(FAN_NONBLOCK | FAN_CLOEXEC, O_RDONLY | O_CLOEXEC);
   CHECK(files >= 0);
   CHECK(fanotify_mark(files, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, watched) == 0);
   CHECK(fanotify_mark(files, FAN_MARK_ADD, FAN_MODIFY | FAN_EVENT_ON_CHILD, AT_FDCWD, folder) == 0);
   CHECK(fanotify_mark(files, FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, FAN_MODIFY, AT_FDCWD,
                       ignored) == 0);
+  CHECK(fanotify_mark(files, FAN_MARK_ADD, FAN_MODIFY, AT_FDCWD, rotated) == 0 && unlink(rotated) == 0);
+  // Not its own blocking, but what it was made with is in its flags.
+  const int waiting = fanotify_init(FAN_NONBLOCK, O_RDONLY);
+  CHECK(waiting >= 0 && fcntl(waiting, F_SETFL, 0) == 0);
   // Marks of everything, for an event that hardly anybody else causes.
   const int mount = fanotify_init(FAN_NONBLOCK, O_RDONLY | O_CLOEXEC);
   CHECK(mount >= 0 && fanotify_mark(mount, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_OPEN_EXEC, AT_FDCWD, watched) == 0);
@@ -49,6 +56,10 @@ int main(int argc, char** argv) {
   probe::expect_nothing_to_read(files);
   probe::write_to(watched);
   CHECK_EQUAL(next(files, watched), FAN_MODIFY);
+  CHECK(write(unlinked, "x", 1) == 1);
+  snprintf(rotated, sizeof rotated, "/proc/self/fd/%d", unlinked);
+  CHECK_EQUAL(next(files, rotated), FAN_MODIFY);
+  CHECK_EQUAL(fcntl(waiting, F_GETFL) & O_NONBLOCK, 0);
   probe::write_to(ignored);
   probe::expect_nothing_to_read(files);
   probe::write_to(ignored);

@@ -44,9 +44,13 @@ int main(int argc, char** argv) {
   const int of_link = watch(fd, link, IN_DELETE_SELF | IN_DONT_FOLLOW);
   while (read(fd, ignored, sizeof ignored) > 0) {
   }
+  // A file that has lost its name since, as logs do when they are rotated.
+  const int rotated = open(path_of(3, "rotated"), O_CREAT | O_RDWR, 0600);
+  const int of_rotated = watch(fd, paths[3], IN_MODIFY | IN_CLOSE_WRITE);
+  CHECK(rotated >= 0 && unlink(paths[3]) == 0);
   const int once = inotify_init1(IN_NONBLOCK);
   const int of_once = watch(once, file, IN_MODIFY | IN_ONESHOT);
-  CHECK(of_file == 51 && of_folder == 59 && of_link == 60 && of_once == 1);
+  CHECK(of_file == 51 && of_folder == 59 && of_link == 60 && of_rotated == 61 && of_once == 1);
   probe::ready();
   probe::wait_for_go();
 
@@ -62,12 +66,17 @@ int main(int argc, char** argv) {
   probe::write_to(file);
   probe::expect_nothing_to_read(once);
   expect_event(fd, of_file, IN_MODIFY);
+  CHECK(write(rotated, "x", 1) == 1);
+  expect_event(fd, of_rotated, IN_MODIFY);
+  CHECK(close(rotated) == 0);
+  expect_event(fd, of_rotated, IN_CLOSE_WRITE);
+  expect_event(fd, of_rotated, IN_IGNORED);
   CHECK(mkdir(path_of(3, "a folder/below"), 0700) == 0);
   expect_event(fd, of_folder, IN_CREATE | IN_ISDIR, 16);
   CHECK(unlink(link) == 0);
   expect_event(fd, of_link, IN_DELETE_SELF);
   expect_event(fd, of_link, IN_IGNORED);
-  CHECK_EQUAL(watch(fd, probe::directory, IN_DELETE), 61);  // the next number is the next
+  CHECK_EQUAL(watch(fd, probe::directory, IN_DELETE), 62);  // the next number is the next
   CHECK(rmdir(paths[3]) == 0);
   CHECK(inotify_rm_watch(fd, of_file) == 0);
   expect_event(fd, of_file, IN_IGNORED);
