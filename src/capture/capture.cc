@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "base/patience.h"
 #include "capture/early_facts.h"
 #include "capture/freezer.h"
 #include "capture/interview.h"
@@ -17,7 +18,7 @@ namespace stasis::capture {
 namespace {
 
 constexpr auto forever = std::chrono::hours(24);
-constexpr auto agent_patience = std::chrono::seconds(20);
+constexpr auto patience_for_each = std::chrono::milliseconds(20);  ///< thread, when all are asked something in turn
 
 uint64_t microseconds(Clock::duration duration) {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
@@ -55,13 +56,12 @@ class LiveTree final : public SeizedTree {
     // A tree that is not wholly ours cannot be looked at further.
     if (context_.diagnostics.refused()) return {};
 
-    TRY_IN("find out how long the tasks sleep",
-           measure_sleeps(processes_, context_, options_.at_point, Clock::now() + agent_patience));
+    TRY_IN("find out how long the tasks sleep", measure_sleeps(processes_, context_, options_.at_point, turn_of_all()));
     facts.hand_out(processes_);
     TRY(look_from_outside());
     options_.at_point("looked");
     if (context_.diagnostics.refused()) return {};
-    Interview interview(processes_, context_, options_.at_point, Clock::now() + agent_patience);
+    Interview interview(processes_, context_, options_.at_point, turn_of_all());
     TRY_IN("ask the tasks", interview.hold(resource::task_rooms()));
     options_.at_point("captured");
     return {};
@@ -90,6 +90,13 @@ class LiveTree final : public SeizedTree {
 
  private:
   resource::NetworkCapture& network() { return context_.kept<resource::NetworkCapture>(); }
+
+  /// When all threads have surely had their turn.
+  Clock::time_point turn_of_all() const {
+    size_t threads = 0;
+    for (const auto& process : processes_) threads += process.frozen.threads.size();
+    return Clock::now() + patience + threads * patience_for_each;
+  }
 
   /// Everything that the tasks need not be asked for: files, memory, and the rooms' own readings.
   Status look_from_outside() {

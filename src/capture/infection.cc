@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "kernel/process.h"
 
@@ -16,7 +17,6 @@ namespace stasis::capture {
 namespace {
 
 constexpr uint64_t all_signals = ~uint64_t{0};
-constexpr auto patience_at_the_end = std::chrono::seconds(2);
 
 constexpr uint64_t bit(int signal) { return uint64_t{1} << (signal - 1); }
 
@@ -241,7 +241,7 @@ Status Infection::finish(const Waiting& waiting) {
 /// After an error: what can still be undone is undone. Threads that have died need nothing.
 void Infection::clean_up() {
   const Waiting waiting;
-  deadline_ = Clock::now() + patience_at_the_end;
+  deadline_ = Clock::now() + patience;
   bool all_back = true;
   for (auto& patient : patients_) {
     const auto back = patient.tracee->put_back();

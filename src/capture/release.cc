@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 
+#include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "capture/places.h"
 #include "kernel/proc.h"
@@ -21,7 +22,6 @@
 namespace stasis::capture {
 namespace {
 
-constexpr auto patience = std::chrono::seconds(5);
 /// How long to wait for somebody else's init to reap orphans: it is not ours to insist.
 constexpr auto patience_with_init = std::chrono::milliseconds(500);
 
@@ -256,7 +256,10 @@ class Killing {
       Tracee* thread = dying.front();
       dying.pop_front();
       const bool ours = our_child && thread->pid() == thread->tid();
-      if (thread->has_ended(!ours)) continue;
+      if (thread->has_ended(!ours)) {
+        if (!failed_) deadline_ = Clock::now() + patience;
+        continue;
+      }
       dying.push_back(thread);
       if (++misses < std::min(dying.size(), few_misses)) continue;
       if (Clock::now() > deadline_) return does_not_end(process);
@@ -269,6 +272,7 @@ class Killing {
   }
   void does_not_end(const LiveProcess& process) {
     error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+    failed_ = true;
   }
 
   static constexpr size_t few_misses = 4;
@@ -278,7 +282,8 @@ class Killing {
   std::map<pid_t, Parent> parents_;
   const pid_t self_ = getpid();
   Waiting waiting_;
-  Clock::time_point deadline_ = Clock::now() + patience;
+  Clock::time_point deadline_ = Clock::now() + patience;  ///< renewed as long as one after the other ends
+  bool failed_ = false;
   FirstError error_;
 };
 

@@ -13,13 +13,13 @@
 
 #include <fmt/format.h>
 
+#include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 
 namespace stasis::capture {
 namespace {
 
 constexpr uint64_t options_always = PTRACE_O_TRACESYSGOOD;
-constexpr auto patience_at_the_end = std::chrono::seconds(2);
 
 std::string subject(pid_t tid) { return fmt::format("task {}", tid); }
 
@@ -173,7 +173,7 @@ void Tracee::keep_signal() {
 Status Tracee::stop_again() {
   const Waiting waiting;
   TRY(interrupt());
-  if (!TRY(settle(waiting, Clock::now() + patience_at_the_end))) {
+  if (!TRY(settle(waiting, Clock::now() + patience))) {
     return fail(Error::conflict("stop the task again", "it does not stop", subject(tid_)));
   }
   if (!alive()) return fail(Error::gone("stop the task again", subject(tid_)));

@@ -16,6 +16,7 @@
 #include <map>
 #include <thread>
 
+#include "base/patience.h"
 #include "base/unique_fd.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
@@ -28,7 +29,6 @@
 namespace stasis::execute {
 namespace {
 
-constexpr auto patience = std::chrono::seconds(5);
 constexpr int equal = 0, different = 1, failed = 2;
 
 using Differences = std::vector<std::string>;

@@ -205,6 +205,7 @@ void DescriptorPlan::need(ObjectId id, Pid pid) {
 }
 
 void DescriptorPlan::find_inheritance(const CreationTree& tree) {
+  for (const auto& [pid, creator] : tree.creator) creators_.insert(creator);
   const Inheritance inheritance(out_, tree);
   for (auto& [owner, groups] : std::exchange(groups_, {})) {
     for (auto& group : groups) {
@@ -426,7 +427,8 @@ void DescriptorPlan::inherit(Pid pid, Pid creator) {
   const auto above = inherited_.find(creator);
   if (above == inherited_.end()) return;
   const auto* task = out_.tasks.find(pid);
-  if (task != nullptr && task->state == model::TaskState::zombie) return;
+  const bool is_zombie = task != nullptr && task->state == model::TaskState::zombie;
+  if (is_zombie && !creators_.contains(pid)) return;  // its table goes with it
   const auto wanted = legacies_.find(pid);
   auto sink = out_.process(pid);
   for (const auto& [id, fd] : above->second) {

@@ -92,6 +92,7 @@ class DescriptorPlan {
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
   std::map<Pid, std::vector<std::vector<ObjectId>>> bequests_;    ///< those of them that are made early
+  std::set<Pid> creators_;                                        ///< of anybody
   std::map<Pid, std::set<ObjectId>> legacies_;                    ///< what processes are to keep from their birth
   std::map<Pid, std::map<ObjectId, int>> inherited_;    ///< what they have, or have made, so far while the tree grows
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for

@@ -14,12 +14,18 @@ constexpr size_t longest_line = 16, always_looked_at = 4096;
 
 Inheritance::Inheritance(const Emission& out, const CreationTree& tree) {
   births_[tree.root];
-  for (const auto& [pid, creator] : tree.creator) births_[pid].creator = creator;
+  std::set<Pid> creators;
+  for (const auto& [pid, creator] : tree.creator) {
+    births_[pid].creator = creator;
+    creators.insert(creator);
+  }
   for (auto& [pid, birth] : births_) {
     const auto* task = out.tasks.find(pid);
     birth.lives = task != nullptr && task->state != model::TaskState::zombie;
-    birth.closes = task == nullptr || birth.lives;
-    birth.passes = task == nullptr || (birth.lives && task->descriptors.value != 0 && !out.shares_table(pid));
+    // Until they end, zombies are like transient processes: what they do not close their children have.
+    const bool ends = task == nullptr || (!birth.lives && creators.contains(pid));
+    birth.closes = birth.lives || ends;
+    birth.passes = ends || (birth.lives && task->descriptors.value != 0 && !out.shares_table(pid));
     if (birth.closes && birth.creator.value != 0) births_.at(birth.creator).children += closing;
     // Every node is counted once: the climb ends where the depth is known.
     std::vector<Birth*> above;

@@ -38,7 +38,8 @@ class Inheritance {
     Pid creator;         ///< 0: of the root
     size_t depth = 0;    ///< births since the root's
     long children = 0;   ///< that would have to close what they are born with
-    bool closes = true;  ///< it has to close what it does not want: false for zombies, whose tables go with them
+    bool closes = true;  ///< it has to close what it does not want: false for zombies that create nobody: their tables
+                         ///< go with them
     bool passes = true;  ///< the table is its own, and a copy of its creator's
     bool lives = false;  ///< until the tree runs
   };

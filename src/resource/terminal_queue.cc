@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "base/patience.h"
 #include "base/unique_fd.h"
 
 namespace stasis::resource {
@@ -18,7 +19,7 @@ namespace {
 using plan::call;
 
 constexpr size_t line_discipline_room = 4095;  ///< N_TTY_BUF_SIZE - 1: more of the input has not been worked through
-constexpr auto patience_ms = 5000;
+constexpr int patience_ms = std::chrono::milliseconds(patience).count();
 
 bool is_canonical(const KernelTermios& modes) { return (modes.local & ICANON) != 0 && (modes.local & EXTPROC) == 0; }
 

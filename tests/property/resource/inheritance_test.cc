@@ -150,6 +150,32 @@ TEST(Inheritance, WhatFewWantIsTaken) {
       1);
 }
 
+/// A session outlives its leader, who has to have created its members: before it dies it lets go of what it was born
+/// with, or they would have it.
+TEST(Inheritance, ChildrenOfTheDeadHaveNothingOfTheirs) {
+  constexpr pid_t leader = root + 1, member = root + 2, workers = root + 3;
+  SampleTree tree;
+  tree.application().root = Pid{root};
+  tree.add(root, 0, root, root).child_subreaper = true;
+  auto& dead = tree.add(leader, root, leader, leader);
+  dead.state = model::TaskState::zombie;
+  dead.threads.clear();
+  dead.descriptors = dead.fs = dead.handlers = dead.address_space = {};
+  tree.add(member, root, leader, leader);
+  for (int fd = 3; fd < 9; ++fd) {
+    tree.open(root, fd, first_description + static_cast<uint32_t>(fd));
+    for (pid_t pid = workers; pid < workers + 10; ++pid) {
+      if (fd == 3) tree.add(pid, root, root, root);
+      tree.open(pid, fd, first_description + static_cast<uint32_t>(fd));
+    }
+  }
+  tree.open(member, 5, first_description + 5);
+  const auto program = planned(tree.application(), Maker(true));
+  EXPECT_TRUE(std::ranges::any_of(program.commands, [](const auto& command) {
+    return command.pid == Pid{leader} && std::holds_alternative<Fork>(command.action);
+  }));
+}
+
 TEST(Inheritance, AThousandProcessesShareTenThousand) { is_made_well(SharingTree(20261126, 1000, 10'000)); }
 
 }  // namespace

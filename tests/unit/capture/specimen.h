@@ -133,7 +133,7 @@ struct Captive {
   static Result<std::unique_ptr<Captive>> take(
       pid_t root, const AtPoint& at_point = [](std::string_view) {}, bool ask = true) {
     auto captive = std::make_unique<Captive>();
-    const auto deadline = Clock::now() + 10s;
+    const auto deadline = Clock::now() + 60s;
     captive->context.policy.shell_job = true;
     auto frozen = TRY(Freezer(captive->context.diagnostics, at_point, deadline).freeze(root));
     captive->processes = TRY(walk(std::move(frozen), captive->context));
