@@ -36,7 +36,7 @@ bool BirthSearch::take_over(const Births& likely) {
 bool BirthSearch::run() {
   list_demands();
   list_related();
-  return search(limits_.search_steps / 2, false) || search(limits_.search_steps, true);
+  return attempt(limits_.search_steps / 2, false) || attempt(limits_.search_steps, true);
 }
 
 // ---- what is known before the search
@@ -95,8 +95,21 @@ std::vector<Pid> BirthSearch::candidates(Pid leader, bool any_session) const {
 
 // ---- the search
 
+/// Begins anew, twice as far each time, with those for whom nothing was left until then: what is hard is a handful of
+/// leaders, and whoever chooses for them late tries in vain all that has been chosen between.
+bool BirthSearch::attempt(size_t bound, bool any_session) {
+  constexpr size_t least_attempt = 128;
+  exhausted_ = false;
+  for (size_t extra = least_attempt; steps_ < bound && !exhausted_; extra *= 2) {
+    if (search(std::min(bound, steps_ + leaders_.size() + extra), any_session)) return true;
+  }
+  return false;
+}
+
+/// false: to be begun anew, or `exhausted_`.
 bool BirthSearch::search(size_t bound, bool any_session) {
-  if (!begin(any_session)) return false;
+  exhausted_ = !begin(any_session);
+  if (exhausted_) return false;
   while (++steps_ < bound) {
     if (!undecided_.empty())
       decide();
@@ -104,7 +117,8 @@ bool BirthSearch::search(size_t bound, bool any_session) {
       return true;
     else
       blame_everybody();
-    if (!advance()) return false;
+    exhausted_ = !advance();
+    if (exhausted_) return false;
   }
   return false;
 }
@@ -132,7 +146,7 @@ bool BirthSearch::begin(bool any_session) {
     std::erase_if(leader.all, [&](Pid session) { return !fits(leader.pid, session); });
     leader.left = leader.all;
     leader.decided = false;
-    undecided_.emplace(leader.left.size(), index);
+    undecided_.insert(urgency_of(index));
   }
   moved_demands_.clear(), moved_waits_.clear(), added_orders_.clear(), narrowed_.clear();
   return true;
@@ -140,7 +154,7 @@ bool BirthSearch::begin(bool any_session) {
 
 /// What is left for others is known for those who have been looked at lately: here it is for certain.
 void BirthSearch::decide() {
-  const size_t index = undecided_.begin()->second;
+  const size_t index = undecided_.begin()->leader;
   auto& leader = leaders_[index];
   undecided_.erase(undecided_.begin());
   leader.decided = true;
@@ -162,6 +176,7 @@ bool BirthSearch::advance() {
       if (choose(last, session)) return true;
       retract(last);
     }
+    ++leaders_[last.leader].dead_ends;
     explain_all(leaders_[last.leader], last.conflict);
     auto conflict = std::move(last.conflict);
     conflict.erase(leaders_[last.leader].pid);
@@ -177,7 +192,7 @@ void BirthSearch::take_back_last() {
   if (last.chosen) retract(last);
   auto& leader = leaders_[last.leader];
   leader.decided = false;
-  undecided_.emplace(leader.left.size(), last.leader);
+  undecided_.insert(urgency_of(last.leader));
   decisions_.pop_back();
 }
 
@@ -296,9 +311,9 @@ void BirthSearch::add_way(Pid session, Pid until, std::set<Pid>& conflict) const
 
 void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
   auto& leader = leaders_[index];
-  undecided_.erase({leader.left.size(), index});
+  undecided_.erase(urgency_of(index));
   leader.left = std::move(left);
-  undecided_.emplace(leader.left.size(), index);
+  undecided_.insert(urgency_of(index));
 }
 
 // ---- the order of births

@@ -52,9 +52,10 @@ RC_GTEST_PROP(Trees, KnownBirthsNeedNoSearch, ()) {
 }
 
 /// A few more steps than there are session leaders: a wrong choice does not make the search try all others anew.
+/// In the trees of the last three seeds somebody whom little speaks against is hard to place.
 TEST(LargeTrees, NeedLittleSearch) {
-  for (const uint64_t seed : {1, 2, 3, 4, 5}) {
-    const auto tree = random_history(seed, 10'000, false).tree;
+  for (const uint64_t seed : {1, 2, 3, 7, 9, 12}) {
+    const auto tree = random_history(seed, 20'000, false).tree;
     const auto verdict = decide_tree(tree, {.search_steps = 2 * tree.tasks.size()});
     ASSERT_TRUE(verdict) << verdict.error().message();
     EXPECT_EQ(*verdict, Verdict::restorable) << "seed " << seed;
