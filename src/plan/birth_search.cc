@@ -4,6 +4,8 @@
 #include <optional>
 #include <ranges>
 
+#include "plan/creators.h"
+
 namespace stasis::plan {
 namespace {
 
@@ -136,10 +138,10 @@ bool BirthSearch::begin(bool any_session) {
   for (const auto& demand : demands_) {
     for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
   }
-  std::set<Pid> nobody;
   for (const auto& [pid, node] : tree_.nodes) {
-    if (lines_.is_restricted(node) && !file_order(node, nobody)) return false;
+    if (lines_.is_restricted(node)) file_order(node);
   }
+  if (!orders_are_possible()) return false;
   for (size_t index = 0; index < leaders_.size(); ++index) {
     auto& leader = leaders_[index];
     leader.all = candidates(leader.pid, any_session);
@@ -214,8 +216,11 @@ bool BirthSearch::choose(Decision& decision, Pid session) {
   }
   const auto orders = waiting_.find(leader);
   if (orders != waiting_.end()) {
-    if (!std::ranges::all_of(orders->second, [&](const Node* node) { return file_order(*node, decision.conflict); }))
-      return false;
+    for (const Node* node : orders->second) {
+      const auto order = file_order(*node);
+      if (!order || !comes_before(order->first, order->second, decision.conflict)) continue;
+      return explain_order(*node, decision.conflict), false;
+    }
   }
   return std::ranges::all_of(concerned, [&](Pid other) { return narrow(other, decision.conflict); });
 }
@@ -319,21 +324,30 @@ void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
 // ---- the order of births
 
 /// The final parent comes before the child, or before the first between them that was born in the parent's session. Who
-/// that is is known with the last birth between them. false: somebody would have to be born before himself.
-bool BirthSearch::file_order(const Node& node, std::set<Pid>& conflict) {
+/// that is is known with the last birth between them; then it is returned with the parent.
+std::optional<std::pair<Pid, Pid>> BirthSearch::file_order(const Node& node) {
   const Birth parent = lines_.birth_of(node.parent);
   const auto above = lines_.known(parent), below = lines_.known(lines_.birth_of(node.pid));
   const Pid end = !above ? parent.id : !below ? node.pid : lines_.climb(*below, *above);
   if (!above || !below || end != *above) {
     waiting_[end].push_back(&node);
     moved_waits_.push_back(end);
-    return true;
+    return std::nullopt;
   }
   const Pid follower = lines_.first_below(*above, *below, node.pid);
-  if (follower == node.parent) return true;
-  if (comes_before(follower, node.parent, conflict)) return explain_order(node, conflict), false;
+  if (follower == node.parent) return std::nullopt;
   if (before_[follower].emplace(node.parent, &node).second) added_orders_.emplace_back(follower, node.parent);
-  return true;
+  return std::pair(follower, node.parent);
+}
+
+bool BirthSearch::orders_are_possible() const {
+  std::vector<Pid> members;
+  Before before;
+  for (const auto& [later, earlier] : before_) {
+    members.push_back(later);
+    for (const auto& [one, reason] : earlier) before[later].insert(one);
+  }
+  return creators_of(members, tree_.root, before).has_value();
 }
 
 /// If so, all whose births that depends on are added to `conflict`, and maybe others.

@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -80,7 +81,8 @@ class BirthSearch {
   void take_back_last();
   void set_left(size_t leader, std::vector<Pid> left);
   Pid open_end(const Birth&) const;
-  bool file_order(const Node&, std::set<Pid>& conflict);
+  std::optional<std::pair<Pid, Pid>> file_order(const Node&);
+  bool orders_are_possible() const;
   bool comes_before(Pid earlier, Pid later, std::set<Pid>& conflict) const;
   void explain_order(const Node&, std::set<Pid>& conflict) const;
 

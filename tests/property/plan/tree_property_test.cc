@@ -62,6 +62,26 @@ TEST(LargeTrees, NeedLittleSearch) {
   }
 }
 
+/// Each the child of the one before, with ascending and with descending pids.
+TEST(LargeTrees, CanBeDeep) {
+  for (const bool ascending : {true, false}) {
+    constexpr int depth = 20'000;
+    model::Application tree;
+    tree.root = Pid{1}, tree.root_is_namespace_init = true;
+    for (int i = 0; i < depth; ++i) {
+      auto& task = tree.tasks.emplace_back();
+      task.pid = i == 0 ? Pid{1} : Pid{ascending ? i + 1 : depth - i + 1};
+      task.parent = i == 0 ? Pid{0} : tree.tasks[static_cast<size_t>(i) - 1].pid;
+      task.group = task.session = Pid{1};
+      task.threads.emplace_back().tid = leader_of(task.pid);
+    }
+    const auto program = make_tree_program(tree);
+    ASSERT_TRUE(program) << program.error().message();
+    const auto rejection = verify(*program, tree, Extent::tree);
+    EXPECT_FALSE(rejection) << rejection->message(*program);
+  }
+}
+
 RC_GTEST_PROP(Trees, JsonLosesNothing, ()) {
   const auto history = any_history();
   const auto text = tree_to_json(history.tree);
