@@ -4,6 +4,8 @@
 #include <optional>
 #include <ranges>
 
+#include "plan/creators.h"
+
 namespace stasis::plan {
 namespace {
 
@@ -36,7 +38,7 @@ bool BirthSearch::take_over(const Births& likely) {
 bool BirthSearch::run() {
   list_demands();
   list_related();
-  return search(limits_.search_steps / 2, false) || search(limits_.search_steps, true);
+  return attempt(limits_.search_steps / 2, false) || attempt(limits_.search_steps, true);
 }
 
 // ---- what is known before the search
@@ -95,8 +97,21 @@ std::vector<Pid> BirthSearch::candidates(Pid leader, bool any_session) const {
 
 // ---- the search
 
+/// Begins anew, twice as far each time, with those for whom nothing was left until then: what is hard is a handful of
+/// leaders, and whoever chooses for them late tries in vain all that has been chosen between.
+bool BirthSearch::attempt(size_t bound, bool any_session) {
+  constexpr size_t least_attempt = 128;
+  exhausted_ = false;
+  for (size_t extra = least_attempt; steps_ < bound && !exhausted_; extra *= 2) {
+    if (search(std::min(bound, steps_ + leaders_.size() + extra), any_session)) return true;
+  }
+  return false;
+}
+
+/// false: to be begun anew, or `exhausted_`.
 bool BirthSearch::search(size_t bound, bool any_session) {
-  if (!begin(any_session)) return false;
+  exhausted_ = !begin(any_session);
+  if (exhausted_) return false;
   while (++steps_ < bound) {
     if (!undecided_.empty())
       decide();
@@ -104,7 +119,8 @@ bool BirthSearch::search(size_t bound, bool any_session) {
       return true;
     else
       blame_everybody();
-    if (!advance()) return false;
+    exhausted_ = !advance();
+    if (exhausted_) return false;
   }
   return false;
 }
@@ -122,17 +138,17 @@ bool BirthSearch::begin(bool any_session) {
   for (const auto& demand : demands_) {
     for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
   }
-  std::set<Pid> nobody;
   for (const auto& [pid, node] : tree_.nodes) {
-    if (lines_.is_restricted(node) && !file_order(node, nobody)) return false;
+    if (lines_.is_restricted(node)) file_order(node);
   }
+  if (!orders_are_possible()) return false;
   for (size_t index = 0; index < leaders_.size(); ++index) {
     auto& leader = leaders_[index];
     leader.all = candidates(leader.pid, any_session);
     std::erase_if(leader.all, [&](Pid session) { return !fits(leader.pid, session); });
     leader.left = leader.all;
     leader.decided = false;
-    undecided_.emplace(leader.left.size(), index);
+    undecided_.insert(urgency_of(index));
   }
   moved_demands_.clear(), moved_waits_.clear(), added_orders_.clear(), narrowed_.clear();
   return true;
@@ -140,7 +156,7 @@ bool BirthSearch::begin(bool any_session) {
 
 /// What is left for others is known for those who have been looked at lately: here it is for certain.
 void BirthSearch::decide() {
-  const size_t index = undecided_.begin()->second;
+  const size_t index = undecided_.begin()->leader;
   auto& leader = leaders_[index];
   undecided_.erase(undecided_.begin());
   leader.decided = true;
@@ -162,6 +178,7 @@ bool BirthSearch::advance() {
       if (choose(last, session)) return true;
       retract(last);
     }
+    ++leaders_[last.leader].dead_ends;
     explain_all(leaders_[last.leader], last.conflict);
     auto conflict = std::move(last.conflict);
     conflict.erase(leaders_[last.leader].pid);
@@ -177,7 +194,7 @@ void BirthSearch::take_back_last() {
   if (last.chosen) retract(last);
   auto& leader = leaders_[last.leader];
   leader.decided = false;
-  undecided_.emplace(leader.left.size(), last.leader);
+  undecided_.insert(urgency_of(last.leader));
   decisions_.pop_back();
 }
 
@@ -199,8 +216,11 @@ bool BirthSearch::choose(Decision& decision, Pid session) {
   }
   const auto orders = waiting_.find(leader);
   if (orders != waiting_.end()) {
-    if (!std::ranges::all_of(orders->second, [&](const Node* node) { return file_order(*node, decision.conflict); }))
-      return false;
+    for (const Node* node : orders->second) {
+      const auto order = file_order(*node);
+      if (!order || !comes_before(order->first, order->second, decision.conflict)) continue;
+      return explain_order(*node, decision.conflict), false;
+    }
   }
   return std::ranges::all_of(concerned, [&](Pid other) { return narrow(other, decision.conflict); });
 }
@@ -296,29 +316,38 @@ void BirthSearch::add_way(Pid session, Pid until, std::set<Pid>& conflict) const
 
 void BirthSearch::set_left(size_t index, std::vector<Pid> left) {
   auto& leader = leaders_[index];
-  undecided_.erase({leader.left.size(), index});
+  undecided_.erase(urgency_of(index));
   leader.left = std::move(left);
-  undecided_.emplace(leader.left.size(), index);
+  undecided_.insert(urgency_of(index));
 }
 
 // ---- the order of births
 
 /// The final parent comes before the child, or before the first between them that was born in the parent's session. Who
-/// that is is known with the last birth between them. false: somebody would have to be born before himself.
-bool BirthSearch::file_order(const Node& node, std::set<Pid>& conflict) {
+/// that is is known with the last birth between them; then it is returned with the parent.
+std::optional<std::pair<Pid, Pid>> BirthSearch::file_order(const Node& node) {
   const Birth parent = lines_.birth_of(node.parent);
   const auto above = lines_.known(parent), below = lines_.known(lines_.birth_of(node.pid));
   const Pid end = !above ? parent.id : !below ? node.pid : lines_.climb(*below, *above);
   if (!above || !below || end != *above) {
     waiting_[end].push_back(&node);
     moved_waits_.push_back(end);
-    return true;
+    return std::nullopt;
   }
   const Pid follower = lines_.first_below(*above, *below, node.pid);
-  if (follower == node.parent) return true;
-  if (comes_before(follower, node.parent, conflict)) return explain_order(node, conflict), false;
+  if (follower == node.parent) return std::nullopt;
   if (before_[follower].emplace(node.parent, &node).second) added_orders_.emplace_back(follower, node.parent);
-  return true;
+  return std::pair(follower, node.parent);
+}
+
+bool BirthSearch::orders_are_possible() const {
+  std::vector<Pid> members;
+  Before before;
+  for (const auto& [later, earlier] : before_) {
+    members.push_back(later);
+    for (const auto& [one, reason] : earlier) before[later].insert(one);
+  }
+  return creators_of(members, tree_.root, before).has_value();
 }
 
 /// If so, all whose births that depends on are added to `conflict`, and maybe others.

@@ -4,12 +4,15 @@
 // those whom it concerns: a parent must still be able to be among the creators, and nobody have to be born before
 // himself. What each choice changes is noted, and taken back with it; nothing else is looked at anew. If nothing is
 // left for somebody, the search goes back to the last of the choices that have to do with that (conflict-directed
-// backjumping): those between, which concern other parts of the tree, would all be tried in vain.
+// backjumping): those between, which concern other parts of the tree, would all be tried in vain. Now and then it
+// begins anew with the leaders for whom nothing was left: in large trees those that are hard are a handful.
 #pragma once
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -39,6 +42,13 @@ class BirthSearch {
     std::vector<Pid> all;   ///< sessions that it may have been born in, likely ones first
     std::vector<Pid> left;  ///< as far as it has been looked at since
     bool decided = false;
+    size_t dead_ends = 0;  ///< how often nothing was left for it
+  };
+  struct Urgency {
+    size_t dead_ends, left, leader;
+    bool operator<(const Urgency& other) const {
+      return std::tie(other.dead_ends, left, leader) < std::tie(dead_ends, other.left, other.leader);
+    }
   };
   /// A leader who is chosen for, and how far the logs reached before.
   struct Decision {
@@ -52,7 +62,9 @@ class BirthSearch {
   void list_demands();
   void list_related();
   std::vector<Pid> candidates(Pid leader, bool any_session) const;
+  bool attempt(size_t bound, bool any_session);
   bool search(size_t bound, bool any_session);
+  Urgency urgency_of(size_t leader) const { return {leaders_[leader].dead_ends, leaders_[leader].left.size(), leader}; }
   bool begin(bool any_session);
   void decide();
   void blame_everybody();
@@ -69,7 +81,8 @@ class BirthSearch {
   void take_back_last();
   void set_left(size_t leader, std::vector<Pid> left);
   Pid open_end(const Birth&) const;
-  bool file_order(const Node&, std::set<Pid>& conflict);
+  std::optional<std::pair<Pid, Pid>> file_order(const Node&);
+  bool orders_are_possible() const;
   bool comes_before(Pid earlier, Pid later, std::set<Pid>& conflict) const;
   void explain_order(const Node&, std::set<Pid>& conflict) const;
 
@@ -85,7 +98,7 @@ class BirthSearch {
   std::map<Pid, std::set<Pid>> related_;
   std::map<Pid, std::vector<Pid>> foreign_children_;  ///< of whoever has any: their sessions
 
-  std::set<std::pair<size_t, size_t>> undecided_;           ///< number of sessions left, leader
+  std::set<Urgency> undecided_;                             ///< the most urgent first
   std::map<Pid, std::vector<const Demand*>> open_demands_;  ///< by the leaders on whose births they depend
   std::map<Pid, std::vector<const Node*>> waiting_;         ///< whose order is known with this leader's birth
   /// Who must be born before whom, and create him, in one session: because of whose parent.
@@ -95,6 +108,7 @@ class BirthSearch {
   std::vector<std::pair<Pid, Pid>> added_orders_;              ///< log: of `before_`
   std::vector<std::pair<size_t, std::vector<Pid>>> narrowed_;  ///< log: what was left before
   size_t steps_ = 0;
+  bool exhausted_ = false;  ///< the last search has tried everything
 };
 
 }  // namespace stasis::plan

@@ -3,13 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <expected>
-#include <functional>
 #include <optional>
 
 #include "model/pid_namespaces.h"
 #include "plan/birth_lines.h"
 #include "plan/birth_search.h"
+#include "plan/creators.h"
 #include "plan/namespace_births.h"
 #include "plan/tree_conflict.h"
 
@@ -99,8 +98,8 @@ class TreePlanner {
         return broken(fmt::format("{} is in group {}, whose leader is in another session", pid, node.group));
       }
       TRY(check_visible(node));
-      TRY(check_acyclic(pid));
     }
+    TRY(check_acyclic());
     return check_threads();
   }
 
@@ -121,11 +120,13 @@ class TreePlanner {
     }
     return {};
   }
-  Status check_acyclic(Pid pid) const {
-    Pid at = pid;
-    for (size_t steps = 0; at != tree_.root; ++steps) {
-      if (steps > tree_.nodes.size()) return broken(fmt::format("the parents of {} form a cycle", pid));
-      at = tree_.nodes.at(at).parent;
+  Status check_acyclic() const {
+    std::set<Pid> rooted{tree_.root};
+    for (const auto& [pid, node] : tree_.nodes) {
+      std::vector<Pid> way;
+      for (Pid at = pid; rooted.insert(at).second; at = tree_.nodes.at(at).parent) way.push_back(at);
+      const Pid end = way.empty() ? pid : tree_.nodes.at(way.back()).parent;
+      if (std::ranges::find(way, end) != way.end()) return broken(fmt::format("the parents of {} form a cycle", pid));
     }
     return {};
   }
@@ -167,26 +168,6 @@ class TreePlanner {
 
   // ---- the creation tree for fixed birth sessions
 
-  using Before = std::map<Pid, std::set<Pid>>;  ///< who must be born before whom, and create him, within one session
-
-  /// All after those who must be before them; or somebody who would have to be before himself.
-  static std::expected<std::vector<Pid>, Pid> in_order(const std::vector<Pid>& members, const Before& before) {
-    std::vector<Pid> order;
-    std::map<Pid, bool> done;  // false: being visited
-    std::optional<Pid> twice;
-    const std::function<bool(Pid)> visit = [&](Pid pid) {
-      const auto [seen, fresh] = done.try_emplace(pid, false);
-      if (!fresh && !seen->second) twice = pid;
-      if (!fresh) return seen->second;
-      if (const auto earlier = before.find(pid); earlier != before.end()) {
-        if (!std::ranges::all_of(earlier->second, visit)) return false;
-      }
-      order.push_back(pid);
-      return done[pid] = true;
-    };
-    if (!std::ranges::all_of(members, visit)) return std::unexpected(*twice);
-    return order;
-  }
   bool construct() {
     std::map<Block, std::vector<Pid>> blocks;  // those born in it
     Before before;
@@ -240,14 +221,13 @@ class TreePlanner {
     // An init is above all others of its namespace anyway.
     const Before restricted = spaces_.any() ? within(block, members, all) : Before();
     const Before& before = spaces_.any() ? restricted : all;
-    const auto order = in_order(members, before);
-    if (!order) {
+    const auto creators = creators_of(members, top_of(block), before);
+    if (!creators) {
       conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}",
-                              order.error(), block.first);
+                              creators.error(), block.first);
       return false;
     }
-    const Pid top = top_of(block);
-    if (!hang_minimal(top, *order, before)) hang_as_chain(top, *order);
+    tree_.creator.insert(creators->begin(), creators->end());
     return true;
   }
 
@@ -261,34 +241,6 @@ class TreePlanner {
       }
     }
     return before;
-  }
-
-  /// Each under the deepest of its predecessors, if those lie on one line.
-  bool hang_minimal(Pid top, const std::vector<Pid>& order, const Before& before) {
-    std::map<Pid, std::vector<Pid>> line;  // from the top of the block down to the node, itself included
-    for (const Pid pid : order) {
-      std::vector<Pid> above;
-      if (const auto found = before.find(pid); found != before.end()) {
-        for (const Pid earlier : found->second) {
-          const auto& other = line.at(earlier);
-          if (other.size() > above.size()) above = other;
-        }
-        for (const Pid earlier : found->second) {
-          if (std::ranges::find(above, earlier) == above.end()) return false;
-        }
-      }
-      tree_.creator[pid] = above.empty() ? top : above.back();
-      above.push_back(pid);
-      line[pid] = std::move(above);
-    }
-    return true;
-  }
-  void hang_as_chain(Pid top, const std::vector<Pid>& order) {
-    Pid previous = top;
-    for (const Pid pid : order) {
-      tree_.creator[pid] = previous;
-      previous = pid;
-    }
   }
 
   const model::Application& application_;

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ranges>
+#include <utility>
 
 namespace stasis::plan {
 
@@ -14,25 +16,56 @@ TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks ho
   }
 }
 
+/// Without recursion: trees can be deep.
 Status TreeEmission::create() {
   Fork fork;
   fork.child_pid = tree_.root;
   fork.new_pid_namespace = tree_.root_is_namespace_init;
   out_.process(Pid{0}).add(fork);
-  return create(tree_.root, Pid{0});
+  std::vector<Growing> line;
+  TRY(begin(line, {.pid = tree_.root}));
+  while (!line.empty()) {
+    auto& last = line.back();
+    if (last.next < last.children->size()) {
+      TRY(spawn(line, (*last.children)[last.next++]));
+    } else if (!last.is_past_setsid) {
+      lead(last);
+    } else {
+      const Growing grown = std::move(last);
+      line.pop_back();
+      if (grown.relay.value != 0) lift(grown);
+    }
+  }
+  return {};
 }
 
-Status TreeEmission::create(Pid pid, Pid creator) {
+const std::vector<Pid>& TreeEmission::listed(const std::map<Pid, std::vector<Pid>>& children_of, Pid pid) {
+  static const std::vector<Pid> nobody;
+  const auto found = children_of.find(pid);
+  return found == children_of.end() ? nobody : found->second;
+}
+
+Status TreeEmission::begin(std::vector<Growing>& line, Growing born) {
+  const Pid pid = born.pid;
   out_.take_table(pid);
-  TRY(hooks_.born(pid, creator));
+  TRY(hooks_.born(pid, born.copy_of));
   note_objects(pid);
   if (std::ranges::any_of(tree_.birth_groups, [&](const auto& birth) { return birth.second == pid; })) hold_group(pid);
-  TRY(spawn_all(pid, tree_.before_setsid));
+  born.children = &listed(tree_.before_setsid, pid);
+  line.push_back(std::move(born));
+  return {};
+}
+
+/// Who has created those that are born in the session that he was born in himself.
+void TreeEmission::lead(Growing& leader) {
+  const Pid pid = leader.pid;
   if (tree_.is_leader(pid)) out_.process(pid).add(SetSid{});
   // Whoever is born in the session from here on has the terminal, too (kernel/fork.c, copy_process).
   if (const auto terminal = terminals_.find(pid); terminal != terminals_.end())
     out_.process(pid).add(SetControllingTerminal{out_.terminal_fd(terminal->second)});
-  return spawn_all(pid, tree_.children);
+  leader.is_past_setsid = true;
+  leader.children = &listed(tree_.children, pid), leader.next = 0;
+  leader.born.clear();
 }
 
 namespace {
@@ -101,27 +134,20 @@ Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid
                                           child, task->name, lacking)));
 }
 
-Status TreeEmission::spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of) {
-  const auto children = children_of.find(creator);
-  if (children == children_of.end()) return {};
-  std::vector<Pid> siblings;
-  for (const Pid child : children->second) {
-    const auto& node = tree_.nodes.at(child);
-    const bool moves = (!node.transient && node.parent != creator) || tree_.birth_groups.contains(child);
-    const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : siblings));
-    if (moves) {
-      TRY(spawn_through_relay(creator, child));
-      continue;
-    }
-    out_.take_table(giver);
-    if (giver == creator)
-      out_.process(creator).add(fork_of(creator, child));
-    else
-      out_.process(giver).add(birth_of<Clone>(out_, giver, child));
-    TRY(create(child, giver));
-    siblings.push_back(child);
-  }
-  return {};
+Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
+  auto& parent = line.back();
+  const Pid creator = parent.pid;
+  const auto& node = tree_.nodes.at(child);
+  const bool moves = (!node.transient && node.parent != creator) || tree_.birth_groups.contains(child);
+  const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
+  if (moves) return begin(line, {.pid = child, .copy_of = creator, .relay = fork_through_relay(creator, child)});
+  out_.take_table(giver);
+  if (giver == creator)
+    out_.process(creator).add(fork_of(creator, child));
+  else
+    out_.process(giver).add(birth_of<Clone>(out_, giver, child));
+  parent.born.push_back(child);
+  return begin(line, {.pid = child, .copy_of = giver});
 }
 
 Fork TreeEmission::fork_of(Pid giver, Pid child) const {
@@ -166,12 +192,8 @@ void TreeEmission::enter_birth_group(Pid creator, Pid relay, Pid group) {
   out_.process(relay).add(SetPgid{relay, group});
 }
 
-/// creator → relay → child; when the child's own work is done its final parent adopts it: it becomes the nearest living
-/// subreaper among the relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would
-/// take each other's children.
-Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
-  const Pid adopter = tree_.nodes.at(child).parent;
-  const bool is_reaper_anyway = is_reaper(adopter, creator);
+/// creator → relay → child. The relay's pid is returned.
+Pid TreeEmission::fork_through_relay(Pid creator, Pid child) {
   const Fork passing = out_.transient(creator), born = fork_of(creator, child);
   const Pid relay = passing.child_pid;
   Fork fork = born;
@@ -181,9 +203,17 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end())
     enter_birth_group(creator, relay, group->second);
   out_.process(relay).add(born);
-  TRY(create(child, creator));
+  return relay;
+}
 
-  const std::string lift = fmt::format("lift {}", ++lifts_);
+/// When the child's own work is done its final parent adopts it: it becomes the nearest living subreaper among the
+/// relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would take each other's
+/// children.
+void TreeEmission::lift(const Growing& grown) {
+  const Pid child = grown.pid, relay = grown.relay, creator = grown.copy_of;
+  const Pid adopter = tree_.nodes.at(child).parent;
+  const bool is_reaper_anyway = is_reaper(adopter, creator);
+  const auto lift = fmt::format("lift {}", ++lifts_);
   if (!last_lift_.empty()) out_.await_all(out_.process(adopter), last_lift_);
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{true});
   out_.post(out_.process(adopter), lift + " ready");
@@ -200,7 +230,6 @@ Status TreeEmission::spawn_through_relay(Pid creator, Pid child) {
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{false});
   out_.post(out_.process(adopter), lift);
   last_lift_ = lift;
-  return {};
 }
 
 void TreeEmission::groups() { emit_groups(out_, tree_, held_groups_); }
@@ -247,18 +276,24 @@ void TreeEmission::set_foreground(uint64_t terminal, const model::Terminal& abou
   out_.bereaved.insert(about.session);
 }
 
-void TreeEmission::end_dead_leaders(Pid pid) {
-  for (const auto* of : {&tree_.before_setsid, &tree_.children}) {
-    const auto found = of->find(pid);
-    if (found == of->end()) continue;
-    for (const Pid child : found->second) end_dead_leaders(child);
+/// Those that another has created first.
+void TreeEmission::end_dead_leaders() {
+  std::vector<Pid> order, open{tree_.root};
+  while (!open.empty()) {
+    const Pid pid = open.back();
+    open.pop_back();
+    order.push_back(pid);
+    for (const auto* of : {&tree_.before_setsid, &tree_.children})
+      open.insert(open.end(), listed(*of, pid).begin(), listed(*of, pid).end());
   }
-  if (!tree_.nodes.at(pid).transient) return;
-  out_.await_all(out_.process(pid), "grouped");
-  out_.process(pid).add(Exit{0});
-  const Pid creator = tree_.creator.at(pid);
-  out_.process(creator).add(Wait{pid});
-  out_.bereaved.insert(creator);
+  for (const Pid pid : std::views::reverse(order)) {
+    if (!tree_.nodes.at(pid).transient) continue;
+    out_.await_all(out_.process(pid), "grouped");
+    out_.process(pid).add(Exit{0});
+    const Pid creator = tree_.creator.at(pid);
+    out_.process(creator).add(Wait{pid});
+    out_.bereaved.insert(creator);
+  }
 }
 
 void TreeEmission::finish() {
@@ -267,7 +302,7 @@ void TreeEmission::finish() {
   if (!anybody_ends) return;
   // Numbers of dead leaders must stay taken, and groups alive, until everybody is where he belongs.
   for (const auto& [pid, node] : tree_.nodes) out_.post(out_.process(pid), "grouped");
-  end_dead_leaders(tree_.root);
+  end_dead_leaders();
   for (const auto& [pid, node] : tree_.nodes) {
     if (!node.zombie) continue;
     out_.await_all(out_.process(pid), "grouped");

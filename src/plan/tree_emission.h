@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <set>
+#include <vector>
 
 #include "plan/emission.h"
 #include "plan/tree.h"
@@ -29,9 +30,22 @@ class TreeEmission {
   void finish();
 
  private:
-  Status create(Pid pid, Pid creator);
-  Status spawn_all(Pid creator, const std::map<Pid, std::vector<Pid>>& children_of);
-  Status spawn_through_relay(Pid creator, Pid child);
+  /// A process that has been born and creates others.
+  struct Growing {
+    Pid pid;
+    Pid copy_of = {};  ///< who created it, or whose relay did
+    Pid relay = {};    ///< 0: there is none
+    const std::vector<Pid>* children = nullptr;
+    size_t next = 0;  ///< of these
+    bool is_past_setsid = false;
+    std::vector<Pid> born = {};  ///< its children so far, but for those of relays
+  };
+  Status begin(std::vector<Growing>& line, Growing born);
+  void lead(Growing&);
+  Status spawn(std::vector<Growing>& line, Pid child);
+  Pid fork_through_relay(Pid creator, Pid child);
+  void lift(const Growing&);
+  static const std::vector<Pid>& listed(const std::map<Pid, std::vector<Pid>>& children_of, Pid);
   Fork fork_of(Pid giver, Pid child) const;
   bool is_reaper(Pid pid, Pid creator) const;
   void enter_birth_group(Pid creator, Pid relay, Pid group);
@@ -39,7 +53,7 @@ class TreeEmission {
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   void note_objects(Pid pid);
   void set_foreground(uint64_t terminal, const model::Terminal& about);
-  void end_dead_leaders(Pid pid);
+  void end_dead_leaders();
 
   Emission& out_;
   const CreationTree& tree_;

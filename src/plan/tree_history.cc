@@ -288,11 +288,12 @@ class History {
     use(tid.value, 1);
   }
 
-  /// Who has children is waited for at once: nothing else would order what they do with their new parent. Others may
-  /// stay zombies for a while.
+  /// Who has children is waited for at once: nothing else would order what they do with their new parent. So is a
+  /// leader with a terminal, which its session loses. Others may stay zombies for a while.
   void exit(Task& task) {
     if (!may_end(task) || would_hang_up(task)) return;
-    const bool stays = children_[task.pid].empty() && pick(2) == 0;
+    const bool loses_terminal = is_leader(task) && task.controlling_terminal != 0;
+    const bool stays = children_[task.pid].empty() && !loses_terminal && pick(2) == 0;
     become_zombie(task, 0);
     if (!stays) reap(task);
   }
@@ -383,8 +384,9 @@ class History {
   }
   void note_terminals() {
     for (const auto& [session, group] : foregrounds_) {
-      const bool anybody = group.value != 0 &&
-                           std::ranges::any_of(tasks_, [&](const auto& entry) { return entry.second.group == group; });
+      const bool anybody = group.value != 0 && std::ranges::any_of(tasks_, [&](const auto& entry) {
+                             return entry.second.group == group && entry.second.session == session;
+                           });
       history_.tree.terminals[tasks_.at(session).controlling_terminal] = {
           .session = session, .foreground = anybody ? group : Pid{}, .slave_opened = true};
     }

@@ -178,7 +178,7 @@ class Interpreter {
   /// The terminal that is open under `fd`; 0 (and a broken rule): there is none.
   uint64_t terminal_under(int fd);
   void hang_up();
-  bool has_members(Pid group) const;
+  Pid foreground_of(const TerminalState& terminal) const;
 
   // ---- descriptors
 

@@ -113,7 +113,10 @@ class Shared {
   template <typename IsBefore>
   bool read(Stamp now, IsBefore is_before) {
     if (!is_before(written_)) return false;
-    std::erase_if(reads_, [&](const Stamp& read) { return read.tid == now.tid; });
+    if (reads_.size() >= many_reads_) {
+      std::erase_if(reads_, is_before);  // whoever comes after this one comes after those, too
+      many_reads_ = std::max(few_reads, 2 * reads_.size());
+    }
     reads_.push_back(now);
     return true;
   }
@@ -132,8 +135,11 @@ class Shared {
   const Stamp& written() const { return written_; }
 
  private:
+  static constexpr size_t few_reads = 4;
+
   Stamp written_;
   std::vector<Stamp> reads_;
+  size_t many_reads_ = few_reads;  ///< so many are looked through for those that need not be kept
 };
 
 }  // namespace stasis::plan

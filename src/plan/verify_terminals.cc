@@ -75,18 +75,19 @@ void Interpreter::hang_up() {
   state.session = state.foreground = {};
 }
 
-bool Interpreter::has_members(Pid group) const {
-  const auto members = group_members_.find(group);
-  return group.value != 0 && members != group_members_.end() && !members->second.empty();
+/// What was in the foreground may have ended since, or have become a session of its own.
+Pid Interpreter::foreground_of(const TerminalState& terminal) const {
+  const auto members = group_members_.find(terminal.foreground);
+  const bool anybody = terminal.foreground.value != 0 && members != group_members_.end() && !members->second.empty() &&
+                       processes_.at(*members->second.begin()).session == terminal.session;
+  return anybody ? terminal.foreground : Pid{};
 }
 
 std::map<uint64_t, model::Terminal> Interpreter::terminals() const {
   std::map<uint64_t, model::Terminal> found;
   for (const auto& [number, state] : terminals_) {
     if (extent_ == Extent::tree && state.session.value == 0) continue;
-    found[number] = {.session = state.session,
-                     .foreground = has_members(state.foreground) ? state.foreground : Pid{},
-                     .slave_opened = state.slave_opened};
+    found[number] = {.session = state.session, .foreground = foreground_of(state), .slave_opened = state.slave_opened};
   }
   return found;
 }
@@ -108,9 +109,9 @@ void Interpreter::compare_terminals() {
             wanted.session);
     require(state.slave_opened == wanted.slave_opened, "the slave side of /dev/pts/{} should {}have been opened", index,
             wanted.slave_opened ? "" : "not ");
-    const bool nobody = wanted.session.value != 0 && wanted.foreground.value == 0;
-    require(nobody ? !has_members(state.foreground) : state.foreground == wanted.foreground,
-            "group {} is in the foreground of /dev/pts/{} instead of {}", state.foreground, index, wanted.foreground);
+    const Pid foreground = foreground_of(state);
+    require(foreground == wanted.foreground, "group {} is in the foreground of /dev/pts/{} instead of {}", foreground,
+            index, wanted.foreground);
   }
 }
 
