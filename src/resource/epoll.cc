@@ -30,7 +30,7 @@ constexpr uint32_t number_limit = 1u << 30;  ///< fs.nr_open: no kernel allows a
 
 /// What it waits for is known to all (model::OpenDescription::watches).
 struct Epoll final : model::KindValue {
-  ObjectId table;  ///< one that it is in; not compared
+  ObjectId table;  ///< one that it is in, or that has what it is in flight in; 0: there is none; not compared
   /// Until it is known what the targets are.
   struct Found {
     pid_t witness = 0;
@@ -43,6 +43,11 @@ struct Epoll final : model::KindValue {
   bool equals(const model::KindValue& other) const override { return dynamic_cast<const Epoll*>(&other) != nullptr; }
   std::string describe() const override { return "epoll"; }
 };
+
+ObjectId behind(const model::DescriptorTable& table, int fd) {
+  const auto slot = table.slots.find(fd);
+  return slot == table.slots.end() ? ObjectId{} : slot->second.description;
+}
 
 /// Finds the descriptions behind the targets.
 class TargetSearch {
@@ -76,10 +81,10 @@ class TargetSearch {
   /// targets; for a socket, which can be opened only once, its inode is enough.
   Result<std::optional<ObjectId>> find(const Epoll& epoll, const kernel::EpollTarget& target,
                                        const kernel::EpollSlot& slot) {
-    const auto& slots = context_.application.descriptor_tables.at(epoll.table).slots;
-    const auto here = slots.find(target.fd);
-    if (here != slots.end()) {
-      const ObjectId id = here->second.description;
+    const auto table = context_.application.descriptor_tables.find(epoll.table);
+    const ObjectId id =
+        table == context_.application.descriptor_tables.end() ? ObjectId{} : behind(table->second, target.fd);
+    if (id.value != 0) {
       if (is_that_socket(context_.identities.at(id), target)) return id;
       const pid_t pid = epoll.found.witness;
       if (TRY(kernel::kcmp_epoll(pid, target.fd, pid, slot)) == std::strong_ordering::equal) return id;
@@ -158,7 +163,7 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
       const auto* epoll = description.state.as<Epoll>();
       if (epoll == nullptr) continue;
       auto placed = std::make_shared<Epoll>(*epoll);
-      placed->table = tables.at(epoll->found.witness);
+      if (const auto table = tables.find(epoll->found.witness); table != tables.end()) placed->table = table->second;
       description.watches = TRY(search.find_all(*placed));
       placed->found = {};
       description.state = {std::move(placed)};
@@ -167,21 +172,23 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
   }
 
   Status finish_decode(model::Application& application) const override {
-    std::set<ObjectId> held;
-    std::map<ObjectId, ObjectId> tables;  ///< one that an epoll is in
+    std::map<ObjectId, ObjectId> tables;  ///< one that a description is in, or what carries it
     for (const auto& [id, table] : application.descriptor_tables) {
-      for (const auto& [fd, slot] : table.slots) {
-        held.insert(slot.description);
-        if (application.descriptions.at(slot.description).state.as<Epoll>() != nullptr)
-          tables.emplace(slot.description, id);
-      }
+      for (const auto& [fd, slot] : table.slots) tables.emplace(slot.description, id);
     }
-    for (const auto& [id, table] : tables) {
-      auto& description = application.descriptions.at(id);
+    const auto held = tables;
+    for (const auto& [id, table] : held) {
+      for (const ObjectId carried : application.descriptions.at(id).carries) tables.emplace(carried, table);
+    }
+    for (auto& [id, description] : application.descriptions) {
+      if (description.state.as<Epoll>() == nullptr) continue;
       auto placed = std::make_shared<Epoll>();
-      placed->table = table;
+      const auto table = tables.find(id);
+      if (table != tables.end()) placed->table = table->second;
+      static const model::DescriptorTable none;
+      TRY(finish_watches(description, table == tables.end() ? none : application.descriptor_tables.at(table->second),
+                         held));
       description.state = {std::move(placed)};
-      TRY(finish_watches(description, application.descriptor_tables.at(table), held));
     }
     return {};
   }
@@ -228,7 +235,7 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
  private:
   /// Images that do not name the targets mean what the numbers lead to where the epoll is.
   static Status finish_watches(model::OpenDescription& epoll, const model::DescriptorTable& table,
-                               const std::set<ObjectId>& held) {
+                               const std::map<ObjectId, ObjectId>& held) {
     const auto reject = [&](std::string problem) {
       return fail(Error::invalid("decode epoll", std::move(problem),
                                  fmt::format("files.img, file {}, field epfd.tfd", epoll.id)));
@@ -243,11 +250,6 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
     if (std::ranges::adjacent_find(epoll.watches, same) != epoll.watches.end())
       return reject("it waits for the same descriptor twice");
     return {};
-  }
-
-  static ObjectId behind(const model::DescriptorTable& table, int fd) {
-    const auto slot = table.slots.find(fd);
-    return slot == table.slots.end() ? ObjectId{} : slot->second.description;
   }
 
   /// A number that leads to the target, for readers of the image who go by it: the one it was added under if possible.

@@ -363,7 +363,10 @@ class UnixSocketRoom final : public FileRoom {
                                  "let the program take it, with what it has received");
       return {};
     }
-    if (socket.reset && socket.type == SOCK_SEQPACKET) return {};
+    // Packets come by connections, and the kernel does not even look for some otherwise (net/unix/af_unix.c,
+    // unix_seqpacket_recvmsg: ENOTCONN).
+    const bool is_connected = socket.peer != 0 || socket.peer_gone;
+    if (socket.type == SOCK_SEQPACKET && (socket.reset || !is_connected)) return {};
     socket.queue = TRY(read_unix_queue(context, fd, socket.type, probe.subject));
     if (socket.is_datagram() && socket.queue.empty() && (events & POLLIN) != 0) {
       context.diagnostics.refuse(probe.subject, "empty datagrams wait in it which an earlier dump has looked at",

@@ -1,6 +1,6 @@
-// Descriptors and credentials in flight: files, pipes and sockets in the queues of sockets, also of sockets that are in
-// flight themselves, and of a socket in its own queue.
-// FAIL_RESTORE
+// Descriptors and credentials in flight: files, pipes, epolls and sockets in the queues of sockets, also of sockets
+// that are in flight themselves, and of a socket in its own queue. FAIL_RESTORE
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -72,6 +72,20 @@ int main(int argc, char** argv) {
   send_descriptors(loop[0], "loop", &loop[0], 1);
   CHECK(close(loop[0]) == 0);
 
+  // Twice the same epoll, which waits for the very socket that it is under way through, and for a pipe.
+  int polled[2], watched[2];
+  CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, polled) == 0 && pipe(watched) == 0);
+  const int epoll = epoll_create1(0);
+  const auto watch = [&](int fd) {
+    epoll_event event = {};
+    event.events = EPOLLIN, event.data.fd = fd;
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0);
+  };
+  watch(polled[1]), watch(watched[0]);
+  send_descriptors(polled[0], "epoll", &epoll, 1);
+  send_descriptors(polled[0], "again", &epoll, 1);
+  CHECK(close(epoll) == 0);
+
   // Credentials: of this process and of a child, which is another user; and none, from before they were asked for.
   CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, credited) == 0);
   CHECK(send(credited[0], "early", 5, 0) == 5);
@@ -116,6 +130,14 @@ int main(int argc, char** argv) {
   receive(loop[1], "loop", got, 1);
   CHECK(send(got[0], "closed", 6, 0) == 6);
   receive(loop[1], "closed", nullptr, 0);
+
+  receive(polled[1], "epoll", got, 1);
+  epoll_event events[2];
+  CHECK(epoll_wait(got[0], events, 2, 0) == 1 && events[0].data.fd == polled[1]);
+  receive(polled[1], "again", got + 1, 1);
+  CHECK(syscall(SYS_kcmp, getpid(), getpid(), 0 /* KCMP_FILE */, got[0], got[1]) == 0);
+  CHECK(write(watched[1], "x", 1) == 1);
+  CHECK(epoll_wait(got[1], events, 2, 0) == 1 && events[0].data.fd == watched[0]);
 
   ucred credentials = {};
   receive(credited[1], "early", nullptr, 0, &credentials);

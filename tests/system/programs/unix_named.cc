@@ -141,9 +141,12 @@ int main(int argc, char** argv) {
   const int lost = bound(SOCK_DGRAM, lost_name);
   const int widow = connected(SOCK_DGRAM, lost_name);
   CHECK(close(lost) == 0);
-  // Not listening, not connected.
+  // Not listening, not connected, bound or not.
   const auto idle_path = path_address("%s/idle", probe::directory);
   const int idle = bound(SOCK_STREAM, idle_path);
+  const auto idle_packets_name = abstract_address("idle packets");
+  const int idle_packets = bound(SOCK_SEQPACKET, idle_packets_name), unbound = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+  CHECK(unbound >= 0);
 
   probe::ready();
   probe::wait_for_go();
@@ -200,5 +203,8 @@ int main(int argc, char** argv) {
   CHECK(send(widow, "x", 1, MSG_NOSIGNAL) == -1 && errno == ECONNREFUSED);
   expect_name(idle, idle_path);
   CHECK(listen(idle, 1) == 0 && connected(SOCK_STREAM, idle_path) >= 0);
+  expect_name(idle_packets, idle_packets_name);
+  CHECK(listen(idle_packets, 1) == 0);
+  CHECK(connect(unbound, (const sockaddr*)&idle_packets_name.name, idle_packets_name.size) == 0);
   return probe::passed();
 }
