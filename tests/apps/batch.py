@@ -1,4 +1,5 @@
-"""Programs that work and end: each runs once undisturbed and once dumped in mid-work, killed and restored; the results must be equal."""
+"""Programs that work and end: each runs once undisturbed, and once dumped in mid-work, now left running, now killed and restored; the
+results must be equal."""
 import difflib
 import os
 import time
@@ -173,16 +174,17 @@ def undisturbed(job, base):
 
 
 def cycled(options, job, base, pause):
-    """What the job gives when it is dumped, killed and restored again and again, with so many seconds of work between."""
+    """What the job gives when it is dumped again and again, with so many seconds of work between."""
     directory = cycle.prepared(base, "cycled", job["prepare"])
     with open(f"{directory}/stdout", "w") as stdout:
         root = cycle.start(job["work"], directory, stdout)
     try:
         for number in range(options.times):
-            time.sleep(pause)
-            if cycle.is_dead(root):
-                raise TooLate()
-            cycle.dump_and_restore(options.stasis, root, f"{base}/images-{number}")
+            for kind, dumped in ("running", cycle.dump_running), ("ended", cycle.dump_and_restore):
+                time.sleep(pause)
+                if cycle.is_dead(root):
+                    raise TooLate()
+                dumped(options.stasis, root, f"{base}/{kind}-{number}")
         deadline = time.monotonic() + 60 + 20 * pause
         while not cycle.is_dead(root):
             if time.monotonic() > deadline:
@@ -198,7 +200,7 @@ def run(options, base):
     expected, seconds = undisturbed(job, base)
     if job.get("shows", "") not in expected:
         raise cycle.Failed(f"the job does not work, even undisturbed:\n{expected[-2000:]}")
-    pause = seconds / (options.times + 1)
+    pause = seconds / (2 * options.times + 1)
     for attempt in range(4):
         folder = f"{base}/{attempt}"
         os.mkdir(folder)
@@ -213,4 +215,4 @@ def run(options, base):
     if got != expected:
         difference = difflib.unified_diff(expected.splitlines(), got.splitlines(), "expected", "got", n=1, lineterm="")
         raise cycle.Failed("results differ:\n" + "\n".join(difference)[:2000])
-    return f"{seconds:.1f} s of work, dumped and restored {options.times} times, equal result"
+    return f"{seconds:.1f} s of work, {options.times} times dumped and left running, dumped and restored, equal result"

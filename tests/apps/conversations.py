@@ -4,7 +4,6 @@ Each knows what the server must answer: its state is in the server's memory, and
 doubled or out of order gives another answer. Waiting calls are made on one connection and answered through another.
 """
 import hashlib
-import json
 import random
 import socket
 import ssl
@@ -302,6 +301,28 @@ def chains(address):
     return [(f"chain-{number}", chain_of(address, number, most)) for number, most in enumerate((3, 300, 3000, 30_000))]
 
 
+def always_more(address, question):
+    """A counter of the server's that goes up whenever it has done something."""
+    server, before = Stream(address), -1
+    while True:
+        server.send(question + b"\n")
+        count = int(server.line())
+        if count < before:
+            raise AssertionError(f"{question}: {count} after {before}")
+        time.sleep(0.02)
+        if count > before:
+            before = count
+            yield
+
+
+def java(address):
+    return chains(address) + [(question, always_more(address, question.encode())) for question in ("compiled", "collected", "loaded")]
+
+
+def node(address):
+    return chains(address) + [(question, always_more(address, question.encode())) for question in ("ticks", "fetched", "chunks")]
+
+
 # `openssl s_server -rev` answers each line with the line reversed.
 
 
@@ -340,15 +361,11 @@ class Piped:
         return line.decode().rstrip("\n")
 
 
-class Psql(Piped):
-    def __init__(self, address):
-        opened(address).close()
-        kind, _, rest = address.partition(":")
-        host, _, port = rest.rpartition(":" if kind == "tcp" else "/.s.PGSQL.")
-        super().__init__("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", host, "-p", port, "postgres")
+class Sql(Piped):
+    """A database's own client, which prints rows without ornaments; `END` makes it print a line that ends each answer."""
 
     def start(self, sql):
-        self.ask(sql + "\n\\echo end-of-answer")
+        self.ask(sql + self.END)
 
     def finish(self):
         lines = []
@@ -361,9 +378,34 @@ class Psql(Piped):
         return self.finish()
 
 
-def postgres_transfers(address, number):
+class Psql(Sql):
+    END = "\n\\echo end-of-answer"
+    BEGIN_SNAPSHOT = "begin isolation level repeatable read;"
+    SESSION = "pg_backend_pid(), txid_current()"
+
+    def __init__(self, address):
+        opened(address).close()
+        kind, _, rest = address.partition(":")
+        host, _, port = rest.rpartition(":" if kind == "tcp" else "/.s.PGSQL.")
+        super().__init__("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-h", host, "-p", port, "postgres")
+
+
+class Mariadb(Sql):
+    END = " select 'end-of-answer';"
+    BEGIN_SNAPSHOT = "start transaction with consistent snapshot;"
+    SESSION = "connection_id()"
+
+    def __init__(self, address):
+        opened(address).close()
+        kind, _, rest = address.partition(":")
+        host, _, port = rest.rpartition(":")
+        place = ["--socket", rest] if kind == "unix" else ["--host", host, "--port", port]
+        super().__init__("mariadb", "--no-defaults", "--batch", "--skip-column-names", "--unbuffered", "--user", "root", *place, "work")
+
+
+def sql_transfers(server, number):
     """Each transaction leaves the sum of all accounts as it is, and meets the others at the rows' locks."""
-    server, chance = Psql(address), random.Random(number)
+    chance = random.Random(number)
     while True:
         one, other = sorted(chance.sample(range(1, 11), 2))
         amount = chance.randrange(100)
@@ -376,15 +418,23 @@ def postgres_transfers(address, number):
         yield
 
 
-def postgres_snapshot(address):
+def sql_snapshot(server):
     """One transaction for the whole test, which sees the database as it was at its beginning."""
-    server = Psql(address)
-    server.run("begin isolation level repeatable read;")
-    question = "select sum(balance * id), pg_backend_pid(), txid_current(), (select count(*) from history) from accounts;"
+    server.run(server.BEGIN_SNAPSHOT)
+    question = f"select sum(balance * id), {server.SESSION}, (select count(*) from history) from accounts;"
     expected = server.run(question)
     while True:
         require(server.run(question), expected, "the view of a transaction that stays open")
         time.sleep(0.02)
+        yield
+
+
+def sql_sleep(server, question, answer):
+    while True:
+        before = time.time()
+        require(server.run(question), [answer], question)
+        if time.time() - before < 0.5:
+            raise AssertionError(f"{question} came back too early")
         yield
 
 
@@ -413,16 +463,6 @@ def postgres_waiting(address):
         yield
 
 
-def postgres_sleep(address):
-    server = Psql(address)
-    while True:
-        before = time.time()
-        require(server.run("select pg_sleep(0.5), 'woken';"), ["|woken"], "pg_sleep")
-        if time.time() - before < 0.5:
-            raise AssertionError("pg_sleep came back too early")
-        yield
-
-
 def postgres_sort(address):
     """Parallel workers, and sorting that spills to temporary files."""
     server = Psql(address)
@@ -436,9 +476,40 @@ def postgres_sort(address):
 
 
 def postgres(address):
-    return [(f"transfers-{n}", postgres_transfers(address, n)) for n in range(2)] + \
-        [("snapshot", postgres_snapshot(address)), ("cursor", postgres_cursor(address)), ("waiting", postgres_waiting(address)),
-         ("sleep", postgres_sleep(address)), ("sort", postgres_sort(address))]
+    return [(f"transfers-{n}", sql_transfers(Psql(address), n)) for n in range(2)] + \
+        [("snapshot", sql_snapshot(Psql(address))), ("cursor", postgres_cursor(address)), ("waiting", postgres_waiting(address)),
+         ("sleep", sql_sleep(Psql(address), "select pg_sleep(0.5), 'woken';", "|woken")), ("sort", postgres_sort(address))]
+
+
+def mariadb_waiting(address):
+    """A thread that sleeps until another connection's gives up a lock."""
+    holder, waiter, count = Mariadb(address), Mariadb(address), 0
+    waiter.run("create temporary table mine (n int);")
+    while True:
+        require(holder.run("select get_lock('gate', 60);"), ["1"], "the lock")
+        waiter.start(f"select get_lock('gate', 60); insert into mine values ({count}); select count(*) from mine; select release_lock('gate');")
+        time.sleep(0.1)
+        holder.run("select release_lock('gate');")
+        count += 1
+        require(waiter.finish(), ["1", str(count), "1"], "rows of a table of the session's own")
+        yield
+
+
+def mariadb_sort(address):
+    """Sorting that spills to temporary files."""
+    server = Mariadb(address)
+    server.run("set sort_buffer_size = 32768; set tmp_memory_table_size = 16384; set max_heap_table_size = 16384; set group_concat_max_len = 10000000;")
+    question = "select md5(group_concat(t order by t)), count(distinct t) from (select distinct t from words order by md5(t)) as w;"
+    expected = server.run(question)
+    while True:
+        require(server.run(question), expected, "an aggregate over a sorted table")
+        yield
+
+
+def mariadb(address):
+    return [(f"transfers-{n}", sql_transfers(Mariadb(address), n)) for n in range(2)] + \
+        [("snapshot", sql_snapshot(Mariadb(address))), ("waiting", mariadb_waiting(address)),
+         ("sleep", sql_sleep(Mariadb(address), "select sleep(0.5), 'woken';", "0\twoken")), ("sort", mariadb_sort(address))]
 
 
 class Ssh(Piped):
@@ -566,4 +637,5 @@ def tmux(address):
     return [("shell", tmux_shell(address)), ("editor", tmux_editor(address)), ("ticks", tmux_ticks(address))]
 
 
-PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, pages=pages, chains=chains, tls=tls, postgres=postgres, ssh=ssh, ssh_terminals=ssh_terminals, tmux=tmux)
+PROTOCOLS = dict(redis=redis, memcached=memcached, nginx=nginx, pages=pages, chains=chains, java=java, node=node, tls=tls,
+                 postgres=postgres, mariadb=mariadb, ssh=ssh, ssh_terminals=ssh_terminals, tmux=tmux)

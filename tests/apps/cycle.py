@@ -78,10 +78,18 @@ def call(stasis, arguments, images):
         raise Failed(f"stasis {' '.join(arguments)} ended with {done.returncode}\n{done.stderr}{text}")
 
 
-def dump_and_restore(stasis, root, images, options=()):
+def dump(stasis, root, images, options=()):
     os.mkdir(images)
-    members = tree(root)
     call(stasis, ["dump", "-t", str(root), "-D", images, "-o", "dump.log", "-v4", *options], images)
+
+
+def dump_running(stasis, root, images, options=()):
+    dump(stasis, root, images, ["--leave-running", *options])
+
+
+def dump_and_restore(stasis, root, images, options=()):
+    members = tree(root)
+    dump(stasis, root, images, options)
     deadline = time.monotonic() + 10
     while survivors := [pid for pid in {*members, root} if os.path.exists(f"/proc/{pid}")]:
         if time.monotonic() > deadline:

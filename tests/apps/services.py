@@ -5,6 +5,7 @@ ends with the tree (nothing in the kernel keeps it), so there the client is part
 """
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -24,13 +25,15 @@ SSHD = dict(
         -o AuthorizedKeysFile=$PWD/authorized -o StrictModes=no""")
 
 # A service is a shell script that prepares, one that becomes the server, and one that looks at what is left when all is over. In them
-# $ADDRESS is the server's path, or $PORT its port; `listen` says for both how the server is told ($LISTEN).
+# $ADDRESS is the server's path, or $PORT its port; `listen` says for both how the server is told ($LISTEN). `options` are what stasis needs
+# for it, and `caught` are processes that must be there, by name and number, at a dump that counts.
 SERVICES = {
     "redis": dict(
         protocol="redis", needs=["redis-server"],
         listen=dict(unix="--port 0 --unixsocket $ADDRESS", tcp="--bind 127.0.0.1 --port $PORT"),
         # Saving takes at least a second, so that the child that does it is there most of the time.
         server="exec redis-server $LISTEN --dir $PWD --save '' --appendonly yes --rdb-key-save-delay 2000 --loglevel verbose",
+        caught={"redis-server": 2},
         after="redis-check-rdb dump.rdb && redis-check-aof appendonlydir/*.manifest"),
     "memcached": dict(
         protocol="memcached", needs=["memcached"],
@@ -72,6 +75,20 @@ END""",
         listen=dict(unix="-c listen_addresses=", tcp="-c listen_addresses=127.0.0.1 -p $PORT"),
         server=f"exec {AS_POSTGRES} {POSTGRES}/postgres -D db -k $PWD $LISTEN -c checkpoint_timeout=30s -c fsync=off",
         after=f"""echo 'select sum(balance) from accounts' | {AS_POSTGRES} {POSTGRES}/postgres --single -D db postgres | grep 'sum = "1000"'"""),
+    "mariadb": dict(
+        protocol="mariadb", needs=["mariadbd", "mariadb", "mariadb-install-db"],
+        prepare="""mariadb-install-db --no-defaults --user=root --datadir=$PWD/db --auth-root-authentication-method=normal --skip-test-db
+            { echo "create database work;"; echo "use work;"
+              echo "create table accounts (id int primary key, balance int) engine=innodb; "
+              echo "insert into accounts select seq, 100 from seq_1_to_10;"
+              echo "create table history (who int, debited int, credited int, amount int) engine=innodb;"
+              echo "create table words engine=innodb as select md5(seq) as t from seq_1_to_5000;"
+            } | mariadbd --no-defaults --user=root --datadir=$PWD/db --bootstrap""",
+        listen=dict(unix="--socket=$ADDRESS --skip-networking", tcp="--socket=$PWD/local.sock --bind-address=127.0.0.1 --port=$PORT"),
+        # Its own locks of files are known to nobody else; without native AIO no io_uring is needed.
+        options=["--file-locks"],
+        server="""exec mariadbd --no-defaults --user=root --datadir=$PWD/db --tmpdir=$PWD $LISTEN --innodb-use-native-aio=0 \
+            --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=16M --innodb-log-file-size=8M"""),
     "tls": dict(
         protocol="tls", needs=["openssl"], transports=["tcp"],  # over a path, s_server cannot print who has come, and ends
         prepare="openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out certificate.pem -subj /CN=stasis",
@@ -108,7 +125,7 @@ END""",
         protocol="tmux", needs=["tmux", "vim", "script"], transports=["unix"],
         prepare="touch edited",
         server="""export TERM=screen LANG=C.UTF-8; tmux -S $ADDRESS -f /dev/null -D & server=$!
-            until tmux -S $ADDRESS new-session -d -s work -x 150 -y 60 'PS1= exec sh'; do sleep 0.1; done
+            until tmux -N -S $ADDRESS new-session -d -s work -x 150 -y 60 'PS1= exec sh'; do sleep 0.1; done
             tmux -S $ADDRESS split-window -t work 'exec vim -u NONE -N edited'
             tmux -S $ADDRESS split-window -t work 'i=0; while :; do i=$((i + 1)); echo tick $i; sleep 0.02; done'
             tmux -S $ADDRESS select-layout -t work even-vertical
@@ -117,12 +134,13 @@ END""",
     "sshd": dict(protocol="ssh", **SSHD),
     "sshd-terminals": dict(protocol="ssh_terminals", **SSHD),
     "asyncio": dict(protocol="chains", needs=["python3"], server=f"exec python3 {HERE}/servers/chains.py $TARGET"),
-    "node": dict(protocol="chains", needs=["node"], server=f"exec node {HERE}/servers/chains.js $TARGET"),
-    "java": dict(protocol="chains", needs=["javac"], prepare=f"javac -d . {HERE}/servers/Chains.java",
-                 server="exec java -Xmx64m -cp . Chains $TARGET"),
+    "node": dict(protocol="node", needs=["node"], server=f"exec node {HERE}/servers/chains.js $TARGET"),
+    "java": dict(protocol="java", needs=["javac"], prepare=f"javac -d . {HERE}/servers/Chains.java",
+                 server="exec java -Xmx96m -cp . Chains $TARGET"),
     "ruby": dict(protocol="chains", needs=["ruby"], server=f"exec ruby {HERE}/servers/chains.rb $TARGET"),
     "perl-server": dict(protocol="chains", needs=["perl"], server=f"exec perl {HERE}/servers/chains.pl $TARGET"),
-    "php-server": dict(protocol="chains", needs=["php"],
+    # The compiler's cache is locked by a file of its own, which is unlinked.
+    "php-server": dict(protocol="chains", needs=["php"], options=["--file-locks"],
                        server=f"exec php -d opcache.enable_cli=1 -d opcache.jit=tracing -d opcache.jit_buffer_size=16M {HERE}/servers/chains.php $TARGET"),
 }
 JOBS = {f"{name}.{transport}": dict(service, transport=transport)
@@ -186,10 +204,23 @@ class Service:
         return bool(now) and all(count >= before.get(name, 0) + 2 for name, count in now.items())
 
     def cycle(self, number):
-        options = [] if self.inside else ["--tcp-established"]
-        cycle.dump_and_restore(self.options.stasis, self.root, f"{self.base}/images-{number}", options)
-        before = self.progress()
-        self.wait_for(lambda: self.has_gone_on(before), f"every conversation goes on after restore {number + 1}")
+        """The clients must notice neither a dump that lets the server run, nor one that ends it."""
+        options = [*self.job.get("options", ()), *([] if self.inside else ["--tcp-established"])]
+        for kind, dumped in ("running", cycle.dump_running), ("ended", cycle.dump_and_restore):
+            for attempt in range(10):
+                images = f"{self.base}/{kind}-{number}-{attempt}"
+                dumped(self.options.stasis, self.root, images, options)
+                before = self.progress()
+                self.wait_for(lambda: self.has_gone_on(before), f"every conversation goes on after dump {number + 1} ({kind})")
+                if self.is_caught_at_it(images):
+                    break
+            else:
+                raise cycle.Failed(f"no dump has met {self.job['caught']}")
+
+    def is_caught_at_it(self, images):
+        """Whether the dump has met the tree in the state that the job is about."""
+        shown = subprocess.run([self.options.stasis, "show", "--tree", images], capture_output=True, text=True, check=True).stdout
+        return all(len(re.findall(rf"\d  {name}  group", shown)) >= count for name, count in self.job.get("caught", {}).items())
 
     def finish(self):
         open(f"{self.directory}/stop", "w").close()
@@ -225,4 +256,4 @@ def run(options, base):
         service.stop()
     service.look_at_what_is_left()
     exchanges = sum(service.progress().values())
-    return f"{len(service.progress())} conversations, {exchanges} exchanges, dumped and restored {options.times} times, all answers right"
+    return f"{len(service.progress())} conversations, {exchanges} exchanges, {options.times} times dumped and left running, dumped and restored, all answers right"
