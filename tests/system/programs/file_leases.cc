@@ -2,6 +2,7 @@
 // that are being broken. Nobody is told again what he has been told before the dump.
 // DUMP: --file-locks
 // IGNORE: files.owner  the ids of who has set it are those of stasis
+// FAIL_RESTORE
 #include "probe.h"
 
 namespace {

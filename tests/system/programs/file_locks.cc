@@ -1,6 +1,7 @@
 // Locks of files: posix (several ranges, of several processes, of a table that two share), flock (of an open file that
 // parent and child share), of open files, on directories, FIFOs and unlinked files, and one that somebody waits for.
 // DUMP: --file-locks
+// FAIL_RESTORE
 #include <sched.h>
 #include <sys/file.h>
 
