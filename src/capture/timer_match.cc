@@ -60,7 +60,7 @@ std::optional<std::vector<bool>> TimerMatch::next_round() {
   // So many bits that no number has all of them: everybody is left out once. After all bits come their opposites, for
   // timers of others that happened to expire when somebody was left out.
   const auto bits = static_cast<size_t>(std::bit_width(open_.size()));
-  if (round_ == 2 * bits || std::ranges::none_of(open_, [&](size_t index) { return is_open(index); }))
+  if (bits == 0 || round_ == 2 * bits || std::ranges::none_of(open_, [&](size_t index) { return is_open(index); }))
     return std::nullopt;
   std::vector<bool> asleep(candidates_.size());
   for (size_t position = 0; position < open_.size(); ++position) {

@@ -143,9 +143,10 @@ std::string PidNamespaces::problem_of_dead_leaders() const {
     if (spaces_.at(leader.pid_namespace).has_ended)
       return fmt::format("{} has ended, but the id of the dead leader {} would have kept its pid namespace from ending",
                          leader.pid_namespace, pid);
-    const bool seen = std::ranges::any_of(application_.tasks, [&, id = pid](const Task& task) {
-      return (task.group == id || task.session == id) && contains(leader.pid_namespace, task.pid_namespace);
-    });
+    const bool seen =
+        std::ranges::any_of(application_.tasks, [&, id = pid, space = leader.pid_namespace](const Task& task) {
+          return (task.group == id || task.session == id) && contains(space, task.pid_namespace);
+        });
     if (!seen) return fmt::format("nobody in its pid namespace is in a session or group of the dead leader {}", pid);
   }
   return {};
