@@ -31,6 +31,7 @@ struct OpenSlot {
   bool close_on_exec = false;
   Pid pidfd_of;            ///< 0: it is none
   uint64_t terminal = 0;   ///< likewise
+  bool is_master = false;  ///< its master side
   bool inherited = false;  ///< the supervisor has it for those whom it creates
 };
 struct Table {

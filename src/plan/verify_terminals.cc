@@ -10,10 +10,21 @@ void Interpreter::apply(const OpenTerminal& open) {
   require(index <= model::last_terminal_index && open.terminal == model::terminal_with_index(index),
           "{:#x} is not the device number of a pseudo-terminal (ENXIO)", open.terminal);
   require(problem_ || terminals_.try_emplace(open.terminal).second, "/dev/pts/{} is open already (EBUSY)", index);
+  if (const auto wanted = wanted_.terminals.find(open.terminal);
+      extent_ == Extent::whole && wanted != wanted_.terminals.end()) {
+    const auto master = wanted_.descriptions.find(wanted->second.master);
+    require(open.description == wanted->second.master, "its master side is {} instead of {}", open.description,
+            wanted->second.master);
+    require(master == wanted_.descriptions.end() || ((open.flags ^ master->second.flags) & O_ACCMODE) == 0,
+            "{} is open for another access", open.description);
+  }
   if (problem_) return;
   terminals_.at(open.terminal).slave_opened = open.slave_fd >= 0;
-  put(open.master_fd, {open.description, (open.flags & O_CLOEXEC) != 0, {}, open.terminal});
-  if (open.slave_fd >= 0) put(open.slave_fd, {{}, true, {}, open.terminal});
+  put(open.master_fd, {.description = open.description,
+                       .close_on_exec = (open.flags & O_CLOEXEC) != 0,
+                       .terminal = open.terminal,
+                       .is_master = true});
+  if (open.slave_fd >= 0) put(open.slave_fd, {.close_on_exec = true, .terminal = open.terminal});
 }
 
 uint64_t Interpreter::terminal_under(int fd) {
@@ -39,7 +50,8 @@ void Interpreter::apply(const SetControllingTerminal& set) {
 
 void Interpreter::apply(const LeaveTerminal& leave) {
   const uint64_t terminal = terminal_under(leave.fd);
-  require(problem_ || now_->terminal == terminal, "the terminal does not control it (ENOTTY)");
+  require(problem_ || (now_->terminal == terminal && !now_->table->slots.at(leave.fd).is_master),
+          "descriptor {} is not the terminal that controls it (ENOTTY)", leave.fd);
   require(now_->session != now_->pid, "it leads the session, which would lose the terminal, and be hung up");
   writes(now_->control, "its controlling terminal");
   if (!problem_) now_->terminal = 0;
