@@ -21,8 +21,9 @@ test: deps build
 	ctest --test-dir $(BUILD) --output-on-failure
 
 # Real applications; installs their packages, which are large.
-test-apps: build
+test-apps:
 	scripts/install-deps apps
+	$(MAKE) build
 	ctest --test-dir $(BUILD) --output-on-failure -C Apps -L app
 
 # What takes too long for every change.

@@ -153,12 +153,12 @@ class Walk {
     task.parent = Pid{is_root || parent == context_.host_to_tree.end() ? 0 : parent->second};
     task.group = in_tree(leader.ns_pgid);
     task.session = in_tree(leader.ns_sid);
-    task.controlling_terminal = static_cast<uint32_t>(stat.tty_nr);
     if (process.frozen.zombie) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat.exit_code;
-      return task;
+      return task;  // the terminal that procfs still shows it with is of no use to anybody
     }
+    task.controlling_terminal = static_cast<uint32_t>(stat.tty_nr);
     task.stop_signal = process.frozen.stop_signal();
     if (task.stop_signal != 0) task.state = model::TaskState::stopped;
     return task;

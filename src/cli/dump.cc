@@ -1,5 +1,7 @@
 // stasis dump: a running tree becomes a directory of images.
 
+#include <thread>
+
 #include <CLI/CLI.hpp>
 
 #include "capture/capture.h"
@@ -52,6 +54,22 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   return wanted;
 }
 
+/// Under load there is nearly always a connection that nobody has accepted yet: a tree that is in such a state goes on
+/// for a moment, and is looked at again. The moments grow, to a second in all.
+Result<std::unique_ptr<capture::SeizedTree>> capture_at_rest(const capture::CaptureOptions& wanted,
+                                                             const Session& session) {
+  constexpr auto longest_moment = std::chrono::milliseconds(512);
+  for (auto moment = std::chrono::milliseconds(1);; moment *= 2) {
+    auto tree = TRY(capture::SeizedTree::capture(wanted));
+    auto& context = tree->context();
+    if (moment > longest_moment || !context.diagnostics.refused_only_for_now()) return tree;
+    for (const auto& diagnostic : context.diagnostics.all()) session.log().info("For now: {}", diagnostic.text());
+    context.roll_back();
+    TRY(tree->release(capture::AfterDump::let_run));
+    std::this_thread::sleep_for(moment);
+  }
+}
+
 /// Everything between "the tree is stopped" and "the checkpoint is valid". The tree is released by the caller.
 Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t root, const image::Directory& images,
                         DumpStatistics& statistics) {
@@ -90,7 +108,7 @@ Status dump(const Options& options, const Session& session) {
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
-  auto tree = TRY(capture::SeizedTree::capture(wanted));
+  auto tree = TRY(capture_at_rest(wanted, session));
   const Status written = write_checkpoint(session, *tree, wanted.root_pid, images, statistics);
   if (!written) {
     tree->context().roll_back();

@@ -23,6 +23,7 @@
 #include "execute/execute.h"
 #include "execute/lower.h"
 #include "execute/resume.h"
+#include "kernel/id_holder.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "plan/contributor.h"
@@ -350,6 +351,13 @@ class Tree final : public BuiltTree {
     return explain(command, subject, header.failed_result, purpose_of(command));
   }
 
+  static std::optional<pid_t> id_created_by(const plan::Action& action) {
+    if (const auto* fork = std::get_if<plan::Fork>(&action)) return fork->child_pid.value;
+    if (const auto* clone = std::get_if<plan::Clone>(&action)) return clone->child_pid.value;
+    if (const auto* thread = std::get_if<plan::StartThread>(&action)) return thread->tid.value;
+    return std::nullopt;
+  }
+
   std::string purpose_of(uint32_t command) const {
     const auto* perform = std::get_if<plan::Perform>(&program_.commands[command].action);
     return perform == nullptr ? std::string() : perform->purpose;
@@ -363,18 +371,15 @@ class Tree final : public BuiltTree {
     }
     auto error = Error::system(operation, static_cast<int>(-result), subject);
     const auto& action = program_.commands[command].action;
-    const bool creates = std::holds_alternative<plan::Fork>(action) || std::holds_alternative<plan::Clone>(action) ||
-                         std::holds_alternative<plan::StartThread>(action);
-    if (creates && result == -EEXIST) {
-      const auto* fork = std::get_if<plan::Fork>(&action);
-      return Error::conflict(operation,
-                             fork != nullptr ? fmt::format("pid {} is taken by another process", fork->child_pid)
-                                             : "the id is taken by another process",
-                             subject)
+    const auto created = id_created_by(action);
+    if (created && result == -EEXIST) {
+      const auto holder =
+          application_.root_is_namespace_init ? "another of its namespace" : kernel::holder_of_id(*created);
+      return Error::conflict(operation, fmt::format("pid {} is taken by {}", *created, holder), subject)
           .advise("end that process, or restore in a pid namespace of its own");
     }
-    if (creates && result == -EINVAL) return std::move(error).advise("ids must be below the sysctl kernel.pid_max");
-    if (creates && result == -EPERM) {
+    if (created && result == -EINVAL) return std::move(error).advise("ids must be below the sysctl kernel.pid_max");
+    if (created && result == -EPERM) {
       return std::move(error).advise("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
     }
     if (const auto* lock = std::get_if<plan::Lock>(&action);

@@ -255,7 +255,8 @@ class InetSocketRoom final : public FileRoom {
     socket.state = info.state, socket.backlog = info.backlog;
     const short events = poll_events(fd);
     if ((events & POLLPRI) != 0) {
-      context.diagnostics.refuse(probe.subject, "urgent data (MSG_OOB) waits in it", "let the program receive it");
+      context.diagnostics.refuse_for_now(probe.subject, "urgent data (MSG_OOB) waits in it",
+                                         "let the program receive it");
       return {};
     }
     if (socket.is_listening()) {
@@ -266,8 +267,9 @@ class InetSocketRoom final : public FileRoom {
       // One that was never connected has no peer that could have hung up.
       if ((events & POLLRDHUP) != 0) socket.shutdown = shut_read | shut_write;
       if (int waiting = 0; ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
-        context.diagnostics.refuse(probe.subject, "the connection has ended, but not all that came has been received",
-                                   "let the program receive it");
+        context.diagnostics.refuse_for_now(probe.subject,
+                                           "the connection has ended, but not all that came has been received",
+                                           "let the program receive it");
       }
       if ((events & POLLERR) != 0)
         context.diagnostics.warn(probe.subject, "an error that waits to be reported (SO_ERROR) is lost",
@@ -283,8 +285,9 @@ class InetSocketRoom final : public FileRoom {
     }
     if (policy.tcp_close) return {};
     if (probe.witness == getpid()) {
-      context.diagnostics.refuse(probe.subject, "the connection is on its way through another socket (SCM_RIGHTS)",
-                                 "let the program receive it");
+      context.diagnostics.refuse_for_now(probe.subject,
+                                         "the connection is on its way through another socket (SCM_RIGHTS)",
+                                         "let the program receive it");
       return {};
     }
     UniqueFd kept(fcntl(fd, F_DUPFD_CLOEXEC, 0));
@@ -301,8 +304,8 @@ class InetSocketRoom final : public FileRoom {
       context.diagnostics.note(probe.subject, fmt::format("{} connections wait to be accepted, and are lost", pending));
       return;
     }
-    context.diagnostics.refuse(probe.subject, fmt::format("{} connections wait to be accepted", pending),
-                               "let the program accept them, or pass --skip-in-flight, and they are lost");
+    context.diagnostics.refuse_for_now(probe.subject, fmt::format("{} connections wait to be accepted", pending),
+                                       "let the program accept them, or pass --skip-in-flight, and they are lost");
   }
 
   static void look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
@@ -315,8 +318,8 @@ class InetSocketRoom final : public FileRoom {
     const bool is_udp = socket.what.type == SOCK_DGRAM && socket.what.protocol != IPPROTO_ICMP;
     if (is_udp && getsockopt(fd, IPPROTO_UDP, udp_cork, &corked, &size) == 0 && corked != 0 &&
         ioctl(fd, TIOCOUTQ, &waiting) == 0 && waiting > 0) {
-      context.diagnostics.refuse(probe.subject, "a datagram is being put together in it (UDP_CORK)",
-                                 "what it holds cannot be seen: let the program send it");
+      context.diagnostics.refuse_for_now(probe.subject, "a datagram is being put together in it (UDP_CORK)",
+                                         "what it holds cannot be seen: let the program send it");
     }
     if (ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
       context.diagnostics.warn(probe.subject, "datagrams that wait to be received are lost",

@@ -183,7 +183,7 @@ class NetlinkSocketRoom final : public FileRoom {
     if (sender.nl_groups != 0)
       context.diagnostics.warn(probe.subject, "messages to a group that wait to be received are lost", "");
     else
-      context.diagnostics.refuse(probe.subject, "an answer waits to be received", "let the program receive it");
+      context.diagnostics.refuse_for_now(probe.subject, "an answer waits to be received", "let the program receive it");
   }
 
   Status read_more(const image::FileRecord& record, const socket_more_entry& more, NetlinkSocket& socket) const {

@@ -9,6 +9,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <bitset>
+#include <span>
 
 #include "base/patience.h"
 #include "base/unique_fd.h"
@@ -30,25 +33,33 @@ bool ends_line(const KernelTermios& modes, uint8_t byte) {
   return byte == special[VEOL] || ((modes.local & IEXTEN) != 0 && byte == special[VEOL2]);
 }
 
-/// The modes under which input is put back, and the character that stands for the end of a file: one that does not
-/// occur.
-KernelTermios plain_modes(const TerminalDevice& device) {
-  KernelTermios modes{.control = device.modes->control, .local = ECHO, .line = device.modes->line};
-  modes.characters[VMIN] = 1;
-  if (!is_canonical(*device.modes)) return modes;
+/// How input is put back: what is typed, under which modes, and how many bytes of it are echoed.
+struct Typing {
+  KernelTermios modes;
+  Bytes keys;
+  size_t echoes = 0;
+};
+
+/// Bytes that mean nothing and do not occur; as many zeros as there are too few.
+std::array<uint8_t, 3> unused_bytes(const TerminalDevice& device) {
+  std::bitset<256> used;
+  for (const uint8_t byte : device.input) used.set(byte);
+  for (const uint8_t byte : {uint8_t{'\n'}, device.modes->characters[VEOL], device.modes->characters[VEOL2]})
+    used.set(byte);
+  std::array<uint8_t, 3> unused{};
+  size_t found = 0;
+  for (size_t byte = 1; byte < used.size() && found < unused.size(); ++byte)
+    if (!used.test(byte)) unused[found++] = static_cast<uint8_t>(byte);
+  return unused;
+}
+
+Typing typing_of_lines(const TerminalDevice& device, Typing typing) {
+  auto& [modes, keys, echoes] = typing;
+  const auto [end_of_file, erase, any] = unused_bytes(device);
   modes.local |= ICANON | (device.modes->local & IEXTEN);
   modes.characters[VEOL] = device.modes->characters[VEOL];
   modes.characters[VEOL2] = device.modes->characters[VEOL2];
-  for (uint8_t unused = 1; unused != 0 && modes.characters[VEOF] == 0; ++unused) {
-    const bool free = unused != '\n' && unused != modes.characters[VEOL] && unused != modes.characters[VEOL2];
-    if (free && std::ranges::find(device.input, unused) == device.input.end()) modes.characters[VEOF] = unused;
-  }
-  return modes;
-}
-
-/// The input as it has to be typed.
-Bytes typed(const TerminalDevice& device, uint8_t end_of_file) {
-  Bytes keys;
+  modes.characters[VEOF] = end_of_file;
   size_t at = 0;
   for (const uint32_t end : device.input_ends) {
     keys.insert(keys.end(), device.input.begin() + static_cast<ptrdiff_t>(at),
@@ -57,11 +68,27 @@ Bytes typed(const TerminalDevice& device, uint8_t end_of_file) {
     at = end;
   }
   keys.insert(keys.end(), device.input.begin() + static_cast<ptrdiff_t>(at), device.input.end());
-  return keys;
+  // That the last key is an end of file would not be seen: a byte more is typed, and erased again.
+  if (!keys.empty() && keys.back() == end_of_file && erase != 0 && any != 0 &&
+      keys.size() + 2 <= line_discipline_room) {
+    modes.characters[VERASE] = erase;
+    keys.push_back(any);
+    keys.push_back(erase);
+  }
+  const auto worked_through = std::span(keys).first(std::min(keys.size(), line_discipline_room));
+  echoes = worked_through.size() - static_cast<size_t>(std::ranges::count(worked_through, end_of_file));
+  return typing;
 }
 
 /// Every byte of input is echoed once, an end of file is not.
-size_t echoed(const TerminalDevice& device) { return std::min(device.input.size(), line_discipline_room); }
+Typing typing_of(const TerminalDevice& device) {
+  Typing typing{.modes = {.control = device.modes->control, .local = ECHO, .line = device.modes->line}};
+  typing.modes.characters[VMIN] = 1;
+  if (is_canonical(*device.modes)) return typing_of_lines(device, std::move(typing));
+  typing.keys = device.input;
+  typing.echoes = std::min(device.input.size(), line_discipline_room);
+  return typing;
+}
 
 class Queues {
  public:
@@ -79,9 +106,9 @@ class Queues {
 
   Status put_back() {
     if (device_.input.empty() && device_.input_ends.empty() && device_.output.empty()) return {};
-    const auto plain = plain_modes(device_);
-    TRY(set_modes(plain));
-    auto status = put_back_plainly(plain);
+    const auto typing = typing_of(device_);
+    TRY(set_modes(typing.modes));
+    auto status = put_back(typing);
     TRY(set_modes(*device_.modes));
     return status;
   }
@@ -140,12 +167,11 @@ class Queues {
     return is_canonical(*device_.modes) ? set_modes(*device_.modes) : Status();
   }
 
-  Status put_back_plainly(const KernelTermios& plain) {
-    const Bytes keys = typed(device_, plain.characters[VEOF]);
-    TRY(write_all(master_, keys));
-    for (size_t seen = 0; seen < echoed(device_);) {
+  Status put_back(const Typing& typing) {
+    TRY(write_all(master_, typing.keys));
+    for (size_t seen = 0; seen < typing.echoes;) {
       if (!ready(master_, POLLIN, patience_ms)) return fail(Error::internal("put back the input", "it is not echoed"));
-      seen += TRY(read_master(echoed(device_) - seen)).size();
+      seen += TRY(read_master(typing.echoes - seen)).size();
     }
     return write_all(slave_, device_.output);
   }
@@ -189,15 +215,13 @@ plan::Calls fill_queues(const TerminalDevice& device, int master, int slave) {
   plan::Calls calls;
   if (slave >= 0 && (!device.input.empty() || !device.input_ends.empty() || !device.output.empty())) {
     constexpr uint64_t in_sequence = ~0ull;
-    const auto plain = plain_modes(device);
-    const Bytes keys = typed(device, plain.characters[VEOF]);
-    calls.push_back(call(SYS_ioctl, master, TCSETS, plan::struct_in(plain)));
+    const auto [modes, keys, echoes] = typing_of(device);
+    calls.push_back(call(SYS_ioctl, master, TCSETS, plan::struct_in(modes)));
     // Nobody waits for room: it is there, or the image says more than a kernel holds.
     calls.push_back(call(SYS_fcntl, master, F_SETFL, O_NONBLOCK));
     calls.push_back(call(plan::Call::write_fully, master, plan::In{keys}, keys.size(), in_sequence));
     calls.push_back(call(SYS_fcntl, master, F_SETFL, 0));
-    if (const size_t echo = echoed(device); echo != 0)
-      calls.push_back(call(plan::Call::read_fully, master, plan::Out{echo}, echo, in_sequence));
+    if (echoes != 0) calls.push_back(call(plan::Call::read_fully, master, plan::Out{echoes}, echoes, in_sequence));
     if (!device.output.empty())
       calls.push_back(call(plan::Call::write_fully, slave, plan::In{device.output}, device.output.size(), in_sequence));
   }

@@ -288,8 +288,8 @@ class UnixSocketRoom final : public FileRoom {
     int sent = 0;
     if (ioctl(fd, TIOCOUTQ, &sent) != 0) return fail_errno("SIOCOUTQ", probe.subject);
     if (sent == 0) return {};
-    context.diagnostics.refuse(probe.subject, "it has sent something on a connection that is not accepted yet",
-                               "what that was cannot be seen: let the program at the other end accept it");
+    context.diagnostics.refuse_for_now(probe.subject, "it has sent something on a connection that is not accepted yet",
+                                       "what that was cannot be seen: let the program at the other end accept it");
     return {};
   }
 
@@ -349,7 +349,8 @@ class UnixSocketRoom final : public FileRoom {
     if (socket.is_listening) return {};
     const short events = poll_events(fd);
     if ((events & POLLPRI) != 0) {
-      context.diagnostics.refuse(probe.subject, "urgent data (MSG_OOB) waits in it", "let the program receive it");
+      context.diagnostics.refuse_for_now(probe.subject, "urgent data (MSG_OOB) waits in it",
+                                         "let the program receive it");
       return {};
     }
     socket.reset = (events & POLLERR) != 0;
@@ -359,8 +360,8 @@ class UnixSocketRoom final : public FileRoom {
     // Looking at messages would take the error away (net/core/datagram.c, __skb_try_recv_datagram).
     const bool unreadable = socket.reset && (socket.is_datagram() || waiting != 0);
     if (unreadable || (socket.reset && !socket.peer_gone)) {
-      context.diagnostics.refuse(probe.subject, "an error waits to be reported (SO_ERROR)",
-                                 "let the program take it, with what it has received");
+      context.diagnostics.refuse_for_now(probe.subject, "an error waits to be reported (SO_ERROR)",
+                                         "let the program take it, with what it has received");
       return {};
     }
     // Packets come by connections, and the kernel does not even look for some otherwise (net/unix/af_unix.c,
@@ -369,8 +370,9 @@ class UnixSocketRoom final : public FileRoom {
     if (socket.type == SOCK_SEQPACKET && (socket.reset || !is_connected)) return {};
     socket.queue = TRY(read_unix_queue(context, fd, socket.type, probe.subject));
     if (socket.is_datagram() && socket.queue.empty() && (events & POLLIN) != 0) {
-      context.diagnostics.refuse(probe.subject, "empty datagrams wait in it which an earlier dump has looked at",
-                                 "let the program receive them");
+      context.diagnostics.refuse_for_now(probe.subject,
+                                         "empty datagrams wait in it which an earlier dump has looked at",
+                                         "let the program receive them");
     }
     return {};
   }
@@ -433,11 +435,11 @@ class UnixSocketRoom final : public FileRoom {
       if (known != id_of.end()) {
         client = known->second.value;
       } else if (client == 0) {
-        context.diagnostics.refuse(subject_of(context.application, id),
-                                   "a client has closed its connection before it was accepted",
-                                   "what it may have sent cannot be seen: let the program accept it");
+        context.diagnostics.refuse_for_now(subject_of(context.application, id),
+                                           "a client has closed its connection before it was accepted",
+                                           "what it may have sent cannot be seen: let the program accept it");
       } else {
-        context.diagnostics.refuse(
+        context.diagnostics.refuse_for_now(
             subject_of(context.application, id),
             fmt::format("a process outside of the tree waits to be accepted, with its socket {}", client),
             "let the program accept it, or dump that process as well");

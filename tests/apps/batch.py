@@ -6,8 +6,8 @@ import time
 
 import cycle
 
-# A job is a shell script. It runs in an empty directory, prepares under `prepare`, works under `work`,
-# and what `work` prints, with the files named in `results`, is the result. `shows` is a part of it that proves that the work was done.
+# A job is a shell script. It runs in an empty directory, prepares under `prepare`, works under `work`, and what `work` prints, with the
+# files named in `results`, is the result. `shows` is a part of it that proves that the work was done; `options` are what stasis needs for it.
 JOBS = {
     "pipeline": dict(
         prepare="", results=[],
@@ -27,7 +27,7 @@ JOBS = {
         # A small buffer makes sort merge through temporary files, some of them unlinked while open.
         work="sort -S 2M -T . --parallel=2 -n input | tee sorted | sha256sum; wc -l <sorted"),
     "make": dict(
-        prepare=r"""for i in $(seq 1 24); do
+        prepare=r"""for i in $(seq 1 12); do
                       { echo "#include <stdio.h>"; for k in $(seq 1 150); do echo "int f${i}_$k(int x) { return x * $k + $i; }"; done; } >part$i.c
                     done
                     { echo 'int main(void) { return 0; }'; } >main.c
@@ -50,16 +50,20 @@ for t in threads: t.join()
 print(sorted(results.get() for _ in threads))
 print(child.communicate("through a pipe\\n")[0].strip(), child.returncode)
 END"""),
-    # Every row is counted in the same transaction, so that what is lost or written twice is seen.
+    # Two writers, who wait for each other's locks. Every row is counted in the same transaction, so that what is lost or written twice is seen.
     "sqlite": dict(
-        needs=["sqlite3"], results=[],
+        needs=["sqlite3"], results=[], options=["--file-locks"],
         prepare="""echo 'create table numbers (n integer primary key, square int); create table total (n int, sum int); insert into total values (0, 0);' |
                    sqlite3 db
-                   seq 1 8000 | awk '{ print "begin; insert into numbers values (" $1 ", " $1 * $1 "); update total set n = n + 1, sum = sum + " $1 * $1 "; commit;" }
-                                     $1 % 500 == 0 { print "select n, sum from total;" }' >statements""",
-        work="""for vfs in unix-none; do cp db $vfs.db
-                    { echo 'pragma synchronous = off; pragma cache_size = 5;'; cat statements; } | sqlite3 -vfs $vfs $vfs.db
-                    sqlite3 $vfs.db 'pragma integrity_check; select count(*), sum(square) from numbers; select * from total'
+                   for half in 0 1; do
+                       echo '.timeout 60000'; echo 'pragma synchronous = off; pragma cache_size = 5;'
+                       seq $((half + 1)) 2 6000 | awk '{ print "begin immediate; insert into numbers values (" $1 ", " $1 * $1 ");";
+                                                         print "update total set n = n + 1, sum = sum + " $1 * $1 "; commit;" }'
+                   done | awk '/timeout/ { half++ } { print >"statements" half }'""",
+        work="""for mode in delete wal; do
+                    cp db $mode.db; sqlite3 $mode.db "pragma journal_mode = $mode"
+                    for half in 1 2; do sqlite3 $mode.db <statements$half & done; wait
+                    sqlite3 $mode.db 'pragma integrity_check; select count(*), sum(square) from numbers; select * from total'
                 done"""),
     "zstd": dict(
         needs=["zstd", "xz"], prepare="seq 1 500000 | awk '{ print ($1 * 7919) % 500009, $1 }' >input", results=[],
@@ -121,7 +125,7 @@ def agent(ready):
             stream.flush()
 def worker(seed, pipe):
     digest = str(seed).encode()
-    for _ in range(400):
+    for _ in range(200):
         for _ in range(2500):
             digest = hashlib.sha256(digest).digest()
         pipe.send(digest)
@@ -142,7 +146,7 @@ for seed in range(3):
     sender.close()
     pipes.append(receiver)
 total = hashlib.sha256()
-for _ in range(400):
+for _ in range(200):
     for pipe in pipes:
         stream.write(pipe.recv().hex().encode() + b"\\n")
         stream.flush()
@@ -184,7 +188,7 @@ def cycled(options, job, base, pause):
                 time.sleep(pause)
                 if cycle.is_dead(root):
                     raise TooLate()
-                dumped(options.stasis, root, f"{base}/{kind}-{number}")
+                dumped(options.stasis, root, f"{base}/{kind}-{number}", job.get("options", ()))
         deadline = time.monotonic() + 60 + 20 * pause
         while not cycle.is_dead(root):
             if time.monotonic() > deadline:

@@ -77,6 +77,13 @@ int main(int argc, char** argv) {
   const Pair echo = make_pair([](termios& modes) { modes.c_lflag |= ECHO; });
   type(echo, "half", 4);
 
+  // Nothing echoes these.
+  Pair ended[16];
+  for (auto& pair : ended) {
+    pair = make_pair([](termios& modes) { modes.c_lflag |= ECHO; });
+    type(pair, "\x04\x04", 2);
+  }
+
   const Pair packets = make_pair([](termios& modes) { cfmakeraw(&modes); });
   CHECK(write(packets.slave, "packet", 6) == 6);
   const int on = 1;
@@ -115,6 +122,16 @@ int main(int argc, char** argv) {
   type(echo, " done\n", 6);
   expect_line(echo, "half done\n");
   expect(echo.master, "echo", " done\r\n", 7);
+
+  for (const auto& pair : ended) {
+    expect_line(pair, "");
+    expect_line(pair, "");
+    expect_nothing(pair.slave);
+    expect_nothing(pair.master);
+    type(pair, "line\n", 5);
+    expect_line(pair, "line\n");
+    expect(pair.master, "echo", "line\r\n", 6);
+  }
 
   char packet[16] = {};
   ssize_t got = 0;

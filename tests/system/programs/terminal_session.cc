@@ -1,6 +1,6 @@
-// A session on a pseudo-terminal that the tree made: its leader, a job in the foreground, one in the background, and
-// one that has left the terminal. Lines, the interrupt key and changes of the window go where they went before.
-// FAIL_RESTORE
+// A session on a pseudo-terminal that the tree made: its leader, a job in the foreground, one in the background, one
+// that has left the terminal, and one that has ended. Lines, the interrupt key and changes of the window go where they
+// went before. FAIL_RESTORE
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
@@ -70,11 +70,16 @@ void set_up_done() { __atomic_add_fetch(&board->set_up, 1, __ATOMIC_ACQ_REL); }
   }
   CHECK(setpgid(job, job) == 0 || errno == EACCES);
   CHECK(tcsetpgrp(0, job) == 0);
+  const pid_t ended = fork();
+  if (ended == 0) _exit(7);
+  siginfo_t info;
+  CHECK(waitid(P_PID, static_cast<id_t>(ended), &info, WEXITED | WNOWAIT) == 0);
   set_up_done();
   probe::wait_for_go();
   probe::expect_child_passed(background);
   probe::expect_child_passed(without);
   int status = 0;
+  CHECK(waitpid(ended, &status, 0) == ended && WIFEXITED(status) && WEXITSTATUS(status) == 7);
   CHECK(waitpid(job, &status, WUNTRACED) == job && WIFSTOPPED(status) && WSTOPSIG(status) == SIGTSTP);
   CHECK(tcsetpgrp(0, getpgrp()) == 0);  // as a shell does: take the terminal back, then continue the job
   CHECK(tcsetpgrp(0, job) == 0 && kill(-job, SIGCONT) == 0);

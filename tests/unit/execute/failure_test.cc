@@ -48,6 +48,21 @@ class Failures : public Workshop {
     zombie.threads.clear();
   }
 
+  /// A restore of one process with this pid fails for this reason.
+  void expect_taken(pid_t pid, const std::string& reason) {
+    write_program();
+    program.commands.clear();
+    application = {};
+    begin(Pid{pid});
+    ready(Pid{pid});
+    task(Pid{pid}, Pid{0}, code_pause);
+    const auto built = build();
+    ASSERT_FALSE(built);
+    EXPECT_EQ(built.error().code(), ErrorCode::conflict);
+    EXPECT_THAT(built.error().message(), testing::HasSubstr(reason));
+    EXPECT_FALSE(built.error().advice().empty());
+  }
+
   std::vector<Pid> pids;
   Pid root, child, grandchild, thread_id, zombie_id;
 };
@@ -88,23 +103,31 @@ TEST_F(Failures, ATreeThatIsNeverResumedGoesAway) {
 }
 
 TEST_F(Failures, APidThatIsTakenIsNamed) {
-  write_program();
-  program.commands.clear();
-  application = {};
   const pid_t other = fork();
   if (other == 0) {
     for (;;) pause();
   }
-  begin(Pid{other});
-  ready(Pid{other});
-  task(Pid{other}, Pid{0}, code_pause);
-  const auto built = build();
-  ASSERT_FALSE(built);
-  EXPECT_EQ(built.error().code(), ErrorCode::conflict);
-  EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format("pid {} is taken", other)));
-  EXPECT_FALSE(built.error().advice().empty());
+  expect_taken(other, fmt::format("pid {} is taken by process {} ", other, other));
   kill(other, SIGKILL);
   waitpid(other, nullptr, 0);
+}
+
+TEST_F(Failures, APidThatIsTakenByAGroupIsNamed) {
+  const pid_t leader = fork();
+  if (leader == 0) {
+    for (;;) pause();
+  }
+  const pid_t member = fork();
+  if (member == 0) {
+    for (;;) pause();
+  }
+  ASSERT_EQ(setpgid(leader, leader), 0);
+  ASSERT_EQ(setpgid(member, leader), 0);
+  kill(leader, SIGKILL);
+  waitpid(leader, nullptr, 0);
+  expect_taken(leader, fmt::format("pid {} is taken by the process group of process {} ", leader, member));
+  kill(member, SIGKILL);
+  waitpid(member, nullptr, 0);
 }
 
 TEST_F(Failures, ChildrenThatAreNotOfTheTreeLiveOn) {
