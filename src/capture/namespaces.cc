@@ -1,4 +1,5 @@
-// Namespaces: the tree must live in ours, except that it may have a pid namespace of its own, and others nested in it.
+// Namespaces: the tree must live in ours, except that it may have a pid namespace of its own, and others nested in it,
+// and one IPC namespace.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -22,9 +23,15 @@ struct Namespace {
 };
 /// Compared with ours.
 constexpr Namespace shared_with_us[] = {
-    {"user", "user"}, {"mnt", "mount"},     {"net", "network"}, {"ipc", "IPC"},
-    {"uts", "UTS"},   {"cgroup", "cgroup"}, {"time", "time"},   {"time_for_children", "children's time"},
+    {"user", "user"},
+    {"mnt", "mount"},
+    {"net", "network"},
+    {"uts", "UTS"},
+    {"cgroup", "cgroup"},
+    {"time", "time"},
+    {"time_for_children", "children's time"},
 };
+constexpr Namespace shared_with_the_root = {"ipc", "IPC"};
 
 /// The namespaces of one process.
 class NamespaceLinks {
@@ -125,8 +132,9 @@ void find_pid_namespaces(const std::vector<LiveProcess>& processes, resource::Ca
 
 Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
   std::vector<std::pair<Namespace, std::string>> expected;
-  const NamespaceLinks ours("self");
+  const NamespaceLinks ours("self"), roots(fmt::format("{}", processes.front().view.witness()));
   for (const auto& kind : shared_with_us) expected.emplace_back(kind, ours.id(kind.file));
+  expected.emplace_back(shared_with_the_root, roots.id(shared_with_the_root.file));
   std::vector<std::vector<const char*>> foreign(processes.size());  // names of kinds
   TRY(parallel_for(processes.size(), [&](size_t index) -> Status {
     if (processes[index].frozen.zombie) return {};

@@ -8,7 +8,7 @@
 #include "cli/subcommands.h"
 #include "image/directory.h"
 #include "resource/codec.h"
-#include "resource/leftovers.h"
+#include "resource/traces.h"
 
 namespace stasis::cli {
 namespace {
@@ -18,7 +18,8 @@ Status clean_up(const CommonOptions& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.images_dir));
   const auto checkpoint = TRY(resource::decode(images));
   size_t failures = 0;
-  for (const auto& leftover : resource::leftovers(checkpoint.application)) {
+  const auto network = TRY(resource::read_network_facts(images));
+  for (const auto& leftover : resource::leftovers(checkpoint.application, network)) {
     if (!leftover.remove) {
       fmt::print("stays: {}\n    to remove it: {}\n", leftover.what, leftover.removal);
       continue;

@@ -4,6 +4,10 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <iterator>
+#include <optional>
+
 #include "capture/capture.h"
 #include "cli/criu_options.h"
 #include "cli/fault_points.h"
@@ -14,7 +18,7 @@
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
 #include "resource/codec.h"
-#include "resource/leftovers.h"
+#include "resource/traces.h"
 
 namespace stasis::cli {
 namespace {
@@ -93,9 +97,10 @@ Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t
 }
 
 /// The tree has ended: what it and the dump have left on the system.
-void report_leftovers(const model::Application& application, const Session& session, bool show_each) {
-  if (!show_each && !session.log().should_log(spdlog::level::info)) return;
-  const auto leftovers = resource::leftovers(application);
+void report_leftovers(resource::CaptureContext& context, const resource::Traces& traces, const Session& session,
+                      bool show_each) {
+  auto leftovers = resource::leftovers(context.application, context.kept<resource::NetworkCapture>().facts());
+  std::ranges::move(traces.leftovers(context.application), std::back_inserter(leftovers));
   const auto advice = show_each || leftovers.empty() ? "" : " (--show-leftovers tells)";
   session.log().info("{} left on the system beside the images{}", leftovers.size(), advice);
   if (!show_each) return;
@@ -120,9 +125,12 @@ Status dump(const Options& options, const Session& session) {
   // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
   // be restored only where somebody else has kept its files.
   if (after == capture::AfterDump::let_run) tree->context().roll_back();
+  std::optional<resource::Traces> traces;
+  const bool is_heard = options.show_leftovers || session.log().should_log(spdlog::level::info);
+  if (after == capture::AfterDump::kill && is_heard) traces.emplace(tree->context());
   TRY(tree->release(after));
   statistics.times = tree->times();
-  if (after == capture::AfterDump::kill) report_leftovers(tree->context().application, session, options.show_leftovers);
+  if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
   session.log().info("Dumping finished successfully");

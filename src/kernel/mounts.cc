@@ -45,8 +45,12 @@ Result<std::vector<MountInfo>> parse_mountinfo(std::string_view text) {
     const auto device_major = line.number<uint32_t>();
     line.skip(1);
     const auto device_minor = line.number<uint32_t>();
-    line.word();  // its root within the file system
+    mount.root = unescaped(line.word());
     mount.point = unescaped(line.word());
+    for (auto tag = line.word(); !tag.empty() && tag != "-";) tag = line.word();  // options of the mount, its peers
+    mount.type = line.word();
+    line.word();  // what is mounted
+    mount.options = line.word();
     if (!id || !device_major || !device_minor || mount.point.empty())
       return fail(Error::invalid("parse mountinfo", fmt::format("line {} is malformed", mounts.size() + 1)));
     mount.id = *id, mount.device_major = *device_major, mount.device_minor = *device_minor;

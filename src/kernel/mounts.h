@@ -14,7 +14,10 @@ namespace stasis::kernel {
 struct MountInfo {
   int id = 0;
   uint32_t device_major = 0, device_minor = 0;
+  std::string root;  ///< what of the file system is mounted: "/", a directory
   std::string point;
+  std::string type;     ///< of the file system
+  std::string options;  ///< of the file system
 };
 Result<std::vector<MountInfo>> parse_mountinfo(std::string_view text);
 /// The mounts that stasis sees.

@@ -13,6 +13,7 @@
 #include "kernel/extents.h"
 #include "resource/aio.h"
 #include "resource/descriptors.h"
+#include "resource/ipc_namespace.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
 #include "resource/system_v.h"
@@ -93,7 +94,10 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       mapping.shared_memory = TRY(segment_of(context, view.witness(), vma));
       auto& segment = context.application.shared_memories.at(mapping.shared_memory);
       if (found.kind == VmaKind::system_v && !segment.system_v)
-        segment.system_v = TRY_IN("look at " + subject_of(task, vma), look_at_segment(static_cast<int>(vma.inode)));
+        TRY_IN("look at " + subject_of(task, vma), in_ipc_namespace_of(view.witness(), [&]() -> Status {
+                 segment.system_v = TRY(look_at_segment(static_cast<int>(vma.inode)));
+                 return {};
+               }));
     }
     if (found.kind == VmaKind::aio_ring)
       space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));

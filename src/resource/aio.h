@@ -1,8 +1,12 @@
 // Asynchronous I/O contexts (io_setup(2)): rings of events that have not been taken yet.
 //
 // A context is known by the address of its ring, which the kernel maps; the ring may be moved (fs/aio.c,
-// aio_ring_mremap). Requests that are under way at the dump cannot be seen, and are lost: their buffers stay as they
-// are, and no event ever tells of them.
+// aio_ring_mremap). Requests that are under way at the dump are lost: their buffers stay as they are, and no event ever
+// tells of them. They cannot be seen: the ring tells of completions alone; how many places the kernel has left
+// (kioctx.reqs_available) shows only when there is none; io_cancel(2) finds a request by its address, and ends it;
+// io_destroy(2) waits for all, but does away with the context; fs.aio-nr counts contexts. Reads and writes of files
+// that are not opened with O_DIRECT are carried out by io_submit itself, and those that are end while the task stands
+// still: what remains is what waits for others (IOCB_CMD_POLL).
 #pragma once
 
 #include "mm.pb.h"

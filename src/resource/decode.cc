@@ -10,6 +10,7 @@
 #include "resource/codec.h"
 #include "resource/file_locks.h"
 #include "resource/inventory.h"
+#include "resource/ipc_namespace.h"
 #include "resource/pstree.h"
 #include "resource/registry.h"
 #include "resource/task_state.h"
@@ -260,9 +261,14 @@ class Decoder {
   Status namespaces(const model::Task& task, const task_kobj_ids_entry& ids, const std::string& file) {
     const bool own = TRY(owns_pid_namespace(inventory_, ids, file));
     if (task.pid == application_.root) {
+      ipc_namespace_ = ids.ipc_ns_id();
+      if (owns_ipc_namespace(inventory_, ids)) TRY(decode_ipc_namespace(directory_, ipc_namespace_, application_));
       if (own && task.pid.value != 1)
         return reject(file, "pid_ns_id", "the tree has a pid namespace of its own, but its root is not pid 1");
       application_.root_is_namespace_init = own;
+    } else if (ids.ipc_ns_id() != ipc_namespace_) {
+      return fail(Error::unsupported("read checkpoint", "the task is in another IPC namespace than the root",
+                                     file + ", field ipc_ns_id"));
     } else if (task.nested_pids.empty() && own != application_.root_is_namespace_init) {
       return fail(Error::unsupported("read checkpoint", "the task is in another pid namespace than the root",
                                      file + ", field pid_ns_id"));
@@ -407,6 +413,7 @@ class Decoder {
   image::FileRecords files_;
   model::Application application_;
   inventory_entry inventory_;
+  uint32_t ipc_namespace_ = 0;  // the root's
   seccomp_entry seccomp_;
   std::map<ObjectId, Pid> spaces_;  // who has it first
   std::map<Pid, Loaded> loaded_;

@@ -7,12 +7,12 @@
 
 #include <algorithm>
 #include <optional>
-#include <set>
 
 #include "image/names.h"
 #include "kernel/fdinfo.h"
 #include "kernel/proc.h"
 #include "locks.pb.h"
+#include "model/places.h"
 #include "resource/regular_file.h"
 
 namespace stasis::resource {
@@ -54,21 +54,6 @@ file_lock_entry record_of(const model::FileLock& lock) {
                  (lock.breaking ? breaking_bit : 0));
   entry.set_start(static_cast<int64_t>(lock.start)), entry.set_len(static_cast<int64_t>(lock.length));
   return entry;
-}
-
-/// Where a description is open: the first that has it.
-struct Place {
-  Pid pid;
-  int fd = -1;
-};
-std::map<ObjectId, Place> places_of(const model::Application& application) {
-  std::map<ObjectId, Place> places;
-  for (const auto& task : application.tasks) {
-    const auto table = application.descriptor_tables.find(task.descriptors);
-    if (task.state == model::TaskState::zombie || table == application.descriptor_tables.end()) continue;
-    for (const auto& [fd, slot] : table->second.slots) places.try_emplace(slot.description, Place{task.pid, fd});
-  }
-  return places;
 }
 
 /// Who has the table: the one who took the lock, or the first.
@@ -250,21 +235,19 @@ Status encode_locks(const model::Application& application, const image::Director
   std::vector<file_lock_entry> entries;
   for (const auto& [id, table] : application.descriptor_tables) {
     for (const auto& lock : table.locks) {
-      const auto slot =
-          std::ranges::find(table.slots, lock.description, [](const auto& entry) { return entry.second.description; });
-      if (slot == table.slots.end())
-        return fail(Error::internal("save file locks", "one is of a file that is not open there"));
+      const auto fd = model::number_of(table, lock.description);
+      if (!fd) return fail(Error::internal("save file locks", "one is of a file that is not open there"));
       entries.push_back(record_of(lock));
-      entries.back().set_pid(lock.holder.value), entries.back().set_fd(slot->first);
+      entries.back().set_pid(lock.holder.value), entries.back().set_fd(*fd);
     }
   }
-  const auto places = places_of(application);
+  const auto places = model::first_places(application);
   for (const auto& [id, description] : application.descriptions) {
     const auto place = places.find(id);
     for (const auto& lock : description.locks) {
       auto& entry = entries.emplace_back(record_of(lock));
       if (place != places.end()) {
-        entry.set_pid(place->second.pid.value), entry.set_fd(place->second.fd);
+        entry.set_pid(place->second.task->pid.value), entry.set_fd(place->second.fd);
       } else {
         entry.set_pid(0), entry.set_fd(-1), entry.set_description(id.value);
       }

@@ -7,6 +7,7 @@
 
 #include "image/names.h"
 #include "namespaces.pb.h"
+#include "resource/ipc_namespace.h"
 
 namespace stasis::resource {
 namespace {
@@ -18,14 +19,27 @@ constexpr uint32_t image_version = 2;
 constexpr uint32_t version_beyond_criu = 1000;
 
 /// CRIU knows no thread that has ended: it would bring it back to life. And for CRIU a task is either in the root's pid
-/// namespace or in stasis': it would restore those in nested ones, but outside of them.
+/// namespace or in stasis': it would restore those in nested ones, but outside of them. Of an IPC namespace it takes
+/// segments that are attached from the namespace's own images, where ours are not.
 bool is_beyond_criu(const model::Application& application) {
-  return std::ranges::any_of(
-      application.tasks, [](const model::Task& task) { return task.leader_has_ended() || !task.nested_pids.empty(); });
+  return has_own_ipc_namespace(application) || std::ranges::any_of(application.tasks, [](const model::Task& task) {
+           return task.leader_has_ended() || !task.nested_pids.empty();
+         });
 }
 
 // Ids mean nothing but equality. An id that differs from the inventory's makes the namespace the tree's own.
-enum NamespaceId : uint32_t { pid_ns = 1, net_ns, ipc_ns, uts_ns, time_ns, mnt_ns, user_ns, cgroup_ns, own_pid_ns };
+enum NamespaceId : uint32_t {
+  pid_ns = 1,
+  net_ns,
+  ipc_ns,
+  uts_ns,
+  time_ns,
+  mnt_ns,
+  user_ns,
+  cgroup_ns,
+  own_pid_ns,
+  own_ipc_ns
+};
 
 void set_inherited(task_kobj_ids_entry& ids) {
   ids.set_pid_ns_id(pid_ns);
@@ -50,10 +64,9 @@ struct Namespace {
 
 #define STASIS_NAMESPACE(name) \
   Namespace { #name, &task_kobj_ids_entry::has_##name##_ns_id, &task_kobj_ids_entry::name##_ns_id }
-constexpr std::array inherited_namespaces{STASIS_NAMESPACE(net), STASIS_NAMESPACE(ipc),  STASIS_NAMESPACE(uts),
-                                          STASIS_NAMESPACE(mnt), STASIS_NAMESPACE(user), STASIS_NAMESPACE(cgroup),
-                                          STASIS_NAMESPACE(time)};
-constexpr Namespace pid_namespace = STASIS_NAMESPACE(pid);
+constexpr std::array inherited_namespaces{STASIS_NAMESPACE(net),  STASIS_NAMESPACE(uts),    STASIS_NAMESPACE(mnt),
+                                          STASIS_NAMESPACE(user), STASIS_NAMESPACE(cgroup), STASIS_NAMESPACE(time)};
+constexpr Namespace pid_namespace = STASIS_NAMESPACE(pid), ipc_namespace = STASIS_NAMESPACE(ipc);
 #undef STASIS_NAMESPACE
 
 }  // namespace
@@ -99,6 +112,7 @@ inventory_entry make_inventory(const model::Application& application) {
 void set_namespaces(const model::Application& application, const model::Task& task, task_kobj_ids_entry& ids) {
   set_inherited(ids);
   if (application.root_is_namespace_init) ids.set_pid_ns_id(own_pid_ns);
+  if (has_own_ipc_namespace(application)) ids.set_ipc_ns_id(own_ipc_ns);
   // Above all of the others.
   if (task.pid_namespace.value != 0) ids.set_pid_ns_id(own_pid_ns + static_cast<uint32_t>(task.pid_namespace.value));
 }
@@ -118,7 +132,8 @@ Status write_clocks(const image::Directory& directory) {
 }
 
 uint32_t namespace_id(const task_kobj_ids_entry& ids, std::string_view kind) {
-  if (kind == pid_namespace.name) return (ids.*pid_namespace.id)();
+  for (const Namespace& own : {pid_namespace, ipc_namespace})
+    if (kind == own.name) return (ids.*own.id)();
   const auto found = std::ranges::find(inherited_namespaces, kind, &Namespace::name);
   return found == inherited_namespaces.end() ? 0 : (ids.*found->id)();
 }
@@ -132,6 +147,10 @@ Result<bool> owns_pid_namespace(const inventory_entry& inventory, const task_kob
                                      fmt::format("{}, field {}_ns_id", where, space.name))
                       .advise("restore it with criu, which wrote these images"));
   return pid_namespace.differs(inventory.root_ids(), root);
+}
+
+bool owns_ipc_namespace(const inventory_entry& inventory, const task_kobj_ids_entry& root) {
+  return ipc_namespace.differs(inventory.root_ids(), root);
 }
 
 }  // namespace stasis::resource

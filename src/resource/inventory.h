@@ -17,10 +17,13 @@ inventory_entry make_inventory(const model::Application&);
 /// stasis leaves the tree in the time namespace of stasis, as it was at the dump.
 Status write_clocks(const image::Directory&);
 
-/// The namespace ids of every task of the tree: all inherited, but for the pid namespace of a tree that owns one.
+/// The namespace ids of every task of the tree: all inherited, but for the pid and IPC namespaces of a tree that owns
+/// them.
 void set_namespaces(const model::Application&, const model::Task&, task_kobj_ids_entry&);
 /// Among the ids of a task, that of the namespace of this kind ("net", "pid" …); 0: there is none.
 uint32_t namespace_id(const task_kobj_ids_entry&, std::string_view kind);
+/// Whether the tree owns its IPC namespace.
+bool owns_ipc_namespace(const inventory_entry&, const task_kobj_ids_entry& root);
 /// Whether the tree owns its pid namespace; any other namespace of its own is refused.
 Result<bool> owns_pid_namespace(const inventory_entry&, const task_kobj_ids_entry& root, const std::string& where);
 

@@ -156,14 +156,15 @@ Result<std::unique_ptr<NetworkLock>> hold_iptables_lock(std::span<const Connecti
   return std::make_unique<IptablesLock>(std::move(guard));
 }
 
-Status remove_iptables_lock(std::span<const Connection> connections) {
+Result<bool> remove_iptables_lock(std::span<const Connection> connections) {
   const auto rules = rules_for(connections);
+  bool were_there = true;
   for (size_t index = 0; index < std::size(programs); ++index) {
     if (rules[index].empty()) continue;
     // All at once, which is refused as a whole if one is missing; then one by one.
     std::string text = fmt::format(
-        "command -v {0} >/dev/null || exit 0; {0}-restore --noflush -w 2>/dev/null && exit 0;", programs[index]);
-    text += fmt::format(" while read -r rule; do {} -w -D $rule 2>/dev/null; done <&3; exit 0", programs[index]);
+        "command -v {0} >/dev/null || exit 1; {0}-restore --noflush -w 2>/dev/null && exit 0;", programs[index]);
+    text += fmt::format(" while read -r rule; do {} -w -D $rule 2>/dev/null; done <&3; exit 1", programs[index]);
     const auto all = TRY(script(rules[index], "-D"));
     UniqueFd single(memfd_create("iptables", MFD_CLOEXEC));
     std::string lines;
@@ -171,9 +172,9 @@ Status remove_iptables_lock(std::span<const Connection> connections) {
     if (!single.valid() || write(single.get(), lines.data(), lines.size()) < 0 || lseek(single.get(), 0, SEEK_SET) != 0)
       return fail_errno("write rules");
     const int descriptors[] = {all.get(), single.get()};
-    TRY(status_of(TRY(start_shell(text, descriptors))));
+    were_there &= TRY(status_of(TRY(start_shell(text, descriptors)))) == 0;
   }
-  return {};
+  return were_there;
 }
 
 }  // namespace stasis::resource

@@ -6,7 +6,7 @@
 namespace stasis::resource {
 
 Result<std::unique_ptr<NetworkLock>> hold_iptables_lock(std::span<const kernel::Connection>);
-/// Rules that are not there are no error: on another machine there are none.
-Status remove_iptables_lock(std::span<const kernel::Connection>);
+/// Rules that are not there are no error: on another machine there are none. Whether all of them were there.
+Result<bool> remove_iptables_lock(std::span<const kernel::Connection>);
 
 }  // namespace stasis::resource

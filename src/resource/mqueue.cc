@@ -15,8 +15,10 @@
 #include <optional>
 
 #include "kernel/proc.h"
+#include "model/places.h"
 #include "mqueue.pb.h"
 #include "resource/anonymous_room.h"
+#include "resource/ipc_namespace.h"
 #include "resource/mqueue_messages.h"
 #include "resource/regular_file.h"
 
@@ -27,6 +29,7 @@ using plan::call;
 using plan::ResultOf;
 
 constexpr long mqueue_magic = 0x19800202;
+constexpr off_t size_of_queue_file = 80;                               ///< FILENT_SIZE (ipc/mqueue.c)
 constexpr uint64_t most_messages = 65536, largest_message = 16 << 20;  ///< HARD_MSGMAX, HARD_MSGSIZEMAX
 constexpr uint32_t most_priority = 32767;
 constexpr uint32_t queue_bit = 0x08000000;  ///< sets ids of queues apart from those of other objects
@@ -85,10 +88,9 @@ struct Notified {
 };
 std::optional<Notified> notified(const model::Application& application, ObjectId queue, const Notification& wanted) {
   const auto* task = application.find(wanted.pid);
-  const auto table =
-      task == nullptr ? application.descriptor_tables.end() : application.descriptor_tables.find(task->descriptors);
-  if (table == application.descriptor_tables.end()) return std::nullopt;
-  for (const auto& [fd, slot] : table->second.slots) {
+  const auto* table = task == nullptr ? nullptr : model::table_of(application, *task);
+  if (table == nullptr) return std::nullopt;
+  for (const auto& [fd, slot] : table->slots) {
     const auto description = application.descriptions.find(slot.description);
     const auto* file =
         description == application.descriptions.end() ? nullptr : description->second.state.as<QueueFile>();
@@ -139,8 +141,10 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
 
   // ---- capture
 
+  /// All queues have the same size: few files have to be asked where they lie.
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!S_ISREG(probe.stat.st_mode) || probe.fd < 0 || major(probe.stat.st_dev) != 0) return false;
+    const bool looks_like_one = S_ISREG(probe.stat.st_mode) && probe.stat.st_size == size_of_queue_file;
+    if (!looks_like_one || probe.fd < 0 || major(probe.stat.st_dev) != 0) return false;
     struct statfs about{};
     const auto fd = probe.duplicate();
     return fd && fstatfs(*fd, &about) == 0 && about.f_type == mqueue_magic;
@@ -201,14 +205,33 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
   }
 
   Status finish_decode(model::Application& application) const override {
-    for (const auto& [id, object] : application.objects) {
+    for (auto& [id, object] : application.objects) {
       const auto* queue = object.as<Queue>();
-      if (queue == nullptr || !queue->notification || notified(application, id, *queue->notification)) continue;
+      if (queue == nullptr) continue;
+      auto sought = std::make_shared<Queue>(*queue);
+      sought->found =
+          !queue->unlinked && !has_own_ipc_namespace(application) && UniqueFd(open_by_name(queue->name)).valid();
+      object = {sought};
+      queue = sought.get();
+      if (!queue->notification || notified(application, id, *queue->notification)) continue;
       return fail(Error::invalid("read message queues",
                                  fmt::format("task {} has no descriptor of it", queue->notification->pid),
                                  fmt::format("mqueue.img, queue {}, field notification.pid", id)));
     }
     return mark_notified(application);
+  }
+
+  // ---- after a dump
+
+  void leftovers(const model::Application& application, std::vector<Leftover>& found) const override {
+    if (has_own_ipc_namespace(application)) return;  // it has gone with the tree
+    for (const auto& [id, object] : application.objects) {
+      const auto* queue = object.as<Queue>();
+      if (queue == nullptr || queue->unlinked || !UniqueFd(open_by_name(queue->name)).valid()) continue;
+      found.push_back({queue->describe(), fmt::format("mount -t mqueue none DIR && rm 'DIR{}' && umount DIR; a restore "
+                                                      "makes it again",
+                                                      queue->name)});
+    }
   }
 
   // ---- restore
@@ -373,7 +396,6 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
       queue->notification = {Pid{static_cast<pid_t>(one.pid())}, static_cast<int>(one.kind()),
                              static_cast<int>(one.signal())};
     }
-    queue->found = !queue->unlinked && UniqueFd(open_by_name(queue->name)).valid();
     return queue;
   }
 

@@ -61,11 +61,20 @@ Result<std::unique_ptr<NetworkLock>> NetworkLock::hold(NetworkLockMethod method,
   return std::make_unique<NoLock>();
 }
 
-Status remove_network_lock(const NetworkLockRecord& record, std::span<const Connection> connections) {
+Result<bool> remove_network_lock(const NetworkLockRecord& record, std::span<const Connection> connections) {
   if (record.method == NetworkLockMethod::iptables) return remove_iptables_lock(connections);
-  if (record.method == NetworkLockMethod::nftables && !record.run_id.empty())
-    TRY(kernel::remove_table(table_of(record.run_id)));
-  return {};
+  if (record.method == NetworkLockMethod::skip || record.run_id.empty()) return false;
+  return kernel::remove_table(table_of(record.run_id));
+}
+
+void add_leftover(const NetworkLockRecord& record, std::vector<Connection> connections, std::vector<Leftover>& found) {
+  const bool by_tables = record.method == NetworkLockMethod::nftables;
+  if (connections.empty() || record.method == NetworkLockMethod::skip || (by_tables && record.run_id.empty())) return;
+  const auto where = by_tables ? "table inet " + table_of(record.run_id) + " of nf_tables" : "rules of iptables";
+  auto what = fmt::format("packets of TCP connections ({}) are dropped: {}", connections.size(), where);
+  found.push_back(
+      {std::move(what), "restore removes it; if there will be none: stasis cleanup",
+       [record, connections = std::move(connections)] { return remove_network_lock(record, connections); }});
 }
 
 }  // namespace stasis::resource

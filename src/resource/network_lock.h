@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "kernel/inet.h"
+#include "resource/leftovers.h"
 
 namespace stasis::resource {
 
@@ -31,7 +32,10 @@ class NetworkLock {
   virtual NetworkLockRecord record() const = 0;
 };
 
-/// Whatever was kept of these connections.
-Status remove_network_lock(const NetworkLockRecord&, std::span<const kernel::Connection>);
+/// Whatever was kept of these connections. Whether there was something.
+Result<bool> remove_network_lock(const NetworkLockRecord&, std::span<const kernel::Connection>);
+
+/// It stays when the tree has ended; nothing, if there is none.
+void add_leftover(const NetworkLockRecord&, std::vector<kernel::Connection>, std::vector<Leftover>&);
 
 }  // namespace stasis::resource

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "model/places.h"
 #include "resource/descriptors.h"
 #include "resource/terminal_queue.h"
 
@@ -160,24 +161,19 @@ void make_hung_up(const TerminalDevice& device, std::span<const plan::Placement>
 
 namespace {
 
-/// The terminal that controls the first who holds the description.
-uint64_t terminal_of_holder(const model::Application& application, ObjectId description) {
-  for (const auto& task : application.tasks) {
-    const auto table = application.descriptor_tables.find(task.descriptors);
-    if (table == application.descriptor_tables.end()) continue;
-    const auto is_it = [&](const auto& slot) { return slot.second.description == description; };
-    if (std::ranges::any_of(table->second.slots, is_it)) return task.controlling_terminal;
-  }
-  return 0;
-}
-
 /// What was opened as /dev/tty leads to a pair if the image says so, or, where CRIU does not, the holder's terminal is
 /// one.
 Status lead_through_doors(model::Application& application) {
+  std::map<ObjectId, model::Place> places;
   for (auto& [id, description] : application.descriptions) {
     const auto* terminal = description.state.as<Terminal>();
     if (terminal == nullptr || !terminal->is_current) continue;
-    const uint64_t number = terminal->opened_on != 0 ? terminal->opened_on : terminal_of_holder(application, id);
+    uint64_t number = terminal->opened_on;
+    if (number == 0) {
+      if (places.empty()) places = model::first_places(application);
+      if (const auto holder = places.find(id); holder != places.end())
+        number = holder->second.task->controlling_terminal;
+    }
     const auto pair = application.terminals.find(number);
     if (pair == application.terminals.end() && terminal->opened_on == 0) continue;
     if (pair == application.terminals.end()) {

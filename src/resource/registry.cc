@@ -15,6 +15,7 @@
 #include "resource/fs_context.h"
 #include "resource/inet_socket.h"
 #include "resource/inotify.h"
+#include "resource/ipc_namespace.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
 #include "resource/memory.h"
@@ -42,16 +43,26 @@ namespace stasis::resource {
 
 std::span<const TaskRoom* const> task_rooms() {
   // Within a stage rooms contribute in this order: limits after what they would limit; then credentials, what they
-  // reset, what still needs capabilities, the final capabilities, and what needs nothing.
+  // reset, what still needs capabilities, the final capabilities, and what needs nothing. A new IPC namespace comes
+  // before all that is made in it.
   static const std::vector<const TaskRoom*> rooms = {
-      &registers_room(),       &memory_room(),
-      &system_v_room(),        &descriptors_room(),
-      &file_locks_room(),      &mqueue_notifications_room(),
-      &scheduling_room(),      &signals_room(),
-      &thread_pointers_room(), &timers_room(),
-      &limits_room(),          &fs_context_room(),
-      &credentials_room(),     &process_attributes_room(),
-      &early_seccomp_room(),   &final_capabilities_room(),
+      &ipc_namespace_room(),
+      &registers_room(),
+      &memory_room(),
+      &system_v_room(),
+      &descriptors_room(),
+      &file_locks_room(),
+      &mqueue_notifications_room(),
+      &scheduling_room(),
+      &signals_room(),
+      &thread_pointers_room(),
+      &timers_room(),
+      &limits_room(),
+      &fs_context_room(),
+      &credentials_room(),
+      &process_attributes_room(),
+      &early_seccomp_room(),
+      &final_capabilities_room(),
       &seccomp_room(),
   };
   return rooms;

@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "resource/ipc_namespace.h"
+
 namespace stasis::resource {
 namespace {
 
@@ -40,6 +42,7 @@ class SystemVRoom final : public TaskRoom {
   std::string_view name() const override { return "System V memory"; }
 
   Status decode(const image::TaskRecords&, model::Application& application, model::Task& task) const override {
+    if (has_own_ipc_namespace(application)) return {};  // a new one is empty
     for (const auto& mapping : application.address_spaces.at(task.address_space).mappings) {
       const auto memory = application.shared_memories.find(mapping.shared_memory);
       if (memory == application.shared_memories.end() || !memory->second.system_v) continue;
@@ -51,7 +54,7 @@ class SystemVRoom final : public TaskRoom {
 
   void validate(const model::Application& application, const model::Task& task,
                 Diagnostics& diagnostics) const override {
-    if (task.pid != application.root) return;  // once is enough
+    if (task.pid != application.root || has_own_ipc_namespace(application)) return;  // once is enough
     for (const auto& [id, memory] : application.shared_memories) {
       if (!memory.system_v) continue;
       const auto& wanted = *memory.system_v;
@@ -71,29 +74,25 @@ class SystemVRoom final : public TaskRoom {
     }
   }
 
+  void leftovers(const model::Application& application, std::vector<Leftover>& found) const override {
+    if (has_own_ipc_namespace(application)) return;  // it has gone with the tree
+    for (const auto& [id, memory] : application.shared_memories) {
+      if (!memory.system_v || memory.system_v->destroyed) continue;
+      const auto now = look_at_segment(memory.system_v->id);
+      if (!now || *now != *memory.system_v) continue;
+      found.push_back({describe(*now), fmt::format("ipcrm -m {}; a restore makes it again", now->id)});
+    }
+  }
+
   void contribute(plan::Stage stage, const model::Application& application, plan::Sink& sink) const override {
     for (const auto& [id, memory] : application.shared_memories) {
       if (!memory.system_v || memory.system_v->found != SystemVSegment::Found::missing) continue;
-      if (stage == plan::Stage::prepare) create(*memory.system_v, sink);
+      if (stage == plan::Stage::prepare) create_segment(*memory.system_v, sink);
       if (stage == plan::Stage::settle) settle(*memory.system_v, sink);
     }
   }
 
  private:
-  static void create(const SystemVSegment& segment, plan::Sink& sink) {
-    const auto number = fmt::format("{}", segment.id);
-    shmid_ds owner{};
-    owner.shm_perm.uid = segment.uid, owner.shm_perm.gid = segment.gid;
-    owner.shm_perm.mode = static_cast<unsigned short>(segment.mode);
-    const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
-    plan::Calls calls{call(SYS_openat, AT_FDCWD, plan::text(next_id), O_WRONLY | O_CLOEXEC, 0),
-                      call(SYS_write, ResultOf{-1}, plan::text(number), number.size()), call(SYS_close, ResultOf{-2}),
-                      expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id),
-                      call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner))};
-    if (segment.locked) calls.push_back(call(SYS_shmctl, segment.id, SHM_LOCK, 0));
-    sink.perform(describe(segment), "", std::move(calls));
-  }
-
   /// A segment that is to go with its last user is destroyed once all have attached it; any if the restore fails.
   static void settle(const SystemVSegment& segment, plan::Sink& sink) {
     sink.perform("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
@@ -107,6 +106,20 @@ Result<SystemVSegment> look_at_segment(int id) {
   shmid_ds found{};
   if (shmctl(id, IPC_STAT, &found) != 0) return fail_errno("shmctl", fmt::format("System V segment {}", id));
   return segment_of(id, found);
+}
+
+void create_segment(const SystemVSegment& segment, plan::Sink& sink) {
+  const auto number = fmt::format("{}", segment.id);
+  shmid_ds owner{};
+  owner.shm_perm.uid = segment.uid, owner.shm_perm.gid = segment.gid;
+  owner.shm_perm.mode = static_cast<unsigned short>(segment.mode);
+  const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
+  plan::Calls calls{call(SYS_openat, AT_FDCWD, plan::text(next_id), O_WRONLY | O_CLOEXEC, 0),
+                    call(SYS_write, ResultOf{-1}, plan::text(number), number.size()), call(SYS_close, ResultOf{-2}),
+                    expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id),
+                    call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner))};
+  if (segment.locked) calls.push_back(call(SYS_shmctl, segment.id, SHM_LOCK, 0));
+  sink.perform(describe(segment), "", std::move(calls));
 }
 
 void encode_system_v(const SystemVSegment& segment, ipc_shm_entry& entry) {

@@ -8,7 +8,7 @@
 // - another one has its id or its key: refused.
 // Who has created it is stasis then; its owner, which permissions go by as well (ipc/util.c, ipcperms), is as before.
 // Segments that nobody has attached, semaphores and message queues cannot be told apart from those of others: they stay
-// on the system.
+// on the system. Where the tree has an IPC namespace of its own (ipc_namespace.h), everything in it is made again.
 #pragma once
 
 #include "model/memory.h"
@@ -23,6 +23,9 @@ Result<model::SystemVSegment> look_at_segment(int id);
 void encode_system_v(const model::SystemVSegment&, ipc_shm_entry&);
 /// `where` is the record that it is a field of.
 Result<model::SystemVSegment> decode_system_v(const ipc_shm_entry&, const std::string& where);
+
+/// Commands of stasis itself that make the segment.
+void create_segment(const model::SystemVSegment&, plan::Sink&);
 
 const TaskRoom& system_v_room();
 

@@ -24,8 +24,9 @@ struct Known {
 };
 constexpr Known known[] = {
     {"anon_inode:[io_uring]",
-     "it is an io_uring: which requests are under way, and which files and buffers are registered, the kernel tells "
-     "nobody",
+     "it is an io_uring: the kernel alone chooses where its rings are mapped, so that they cannot be put back where "
+     "the "
+     "program expects them",
      "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)"},
     {"anon_inode:[userfaultfd]",
      "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",

@@ -13,6 +13,7 @@
 #include "locks.pb.h"
 #include "mm.pb.h"
 #include "mqueue.pb.h"
+#include "namespaces.pb.h"
 #include "pagemap.pb.h"
 #include "pstree.pb.h"
 #include "resource/codec.h"
@@ -599,6 +600,77 @@ TEST_F(HostileQueues, NotificationsThatCannotBe) {
   EXPECT_THAT(with(31904, 0, 65), field("notification.signal"));
   EXPECT_THAT(with(31904, 0, 10), AllOf(field("notification.pid"), HasSubstr("has no descriptor of it")));
   EXPECT_THAT(with(4711, 0, 10), field("notification.pid"));
+}
+
+class HostileIpcNamespace : public Hostile {
+ protected:
+  /// The tree owns an IPC namespace, in which there is one of each kind.
+  std::string error_with(const std::function<void(ipc_sem_entry&, ipc_msg_entry&, ipc_msg&, ipc_shm_entry&)>& change,
+                         bool limits = true) {
+    ipc_sem_entry set;
+    describe(*set.mutable_desc()), set.set_nsems(3);
+    ipc_msg_entry queue;
+    describe(*queue.mutable_desc()), queue.set_qbytes(100), queue.set_qnum(1);
+    ipc_msg message;
+    message.set_mtype(1), message.set_msize(5);
+    ipc_shm_entry segment;
+    describe(*segment.mutable_desc()), segment.set_size(10);
+    change(set, queue, message, segment);
+    ipc_var_entry all;
+    for (uint32_t i = 0; i < (limits ? 4u : 3u); ++i) all.add_sem_ctls(i);
+    all.set_msg_ctlmax(1), all.set_msg_ctlmnb(1), all.set_msg_ctlmni(1), all.set_auto_msgmni(0), all.set_shm_ctlmax(1);
+    all.set_shm_ctlall(1), all.set_shm_ctlmni(1), all.set_shm_rmid_forced(0), all.set_mq_queues_max(1);
+    all.set_mq_msg_max(1), all.set_mq_msgsize_max(1);
+    put("ipcns-var-10.img", {{&all, 0}}), put("ipcns-sem-10.img", {{&set, 8}});
+    put("ipcns-msg-10.img", {{&queue, 0}, {&message, 8}}), put("ipcns-shm-10.img", {{&segment, 12}});
+    auto error = error_of_first<task_kobj_ids_entry>(ids, [](auto& r) { r.set_ipc_ns_id(10); });
+    for (const char* kind : {"var", "sem", "msg", "shm"})
+      std::filesystem::remove(root_ / "theirs" / fmt::format("ipcns-{}-10.img", kind));
+    return error;
+  }
+
+ private:
+  static void describe(ipc_desc_entry& desc) {
+    desc.set_key(1), desc.set_uid(0), desc.set_gid(0), desc.set_cuid(0), desc.set_cgid(0);
+    desc.set_mode(0600), desc.set_id(7);
+  }
+  void put(const char* file, std::initializer_list<std::pair<const google::protobuf::Message*, size_t>> records) {
+    auto writer = theirs->create(file);
+    EXPECT_TRUE(writer);
+    for (const auto& [record, bytes] : records)
+      EXPECT_TRUE(writer->append(*record) && writer->append_raw(Bytes(bytes)));
+    EXPECT_TRUE(writer->finish());
+  }
+};
+
+TEST_F(HostileIpcNamespace, ObjectsThatCannotBe) {
+  using Set = ipc_sem_entry;
+  using Queue = ipc_msg_entry;
+  using Message = ipc_msg;
+  using Segment = ipc_shm_entry;
+  // Others of the tree are not in it.
+  EXPECT_THAT(error_with([](Set&, Queue&, Message&, Segment&) {}), HasSubstr("field ipc_ns_id"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message&, Segment&) {}, false), HasSubstr("field sem_ctls"));
+  const auto at = [](const std::string& file, const std::string& field) {
+    return AllOf(HasSubstr("ipcns-" + file + "-10.img"), HasSubstr("field " + field));
+  };
+  EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.set_nsems(0); }), at("sem", "nsems"));
+  EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.set_nsems(~0u); }), at("sem", "nsems"));
+  EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.set_nsems(30000); }), at("sem", "size"));
+  EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.mutable_desc()->set_id(~0u); }),
+              at("sem", "desc.id"));
+  EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.mutable_desc()->set_mode(01600); }),
+              at("sem", "desc.mode"));
+  EXPECT_THAT(error_with([](Set&, Queue& q, Message&, Segment&) { q.set_qnum(~0u); }), at("msg", "qnum"));
+  EXPECT_THAT(error_with([](Set&, Queue& q, Message&, Segment&) { q.set_qnum(2); }), at("msg", "qnum"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message& m, Segment&) { m.set_mtype(0); }), at("msg", "mtype"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message& m, Segment&) { m.set_mtype(~uint64_t{0}); }), at("msg", "mtype"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message& m, Segment&) { m.set_msize(~0u); }), at("msg", "msize"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message& m, Segment&) { m.set_msize(9); }), at("msg", "size"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message&, Segment& s) { s.set_size(13); }), at("shm", "size"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message&, Segment& s) { s.set_size(0); }), at("shm", "system_v.size"));
+  EXPECT_THAT(error_with([](Set&, Queue&, Message&, Segment& s) { s.set_in_pagemaps(true); }),
+              at("shm", "in_pagemaps"));
 }
 
 TEST_F(Hostile, SystemVSegmentsThatCannotBe) {

@@ -159,6 +159,10 @@ TEST(Mountinfo, Lines) {
   EXPECT_EQ(mounts->front().device_major, 254u);
   EXPECT_EQ(mounts->back().device_minor, 25u);
   EXPECT_EQ(mounts->back().point, "/mnt/with blank");
+  EXPECT_EQ(mounts->front().type, "ext4");
+  EXPECT_EQ(mounts->front().options, "rw");
+  EXPECT_EQ(mounts->back().root, "/sub");
+  EXPECT_EQ(mounts->back().type, "tmpfs");
   EXPECT_FALSE(parse_mountinfo("nonsense\n"));
 }
 
