@@ -2,14 +2,17 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <ranges>
+#include <set>
 
 #include "image/names.h"
 #include "kernel/extents.h"
@@ -291,6 +294,15 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
 
 namespace {
 
+/// One of them is among the objects of the application, if any directory is missing.
+struct MissingDirectories final : model::KindValue {
+  std::set<std::string> paths;
+
+  std::string_view kind() const override { return "missing directories"; }
+  bool equals(const model::KindValue&) const override { return true; }  // they are no part of what is restored
+  std::string describe() const override { return "directories for the time of the restore"; }
+};
+
 void make_directory(const std::string& path, plan::Sink& sink) {
   sink.perform("directory " + path, "", {call(SYS_mkdirat, AT_FDCWD, plan::text(path), 0755)});
 }
@@ -345,6 +357,24 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
 
 }  // namespace
 
+void make_missing_directories(model::Application& application, const std::string& path) {
+  auto directories = std::make_shared<MissingDirectories>();
+  struct stat there{};
+  for (auto above = std::filesystem::path(path).lexically_normal().parent_path();
+       above.has_relative_path() && lstat(above.c_str(), &there) != 0 && errno == ENOENT; above = above.parent_path()) {
+    directories->paths.insert(above);
+  }
+  if (directories->paths.empty()) return;
+  ObjectId id{~0u};
+  for (; application.objects.contains(id); id = ObjectId{id.value - 1}) {
+    const auto* known = application.objects.at(id).as<MissingDirectories>();
+    if (known == nullptr) continue;
+    directories->paths.insert(known->paths.begin(), known->paths.end());
+    break;
+  }
+  application.objects[id] = {std::move(directories)};
+}
+
 void contribute_ghosts(plan::Stage stage, const model::Application& application, plan::Sink& sink) {
   if (stage != plan::Stage::prepare && stage != plan::Stage::settle) return;
   std::map<std::string, const GhostFile*> made;  // by path: directories come before what is in them
@@ -352,9 +382,9 @@ void contribute_ghosts(plan::Stage stage, const model::Application& application,
     if (const auto* ghost = object.as<GhostFile>()) made[ghost->path] = ghost;
   }
   for (const auto& [id, object] : application.objects) {
-    const auto* ghost = object.as<GhostFile>();
-    if (ghost == nullptr) continue;
-    for (const auto& directory : ghost->missing_directories) made.try_emplace(directory, nullptr);
+    const auto* missing = object.as<MissingDirectories>();
+    if (missing == nullptr) continue;
+    for (const auto& directory : missing->paths) made.try_emplace(directory, nullptr);
   }
   if (stage == plan::Stage::prepare) {
     for (const auto& [path, ghost] : made) {

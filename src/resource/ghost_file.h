@@ -27,9 +27,8 @@ struct GhostFile final : model::KindValue {
   /// own descriptor ("/proc/7/fd/3") or from the image.
   Bytes content;
   std::string source;
-  std::string image;                             ///< "ghost-file-7.img"; empty: not from an image
-  std::string path;                              ///< where it is made; not compared
-  std::vector<std::string> missing_directories;  ///< above `path`, outermost first: made with it; not compared
+  std::string image;  ///< "ghost-file-7.img"; empty: not from an image
+  std::string path;   ///< where it is made; not compared
 
   std::string_view kind() const override { return "ghost"; }
   bool equals(const model::KindValue& other) const override;
@@ -45,8 +44,11 @@ bool can_be_ghost(uint32_t mode, dev_t device);
 bool is_stateless_device(uint32_t mode, dev_t device);
 Result<GhostFile> decode_ghost(const image::Directory&, uint32_t id);
 
-/// The supervisor's commands for all unlinked files together: made in stage prepare, directories first; removed in
-/// stage settle.
+/// For as long as the restore takes, the directories above `path` are there (contribute_ghosts).
+void make_missing_directories(model::Application&, const std::string& path);
+
+/// The supervisor's commands for all unlinked files and missing directories together: made in stage prepare,
+/// directories first; removed in stage settle.
 void contribute_ghosts(plan::Stage, const model::Application&, plan::Sink&);
 
 }  // namespace stasis::resource

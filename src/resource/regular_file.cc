@@ -55,16 +55,6 @@ bool is_free(const std::string& path, const model::Application& application) {
   return true;
 }
 
-/// Directories above the path that do not exist, outermost first.
-std::vector<std::string> missing_above(const std::string& path) {
-  std::vector<std::string> missing;
-  for (auto directory = parent_of(path); directory.size() > 1 && is_missing(directory);
-       directory = parent_of(directory)) {
-    missing.insert(missing.begin(), directory);
-  }
-  return missing;
-}
-
 /// Images may name any file. It is a link that a dump has made if it is called so and is where such links are made; and
 /// as it is not the only name of a regular file, nothing is lost with it.
 Result<bool> remove_temporary_link(const std::string& link, const std::string& original) {
@@ -575,7 +565,7 @@ Result<ObjectId> decode_ghost_of(const image::FileRecords& records, const remap_
   const ObjectId object = ghost_numbered(remap.remap_id());
   if (!application.objects.contains(object)) {
     auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
-    ghost->missing_directories = missing_above(path);
+    make_missing_directories(application, path);
     ghost->path = is_free(path, application) ? path : fmt::format("{}{}{}", path, beside, remap.remap_id());
     application.objects[object] = {std::move(ghost)};
   }

@@ -23,6 +23,7 @@
 #include "kernel/sock_diag.h"
 #include "resource/descriptors.h"
 #include "resource/file_identity.h"
+#include "resource/ghost_file.h"
 #include "resource/regular_file.h"
 
 namespace stasis::resource {
@@ -262,7 +263,14 @@ class UnixSocketRoom final : public FileRoom {
     return description;
   }
 
-  Status finish_decode(model::Application& application) const override { return link_unix_sockets(application); }
+  Status finish_decode(model::Application& application) const override {
+    TRY(link_unix_sockets(application));
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* socket = description.state.as<UnixSocket>();
+      if (socket != nullptr) make_directories(*socket, application);
+    }
+    return {};
+  }
 
   // ---- restore
 
@@ -581,6 +589,19 @@ class UnixSocketRoom final : public FileRoom {
 
   // ---- before a restore
 
+  /// Those of names that lead to no file in the end, but are bound at the restore.
+  static void make_directories(const UnixSocket& socket, model::Application& application) {
+    const auto make = [&](const std::string& text) {
+      const UnixName closed{.text = text, .directory = directory_of_closed};
+      if (closed.is_path()) make_missing_directories(application, closed.path());
+    };
+    const auto& name = socket.name;
+    if (name.is_path() && (!socket.is_staged() || !name.moved_to.empty()))
+      make_missing_directories(application, name.path());
+    make(socket.peer_name);
+    for (const auto& message : socket.queue) make(message.sender_name);
+  }
+
   /// Whether a file or an abstract name is in the way.
   static void validate_name(const UnixSocket& socket, const std::set<std::string>& taken, Diagnostics& diagnostics) {
     const auto& name = socket.name;
@@ -591,15 +612,13 @@ class UnixSocketRoom final : public FileRoom {
         diagnostics.refuse(subject, "another socket has this name", "end the program that holds it");
       return;
     }
+    if (!socket.is_staged()) return;
     const std::string path = name.file();
+    const auto parent = std::filesystem::path(path).parent_path();
     struct stat there{};
-    for (const auto& needed : {name.path(), path}) {
-      const auto parent = std::filesystem::path(needed).parent_path();
-      if (stat(parent.c_str(), &there) == 0) continue;
-      diagnostics.refuse(subject, "the directory of its file does not exist", "make " + parent.string());
-      return;
-    }
-    if (name.unlinked || socket.accepted || lstat(path.c_str(), &there) != 0) return;
+    if (stat(parent.c_str(), &there) != 0)
+      return diagnostics.refuse(subject, "the directory of its file does not exist", "make " + parent.string());
+    if (lstat(path.c_str(), &there) != 0) return;
     if (!S_ISSOCK(there.st_mode))
       diagnostics.refuse(subject, "there is another file under its name", "move it away");
     else if (taken.contains(fmt::format("inode {}", there.st_ino)))
@@ -612,7 +631,7 @@ class UnixSocketRoom final : public FileRoom {
 void UnixSocketRoom::leftovers(const model::Application& application, std::vector<Leftover>& found) const {
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<UnixSocket>();
-    if (socket == nullptr || !socket->name.is_path() || socket->name.unlinked || socket->accepted) continue;
+    if (socket == nullptr || !socket->is_staged()) continue;
     const auto path = socket->name.path();
     found.push_back({"file of a socket: " + path, fmt::format("rm '{}'; a restore replaces it", path)});
   }

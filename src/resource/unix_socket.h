@@ -27,6 +27,9 @@ struct UnixName {
   std::string file() const { return moved_to.empty() ? path() : moved_to; }
   friend bool operator==(const UnixName&, const UnixName&) = default;
 };
+/// Where the relative names of closed sockets are bound for a moment: what they were relative to nobody knows, and
+/// nobody is told.
+inline constexpr const char* directory_of_closed = "/tmp";
 /// For people: "/run/x", "@x"
 std::string shown_name(const std::string& text);
 
@@ -73,6 +76,8 @@ struct UnixSocket final : model::KindValue {
   bool accepted = false;  ///< it has its name from the socket that accepted it
   uint32_t mate = 0;      ///< the other end of the socketpair(2) that it is made as; 0: it is not
 
+  /// Its file has to appear in the end.
+  bool is_staged() const { return name.is_path() && !name.unlinked && !accepted; }
   /// It is made as one end of a pair whose other end is closed again.
   bool mate_gone() const {
     if (!peer_gone || accepted) return false;

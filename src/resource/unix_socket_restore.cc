@@ -35,9 +35,6 @@ constexpr uint32_t plenty = 0x3fffffff;  ///< of buffer space, while queues are 
 constexpr unsigned no_replace = 1;       ///< RENAME_NOREPLACE
 constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC | O_DIRECT | O_NOATIME;  ///< F_SETFL's
 
-/// Its file has to appear in the end.
-bool is_staged(const UnixSocket& socket) { return socket.name.is_path() && !socket.name.unlinked && !socket.accepted; }
-
 Bytes address(const std::string& text) {
   Bytes bytes = bytes_of(sa_family_t{AF_UNIX});
   bytes.insert(bytes.end(), text.begin(), text.end());
@@ -202,8 +199,7 @@ class Builder {
     for (const auto& [number, end] : ends_) {
       if (end.socket->name.text == name) passing.directory = end.socket->name.directory;
     }
-    // Where that of a closed socket was relative to nobody knows, and nobody is told.
-    if (passing.is_relative() && passing.directory.empty()) passing.directory = "/tmp";
+    if (passing.is_relative() && passing.directory.empty()) passing.directory = directory_of_closed;
     bind(passing, false, fd, file);
   }
 
@@ -475,7 +471,7 @@ Status complete_unix_sockets(std::span<const plan::Placement> placements, const 
 void settle_unix_sockets(const model::Application& application, plan::Sink& sink) {
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<UnixSocket>();
-    if (socket == nullptr || description.given >= 0 || !is_staged(*socket)) continue;
+    if (socket == nullptr || description.given >= 0 || !socket->is_staged()) continue;
     const std::string path = socket->name.file(), bound = socket->name.path();
     const auto final = plan::text(path), made = plan::text(path + std::string(staged));
     sink.perform("file of a socket: " + path, std::string(plan::only_on_success),

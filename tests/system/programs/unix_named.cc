@@ -112,6 +112,25 @@ int main(int argc, char** argv) {
   const int second = bound(SOCK_STREAM, twice_path);
   CHECK(listen(second, 3) == 0);
 
+  // Their files are gone, and so are the directories that those were in: a listening one with a connection, one whose
+  // peer was closed, and a sender that was.
+  char gone[4096], gone_inner[4200];
+  snprintf(gone, sizeof gone, "%s/gone", probe::directory), snprintf(gone_inner, sizeof gone_inner, "%s/inner", gone);
+  CHECK(mkdir(gone, 0755) == 0 && mkdir(gone_inner, 0755) == 0);
+  const auto homeless_path = path_address("%s/inner/listener", gone);
+  const int homeless = bound(SOCK_STREAM, homeless_path);
+  CHECK(listen(homeless, 2) == 0);
+  const int homeless_client = connected(SOCK_STREAM, homeless_path), half = connected(SOCK_STREAM, homeless_path);
+  const int homeless_accepted = accept(homeless, nullptr, nullptr);
+  CHECK(close(accept(homeless, nullptr, nullptr)) == 0);
+  const auto mailbox_path = path_address("%s/mailbox", gone), stranger_path = path_address("%s/stranger", gone);
+  const int mailbox = bound(SOCK_DGRAM, mailbox_path), stranger = bound(SOCK_DGRAM, stranger_path);
+  send_to(stranger, mailbox_path, "from nowhere");
+  CHECK(close(stranger) == 0);
+  CHECK(unlink(homeless_path.name.sun_path) == 0 && unlink(mailbox_path.name.sun_path) == 0);
+  CHECK(unlink(stranger_path.name.sun_path) == 0);
+  CHECK(rmdir(gone_inner) == 0 && rmdir(gone) == 0);
+
   // Relative, from a directory that is not the working directory any more, and from the one that is.
   const int home = open("/", O_RDONLY | O_DIRECTORY);
   CHECK(home >= 0 && chdir(working) == 0);
@@ -185,6 +204,13 @@ int main(int argc, char** argv) {
   say(late, "late"), expect(unlinked_client, "late");
   const int current = connected(SOCK_STREAM, twice_path);
   CHECK(accept(second, nullptr, nullptr) >= 0 && current >= 0);
+
+  CHECK(access(gone, F_OK) != 0);
+  expect_name(homeless, homeless_path), expect_name(homeless_accepted, homeless_path);
+  expect_name(half, homeless_path, getpeername), expect_name(mailbox, mailbox_path);
+  say(homeless_client, "still here"), expect(homeless_accepted, "still here");
+  CHECK_EQUAL(recv(half, working, 1, MSG_DONTWAIT), 0);
+  expect(mailbox, "from nowhere", &stranger_path);
 
   expect_name(here, relative), expect_name(there, below);
   send_to(nameless, relative_from_elsewhere, "found"), expect(here, "found");
