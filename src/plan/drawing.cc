@@ -127,7 +127,7 @@ class TreeDrawing {
     text += label(middle, at.y + 32, marks(task), "text-anchor=\"middle\" font-size=\"9\"");
     return text + "</g>\n";
   }
-  static std::string marks(const model::Task& task) {
+  std::string marks(const model::Task& task) const {
     std::vector<std::string> found;
     if (task.state == model::TaskState::zombie) found.push_back(end_of(task));
     if (task.state == model::TaskState::stopped) found.emplace_back("stopped");
@@ -135,13 +135,17 @@ class TreeDrawing {
     if (!task.nested_pids.empty()) found.push_back(fmt::format("ns {}", fmt::join(task.nested_pids, "/")));
     if (task.threads.size() > 1)
       found.push_back(fmt::format("{}{} thr.", task.leader_has_ended() ? "" : "+", task.threads.size() - 1));
+    if (const auto terminal = tree_.terminals.find(task.controlling_terminal); terminal != tree_.terminals.end()) {
+      const bool in_front = terminal->second.foreground == task.group;
+      found.push_back(fmt::format("pts/{}{}", model::index_of_terminal(terminal->first), in_front ? "*" : ""));
+    }
     return fmt::format("{}", fmt::join(found, " "));
   }
   static std::string end_of(const model::Task& task) {
     return WIFSIGNALED(task.exit_status) ? fmt::format("signal {}", WTERMSIG(task.exit_status))
                                          : fmt::format("exit {}", WEXITSTATUS(task.exit_status));
   }
-  static std::string sentence(const model::Task& task) {
+  std::string sentence(const model::Task& task) const {
     return fmt::format("pid {}, parent {}, group {}, session {} {}", task.pid, task.parent, task.group, task.session,
                        marks(task));
   }
@@ -163,8 +167,19 @@ class TreeDrawing {
     if (x > margin) x = margin, y += row;
     for (const auto& [id, number] : groups_)
       next(fmt::format("fill=\"white\" stroke=\"{}\" stroke-width=\"3\"", stroke(number)), fmt::format("group {}", id));
+    if (x > margin) x = margin, y += row;
+    for (const auto& [number, terminal] : tree_.terminals) {
+      if (terminal.session.value == 0) continue;
+      text += label(x, y + 12, sentence_about(number, terminal));
+      y += row;
+    }
     bottom = y + row + margin;
     return text;
+  }
+  static std::string sentence_about(uint64_t number, const model::Terminal& terminal) {
+    const auto foreground = terminal.foreground.value == 0 ? "nobody" : fmt::format("group {}", terminal.foreground);
+    return fmt::format("/dev/pts/{} controls session {}, with {} in its foreground (*)",
+                       model::index_of_terminal(number), terminal.session, foreground);
   }
 
   const model::Application& tree_;

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "plan/drawing.h"
 #include "plan/verify.h"
 
 namespace stasis::plan {
@@ -70,6 +71,17 @@ TEST(BareTree, TerminalsControlSessions) {
   ASSERT_TRUE(program) << program.error().message();
   const auto rejection = verify(*program, *tree, Extent::tree);
   EXPECT_FALSE(rejection) << rejection->message(*program);
+}
+
+TEST(Drawing, NamesTerminals) {
+  const auto tree = tree_from_json(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1},
+      {"pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "terminal": 4, "foreground": 3},
+      {"pid": 3, "ppid": 2, "pgid": 3, "sid": 2, "terminal": 4}]})");
+  ASSERT_TRUE(tree) << tree.error().message();
+  const auto picture = draw(*tree);
+  EXPECT_THAT(picture, HasSubstr("pid 2, parent 1, group 2, session 2 pts/4<"));
+  EXPECT_THAT(picture, HasSubstr("pid 3, parent 2, group 3, session 2 pts/4*<"));
+  EXPECT_THAT(picture, HasSubstr("/dev/pts/4 controls session 2, with group 3 in its foreground"));
 }
 
 TEST(BareTree, TheFirstThreadMayHaveEndedAlone) {
