@@ -1,11 +1,13 @@
 #include "kernel/sock_diag.h"
 
+#include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <cstring>
 #include <functional>
 
@@ -100,6 +102,23 @@ Result<std::vector<UnixSocketInfo>> list_unix_sockets() {
   std::vector<UnixSocketInfo> sockets;
   TRY(dump(request, [&](ByteView payload) { sockets.push_back(unix_socket(payload)); }));
   return sockets;
+}
+
+Result<Shutdowns> list_shutdowns(int family, int protocol) {
+  inet_diag_req_v2 request{};
+  request.sdiag_family = static_cast<uint8_t>(family), request.sdiag_protocol = static_cast<uint8_t>(protocol);
+  request.idiag_states = ~0u;
+  Shutdowns found;
+  const auto listed = dump(request, [&](ByteView payload) {
+    const auto message = plain<inet_diag_msg>(payload);
+    each_attribute(payload.subspan(std::min(payload.size(), sizeof message)), [&](uint16_t type, ByteView value) {
+      const auto shutdown = plain<uint8_t>(value);
+      if (type == INET_DIAG_SHUTDOWN && shutdown != 0) found[message.idiag_inode] = shutdown;
+    });
+  });
+  // A kernel without udp_diag, raw_diag …
+  if (!listed && listed.error().errno_value() != ENOENT) return std::unexpected(listed.error());
+  return found;
 }
 
 }  // namespace stasis::kernel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -27,5 +28,11 @@ struct UnixSocketInfo {
 
 /// All unix sockets of the network namespace that have not ended.
 Result<std::vector<UnixSocketInfo>> list_unix_sockets();
+
+/// How sockets are shut down (1: receives nothing more, 2: sends nothing more, 3), by inode.
+using Shutdowns = std::map<uint32_t, uint8_t>;
+/// Of those that are bound and shut down. IPPROTO_RAW stands for raw sockets of all protocols. Empty, if the kernel
+/// does not list such sockets.
+Result<Shutdowns> list_shutdowns(int family, int protocol);
 
 }  // namespace stasis::kernel

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <set>
@@ -82,7 +83,8 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
                                          facts->executable));
   for (const kernel::MapsEntry& vma : facts->mappings) {
     if (std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); })) continue;
-    const Classified found = classify(vma);
+    Classified found = classify(vma);
+    if (found.kind == VmaKind::shared_segment && is_open(context, vma)) found.kind = VmaKind::file;
     if (found.kind == VmaKind::unsupported) {
       context.diagnostics.refuse(subject_of(task, vma), found.problem,
                                  "The application has to let go of it before it is dumped");
@@ -104,6 +106,16 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
     space.mappings.push_back(std::move(mapping));
   }
   return {};
+}
+
+bool TreeMemory::is_open(const CaptureContext& context, const kernel::MapsEntry& vma) {
+  if (!open_files_) {
+    open_files_.emplace();
+    for (const auto& [id, identity] : context.identities) {
+      if (identity.type == S_IFREG) open_files_->emplace(identity.device, identity.inode);
+    }
+  }
+  return open_files_->contains({makedev(vma.device_major, vma.device_minor), vma.inode});
 }
 
 /// All processes of a tree mostly map the same few files, and following a link of map_files is slow.

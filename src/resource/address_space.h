@@ -8,6 +8,8 @@
 
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <tuple>
@@ -39,11 +41,14 @@ class TreeMemory : public ApplicationMemory {
 
  private:
   struct Segment;
+  /// Shared memory that somebody has open (/proc/PID/map_files) is a file.
+  bool is_open(const CaptureContext&, const kernel::MapsEntry&);
   Result<ObjectId> file_of(CaptureContext&, pid_t witness, const model::Task&, const kernel::MapsEntry&);
   Result<ObjectId> segment_of(CaptureContext&, pid_t witness, const kernel::MapsEntry&);
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::vector<ObjectId> without_pages_;
+  std::optional<std::set<std::pair<dev_t, ino_t>>> open_files_;
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
   /// By device, inode, open flags and path.
   std::map<std::tuple<uint32_t, uint32_t, uint64_t, uint32_t, std::string>, ObjectId> files_;

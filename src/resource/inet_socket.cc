@@ -15,10 +15,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "kernel/descriptor_bag.h"
+#include "kernel/sock_diag.h"
 #include "kernel/socket_option.h"
 #include "resource/descriptors.h"
 #include "resource/network_facts.h"
@@ -60,6 +63,9 @@ struct Connections {
   };
   InetOptionReader options;
   MembershipReader memberships;
+  /// Of datagrams and raw sockets, by family and protocol, then inode: how they are shut down.
+  std::map<std::pair<int, int>, kernel::Shutdowns> shutdowns;
+  std::map<std::pair<std::string, std::string>, bool> foreign;  ///< addresses with devices: none has them
   std::vector<One> found;
   std::optional<kernel::DescriptorBag> descriptors;  ///< of those, in the same order
   std::unique_ptr<NetworkLock> lock;
@@ -134,6 +140,7 @@ class InetSocketRoom final : public FileRoom {
     if (socket.what.family == AF_INET6) entry.set_v6only(socket.only_ipv6);
     if (needs_device(socket.local) && !socket.options.device.empty()) entry.set_ifname(socket.options.device);
     if (socket.shutdown != 0) entry.set_shutdown(static_cast<sk_shutdown>(socket.shutdown));
+    if (socket.bound_freely) more.set_bound_freely(true);
     if (socket.owner) more.set_uid(socket.owner->uid), more.set_gid(socket.owner->gid);
     encode_memberships(socket.memberships, socket.what.family, more);
     more.set_id(description.id.value);
@@ -162,6 +169,7 @@ class InetSocketRoom final : public FileRoom {
     socket->inet_options = TRY(decode_inet_options(entry, more, socket->what, where));
     socket->memberships =
         TRY(decode_memberships(more, socket->what.family, fmt::format("sockets-more.img, id {}", more.id())));
+    socket->bound_freely = more.bound_freely();
     if (more.has_uid() && more.has_gid()) socket->owner = {more.uid(), more.gid()};
     if (socket->has_connection()) socket->stream = TRY(decode_stream(socket->number, records.directory()));
     model::OpenDescription description;
@@ -172,16 +180,37 @@ class InetSocketRoom final : public FileRoom {
     return description;
   }
 
+  /// A port that listening sockets share, some without saying so any more, can only be had by who says it.
+  Status finish_decode(model::Application& application) const override {
+    std::map<uint16_t, std::vector<ObjectId>> by_port;
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* socket = description.state.as<InetSocket>();
+      if (socket != nullptr && socket->is_tcp() && !socket->has_connection() && socket->local.port != 0)
+        by_port[socket->local.port].push_back(id);
+    }
+    for (const auto& [port, sharers] : by_port) {
+      if (sharers.size() < 2) continue;
+      for (const ObjectId id : sharers) {
+        auto& description = application.descriptions.at(id);
+        auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
+        socket->shares_port = true;
+        description.starts_last = resource::starts_last(*socket);
+        description.state = {std::move(socket)};
+      }
+    }
+    return {};
+  }
+
   // ---- restore
 
   void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
-    std::set<std::pair<std::string, std::string>> asked;  // addresses with devices
+    std::set<std::tuple<std::string, std::string, bool>> asked;  // addresses with devices
     for (const auto& [id, description] : application.descriptions) {
       const auto* socket = description.state.as<InetSocket>();
       if (socket == nullptr) continue;
       auto address = socket->local;
       address.port = 0;
-      if (asked.emplace(kernel::to_text(address), socket->options.device).second)
+      if (asked.emplace(kernel::to_text(address), socket->options.device, is_bound_anywhere(*socket)).second)
         validate_address(*socket, address, diagnostics);
       if (socket->is_listening()) validate_port(*socket, diagnostics);
       check_memberships(socket->memberships, socket->describe(), diagnostics);
@@ -218,11 +247,20 @@ class InetSocketRoom final : public FileRoom {
     if (socket.is_tcp())
       TRY(look_at_tcp(context, probe, fd, socket));
     else
-      look_at_datagrams(context, probe, fd, socket);
+      TRY(look_at_datagrams(context, probe, fd, socket));
     const bool was_connected = socket.has_connection() || (socket.is_tcp() && socket.shutdown != 0);
     socket.inet_options = TRY(connections.options.read(fd, socket.what, was_connected));
+    socket.bound_freely = socket.local.has_address() && !is_bound_anywhere(socket) && is_foreign(connections, socket);
     if (!socket.is_tcp()) socket.memberships = TRY(connections.memberships.read(fd, socket.what.family));
     return {};
+  }
+
+  static bool is_foreign(Connections& connections, const InetSocket& socket) {
+    auto address = socket.local;
+    address.port = 0;
+    const auto [known, fresh] = connections.foreign.try_emplace({kernel::to_text(address), socket.options.device});
+    if (fresh) known->second = try_to_bind(socket, address) == EADDRNOTAVAIL;
+    return known->second;
   }
 
   static kernel::Endpoint without_scope(kernel::Endpoint endpoint) {
@@ -308,10 +346,21 @@ class InetSocketRoom final : public FileRoom {
                                        "let the program accept them, or pass --skip-in-flight, and they are lost");
   }
 
-  static void look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
+  /// poll(2) does not tell of a socket that only sends nothing more; the kernel's list does, if it is bound.
+  static Result<uint32_t> listed_shutdown(Connections& connections, const DescriptorProbe& probe,
+                                          const InetKind& what) {
+    const int protocol = what.type == SOCK_RAW ? int{IPPROTO_RAW} : what.protocol;
+    const auto [known, fresh] = connections.shutdowns.try_emplace({what.family, protocol});
+    if (fresh) known->second = TRY(kernel::list_shutdowns(what.family, protocol));
+    const auto found = known->second.find(static_cast<uint32_t>(probe.stat.st_ino));
+    return found == known->second.end() ? 0 : found->second;
+  }
+
+  static Status look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     socket.state = socket.remote.has_address() ? TCP_ESTABLISHED : TCP_CLOSE;
     const short events = poll_events(fd);
     if ((events & POLLRDHUP) != 0) socket.shutdown = (events & POLLHUP) != 0 ? shut_read | shut_write : shut_read;
+    socket.shutdown |= TRY(listed_shutdown(context.kept<Connections>(), probe, socket.what));
     uint32_t corked = 0;
     socklen_t size = sizeof corked;
     int waiting = 0;
@@ -325,6 +374,7 @@ class InetSocketRoom final : public FileRoom {
       context.diagnostics.warn(probe.subject, "datagrams that wait to be received are lost",
                                "whoever uses such sockets has to expect that");
     }
+    return {};
   }
 
   /// Until now a connection's socket has had its place in the list for a number.
@@ -465,6 +515,12 @@ class InetSocketRoom final : public FileRoom {
     return found != socket.inet_options.values.end() && found->second != 0;
   }
 
+  static bool is_bound_anywhere(const InetSocket& socket) {
+    return socket.bound_freely || is_option_set(socket, SOL_IP, IP_FREEBIND) ||
+           is_option_set(socket, SOL_IP, IP_TRANSPARENT) || is_option_set(socket, SOL_IPV6, IPV6_FREEBIND) ||
+           is_option_set(socket, SOL_IPV6, IPV6_TRANSPARENT);
+  }
+
   static int try_to_bind(const InetSocket& socket, const kernel::Endpoint& to) {
     const auto fd = trial(socket);
     const Bytes address = kernel::socket_address(to);
@@ -483,10 +539,7 @@ class InetSocketRoom final : public FileRoom {
                          "make that device");
       return;
     }
-    const bool anywhere = is_option_set(socket, SOL_IP, IP_FREEBIND) || is_option_set(socket, SOL_IP, IP_TRANSPARENT) ||
-                          is_option_set(socket, SOL_IPV6, IPV6_FREEBIND) ||
-                          is_option_set(socket, SOL_IPV6, IPV6_TRANSPARENT);
-    if (!address.has_address() || anywhere) return;
+    if (!address.has_address() || is_bound_anywhere(socket)) return;
     if (try_to_bind(socket, address) != EADDRNOTAVAIL) return;
     diagnostics.refuse(socket.describe(), "no device of this machine has the address that it is bound to",
                        "give the address to a device (ip address add)");
@@ -512,8 +565,8 @@ bool InetSocket::equals(const model::KindValue& other) const {
   };
   return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
          remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
-         owner == s->owner && options == s->options && inet_options == s->inet_options &&
-         memberships == s->memberships && lasting(stream) == lasting(s->stream);
+         bound_freely == s->bound_freely && owner == s->owner && options == s->options &&
+         inet_options == s->inet_options && memberships == s->memberships && lasting(stream) == lasting(s->stream);
 }
 
 std::string InetSocket::describe() const {

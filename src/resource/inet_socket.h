@@ -27,6 +27,8 @@ struct InetSocket final : model::KindValue {
   uint32_t backlog = 0;
   bool only_ipv6 = false;
   uint32_t shutdown = 0;  ///< 1: receives nothing more, 2: sends nothing more; what FINs do is left out
+  /// No device has its address, and no option says now that this may be (IP_FREEBIND).
+  bool bound_freely = false;
   struct Ids {
     uint32_t uid = 0, gid = 0;
     friend bool operator==(const Ids&, const Ids&) = default;
@@ -37,6 +39,9 @@ struct InetSocket final : model::KindValue {
   std::vector<Membership> memberships;
   /// Of a connection, or one that begins. Nothing: it is restored closed.
   std::optional<kernel::TcpStream> stream;
+
+  // Derived from what all of them are; not compared.
+  bool shares_port = false;  ///< with other sockets of TCP that are bound or listen
 
   bool is_tcp() const { return what.type == SOCK_STREAM && what.protocol == IPPROTO_TCP; }
   bool is_listening() const;

@@ -2,7 +2,8 @@
 //
 // Ports are shared while sockets are made: a listening socket and the connections that it has accepted have the same
 // one, whether SO_REUSEADDR allows that or not, and come in any order. So all have that option until everybody is
-// complete.
+// complete. Sockets that listen, where
+// there are several on a port, have SO_REUSEPORT until then.
 //
 // What a connection has not sent yet must not be sent here either: while the peer's window is taken for 0, the kernel
 // keeps it (net/ipv4/tcp_output.c, tcp_snd_wnd_test).
@@ -115,6 +116,7 @@ class Builder {
       begin_to_connect();
     else if (!socket_.has_connection())
       bind_and_connect();
+    if (socket_.bound_freely) bind_freely(false);
     add_socket_options(socket_.options, fd_, calls_);
     // A socket that is not connected keeps it, and the call fails nevertheless (net/ipv4/af_inet.c, inet_shutdown).
     const uint32_t shutdown = socket_.has_connection() && !socket_.stream ? 3 : socket_.shutdown;
@@ -147,7 +149,15 @@ class Builder {
       add(call(SYS_setsockopt, fd_, SOL_SOCKET, SO_BINDTODEVICE, plan::text(options.device),
                options.device.size() + 1));
     }
+    if (socket_.shares_port) set(SOL_SOCKET, SO_REUSEPORT, 1);
     add_inet_options(socket_.inet_options, socket_.what, fd_, calls_);
+    if (socket_.bound_freely) bind_freely(true);
+  }
+  void bind_freely(bool value) {
+    if (socket_.what.family == AF_INET6)
+      set(SOL_IPV6, IPV6_FREEBIND, value ? 1 : 0);
+    else
+      set(SOL_IP, IP_FREEBIND, value ? 1 : 0);
   }
 
   void bind_and_connect() {
@@ -299,7 +309,8 @@ std::vector<std::string> needs(const InetSocket& socket) {
 
 bool starts_last(const InetSocket& socket) {
   const bool is_alive = socket.stream && socket.state != syn_sent;
-  return !is_alive && !socket.options.values.contains(SO_REUSEADDR);
+  const auto& values = socket.options.values;
+  return !is_alive && (!values.contains(SO_REUSEADDR) || (socket.shares_port && !values.contains(SO_REUSEPORT)));
 }
 
 void make_inet_socket(const plan::Placement& placement, plan::Sink& sink) {
@@ -312,11 +323,13 @@ void make_inet_socket(const plan::Placement& placement, plan::Sink& sink) {
 }
 
 void start_inet_socket(const model::OpenDescription& description, int fd, plan::Sink& sink) {
-  plan::Perform perform{fmt::format("leave the port of {} alone", description.state.value->describe()),
-                        "",
-                        {},
-                        {},
-                        {set_option(fd, SO_REUSEADDR, 0)}};
+  const auto& socket = *description.state.as<InetSocket>();
+  plan::Perform perform{fmt::format("leave the port of {} alone", socket.describe()), "", {}, {}, {}};
+  const auto end = [&](int option) {
+    if (!socket.options.values.contains(option)) perform.calls.push_back(set_option(fd, option, 0));
+  };
+  end(SO_REUSEADDR);
+  if (socket.shares_port) end(SO_REUSEPORT);
   perform.starts.push_back({fd, description.id});
   sink.add(std::move(perform));
 }

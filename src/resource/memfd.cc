@@ -1,4 +1,5 @@
-// Files of memfd_create(2).
+// Files of memfd_create(2), and shared memory that somebody has opened through /proc/PID/map_files: the same kind of
+// file under another name, which is restored as one of memfd_create, as CRIU does. All that shows is its link.
 //
 // The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions
 // that refer to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
@@ -25,7 +26,7 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
-constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)";
+constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)", shared_memory = "/dev/zero (deleted)";
 constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages files from 1
 constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
 constexpr uint64_t largest_send = 1ull << 30;
@@ -72,7 +73,7 @@ class MemfdRoom final : public FileRoom {
   bool seekable() const override { return true; }
 
   bool recognises(const DescriptorProbe& probe) const override {
-    return S_ISREG(probe.stat.st_mode) && probe.link.starts_with(prefix);
+    return S_ISREG(probe.stat.st_mode) && (probe.link.starts_with(prefix) || probe.link == shared_memory);
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
@@ -80,7 +81,12 @@ class MemfdRoom final : public FileRoom {
     bool fresh = false;
     const auto id = context.object(fmt::format("memfd {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
     made->inode = ObjectId{id.value | memfd_bit};
-    if (fresh) context.application.objects[made->inode] = {TRY(capture_inode(context, probe))};
+    if (!fresh) return model::KindState{std::move(made)};
+    context.application.objects[made->inode] = {TRY(capture_inode(context, probe))};
+    if (probe.link == shared_memory && probe.fd < 0) {
+      context.diagnostics.refuse(probe.subject, "it is a private mapping of shared memory which nobody has open now",
+                                 "keep the descriptor open, or close the mapping before the dump");
+    }
     return model::KindState{std::move(made)};
   }
 
@@ -163,7 +169,7 @@ class MemfdRoom final : public FileRoom {
  private:
   static Result<std::shared_ptr<MemfdInode>> capture_inode(CaptureContext& context, const DescriptorProbe& probe) {
     auto inode = std::make_shared<MemfdInode>();
-    inode->name = probe.link.substr(prefix.size());
+    inode->name = probe.link.starts_with(prefix) ? probe.link.substr(prefix.size()) : probe.link.substr(1);
     if (inode->name.ends_with(suffix)) inode->name.resize(inode->name.size() - suffix.size());
     inode->uid = probe.stat.st_uid, inode->gid = probe.stat.st_gid, inode->mode = probe.stat.st_mode;
     inode->size = static_cast<uint64_t>(probe.stat.st_size);

@@ -144,7 +144,7 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   mapping.accounted = has("ac");
   mapping.protection_key = vma.protection_key;
   mapping.sealed = has("sl");
-  mapping.name = given_name(vma.path);
+  if (kind != VmaKind::file) mapping.name = given_name(vma.path);
   mapping.read_only_attach = kind == VmaKind::system_v && !has("mw");
   return mapping;
 }

@@ -73,6 +73,20 @@ class Builder {
     return fmt::format("{} unix sockets with descriptor {}", ends_.size(), ends_.begin()->second.fd);
   }
 
+  /// Images may know of sockets that nobody has open.
+  Status check() const {
+    for (const auto& [number, end] : ends_) {
+      auto needed = end.socket->pending;
+      if (end.socket->mate != 0) needed.push_back(end.socket->mate);
+      const auto missing = std::ranges::find_if(needed, [&](uint32_t one) { return !ends_.contains(one); });
+      if (missing == needed.end()) continue;
+      return fail(Error::invalid("plan unix sockets",
+                                 fmt::format("socket {}, which it is made with, is open in no task", *missing),
+                                 fmt::format("files.img, file {}", end.description->id)));
+    }
+    return {};
+  }
+
   // ---- sockets, names, connections
 
   void create() {
@@ -448,6 +462,7 @@ bool carries_something(std::span<const plan::Placement> placements) {
 
 Status make_unix_sockets(std::span<const plan::Placement> placements, plan::Sink& sink) {
   Builder builder(placements, sink.pid());
+  TRY(builder.check());
   builder.create();
   if (!carries_something(placements)) builder.complete({});
   plan::Perform perform{builder.purpose(), "", {}, {}, builder.take()};

@@ -1,4 +1,5 @@
 // Memory files that nobody has open: mapped by two processes, one of which shares pages with the other copy-on-write.
+// Anonymous shared memory that has a descriptor (/proc/self/map_files) and a private mapping besides.
 #include "probe.h"
 
 namespace {
@@ -18,6 +19,56 @@ void check_twice(volatile char* one, volatile char* other) {
   CHECK_EQUAL(other[0], 'U');
 }
 
+int open_mapping(const void* memory, int flags) {
+  char path[128];
+  const auto begin = (unsigned long)memory;
+  snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", begin, begin + size);
+  const int fd = open(path, flags);
+  CHECK(fd >= 0);
+  return fd;
+}
+
+/// Shared memory with descriptors.
+class OpenedMemory {
+ public:
+  OpenedMemory() {
+    first_[0] = 'F';
+    first_[4096] = 'f';
+    const int fd = open_mapping(const_cast<char*>(first_), O_RDWR | O_APPEND);
+    CHECK(lseek(fd, 3, SEEK_SET) == 3);
+    appending_ = fd, reading_ = open_mapping(const_cast<char*>(first_), O_RDONLY);
+    second_ = map(fd, MAP_SHARED), copied_ = map(fd, MAP_PRIVATE);
+    copied_[0] = 'C';
+    // Known by its descriptor alone, and of another size than it began with.
+    void* passing = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(passing != MAP_FAILED);
+    alone_ = open_mapping(passing, O_RDWR);
+    CHECK(munmap(passing, size) == 0 && ftruncate(alone_, 0) == 0 && write(alone_, "alone", 5) == 5);
+  }
+
+  void check() {
+    CHECK_EQUAL(first_[0], 'F');
+    CHECK_EQUAL(copied_[0], 'C');
+    CHECK_EQUAL(copied_[4096], 'f');
+    first_[2 * 4096] = 'G';
+    CHECK_EQUAL(second_[2 * 4096], 'G');
+    CHECK_EQUAL(copied_[2 * 4096], 'G');
+    char byte = 0;
+    CHECK(pread(reading_, &byte, 1, 2 * 4096) == 1 && byte == 'G');
+    CHECK(write(reading_, &byte, 1) == -1 && errno == EBADF);
+    CHECK_EQUAL(lseek(appending_, 0, SEEK_CUR), 3);
+    CHECK_EQUAL(fcntl(appending_, F_GETFL) & (O_ACCMODE | O_APPEND), O_RDWR | O_APPEND);
+    char text[16] = {};
+    CHECK(pread(alone_, text, sizeof text, 0) == 5 && memcmp(text, "alone", 5) == 0);
+    CHECK_EQUAL(lseek(alone_, 0, SEEK_CUR), 5);
+  }
+
+ private:
+  volatile char* first_ = *probe::shared_memory<char[size]>();
+  volatile char *second_, *copied_;
+  int appending_, reading_, alone_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -36,6 +87,7 @@ int main(int argc, char** argv) {
   once[4096] = 'T';
   close(own);
 
+  OpenedMemory opened;
   const pid_t child = fork();
   if (child == 0) {
     CHECK(munmap(const_cast<char*>(once), size) == 0 && munmap(const_cast<char*>(again), size) == 0);
@@ -56,6 +108,7 @@ int main(int argc, char** argv) {
   shared[3 * 4096] = 'D';
   CHECK_EQUAL(shared[0], 0);
   check_twice(once, again);
+  opened.check();
   probe::expect_child_passed(child);
   return probe::passed();
 }

@@ -65,6 +65,14 @@ int main(int argc, char** argv) {
   const auto shared_address = inet::address_of(shared[0]);
   bind_to(shared[1], shared_address);
   CHECK(listen(shared[0], 2) == 0 && listen(shared[1], 2) == 0);
+  // One of them may not share it any more; a third is bound and does not listen.
+  const int formerly[3] = {stream_socket(AF_INET), stream_socket(AF_INET), stream_socket(AF_INET)};
+  for (const int fd : formerly) inet::set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+  bind_to(formerly[0], inet::loopback(AF_INET));
+  const auto former_address = inet::address_of(formerly[0]);
+  bind_to(formerly[1], former_address), bind_to(formerly[2], former_address);
+  CHECK(listen(formerly[0], 2) == 0 && listen(formerly[1], 2) == 0);
+  inet::set(formerly[0], SOL_SOCKET, SO_REUSEPORT, 0), inet::set(formerly[2], SOL_SOCKET, SO_REUSEPORT, 0);
   const int alone = inet::listening(AF_INET);
   const auto first = inet::connected(alone), second = inet::connected(alone);
   // The connections stay, their listening socket goes: nobody may have the port.
@@ -98,6 +106,13 @@ int main(int argc, char** argv) {
   CHECK(getsockopt(optioned, SOL_TCP, TCP_INFO, &info, &size) == 0);
   CHECK_EQUAL(info.tcpi_sacked, 42);  // of a listening socket: the backlog
 
+  for (int i = 0; i < 3; ++i) {
+    inet::expect_same(inet::address_of(formerly[i]), former_address);
+    inet::expect_option(formerly[i], SOL_SOCKET, SO_REUSEPORT, i == 1 ? 1 : 0);
+    inet::expect_option(formerly[i], SOL_SOCKET, SO_REUSEADDR, 0);
+  }
+  CHECK(close(formerly[1]) == 0);
+  inet::expect_alive(inet::connected(formerly[0]));
   inet::expect_same(inet::address_of(shared[1]), shared_address);
   const int third = stream_socket(AF_INET), stranger = stream_socket(AF_INET);
   inet::set(third, SOL_SOCKET, SO_REUSEPORT, 1);

@@ -1,5 +1,5 @@
-// Sockets of datagrams: UDP and UDP-Lite, bound, connected, shut down, sharing a port, in multicast groups, with
-// options; and raw ones.
+// Sockets of datagrams: UDP and UDP-Lite, bound (also to an address that no device has), connected, shut down, sharing
+// a port, in multicast groups, with options; and raw ones.
 #include <net/if.h>
 #include <netinet/udp.h>
 
@@ -31,12 +31,25 @@ static void expect_message(int from, int to, const char* text, const inet::Addre
   CHECK(memcmp(got, text, (size_t)length) == 0);
 }
 
+/// An address for documentation, which no device has (RFC 5737, RFC 3849).
+static inet::Address foreign(int family) {
+  auto address = inet::loopback(family, 4711);
+  if (family == AF_INET6)
+    CHECK(inet_pton(AF_INET6, "2001:db8::4711", &((sockaddr_in6*)&address.name)->sin6_addr) == 1);
+  else
+    CHECK(inet_pton(AF_INET, "192.0.2.47", &((sockaddr_in*)&address.name)->sin_addr) == 1);
+  return address;
+}
+static void set_freebind(int fd, int family, int value) {
+  inet::set(fd, family == AF_INET6 ? SOL_IPV6 : SOL_IP, family == AF_INET6 ? IPV6_FREEBIND : IP_FREEBIND, value);
+}
+
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   constexpr int families[] = {AF_INET, AF_INET6};
   constexpr int udplite = IPPROTO_UDPLITE;
   struct Case {
-    int server, client, lite, fresh, deaf, shared[2], member;
+    int server, client, lite, fresh, deaf, mute, away, shared[2], member;
     inet::Address server_address, shared_address;
   } cases[2];
   for (int i = 0; i < 2; ++i) {
@@ -51,6 +64,14 @@ int main(int argc, char** argv) {
     one.deaf = bound(family);
     connect_to(one.deaf, one.server);
     CHECK(shutdown(one.deaf, SHUT_RD) == 0);
+    one.mute = bound(family);
+    connect_to(one.mute, one.server);
+    CHECK(shutdown(one.mute, SHUT_WR) == 0);
+    one.away = datagram_socket(family);
+    set_freebind(one.away, family, 1);
+    const auto away = foreign(family);
+    CHECK(bind(one.away, away.pointer(), away.size) == 0);
+    set_freebind(one.away, family, 0);
     for (int& fd : one.shared) {
       fd = datagram_socket(family);
       inet::set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
@@ -103,6 +124,12 @@ int main(int argc, char** argv) {
     pollfd end = {one.deaf, POLLRDHUP, 0};
     CHECK(poll(&end, 1, 0) == 1 && (end.revents & POLLRDHUP) != 0);
     expect_message(one.deaf, one.server, "from a deaf one");
+    CHECK(send(one.mute, "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE);
+    const auto mute = inet::address_of(one.mute);
+    expect_message(one.server, one.mute, "to a mute one", &mute);
+    inet::expect_same(inet::address_of(one.away), foreign(family));
+    inet::expect_option(one.away, family == AF_INET6 ? SOL_IPV6 : SOL_IP,
+                        family == AF_INET6 ? IPV6_FREEBIND : IP_FREEBIND, 0);
     inet::expect_same(inet::address_of(one.shared[1]), one.shared_address);
     const int stranger = datagram_socket(family), friendly = datagram_socket(family);
     CHECK(bind(stranger, one.shared_address.pointer(), one.shared_address.size) != 0 && errno == EADDRINUSE);

@@ -3,6 +3,7 @@
 #include <sys/un.h>
 
 #include "kernel/process.h"
+#include "resource/unix_socket.h"
 #include "file_cycle.h"
 
 namespace stasis::resource {
@@ -196,6 +197,35 @@ TEST_F(UnixSockets, NamesThatAreTakenAreFoundBefore) {
   EXPECT_EQ(problem(), "none");
   const UniqueFd file(open(path.c_str(), O_CREAT | O_WRONLY, 0600));
   EXPECT_THAT(problem(), HasSubstr("another file under its name"));
+}
+
+/// As an image may have it: the other end of a pair, or who waits to be accepted, is open nowhere.
+TEST(UnixSocketPlan, NeedsAllThatAreMadeTogether) {
+  for (const bool pair : {true, false}) {
+    model::Application application;
+    const auto add = [&](uint32_t id, UnixSocket socket) {
+      socket.number = id;
+      auto& description = application.descriptions[ObjectId{id}];
+      description.id = ObjectId{id}, description.state = {std::make_shared<UnixSocket>(std::move(socket))};
+    };
+    UnixSocket one, other;
+    one.type = other.type = pair ? SOCK_DGRAM : SOCK_STREAM;
+    if (pair)
+      one.peer = 2;
+    else
+      one.is_listening = true, one.name.text = std::string("\0x", 2), one.backlog = 1, one.pending = {2};
+    other.peer = 1;
+    add(1, one), add(2, other);
+    ASSERT_TRUE(link_unix_sockets(application));
+    plan::Program program;
+    plan::Sink sink(program, Pid{7}, Tid{7});
+    std::vector<plan::Placement> placements{{&application.descriptions.at(ObjectId{1}), 3, 100}};
+    const auto made = make_unix_sockets(placements, sink);
+    ASSERT_FALSE(made);
+    EXPECT_THAT(made.error().message(), HasSubstr("socket 2, which it is made with, is open in no task"));
+    placements.push_back({&application.descriptions.at(ObjectId{2}), 4, 104});
+    EXPECT_TRUE(make_unix_sockets(placements, sink));
+  }
 }
 
 }  // namespace
