@@ -147,14 +147,14 @@ class Measurement {
     const auto file = fmt::format("task/{}/syscall", tid);
     while (TRY(kernel::read_record(pid, file)).starts_with("running") && Clock::now() < deadline_) sched_yield();
     if (sleeper.number != SYS_restart_syscall) return {};
-    // "0": it is between two sleeps just then, or still counted as runnable (kernel/sched/core.c, get_wchan).
+    // It may be between two sleeps just then, or still count as runnable (kernel/sched/core.c, get_wchan).
     constexpr int looks = 100;
-    std::string wchan = "0";
-    for (int look = 0; look < looks && wchan == "0"; ++look) {
+    std::optional<uint32_t> number;
+    for (int look = 0; look < looks && !number; ++look) {
       if (look > 0) usleep(100);
-      wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+      const auto wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+      number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
     }
-    const auto number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
     sleeper.number = number.value_or(sleeper.number);
     return {};
   }

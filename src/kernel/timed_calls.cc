@@ -44,6 +44,19 @@ std::optional<TimerClock> clock_of_sleep(uint64_t clock) {
   }
 }
 
+constexpr uint64_t clocks = 16;  // MAX_CLOCKS; no address is that small
+
+/// What can have just these arguments: addresses, numbers of descriptors and operations of futexes differ.
+std::optional<uint32_t> call_with(const CallArguments& arguments) {
+  const auto is_address = [&](size_t index) { return arguments[index] > std::numeric_limits<uint32_t>::max(); };
+  if (arguments[0] < clocks && is_address(2)) return SYS_clock_nanosleep;
+  if (!is_address(0)) return std::nullopt;
+  if (is_address(1)) return SYS_nanosleep;
+  const uint64_t operation = arguments[1] & FUTEX_CMD_MASK;
+  if (operation == FUTEX_WAIT || operation == FUTEX_WAIT_BITSET) return std::nullopt;
+  return SYS_poll;
+}
+
 }  // namespace
 
 bool is_timed_call(uint64_t number) { return form_of(number) != nullptr; }
@@ -75,14 +88,15 @@ std::optional<TimedRequest> timed_request(uint64_t number, const CallArguments& 
 
 std::optional<uint32_t> call_behind_restart(std::string_view wchan, const CallArguments& arguments) {
   const auto in = [&](std::string_view name) { return wchan.find(name) != std::string_view::npos; };
-  constexpr uint64_t clocks = 16;  // MAX_CLOCKS; no pointer is that small
-  if (wchan.empty() || wchan == "0") return std::nullopt;
   if (in("poll")) return SYS_poll;
   if (in("futex")) return SYS_futex;
-  // What else has a restart block sleeps on a clock. The function that does so counts as part of the scheduler, and
-  // its caller is shown; those of CPU and alarm clocks, which clock_nanosleep alone knows, are not.
-  const bool named_clock = arguments[0] < clocks || in("cpu_nsleep") || in("cpu_nanosleep") || in("alarm");
-  return named_clock ? SYS_clock_nanosleep : SYS_nanosleep;
+  // Those of CPU and alarm clocks, which clock_nanosleep alone knows.
+  if (in("cpu_nsleep") || in("cpu_nanosleep") || in("alarm")) return SYS_clock_nanosleep;
+  // The function that sleeps on another clock counts as part of the scheduler, and its caller is shown, down to the
+  // entry of system calls.
+  if (in("nanosleep") || in("syscall") || in("sys_call"))
+    return arguments[0] < clocks ? SYS_clock_nanosleep : SYS_nanosleep;
+  return call_with(arguments);
 }
 
 CallArguments with_duration(uint32_t number, CallArguments arguments, uint64_t duration_ns, uint64_t timespec_at) {

@@ -32,8 +32,9 @@ std::optional<TimedRequest> timed_request(uint64_t number, const CallArguments&)
 
 bool is_timed_call(uint64_t number);
 
-/// What a thread that sleeps in restart_syscall called once, by the kernel function that it sleeps in (/proc/PID/wchan)
-/// and its arguments. Nothing: the kernel does not tell.
+/// What a thread in restart_syscall called once, by the kernel function that it sleeps in (/proc/PID/wchan) and its
+/// arguments. It may sleep for another reason just then, or have been stopped again by a signal before it slept: then
+/// the arguments alone must tell. Nothing: they do not.
 std::optional<uint32_t> call_behind_restart(std::string_view wchan, const CallArguments&);
 
 /// The arguments for making a timed call again with another duration. `timespec_at`: the address of one that says so,

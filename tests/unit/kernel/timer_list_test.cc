@@ -112,6 +112,18 @@ TEST(TimedCalls, BehindARestart) {
   EXPECT_FALSE(call_behind_restart("", {0x1000}));
 }
 
+TEST(TimedCalls, AreFoundByTheirArgumentsWhereTheySleepForAnotherReason) {
+  constexpr uint64_t address = 0x7fff'0000'1000;
+  for (const auto* wchan : {"ptrace_stop", "exc_page_fault", "0", ""}) {
+    EXPECT_THAT(call_behind_restart(wchan, {address, 1, 60'000}), Optional(SYS_poll));
+    EXPECT_THAT(call_behind_restart(wchan, {address, address}), Optional(SYS_nanosleep));
+    EXPECT_THAT(call_behind_restart(wchan, {CLOCK_MONOTONIC, 0, address, 0}), Optional(SYS_clock_nanosleep));
+    EXPECT_FALSE(call_behind_restart(wchan, {0, 0, 500})) << "poll without descriptors";
+    EXPECT_FALSE(call_behind_restart(wchan, {address, 0})) << "nanosleep, or a futex";
+    EXPECT_FALSE(call_behind_restart(wchan, {address, 128, 7, address}));
+  }
+}
+
 TEST(TimedCalls, MadeAgainWithWhatRemains) {
   EXPECT_THAT(with_duration(SYS_poll, {1, 2, 3, 4, 5, 6}, 1, 0x9000), ElementsAre(1, 2, 1, 4, 5, 6));
   EXPECT_THAT(with_duration(SYS_poll, {1, 2, 3, 4, 5, 6}, 2'000'000, 0x9000), ElementsAre(1, 2, 2, 4, 5, 6));
