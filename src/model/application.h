@@ -2,6 +2,8 @@
 #pragma once
 
 #include <map>
+#include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -37,6 +39,12 @@ constexpr uint32_t index_of_terminal(uint64_t device) {
   return static_cast<uint32_t>((device & 0xff) | (device >> 12 & 0xfff00));
 }
 
+/// What is there for the time of a restore alone: no part of what is restored, and not compared.
+struct Scaffold {
+  std::set<std::string> directories;  ///< above files that are made to be opened, and gone since the dump
+  friend bool operator==(const Scaffold&, const Scaffold&) { return true; }
+};
+
 struct Application {
   Pid root;
   bool root_is_namespace_init = false;     ///< the tree owns a pid namespace and `root` is its pid 1
@@ -54,6 +62,7 @@ struct Application {
   /// Objects behind descriptions that several of them share (a pipe's buffer, an unlinked file's content): each is
   /// known to its room only.
   std::map<ObjectId, KindState> objects;
+  Scaffold scaffold;
 
   const Task* find(Pid pid) const;
   Task* find(Pid pid);

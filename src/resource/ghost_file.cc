@@ -294,15 +294,6 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
 
 namespace {
 
-/// One of them is among the objects of the application, if any directory is missing.
-struct MissingDirectories final : model::KindValue {
-  std::set<std::string> paths;
-
-  std::string_view kind() const override { return "missing directories"; }
-  bool equals(const model::KindValue&) const override { return true; }  // they are no part of what is restored
-  std::string describe() const override { return "directories for the time of the restore"; }
-};
-
 void make_directory(const std::string& path, plan::Sink& sink) {
   sink.perform("directory " + path, "", {call(SYS_mkdirat, AT_FDCWD, plan::text(path), 0755)});
 }
@@ -358,21 +349,11 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
 }  // namespace
 
 void make_missing_directories(model::Application& application, const std::string& path) {
-  auto directories = std::make_shared<MissingDirectories>();
   struct stat there{};
   for (auto above = std::filesystem::path(path).lexically_normal().parent_path();
        above.has_relative_path() && lstat(above.c_str(), &there) != 0 && errno == ENOENT; above = above.parent_path()) {
-    directories->paths.insert(above);
+    application.scaffold.directories.insert(above);
   }
-  if (directories->paths.empty()) return;
-  ObjectId id{~0u};
-  for (; application.objects.contains(id); id = ObjectId{id.value - 1}) {
-    const auto* known = application.objects.at(id).as<MissingDirectories>();
-    if (known == nullptr) continue;
-    directories->paths.insert(known->paths.begin(), known->paths.end());
-    break;
-  }
-  application.objects[id] = {std::move(directories)};
 }
 
 void contribute_ghosts(plan::Stage stage, const model::Application& application, plan::Sink& sink) {
@@ -381,11 +362,7 @@ void contribute_ghosts(plan::Stage stage, const model::Application& application,
   for (const auto& [id, object] : application.objects) {
     if (const auto* ghost = object.as<GhostFile>()) made[ghost->path] = ghost;
   }
-  for (const auto& [id, object] : application.objects) {
-    const auto* missing = object.as<MissingDirectories>();
-    if (missing == nullptr) continue;
-    for (const auto& directory : missing->paths) made.try_emplace(directory, nullptr);
-  }
+  for (const auto& directory : application.scaffold.directories) made.try_emplace(directory, nullptr);
   if (stage == plan::Stage::prepare) {
     for (const auto& [path, ghost] : made) {
       if (ghost != nullptr)
