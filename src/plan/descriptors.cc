@@ -363,7 +363,10 @@ Status DescriptorPlan::set_state(Pid pid, const model::OpenDescription& descript
   const auto& owner = description.owner;
   const pid_t id = out_.spaces.number(owner.id, out_.spaces.of(pid));
   auto calls = owner_calls(made.fd, owner, id);
-  if (!calls.empty() && (id != 0 || owner.kind == model::FileOwner::Kind::none))
+  const bool is_born_late = owner.kind == model::FileOwner::Kind::thread || owner.kind == model::FileOwner::Kind::group;
+  if (is_born_late && id != 0 && !made.uses.empty() && made.uses.front().pid == pid)
+    late_owners_[pid].emplace_back(&owner, made.uses.front().fd);
+  else if (!calls.empty() && (id != 0 || owner.kind == model::FileOwner::Kind::none))
     set_owner(pid, fmt::format("owner of descriptor {}", made.fd), owner, std::move(calls));
   else if (!calls.empty())
     set_owner_outside(pid, made.fd, owner);
@@ -595,6 +598,10 @@ void DescriptorPlan::watch_out_of_place(Pid pid, const model::Watch& watch, int 
 }
 
 void DescriptorPlan::start(Pid pid) {
+  for (const auto& [owner, fd] : late_owners_[pid]) {
+    const pid_t id = out_.spaces.number(owner->id, out_.spaces.of(pid));
+    set_owner(pid, fmt::format("owner of descriptor {}", fd), *owner, owner_calls(fd, *owner, id));
+  }
   const auto started = starters_.find(pid);
   if (started == starters_.end()) return;
   auto sink = out_.process(pid);

@@ -26,7 +26,7 @@ class DescriptorPlan {
   void borrow(Pid);
   /// Epolls get what they wait for, under the numbers it was added under, whatever these are now.
   void watch(Pid);
-  /// Starts what starts last: every process is complete.
+  /// Starts what starts last, and names owners that come late: every process is complete.
   void start(Pid);
   /// Takes locks and leases: nothing is opened or closed any more, by anybody.
   Status lock(const model::Task&);
@@ -99,7 +99,9 @@ class DescriptorPlan {
   std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
   std::map<Pid, std::vector<ObjectId>> starters_;       ///< what starts last, by the process that starts it
   std::map<Pid, std::vector<std::pair<const model::FileLock*, int>>>
-      lockers_;             ///< locks and numbers, by who takes them
+      lockers_;  ///< locks and numbers, by who takes them
+  /// Threads and groups to be sent signals, and numbers, by who says so when all of them are there.
+  std::map<Pid, std::vector<std::pair<const model::FileOwner*, int>>> late_owners_;
   std::set<Pid> referred_;  ///< processes that a pidfd refers to
   /// What a maker calls "made together" → owner and index in its groups.
   std::map<std::pair<const DescriptionMaker*, ObjectId>, std::pair<Pid, size_t>> group_of_;
