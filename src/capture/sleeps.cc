@@ -55,6 +55,13 @@ bool is_a_restart(const Sleeper& sleeper) { return sleeper.number == SYS_restart
 /// The other calls have a place where they note what remains whenever they are interrupted.
 bool needs_its_timer(const Sleeper& sleeper) { return sleeper.request.remainder_at == 0; }
 
+/// Registers for making again what a restart block stands for. An image has no block, and a restored thread has one
+/// that the agent's calls have left: a call that is not known ends as an interrupted one.
+Bytes made_again(ByteView general, std::optional<uint64_t> number) {
+  return number ? plain_registers(with_call_number(general, *number), Resumption::image, false)
+                : plain_registers(general, Resumption::image, true);
+}
+
 /// Those that must be looked at: what has been restarted before, for the number of its call alone; what notes its
 /// remainder, because it may have been stopped long before it was seized.
 Result<std::vector<Sleeper>> find_sleepers(std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
@@ -68,7 +75,12 @@ Result<std::vector<Sleeper>> find_sleepers(std::vector<LiveProcess>& processes, 
       if (!number) continue;
       // A signal that waits would end the call at once.
       const auto& status = *TRY(process.view.status(index));
-      if (((status.sig_pending | status.shared_pending) & ~tracee.signal_mask()) != 0) continue;
+      if (((status.sig_pending | status.shared_pending) & ~tracee.signal_mask()) != 0) {
+        if (*number == SYS_restart_syscall && !handler_waits(status, tracee.signal_mask()))
+          task.threads[index].registers.general =
+              made_again(tracee.general(), kernel::call_behind_restart({}, call_arguments(tracee.general())));
+        continue;
+      }
       Sleeper sleeper{.tracee = &tracee, .thread = &task.threads[index], .number = *number};
       if (is_a_restart(sleeper) || is_recognised(sleeper)) found.push_back(sleeper);
     }
@@ -164,9 +176,13 @@ class Measurement {
     TRY(tracee.wait_for_system_call(waiting_, deadline_));
     tracee.send_kept_signals();
     sleeper.has_ended = !restartable_call(TRY(tracee.registers()));
-    if (sleeper.has_ended) TRY(tracee.save());
-    const Bytes general = sleeper.has_ended ? tracee.general() : with_call_number(tracee.general(), sleeper.number);
-    sleeper.thread->registers.general = plain_registers(general, Resumption::image, false);
+    auto& general = sleeper.thread->registers.general;
+    if (sleeper.has_ended) {
+      TRY(tracee.save());
+      general = plain_registers(tracee.general(), Resumption::image, false);
+    } else {
+      general = made_again(tracee.general(), is_a_restart(sleeper) ? std::nullopt : std::optional(sleeper.number));
+    }
     return {};
   }
 

@@ -36,18 +36,36 @@ JOBS = {
     "python": dict(
         prepare="", results=[],
         work="""python3 - <<'END'
-import hashlib, subprocess, threading, queue
+import hashlib, os, queue, select, subprocess, threading
 results = queue.Queue()
 def chain(seed):
     digest = str(seed).encode()
-    for _ in range(250_000):
+    for _ in range(120_000):
         digest = hashlib.sha256(digest).digest()
     results.put(digest.hex())
-threads = [threading.Thread(target=chain, args=(n,)) for n in range(3)]
-for t in threads: t.start()
+# Polls with two descriptors and a time limit, while children end all the time.
+bell, ring = os.pipe()
+silent, _ = os.pipe()
+heard = []
+def listen():
+    poll = select.poll()
+    poll.register(bell, select.POLLIN)
+    poll.register(silent, select.POLLIN)
+    while not heard or heard[-1] != b"z":
+        poll.poll(60_000)
+        heard.append(os.read(bell, 1))
+def bear():
+    for n in range(80):
+        subprocess.run(["true"])
+        if n % 10 == 0: os.write(ring, b"a")
+threads = [threading.Thread(target=chain, args=(n,)) for n in range(3)] + [threading.Thread(target=bear) for _ in range(2)]
+listener = threading.Thread(target=listen)
+for t in [*threads, listener]: t.start()
 child = subprocess.Popen(["sh", "-c", "sleep 1.5; read line; echo got $line; exit 7"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 for t in threads: t.join()
-print(sorted(results.get() for _ in threads))
+os.write(ring, b"z")
+listener.join()
+print(sorted(results.get() for _ in range(3)), len(heard))
 print(child.communicate("through a pipe\\n")[0].strip(), child.returncode)
 END"""),
     # Two writers, who wait for each other's locks. Every row is counted in the same transaction, so that what is lost or written twice is seen.
