@@ -64,8 +64,7 @@ Classified classify_name(const kernel::MapsEntry& vma) {
     return refuse("a part of the ring of an asynchronous I/O context, or protected");
   }
   if (path.starts_with("socket:"))
-    return refuse(
-        "a packet socket's ring, in which the kernel goes on where nobody can see: have the program unmap it");
+    return refuse("a packet socket's ring, in which the kernel goes on where nobody can see");
   if (path.starts_with("anon_inode:")) return refuse("memory shared with a kernel object (a ring) cannot be saved");
   const bool huge = vma.vm_flags.contains("ht");
   if (huge && path == "/anon_hugepage (deleted)")

@@ -66,8 +66,9 @@ struct FakeMaker : DescriptionMaker {
 /// a subreaper, siblings that share their memory, a terminal with a group in its foreground and a member that it does
 /// not control, a pid namespace that somebody else has entered, descriptors and a table shared, some in flight, one
 /// taken from a process that cannot be named, an epoll whose targets are under their numbers, in another process and
-/// under the number that it has itself by now, something that is started last, two
-/// connections that are in repair mode until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a child inherits, System V memory, and locks of all kinds.
+/// under the number that it has itself by now, something that is started last, two connections that are in repair mode
+/// until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a
+/// child inherits, System V memory, and locks of all kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
