@@ -54,12 +54,11 @@ class Pidfile {
   bool written_ = false;
 };
 
-/// Packets of the connections pass again, and the connections answer them.
-Status open_network(const Checkpoint& checkpoint, const std::map<Pid, pid_t>& host_pids) {
+/// Packets of the connections pass again.
+Status open_network(const Checkpoint& checkpoint) {
   const auto connections = resource::connections_of(checkpoint.application);
   if (connections.empty()) return {};
   TRY_IN("let packets of TCP connections pass", resource::remove_network_lock(checkpoint.network.lock, connections));
-  TRY_IN("bring TCP connections to life", resource::revive_connections(checkpoint.application, host_pids));
   return {};
 }
 
@@ -80,7 +79,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
     TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);
   };
-  execution.at_last = [&](const auto& host_pids) { return open_network(checkpoint, host_pids); };
+  execution.at_last = [&] { return open_network(checkpoint); };
   const uint64_t start = session.microseconds();
   auto tree = TRY(execute::BuiltTree::build(checkpoint.program, checkpoint.application, images, execution));
   const uint64_t built = session.microseconds();

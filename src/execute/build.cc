@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "agent/area.h"
+#include "execute/end_repair.h"
 #include "execute/namespace_ends.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
@@ -292,7 +293,10 @@ class Tree final : public BuiltTree {
   }
 
   Status resume() override {
-    TRY(resumption_->let_go(options_.leave_stopped, options_.at_last));
+    TRY(resumption_->let_go(options_.leave_stopped, [this](const auto& host_pids) -> Status {
+      if (options_.at_last) TRY(options_.at_last());
+      return end_repairs(program_, host_pids, options_.fail_at_command);
+    }));
     resumed_ = true;
     return {};
   }

@@ -4,7 +4,6 @@
 #include <sys/types.h>
 
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -25,9 +24,9 @@ struct ExecuteOptions {
   bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.
   std::function<Status(pid_t)> before_resume;
-  /// Called when all tasks are as they will be, and stopped, just before they are let go, each with a thread of it as
-  /// we see it: what others would notice begins here. An error undoes the restore.
-  std::function<Status(const std::map<Pid, pid_t>&)> at_last;
+  /// Called when all tasks are as they will be, and stopped, just before connections leave repair mode (END_REPAIR) and
+  /// all are let go: what others would notice begins here. An error undoes the restore.
+  std::function<Status()> at_last;
 };
 
 /// All processes of a restore under one guard: destroyed without resume(), everything is killed and reaped.

@@ -72,7 +72,7 @@ class SeizedThreads final : public Resumption {
     TRY(enter_sleeps());
     for (const auto& live : threads_) TRY_IN(name_of(live), set_general(live, live.general));
     TRY(unmap_agent());
-    if (at_last) TRY(at_last(host_pids()));
+    TRY(at_last(host_pids()));
     return detach(leave_stopped);
   }
 

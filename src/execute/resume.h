@@ -18,8 +18,8 @@ class Resumption {
   /// Stops all threads. From here on they do not outlive stasis (PTRACE_O_EXITKILL), until they are let go.
   static Result<std::unique_ptr<Resumption>> seize(const model::Application&, pid_t host_root, AddressRange agent_area);
   virtual ~Resumption() = default;
-  /// Sets registers and extended state, unmaps the agent area, calls `at_last` (ExecuteOptions), sets signal masks,
-  /// detaches.
+  /// Sets registers and extended state, unmaps the agent area, calls `at_last` with a living thread of each task, sets
+  /// signal masks, detaches.
   virtual Status let_go(bool leave_stopped, const std::function<Status(const std::map<Pid, pid_t>&)>& at_last) = 0;
 };
 

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "base/types.h"
+#include "kernel/inet.h"
 
 namespace stasis::kernel {
 
@@ -34,5 +36,38 @@ using Shutdowns = std::map<uint32_t, uint8_t>;
 /// Of those that are bound and shut down. IPPROTO_RAW stands for raw sockets of all protocols. Empty, if the kernel
 /// does not list such sockets.
 Result<Shutdowns> list_shutdowns(int family, int protocol);
+
+/// Where TCP sockets of the family connect to that have no answer yet (SYN_SENT), by inode: getpeername(2) does not
+/// say.
+Result<std::map<uint32_t, Endpoint>> list_connecting(int family);
+
+/// The same of sockets that are connected to an address without a port, which getpeername(2) does not tell either
+/// (net/ipv4/af_inet.c, inet_getname). `table`: "raw", "icmp6" …, a file of /proc/net.
+Result<std::map<uint32_t, Endpoint>> list_peers(const std::string& table, int family);
+
+/// A packet socket (packet(7); net/packet/diag.c): what getsockopt(2) does not tell of it.
+struct PacketSocketInfo {
+  uint32_t inode = 0;
+  uint16_t protocol = 0;  ///< ETH_P_*; 0: it receives nothing
+  int32_t device = 0;     ///< index; 0: all of them; -1: the one that it was bound to is gone
+  uint32_t version = 0, reserve = 0, copy_threshold = 0, timestamp = 0;
+  bool auxiliary_data = false, original_device = false, network_header = false, loss = false;
+  struct Membership {
+    int32_t device = 0;
+    uint32_t count = 1;  ///< how often it was asked for
+    uint16_t type = 0;   ///< PACKET_MR_*
+    Bytes address;
+    friend bool operator==(const Membership&, const Membership&) = default;
+  };
+  std::vector<Membership> memberships;
+  struct Ring {
+    uint32_t block_size = 0, blocks = 0, frame_size = 0, frames = 0;
+    uint32_t retire_ms = 0, private_size = 0, features = 0;  ///< of version 3
+    friend bool operator==(const Ring&, const Ring&) = default;
+  };
+  std::optional<Ring> receive_ring, send_ring;
+};
+/// All packet sockets of the network namespace.
+Result<std::vector<PacketSocketInfo>> list_packet_sockets();
 
 }  // namespace stasis::kernel

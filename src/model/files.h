@@ -96,6 +96,7 @@ struct OpenDescription {
   KindState state;                ///< what it refers to
   std::vector<ObjectId> carries;  ///< descriptions that it keeps open itself: in flight in a socket's queue; ascending
   bool starts_last = false;       ///< what goes on in it (a timer runs, files are watched) begins when all are complete
+  bool in_repair = false;         ///< a TCP connection: stays in repair mode (TCP_REPAIR) until all tasks are READY
   std::vector<Watch> watches;     ///< of an epoll; ascending
   std::vector<FileLock> locks;    ///< its own; ascending
   int given = -1;                 ///< at a restore: the descriptor of stasis that takes its place; -1: it is made anew

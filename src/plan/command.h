@@ -507,12 +507,28 @@ struct Ready {
   template <typename S, typename V>
   static void fields(S&, V&&) {}
 };
+/// The supervisor ends the repair mode of the TCP connection behind `fd` of `task`: it sends and answers from now on.
+/// All threads are READY and seized; others begin to notice.
+struct EndRepair {
+  static constexpr std::string_view name = "END_REPAIR";
+  Pid task;
+  int fd = 0;
+  ObjectId description;
+  bool reuse_address = false;  ///< SO_REUSEADDR, which goes with repair mode
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("task", s.task);
+    v("fd", s.fd);
+    v("description", s.description);
+    v("reuse_address", s.reuse_address);
+  }
+};
 
 using Action =
     std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
                  Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, InheritFd,
                  OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd, Lock, Mmap,
-                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, AttachSegment, Perform, Ready>;
+                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

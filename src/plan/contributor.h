@@ -97,6 +97,8 @@ class DescriptionMaker {
   }
   /// Commands that start what starts last, by a process that has it at this number, in stage final.
   virtual void start(const model::Application&, const model::OpenDescription&, int /*fd*/, Sink&) const {}
+  /// Whether SO_REUSEADDR is set when the repair mode of a connection has ended (model::OpenDescription::in_repair).
+  virtual bool reuses_address(const model::OpenDescription&) const { return false; }
   /// The process that a pidfd refers to: it exists when `make` runs. 0: none.
   virtual Pid process(const model::OpenDescription&) const { return {}; }
   /// A pidfd of a process that has ended, with this wait status, and was reaped: one like it is there when `make` runs.

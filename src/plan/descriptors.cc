@@ -356,6 +356,16 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
   return {};
 }
 
+void DescriptorPlan::end_repairs() {
+  auto sink = out_.process(Pid{0});
+  for (const auto& [id, description] : out_.application.descriptions) {
+    const auto made = description.in_repair ? made_.find(id) : made_.end();
+    if (made == made_.end() || made->second.uses.empty()) continue;
+    const auto& use = made->second.uses.front();
+    sink.add(EndRepair{use.pid, use.fd, id, made->second.maker->reuses_address(description)});
+  }
+}
+
 Status DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
   auto sink = out_.process(pid);
   if (made.maker->seekable() && description.position != 0 && !made.given)

@@ -28,6 +28,8 @@ class DescriptorPlan {
   void watch(Pid);
   /// Starts what starts last, and names owners that come late: every process is complete.
   void start(Pid);
+  /// Connections leave repair mode: everybody is READY.
+  void end_repairs();
   /// Takes locks and leases: nothing is opened or closed any more, by anybody.
   Status lock(const model::Task&);
   /// Descriptors that were open only for others.

@@ -386,6 +386,7 @@ class Planner {
       if (task.state == model::TaskState::zombie) continue;
       for (const auto& thread : task.threads) out_.end(task, thread);
     }
+    descriptors_->end_repairs();
     return {};
   }
 

@@ -45,6 +45,8 @@ void Interpreter::step(const Command& command) {
   if (found == processes_.end()) return reject("the process does not exist yet (ESRCH)");
   now_ = &found->second;
   tid_ = runner_of(command);
+  require(repaired_.empty() || std::holds_alternative<EndRepair>(command.action),
+          "a connection has left repair mode: its peer would notice if this failed");
   require(now_->alive, "the process has ended (ESRCH)");
   require(now_->threads.contains(tid_), "the thread {} does not exist (ESRCH)", tid_);
   require(!now_->ready.contains(tid_), "the thread is READY: it runs nothing any more");
@@ -141,6 +143,30 @@ void Interpreter::set_death_signal() {
 }
 
 void Interpreter::apply(const Ready&) { now_->ready.insert(tid_); }
+
+void Interpreter::expect_all_ready() {
+  for (const auto& [pid, process] : processes_) {
+    if (pid.value == 0 || !process.alive) continue;
+    const size_t living = process.threads.size() - (process.leader_status ? 1 : 0);
+    require(process.ready.size() == living, "{} is not READY: what others would notice comes last", pid);
+  }
+}
+
+void Interpreter::apply(const EndRepair& end) {
+  require(now_->pid.value == 0, "only stasis itself ends repair mode: nobody else runs by then");
+  if (repaired_.empty()) expect_all_ready();
+  const auto task = processes_.find(end.task);
+  require(end.task.value != 0 && task != processes_.end() && task->second.alive, "{} does not exist (ESRCH)", end.task);
+  if (problem_) return;
+  const auto slot = task->second.table->slots.find(end.fd);
+  require(slot != task->second.table->slots.end(), "{} has no descriptor {} (EBADF)", end.task, end.fd);
+  require(problem_ || slot->second.description == end.description, "descriptor {} of {} is not that connection", end.fd,
+          end.task);
+  const auto description = wanted_.descriptions.find(end.description);
+  require(description != wanted_.descriptions.end() && description->second.in_repair, "{} is not in repair mode",
+          end.description);
+  require(repaired_.insert(end.description).second, "{} has left repair mode already", end.description);
+}
 
 }  // namespace stasis::plan::verifier
 

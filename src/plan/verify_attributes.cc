@@ -135,6 +135,7 @@ struct Capability {
 constexpr Capability capabilities[] = {
     {"CAP_CHECKPOINT_RESTORE", CAP_CHECKPOINT_RESTORE},
     {"CAP_NET_ADMIN", CAP_NET_ADMIN},
+    {"CAP_NET_RAW", CAP_NET_RAW},
     {"CAP_SETGID", CAP_SETGID},
     {"CAP_SETPCAP", CAP_SETPCAP},
     {"CAP_SETUID", CAP_SETUID},

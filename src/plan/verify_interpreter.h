@@ -129,6 +129,9 @@ class Interpreter {
   /// From here on it must keep its parent (kernel/exit.c, reparent_leader and forget_original_parent).
   void set_death_signal();
   void apply(const Ready&);
+  /// Everybody is READY: nobody but the supervisor runs anything any more.
+  void expect_all_ready();
+  void apply(const EndRepair& end);
 
   // ---- processes
 
@@ -259,6 +262,7 @@ class Interpreter {
   std::set<ObjectId> completed_, compared_;           ///< those that carry something
   std::unordered_map<ObjectId, Watches> watches_;     ///< of epolls
   std::set<ObjectId> started_;                        ///< open file descriptions
+  std::set<ObjectId> repaired_;                       ///< connections that have left repair mode
   LockLedger locks_;
   std::vector<Stamp> leases_;  ///< when leases were taken
   size_t index_ = 0;

@@ -81,6 +81,7 @@ void Interpreter::compare_given(const Table& own) {
 void Interpreter::compare_descriptions() {
   for (const auto& [id, description] : wanted_.descriptions) {
     require(!description.starts_last || started_.contains(id), "nothing starts {}", id);
+    require(!description.in_repair || repaired_.contains(id), "{} stays in repair mode", id);
     Watches watches;
     for (const auto& watch : description.watches)
       watches.emplace(std::pair(watch.target, watch.fd), std::pair(watch.events, watch.data));

@@ -16,13 +16,12 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <set>
-#include <tuple>
 #include <utility>
 
 #include "kernel/descriptor_bag.h"
 #include "kernel/sock_diag.h"
 #include "kernel/socket_option.h"
+#include "resource/anonymous_room.h"
 #include "resource/descriptors.h"
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
@@ -65,7 +64,8 @@ struct Connections {
   MembershipReader memberships;
   /// Of datagrams and raw sockets, by family and protocol, then inode: how they are shut down.
   std::map<std::pair<int, int>, kernel::Shutdowns> shutdowns;
-  std::map<std::pair<std::string, std::string>, bool> foreign;  ///< addresses with devices: none has them
+  std::map<std::pair<std::string, std::string>, bool> foreign;               ///< addresses with devices: none has them
+  std::map<std::string, std::map<uint32_t, kernel::Endpoint>> without_port;  ///< peers, by table and inode
   std::vector<One> found;
   std::optional<kernel::DescriptorBag> descriptors;  ///< of those, in the same order
   std::unique_ptr<NetworkLock> lock;
@@ -95,10 +95,6 @@ class InetSocketRoom final : public FileRoom {
     auto socket = std::make_shared<InetSocket>();
     TRY_IN("look at " + probe.subject, look(context, probe, TRY(probe.duplicate()), *socket));
     return model::KindState{std::move(socket)};
-  }
-
-  bool starts_last(const model::KindState& state) const override {
-    return resource::starts_last(*state.as<InetSocket>());
   }
 
   Status finish_capture(CaptureContext& context) const override {
@@ -157,8 +153,7 @@ class InetSocketRoom final : public FileRoom {
   Result<model::OpenDescription> decode(const image::FileRecords& records, const image::FileRecord& record,
                                         model::Application&) const override {
     const std::string where = fmt::format("files.img, file {}", record.id());
-    if (!record.has_isk())
-      return fail(Error::invalid("decode inet socket", "the entry of type INETSK has no isk field", where));
+    if (!record.has_isk()) return bad_entry(kind(), record, "type", "there is no record of that kind in it");
     const auto& entry = record.isk();
     auto socket = std::make_shared<InetSocket>();
     TRY(decode_kind(entry, where, *socket));
@@ -175,8 +170,7 @@ class InetSocketRoom final : public FileRoom {
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = entry.flags();
     description.owner = decode_owner(entry.fown());
-    description.starts_last = resource::starts_last(*socket);
-    description.state = {std::move(socket)};
+    set_state(description, std::move(socket));
     return description;
   }
 
@@ -194,8 +188,7 @@ class InetSocketRoom final : public FileRoom {
         auto& description = application.descriptions.at(id);
         auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
         socket->shares_port = true;
-        description.starts_last = resource::starts_last(*socket);
-        description.state = {std::move(socket)};
+        set_state(description, std::move(socket));
       }
     }
     return {};
@@ -204,20 +197,13 @@ class InetSocketRoom final : public FileRoom {
   // ---- restore
 
   void validate_all(const model::Application& application, Diagnostics& diagnostics) const override {
-    std::set<std::tuple<std::string, std::string, bool>> asked;  // addresses with devices
-    for (const auto& [id, description] : application.descriptions) {
-      const auto* socket = description.state.as<InetSocket>();
-      if (socket == nullptr) continue;
-      auto address = socket->local;
-      address.port = 0;
-      if (asked.emplace(kernel::to_text(address), socket->options.device, is_bound_anywhere(*socket)).second)
-        validate_address(*socket, address, diagnostics);
-      if (socket->is_listening()) validate_port(*socket, diagnostics);
-      check_memberships(socket->memberships, socket->describe(), diagnostics);
-    }
+    validate_inet_sockets(application, diagnostics);
   }
 
   bool can_be_inherited(const model::OpenDescription&) const override { return true; }
+  bool reuses_address(const model::OpenDescription& description) const override {
+    return description.state.as<InetSocket>()->options.values.contains(SO_REUSEADDR);
+  }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
     for (const auto& placement : placements) make_inet_socket(placement, sink);
@@ -289,7 +275,11 @@ class InetSocketRoom final : public FileRoom {
 
   static Status look_at_tcp(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     const auto& policy = context.kept<NetworkCapture>().policy;
-    const auto info = TRY(kernel::tcp_info(fd));
+    auto info = TRY(kernel::tcp_info(fd));
+    if (info.state == TCP_SYN_SENT) {
+      TRY(find_remote(probe, fd, socket));
+      info = TRY(kernel::tcp_info(fd));  // the answer may have come in between
+    }
     socket.state = info.state, socket.backlog = info.backlog;
     const short events = poll_events(fd);
     if ((events & POLLPRI) != 0) {
@@ -302,8 +292,12 @@ class InetSocketRoom final : public FileRoom {
       return {};
     }
     if (!socket.has_connection()) {
-      // One that was never connected has no peer that could have hung up.
-      if ((events & POLLRDHUP) != 0) socket.shutdown = shut_read | shut_write;
+      // One that was never connected has no peer that could have hung up. One that was has given its port back
+      // (net/ipv4/tcp.c, tcp_set_state), but goes on to tell it: no call leads there but the end of a connection.
+      if ((events & POLLRDHUP) != 0) {
+        socket.shutdown = shut_read | shut_write;
+        socket.local = {.family = socket.what.family};
+      }
       if (int waiting = 0; ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
         context.diagnostics.refuse_for_now(probe.subject,
                                            "the connection has ended, but not all that came has been received",
@@ -336,6 +330,20 @@ class InetSocketRoom final : public FileRoom {
     return {};
   }
 
+  /// Listed again for each: few are in that state, and none for long.
+  static Status find_remote(const DescriptorProbe& probe, int fd, InetSocket& socket) {
+    const auto connecting = TRY(kernel::list_connecting(socket.what.family));
+    const auto found = connecting.find(static_cast<uint32_t>(probe.stat.st_ino));
+    socket.remote = found != connecting.end() ? found->second : without_scope(name_of(fd, getpeername));
+    socket.remote.family = socket.what.family;
+    return {};
+  }
+
+  /// The kernel lists them (without inodes), but only accept(2) leads to what they have received, and that cannot be
+  /// taken back: no call puts a connection into such a queue. Repair mode makes connected sockets; the one that a
+  /// handshake leads to has a sequence number of the kernel's own choice, which its peer would not know (net/ipv4/
+  /// tcp_ipv4.c, tcp_v4_init_seq). All that begins from a given number is bpf_sk_assign_tcp_reqsk (Linux 6.9), a call
+  /// for BPF programs of a network device.
   static void look_at_pending(CaptureContext& context, const DescriptorProbe& probe, uint32_t pending) {
     if (pending == 0) return;
     if (context.kept<NetworkCapture>().policy.skip_in_flight) {
@@ -356,7 +364,27 @@ class InetSocketRoom final : public FileRoom {
     return found == known->second.end() ? 0 : found->second;
   }
 
+  /// In what table of /proc/net the kernel lists such sockets.
+  static std::string table_of(const InetKind& what) {
+    const std::string name = what.type == SOCK_RAW               ? "raw"
+                             : what.protocol == IPPROTO_UDP      ? "udp"
+                             : what.protocol == protocol_udplite ? "udplite"
+                                                                 : "icmp";
+    return what.family == AF_INET6 ? name + "6" : name;
+  }
+
+  static Status find_peer_without_port(CaptureContext& context, const DescriptorProbe& probe, InetSocket& socket) {
+    const auto table = table_of(socket.what);
+    auto& tables = context.kept<Connections>().without_port;
+    auto known = tables.find(table);
+    if (known == tables.end()) known = tables.emplace(table, TRY(kernel::list_peers(table, socket.what.family))).first;
+    const auto found = known->second.find(static_cast<uint32_t>(probe.stat.st_ino));
+    if (found != known->second.end()) socket.remote = found->second;
+    return {};
+  }
+
   static Status look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
+    if (!socket.remote.has_address()) TRY(find_peer_without_port(context, probe, socket));
     socket.state = socket.remote.has_address() ? TCP_ESTABLISHED : TCP_CLOSE;
     const short events = poll_events(fd);
     if ((events & POLLRDHUP) != 0) socket.shutdown = (events & POLLHUP) != 0 ? shut_read | shut_write : shut_read;
@@ -364,7 +392,7 @@ class InetSocketRoom final : public FileRoom {
     uint32_t corked = 0;
     socklen_t size = sizeof corked;
     int waiting = 0;
-    const bool is_udp = socket.what.type == SOCK_DGRAM && socket.what.protocol != IPPROTO_ICMP;
+    const bool is_udp = socket.what.type == SOCK_DGRAM && !socket.is_ping();
     if (is_udp && getsockopt(fd, IPPROTO_UDP, udp_cork, &corked, &size) == 0 && corked != 0 &&
         ioctl(fd, TIOCOUTQ, &waiting) == 0 && waiting > 0) {
       context.diagnostics.refuse_for_now(probe.subject, "a datagram is being put together in it (UDP_CORK)",
@@ -385,7 +413,7 @@ class InetSocketRoom final : public FileRoom {
       if (captured->number != 0) connections.found[captured->number - 1].description = id;
       auto socket = std::make_shared<InetSocket>(*captured);
       socket->number = id.value;
-      description.state = {std::move(socket)};
+      set_state(description, std::move(socket));
     }
   }
 
@@ -404,8 +432,7 @@ class InetSocketRoom final : public FileRoom {
           socket->stream = std::move(streams[index].stream);
         else
           socket->shutdown = shut_read | shut_write;  // it has ended in the meantime
-        description.state = {std::move(socket)};
-        description.starts_last = resource::starts_last(*description.state.as<InetSocket>());
+        set_state(description, std::move(socket));
       }
       return {};
     };
@@ -496,59 +523,6 @@ class InetSocketRoom final : public FileRoom {
     socket.shutdown = entry.shutdown();
     return {};
   }
-
-  // ---- before a restore
-
-  static UniqueFd trial(const InetSocket& socket) {
-    UniqueFd fd(::socket(socket.what.family, (socket.is_tcp() ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0));
-    const int only_ipv6 = socket.only_ipv6 ? 1 : 0, yes = 1;
-    if (socket.what.family == AF_INET6) setsockopt(fd.get(), SOL_IPV6, IPV6_V6ONLY, &only_ipv6, sizeof only_ipv6);
-    setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    const auto& device = socket.options.device;
-    if (!device.empty())
-      setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device.c_str(), static_cast<socklen_t>(device.size() + 1));
-    return fd;
-  }
-
-  static bool is_option_set(const InetSocket& socket, int level, int name) {
-    const auto found = socket.inet_options.values.find({level, name});
-    return found != socket.inet_options.values.end() && found->second != 0;
-  }
-
-  static bool is_bound_anywhere(const InetSocket& socket) {
-    return socket.bound_freely || is_option_set(socket, SOL_IP, IP_FREEBIND) ||
-           is_option_set(socket, SOL_IP, IP_TRANSPARENT) || is_option_set(socket, SOL_IPV6, IPV6_FREEBIND) ||
-           is_option_set(socket, SOL_IPV6, IPV6_TRANSPARENT);
-  }
-
-  static int try_to_bind(const InetSocket& socket, const kernel::Endpoint& to) {
-    const auto fd = trial(socket);
-    const Bytes address = kernel::socket_address(to);
-    sockaddr_storage name{};
-    std::memcpy(&name, address.data(), address.size());
-    return bind(fd.get(), reinterpret_cast<const sockaddr*>(&name), static_cast<socklen_t>(address.size())) == 0
-               ? 0
-               : errno;
-  }
-
-  static void validate_address(const InetSocket& socket, const kernel::Endpoint& address, Diagnostics& diagnostics) {
-    const auto& device = socket.options.device;
-    if (!device.empty() && if_nametoindex(device.c_str()) == 0) {
-      diagnostics.refuse(socket.describe(),
-                         fmt::format("it is bound to the device {}, which does not exist here", device),
-                         "make that device");
-      return;
-    }
-    if (!address.has_address() || is_bound_anywhere(socket)) return;
-    if (try_to_bind(socket, address) != EADDRNOTAVAIL) return;
-    diagnostics.refuse(socket.describe(), "no device of this machine has the address that it is bound to",
-                       "give the address to a device (ip address add)");
-  }
-
-  static void validate_port(const InetSocket& socket, Diagnostics& diagnostics) {
-    if (socket.options.values.contains(SO_REUSEPORT) || try_to_bind(socket, socket.local) != EADDRINUSE) return;
-    diagnostics.refuse(socket.describe(), "another program listens on its port", "end that program");
-  }
 };
 
 }  // namespace
@@ -558,15 +532,11 @@ bool InetSocket::has_connection() const { return is_tcp() && (kernel::is_connect
 
 bool InetSocket::equals(const model::KindValue& other) const {
   const auto* s = dynamic_cast<const InetSocket*>(&other);
-  const auto lasting = [](const std::optional<kernel::TcpStream>& stream) {
-    auto kept = stream;  // clocks go on, and windows are told anew
-    if (kept) kept->timestamp = 0, kept->window.reset();
-    return kept;
-  };
   return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
          remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
          bound_freely == s->bound_freely && owner == s->owner && options == s->options &&
-         inet_options == s->inet_options && memberships == s->memberships && lasting(stream) == lasting(s->stream);
+         inet_options == s->inet_options && memberships == s->memberships &&
+         stream.has_value() == s->stream.has_value() && (!stream || is_same_stream(*stream, *s->stream));
 }
 
 std::string InetSocket::describe() const {

@@ -1,9 +1,9 @@
 // Sockets of the internet families (ip(7), ipv6(7), tcp(7), udp(7), raw(7)): what one is. The room is spread over
-// inet_socket.cc (capture and images), inet_stream.cc (connections in images), inet_socket_restore.cc (the commands
-// that make them again) and inet_options.cc.
+// inet_socket.cc (capture and images), inet_stream.cc (connections in images), inet_socket_validate.cc (what a machine
+// must have), inet_socket_restore.cc (the commands that make them again) and inet_options.cc.
 //
 // Both ends of a connection are restored on their own, in repair mode (kernel/tcp.h): nothing is sent, and neither
-// waits for the other. They come to life together, when nothing can go wrong any more (revive_connections).
+// waits for the other. They come to life together, when nothing can go wrong any more (plan::EndRepair).
 #pragma once
 
 #include <map>
@@ -44,6 +44,9 @@ struct InetSocket final : model::KindValue {
   bool shares_port = false;  ///< with other sockets of TCP that are bound or listen
 
   bool is_tcp() const { return what.type == SOCK_STREAM && what.protocol == IPPROTO_TCP; }
+  bool is_ping() const {
+    return what.type == SOCK_DGRAM && (what.protocol == IPPROTO_ICMP || what.protocol == IPPROTO_ICMPV6);
+  }
   bool is_listening() const;
   /// It is a connection, or on its way to one.
   bool has_connection() const;
@@ -60,11 +63,24 @@ Status encode_stream(uint32_t number, const kernel::TcpStream&, const image::Dir
 /// Nothing, if there is no such file.
 Result<std::optional<kernel::TcpStream>> decode_stream(uint32_t number, const image::Directory&);
 
+/// Whether nobody has read or written in between. What goes on by itself may differ: clocks, windows, and how far bytes
+/// have come on their way from what one end has written to what the other has received.
+bool is_same_stream(const kernel::TcpStream&, const kernel::TcpStream&);
+
+/// Whether it may be bound to an address that no device has.
+bool is_bound_anywhere(const InetSocket&);
+/// 0, or why a socket like it cannot be bound to that.
+int try_to_bind(const InetSocket&, const kernel::Endpoint&);
+/// Whether addresses, devices, ports and groups can be had on this machine.
+void validate_inet_sockets(const model::Application&, Diagnostics&);
+
 /// Commands: the socket with all that it has; a connection stays in repair mode.
 void make_inet_socket(const plan::Placement&, plan::Sink&);
 /// What a socket may have only when all others are there: it does not share its port any more.
 void start_inet_socket(const model::OpenDescription&, int fd, plan::Sink&);
-bool starts_last(const InetSocket&);
+/// The socket becomes the state of the description, and what follows from it is noted there: whether it starts last,
+/// whether it is in repair mode.
+void set_state(model::OpenDescription&, std::shared_ptr<InetSocket>);
 
 /// All connections of the application, as the packet filter knows them.
 std::vector<kernel::Connection> connections_of(const model::Application&);
@@ -72,8 +88,5 @@ std::vector<kernel::Connection> connections_of(const model::Application&);
 void close_connections(model::Application&);
 /// What the options of a restore do not allow.
 void check_connections(const model::Application&, bool established_allowed, Diagnostics&);
-/// The connections of a tree that is complete and stopped leave repair mode, one after the other: from here on they
-/// send and answer. `host_pid`: of a task, as we see it.
-Status revive_connections(const model::Application&, const std::map<Pid, pid_t>& host_pids);
 
 }  // namespace stasis::resource

@@ -17,12 +17,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <set>
 
-#include "base/parallel.h"
 #include "kernel/nf_tables.h"
-#include "kernel/process.h"
 #include "resource/anonymous_room.h"
 #include "resource/inet_socket.h"
 
@@ -200,7 +197,7 @@ class Builder {
     name(SYS_bind, socket_.local);
     set_sequence(receive_queue, first_received_);
     set_sequence(send_queue, first_written_);
-    name(SYS_connect, socket_.remote);
+    connect_with_segments_of(stream.largest_segment);
     set_agreed_options();
     fill_queues();
     if (received_fin != 0 && sent_fin == 0) receive_fin();
@@ -210,6 +207,15 @@ class Builder {
     if (socket_.state == fin_wait_2)
       receive({.sequence = stream.receive_sequence, .acknowledges = stream.send_sequence}, 0);
     set_window(stream.window ? stream.window->send : 0, 0);
+  }
+
+  /// How large the segments are that it sends, a socket finds out when it connects (net/ipv4/tcp_output.c,
+  /// tcp_connect_init). What is agreed upon is repaired later and does not change that: it would be 536 bytes for good.
+  void connect_with_segments_of(uint32_t size) {
+    constexpr uint32_t smallest = 88, largest = 32767;  // TCP_MIN_MSS, MAX_TCP_WINDOW
+    set_tcp(TCP_MAXSEG, static_cast<int>(std::clamp(size, smallest, largest)));
+    name(SYS_connect, socket_.remote);
+    set_tcp(TCP_MAXSEG, 0);
   }
 
   void set_agreed_options() {
@@ -263,11 +269,13 @@ class Builder {
     set_tcp(TCP_REPAIR, 1);
   }
 
-  /// One that was acknowledged has been sent; another the kernel keeps to itself, for the window is 0.
+  /// It has been sent if nothing before it waits to be: the peer may have acknowledged it, which a socket that has not
+  /// sent it would not believe (net/ipv4/tcp_input.c, tcp_ack). Otherwise the kernel keeps it, for the window is 0.
   void send_fin() {
-    if (socket_.state == fin_wait_2) set_tcp(TCP_REPAIR_QUEUE, send_queue);
+    const bool was_sent = socket_.stream->unsent == 0;
+    if (was_sent) set_tcp(TCP_REPAIR_QUEUE, send_queue);
     add(call(SYS_shutdown, fd_, SHUT_WR));
-    if (socket_.state == fin_wait_2) set_tcp(TCP_REPAIR_QUEUE, no_queue);
+    if (was_sent) set_tcp(TCP_REPAIR_QUEUE, no_queue);
   }
   void receive_fin() {
     const auto& stream = *socket_.stream;
@@ -307,10 +315,12 @@ std::vector<std::string> needs(const InetSocket& socket) {
 
 }  // namespace
 
-bool starts_last(const InetSocket& socket) {
-  const bool is_alive = socket.stream && socket.state != syn_sent;
-  const auto& values = socket.options.values;
-  return !is_alive && (!values.contains(SO_REUSEADDR) || (socket.shares_port && !values.contains(SO_REUSEPORT)));
+void set_state(model::OpenDescription& description, std::shared_ptr<InetSocket> socket) {
+  const auto& values = socket->options.values;
+  description.in_repair = socket->stream && socket->state != syn_sent;
+  description.starts_last = !description.in_repair &&
+                            (!values.contains(SO_REUSEADDR) || (socket->shares_port && !values.contains(SO_REUSEPORT)));
+  description.state = {std::move(socket)};
 }
 
 void make_inet_socket(const plan::Placement& placement, plan::Sink& sink) {
@@ -340,71 +350,30 @@ void close_connections(model::Application& application) {
     if (socket == nullptr || !socket->stream) continue;
     auto closed = std::make_shared<InetSocket>(*socket);
     closed->stream.reset();
-    description.starts_last = starts_last(*closed);
-    description.state = {std::move(closed)};
+    set_state(description, std::move(closed));
   }
 }
 
-namespace {
-
-/// One descriptor of each connection that has to be brought to life.
-struct Living {
-  const InetSocket* socket = nullptr;
-  Pid task;
-  int fd = -1;
-};
-std::vector<Living> living(const model::Application& application) {
-  std::set<ObjectId> known;
-  std::vector<Living> found;
+void check_connections(const model::Application& application, bool established_allowed, Diagnostics& diagnostics) {
+  std::set<ObjectId> held;
   for (const auto& task : application.tasks) {
     const auto table = application.descriptor_tables.find(task.descriptors);
     if (task.state == model::TaskState::zombie || table == application.descriptor_tables.end()) continue;
-    for (const auto& [fd, slot] : table->second.slots) {
-      const auto* socket = application.descriptions.at(slot.description).state.as<InetSocket>();
-      if (socket != nullptr && socket->stream && socket->state != syn_sent && known.insert(slot.description).second)
-        found.push_back({socket, task.pid, fd});
-    }
+    for (const auto& [fd, slot] : table->second.slots) held.insert(slot.description);
   }
-  return found;
-}
-
-}  // namespace
-
-void check_connections(const model::Application& application, bool established_allowed, Diagnostics& diagnostics) {
-  std::vector<const InetSocket*> connections;
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<InetSocket>();
-    if (socket != nullptr && socket->has_connection()) connections.push_back(socket);
-  }
-  if (connections.empty()) return;
-  std::set<const InetSocket*> reachable;
-  for (const auto& one : living(application)) reachable.insert(one.socket);
-  for (const auto* socket : connections) {
+    if (socket == nullptr || !socket->has_connection()) continue;
     if (!established_allowed)
       diagnostics.refuse(socket->describe(), "it is a TCP connection",
                          "pass --tcp-established, and it goes on; or --tcp-close, and it is closed");
     else if (!socket->stream)
       diagnostics.refuse(socket->describe(), "the checkpoint does not say how the connection stood",
                          "pass --tcp-close, as was done when it was dumped");
-    else if (socket->state != syn_sent && !reachable.contains(socket))
+    else if (description.in_repair && !held.contains(id))
       diagnostics.refuse(socket->describe(), "the connection is on its way through another socket (SCM_RIGHTS)",
                          "pass --tcp-close");
   }
-}
-
-Status revive_connections(const model::Application& application, const std::map<Pid, pid_t>& host_pids) {
-  const auto connections = living(application);
-  std::map<Pid, UniqueFd> processes;
-  for (const auto& one : connections) {
-    auto& process = processes[one.task];
-    if (!process.valid()) process = TRY(kernel::pidfd_open_thread(host_pids.at(one.task)));
-  }
-  return parallel_for(connections.size(), [&](size_t index) -> Status {
-    const auto& [socket, task, fd] = connections[index];
-    const auto connection = TRY(kernel::pidfd_getfd(processes.at(task).get(), fd));
-    TRY_IN(socket->describe(), kernel::end_repair(connection.get(), socket->options.values.contains(SO_REUSEADDR)));
-    return {};
-  });
 }
 
 }  // namespace stasis::resource

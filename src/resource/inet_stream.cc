@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <netinet/tcp.h>
 
+#include <algorithm>
+
 #include "image/names.h"
 #include "resource/inet_socket.h"
 #include "sockets.pb.h"
@@ -57,6 +59,18 @@ Status encode_stream(uint32_t number, const kernel::TcpStream& stream, const ima
   TRY(writer.append_raw(stream.received));
   TRY(writer.append_raw(stream.written));
   return writer.finish();
+}
+
+bool is_same_stream(const kernel::TcpStream& a, const kernel::TcpStream& b) {
+  const auto first_unread = [](const kernel::TcpStream& stream) {
+    return stream.receive_sequence - static_cast<uint32_t>(stream.received.size());
+  };
+  const size_t received = std::min(a.received.size(), b.received.size());
+  const size_t written = std::min(a.written.size(), b.written.size());
+  return first_unread(a) == first_unread(b) && a.send_sequence == b.send_sequence && a.options == b.options &&
+         a.send_scale == b.send_scale && a.receive_scale == b.receive_scale && a.largest_segment == b.largest_segment &&
+         std::ranges::equal(std::span(a.received).first(received), std::span(b.received).first(received)) &&
+         std::ranges::equal(std::span(a.written).last(written), std::span(b.written).last(written));
 }
 
 Result<std::optional<kernel::TcpStream>> decode_stream(uint32_t number, const image::Directory& directory) {

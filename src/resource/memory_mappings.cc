@@ -63,8 +63,9 @@ Classified classify_name(const kernel::MapsEntry& vma) {
     if (vma.offset == 0 && vma.protection == (PROT_READ | PROT_WRITE)) return {VmaKind::aio_ring, {}};
     return refuse("a part of the ring of an asynchronous I/O context, or protected");
   }
-  if (path.starts_with("anon_inode:") || path.starts_with("socket:"))
-    return refuse("memory shared with a kernel object (a ring) cannot be saved");
+  if (path.starts_with("socket:"))
+    return refuse("a packet socket's ring, in which the kernel goes on where nobody can see");
+  if (path.starts_with("anon_inode:")) return refuse("memory shared with a kernel object (a ring) cannot be saved");
   const bool huge = vma.vm_flags.contains("ht");
   if (huge && path == "/anon_hugepage (deleted)")
     return {vma.shared ? VmaKind::shared_segment : VmaKind::anonymous, {}};

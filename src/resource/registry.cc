@@ -22,6 +22,7 @@
 #include "resource/mqueue.h"
 #include "resource/namespace_file.h"
 #include "resource/netlink_socket.h"
+#include "resource/packet_socket.h"
 #include "resource/pidfd.h"
 #include "resource/pipe.h"
 #include "resource/process_attributes.h"
@@ -71,10 +72,10 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &mqueue_room(),   &regular_file_room(), &pipe_room(),           &fifo_room(),           &memfd_room(),
-      &terminal_room(), &unix_socket_room(),  &inet_socket_room(),    &netlink_socket_room(), &eventfd_room(),
-      &timerfd_room(),  &signalfd_room(),     &epoll_room(),          &pidfd_room(),          &inotify_room(),
-      &fanotify_room(), &bpf_map_room(),      &namespace_file_room(), &unsupported_room()};
+      &mqueue_room(),   &regular_file_room(), &pipe_room(),        &fifo_room(),           &memfd_room(),
+      &terminal_room(), &unix_socket_room(),  &inet_socket_room(), &netlink_socket_room(), &packet_socket_room(),
+      &eventfd_room(),  &timerfd_room(),      &signalfd_room(),    &epoll_room(),          &pidfd_room(),
+      &inotify_room(),  &fanotify_room(),     &bpf_map_room(),     &namespace_file_room(), &unsupported_room()};
   return rooms;
 }
 

@@ -1,9 +1,15 @@
 #include "resource/unsupported.h"
 
 #include <fmt/format.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
 
-#include <algorithm>
-#include <iterator>
+#include <optional>
+
+#include "kernel/socket_option.h"
 
 namespace stasis::resource {
 namespace {
@@ -19,23 +25,63 @@ struct Unsupported final : model::KindValue {
 };
 
 /// Kinds of which more can be said than their names.
-struct Known {
-  std::string_view link, problem, advice;
+struct Reason {
+  std::string problem, advice;
 };
-constexpr Known known[] = {
-    {"anon_inode:[io_uring]",
-     "it is an io_uring: the kernel alone chooses where its rings are mapped, so that they cannot be put back where "
-     "the "
-     "program expects them",
-     "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)"},
-    {"anon_inode:[userfaultfd]",
-     "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",
-     "have the program close it before the dump"},
-};
+
+std::optional<Reason> reason_of_object(std::string_view link) {
+  if (link == "anon_inode:[io_uring]")
+    return Reason{
+        "it is an io_uring: the kernel alone chooses where its rings are mapped, so that they cannot be put back where "
+        "the program expects them",
+        "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)"};
+  if (link == "anon_inode:[userfaultfd]")
+    return Reason{
+        "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",
+        "have the program close it before the dump"};
+  return std::nullopt;
+}
+
+std::optional<Reason> reason_of_socket(const DescriptorProbe& probe) {
+  const auto fd = probe.duplicate();
+  const auto domain = fd ? kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
+  if (!domain) return std::nullopt;
+  if (*domain == AF_VSOCK)
+    return Reason{
+        "it is a vsock socket: its peer is a hypervisor or a guest, and the kernel cannot repair connections with them",
+        "have the program close it before the dump, and connect or listen anew afterwards"};
+  if (*domain == AF_XDP)
+    return Reason{"it is an XDP socket: the device writes to its rings, and where, the kernel tells nobody",
+                  "have the program close it before the dump, or use packet sockets"};
+  return Reason{fmt::format("it is a socket of address family {}, which cannot be saved", *domain),
+                "unix, internet, netlink and packet sockets can be saved; have the program close it before the dump"};
+}
+
+/// The network device goes with the last descriptor, and its addresses and routes with it; those belong to the network
+/// namespace, which is not saved.
+std::optional<Reason> reason_of_device(const DescriptorProbe& probe) {
+  if (!S_ISCHR(probe.stat.st_mode) || probe.stat.st_rdev != makedev(10, 200)) return std::nullopt;
+  ifreq request{};
+  const auto fd = probe.duplicate();
+  if (!fd || ioctl(*fd, TUNGETIFF, &request) != 0)
+    return Reason{"it is a tun or tap device that is not attached to a network device yet",
+                  "have the program close it before the dump"};
+  return Reason{
+      fmt::format("it is the {} device '{}': addresses and routes that others have given to it go with it, and "
+                  "are not saved",
+                  (request.ifr_flags & IFF_TAP) != 0 ? "tap" : "tun", request.ifr_name),
+      "have the program close it before the dump, and attach to the device anew afterwards (ip tuntap add makes "
+      "one that stays)"};
+}
+
+std::optional<Reason> reason_of(const DescriptorProbe& probe) {
+  if (auto reason = reason_of_object(probe.link)) return reason;
+  if (S_ISSOCK(probe.stat.st_mode)) return reason_of_socket(probe);
+  return reason_of_device(probe);
+}
 
 /// What the thing is, for people.
 std::string name_of(const DescriptorProbe& probe) {
-  if (probe.link.starts_with("socket:")) return "a socket";
   if (probe.link.starts_with("anon_inode:")) return "an object of kind " + probe.link.substr(sizeof "anon_inode:" - 1);
   if (S_ISCHR(probe.stat.st_mode)) return "a character device";
   if (S_ISBLK(probe.stat.st_mode)) return "a block device";
@@ -48,13 +94,10 @@ class UnsupportedRoom final : public FileRoom {
   bool recognises(const DescriptorProbe&) const override { return true; }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
-    const auto* reason = std::ranges::find(known, std::string_view(probe.link), &Known::link);
-    if (reason != std::end(known)) {
-      context.diagnostics.refuse(probe.subject, std::string(reason->problem), std::string(reason->advice));
-    } else {
-      context.diagnostics.refuse(probe.subject, fmt::format("{} cannot be saved by this version", name_of(probe)),
-                                 "close it before the dump");
-    }
+    auto reason = reason_of(probe);
+    if (!reason)
+      reason = {fmt::format("{} cannot be saved by this version", name_of(probe)), "close it before the dump"};
+    context.diagnostics.refuse(probe.subject, std::move(reason->problem), std::move(reason->advice));
     auto state = std::make_shared<Unsupported>();
     state->link = probe.link;
     return model::KindState{std::move(state)};

@@ -1,5 +1,6 @@
 // One thing is wrong in an otherwise good checkpoint: the error says which file and which field.
 #include <gmock/gmock.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
@@ -57,6 +58,21 @@ class Hostile : public CriuImages {
   std::string decoded() {
     const auto application = decode(*theirs);
     return application ? "none" : application.error().message();
+  }
+
+  /// With a file of one record more than there is, which is not among theirs.
+  template <typename Record>
+  std::string error_with_side(const std::string& file, const std::function<void(Record&)>& fill,
+                              const std::function<std::string()>& decode) {
+    auto writer = theirs->create(file);
+    EXPECT_TRUE(writer);
+    Record record;
+    fill(record);
+    EXPECT_TRUE(writer->append(record));
+    EXPECT_TRUE(writer->finish());
+    auto error = decode();
+    std::filesystem::remove(root_ / "theirs" / file);
+    return error;
   }
 
   std::string error_without(const std::string& file) {
@@ -265,7 +281,8 @@ class HostileFile : public Hostile {
 };
 
 TEST_F(HostileFile, HasNothingOfItsKind) {
-  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD, BPFMAP, POSIX_MQUEUE})
+  for (const auto type : {EVENTFD, EVENTPOLL, SIGNALFD, TIMERFD, INOTIFY, FANOTIFY, PIDFD, BPFMAP, POSIX_MQUEUE,
+                          NETLINKSK, PACKETSK, INETSK})
     EXPECT_THAT(error_of(type, [](auto&) {}), at("type")) << fd_types_Name(type);
 }
 
@@ -921,16 +938,9 @@ class HostileConnections : public Hostile {
     return error;
   }
   std::string error_with_more(const std::function<void(socket_more_entry&)>& change) {
-    auto writer = theirs->create("sockets-more.img");
-    EXPECT_TRUE(writer);
-    socket_more_entry more;
-    more.set_id(id);
-    change(more);
-    EXPECT_TRUE(writer->append(more));
-    EXPECT_TRUE(writer->finish());
-    auto error = error_with([](auto&) {});
-    std::filesystem::remove(root_ / "theirs/sockets-more.img");
-    return error;
+    return error_with_side<socket_more_entry>(
+        "sockets-more.img", [&](auto& more) { more.set_id(id), change(more); },
+        [&] { return error_with([](auto&) {}); });
   }
 };
 
@@ -996,6 +1006,122 @@ TEST_F(HostileConnections, EachFieldOfAStream) {
   EXPECT_THAT(error_with_stream([](auto& s) { s.set_rcv_wup(1001); }), at("rcv_wup"));
   EXPECT_THAT(error_with_stream([](auto& s) { s.set_inq_len(6); }), HasSubstr(stream_file));
   EXPECT_THAT(error_with_stream([](auto& s) { s.set_outq_len(1u << 31); }), HasSubstr(stream_file));
+}
+
+TEST_F(HostileConnections, OfDatagrams) {
+  const auto with = [&](uint32_t type, uint32_t protocol, uint32_t state) {
+    return error_with([&](auto& s) { s.set_type(type), s.set_proto(protocol), s.set_state(state); });
+  };
+  constexpr uint32_t connected = 1, closed = 7, listening = 10, udp = 17, udplite = 136;
+  for (const uint32_t protocol : {uint32_t{IPPROTO_ICMP}, udp, udplite}) {
+    EXPECT_EQ(with(SOCK_DGRAM, protocol, connected), "none");
+    EXPECT_THAT(with(SOCK_DGRAM, protocol, listening), HasSubstr("isk.state"));
+    EXPECT_THAT(with(SOCK_STREAM, protocol, closed), HasSubstr("isk.proto"));
+  }
+  EXPECT_THAT(with(SOCK_DGRAM, IPPROTO_ICMPV6, closed), HasSubstr("isk.proto"));  // of the other family
+  EXPECT_THAT(with(SOCK_RAW, 255, listening), HasSubstr("isk.state"));
+  const auto membership = [&](const std::function<void(multicast_entry&)>& change) {
+    return error_with_more([&](auto& m) {
+      auto& one = *m.add_memberships();
+      one.set_group("\xef\1\2\3"), one.set_device("lo"), one.set_only_from(false);
+      change(one);
+    });
+  };
+  EXPECT_EQ(membership([](auto&) {}), "none");
+  EXPECT_THAT(membership([](auto& m) { m.set_group("12345"); }), HasSubstr("sockets-more.img, id 9029"));
+  EXPECT_THAT(membership([](auto& m) { m.add_sources("123"); }), HasSubstr("sockets-more.img, id 9029"));
+}
+
+class HostileOtherSockets : public HostileFile {
+ protected:
+  template <typename Entry>
+  static Entry& begun_socket(Entry* entry) {
+    *entry->mutable_opts() = unix_socket(id).usk().opts();
+    return begun(entry);
+  }
+  std::string error_of_option(uint32_t level, uint32_t name, const std::function<std::string()>& decode) {
+    return error_with_side<socket_more_entry>(
+        "sockets-more.img",
+        [&](auto& more) {
+          more.set_id(id);
+          auto& option = *more.add_options();
+          option.set_level(level), option.set_name(name), option.set_value(1);
+        },
+        decode);
+  }
+};
+
+TEST_F(HostileOtherSockets, Netlink) {
+  const auto with = [&](const std::function<void(netlink_sk_entry&)>& change) {
+    return error_of(NETLINKSK, [&](auto& file) {
+      auto& socket = begun_socket(file.mutable_nlsk());
+      socket.set_ino(id), socket.set_protocol(0), socket.set_state(0), socket.set_portid(7);
+      socket.set_dst_portid(0), socket.set_dst_group(0);
+      change(socket);
+    });
+  };
+  const auto good = [&] { return with([](auto&) {}); };
+  EXPECT_EQ(good(), "none");
+  EXPECT_THAT(with([](auto& s) { s.set_protocol(32); }), at("nlsk.protocol"));
+  EXPECT_THAT(with([](auto& s) {
+                for (int i = 0; i < 2049; ++i) s.add_groups(0);
+              }),
+              at("nlsk.groups"));
+  EXPECT_THAT(with([](auto& s) { s.mutable_opts()->set_so_buf_lock(4); }), at("nlsk.opts"));
+  EXPECT_EQ(error_of_option(270, 11, good), "none");  // NETLINK_EXT_ACK
+  EXPECT_THAT(error_of_option(270, 1, good), at("nlsk.options"));
+  EXPECT_THAT(error_of_option(6, 11, good), at("nlsk.options"));
+  EXPECT_THAT(error_with_side<socket_more_entry>(
+                  "sockets-more.img", [](auto& more) { more.set_id(id), more.set_type(SOCK_STREAM); }, good),
+              at("nlsk.type"));
+}
+
+TEST_F(HostileOtherSockets, Packet) {
+  const auto with = [&](const std::function<void(packet_sock_entry&)>& change) {
+    return error_of(PACKETSK, [&](auto& file) {
+      auto& socket = begun_socket(file.mutable_psk());
+      socket.set_type(SOCK_RAW), socket.set_protocol(8), socket.set_ifindex(1), socket.set_version(1);
+      socket.set_reserve(0), socket.set_aux_data(true), socket.set_orig_dev(true), socket.set_vnet_hdr(false);
+      socket.set_loss(false), socket.set_timestamp(0), socket.set_copy_thresh(0);
+      auto& ring = *socket.mutable_rx_ring();
+      ring.set_block_size(4096), ring.set_block_nr(4), ring.set_frame_size(2048), ring.set_frame_nr(8);
+      ring.set_retire_tmo(0), ring.set_sizeof_priv(0), ring.set_features(0);
+      auto& membership = *socket.add_mclist();
+      membership.set_index(1), membership.set_type(0), membership.set_addr("123456");
+      change(socket);
+    });
+  };
+  const auto good = [&] { return with([](auto&) {}); };
+  EXPECT_EQ(good(), "none");
+  EXPECT_THAT(with([](auto& s) { s.set_type(SOCK_STREAM); }), at("psk.type"));
+  EXPECT_THAT(with([](auto& s) { s.set_protocol(65536); }), at("psk.protocol"));
+  EXPECT_THAT(with([](auto& s) { s.set_ifindex(~0u); }), at("psk.ifindex"));
+  EXPECT_THAT(with([](auto& s) { s.set_ifname(std::string(16, 'x')); }), at("psk.ifname"));
+  EXPECT_THAT(with([](auto& s) { s.set_type(SOCK_PACKET); }), at("psk.ifname"));
+  EXPECT_THAT(with([](auto& s) { s.set_version(3); }), at("psk.version"));
+  EXPECT_THAT(with([](auto& s) { s.set_reserve(1u << 31); }), at("psk.reserve"));
+  EXPECT_THAT(with([](auto& s) { s.set_fanout(6 << 16); }), at("psk.fanout"));
+  EXPECT_THAT(with([](auto& s) { s.mutable_opts()->set_so_buf_lock(4); }), at("psk.opts"));
+  const auto with_ring = [&](const std::function<void(packet_ring&)>& change) {
+    return with([&](auto& s) { change(*s.mutable_rx_ring()); });
+  };
+  EXPECT_THAT(with_ring([](auto& r) { r.set_block_size(0); }), at("psk.rx_ring.block_size"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_block_size(4097); }), at("psk.rx_ring.block_size"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_frame_size(0); }), at("psk.rx_ring.frame_size"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_frame_size(8192); }), at("psk.rx_ring.frame_size"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_block_nr(1u << 31); }), at("psk.rx_ring.block_nr"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_frame_nr(9); }), at("psk.rx_ring.frame_nr"));
+  EXPECT_THAT(with([](auto& s) { *s.mutable_tx_ring() = s.rx_ring(), s.mutable_tx_ring()->set_frame_nr(1); }),
+              at("psk.tx_ring.frame_nr"));
+  const auto with_membership = [&](const std::function<void(packet_mclist&)>& change) {
+    return with([&](auto& s) { change(*s.mutable_mclist(0)); });
+  };
+  EXPECT_THAT(with_membership([](auto& m) { m.set_index(0); }), at("psk.mclist.index"));
+  EXPECT_THAT(with_membership([](auto& m) { m.set_type(4); }), at("psk.mclist.type"));
+  EXPECT_THAT(with_membership([](auto& m) { m.set_addr(std::string(33, 'x')); }), at("psk.mclist.addr"));
+  EXPECT_THAT(with_membership([](auto& m) { m.set_ifname(std::string(16, 'x')); }), at("psk.mclist.ifname"));
+  EXPECT_EQ(error_of_option(263, 20, good), "none");  // PACKET_QDISC_BYPASS
+  EXPECT_THAT(error_of_option(263, 18, good), at("psk.options"));
 }
 
 TEST_F(Hostile, EveryTruncationIsAnError) {

@@ -66,8 +66,9 @@ struct FakeMaker : DescriptionMaker {
 /// a subreaper, siblings that share their memory, a terminal with a group in its foreground and a member that it does
 /// not control, a pid namespace that somebody else has entered, descriptors and a table shared, some in flight, one
 /// taken from a process that cannot be named, an epoll whose targets are under their numbers, in another process and
-/// under the number that it has itself by now, something that is started last, something that is inherited, something
-/// that stasis gives, memory with stored pages, one of which a child inherits, System V memory, and locks of all kinds.
+/// under the number that it has itself by now, something that is started last, two connections that are in repair mode
+/// until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a
+/// child inherits, System V memory, and locks of all kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -100,6 +101,8 @@ class Sample : private SampleTree {
     application_.descriptions.at(ObjectId{504}).carries = {ObjectId{501}, ObjectId{505}};
     open(105, 4, 506);
     application_.descriptions.at(ObjectId{506}).starts_last = true;
+    for (const uint32_t id : {512, 513}) open(105, static_cast<int>(id) - 500, id), connection(id);
+    open(103, 12, 512);
     open(103, 0, 507);
     open(100, 5, 508);
     open(103, 5, 508);
@@ -176,6 +179,7 @@ class Sample : private SampleTree {
     mapping.protection = part ? PROT_READ : PROT_READ | PROT_WRITE;
     mapping.offset = part ? page_size : 0, mapping.read_only_attach = part;
   }
+  void connection(uint32_t id) { application_.descriptions.at(ObjectId{id}).in_repair = true; }
   void lock(pid_t pid, uint32_t description, uint64_t start, Pid holder = {}) {
     application_.descriptor_tables.at(task(pid).descriptors)
         .locks.push_back({.type = model::FileLock::Type::write,
@@ -366,6 +370,32 @@ TEST_F(EndOfALeader, would_send_death_signals_to_children) {
   EXPECT_EQ(rule_for(sample_.program()), "its child 108 would be sent its parent-death signal");
 }
 
+using Repair = EndOfALeader;
+
+TEST_F(Repair, ends_when_nobody_runs_anything_any_more) {
+  const auto is_end = [](const Command& command) { return std::holds_alternative<EndRepair>(command.action); };
+  const auto first = std::ranges::find_if(correct_.commands, is_end);
+  ASSERT_EQ(correct_.commands.end() - first, 2);
+  ASSERT_TRUE(std::ranges::all_of(first, correct_.commands.end(), is_end));
+  for (const auto* earlier = &*first - 1; earlier >= correct_.commands.data(); --earlier) {
+    Program mutant = correct_;
+    mutant.commands.pop_back();
+    mutant.commands.insert(mutant.commands.begin() + (earlier - correct_.commands.data()), correct_.commands.back());
+    EXPECT_FALSE(accepted(mutant)) << "before " << to_text(earlier->action);
+  }
+  Program mutant = correct_;
+  std::swap(mutant.commands[mutant.commands.size() - 1], mutant.commands[mutant.commands.size() - 2]);
+  EXPECT_TRUE(accepted(mutant));  // one before the other, whichever
+}
+
+TEST_F(Repair, is_of_connections) {
+  sample_.application().descriptions.at(ObjectId{512}).in_repair = false;
+  EXPECT_EQ(rule_for(correct_), "512 is not in repair mode");
+  sample_.application().descriptions.at(ObjectId{512}).in_repair = true;
+  sample_.application().descriptions.at(ObjectId{501}).in_repair = true;
+  EXPECT_EQ(rule_for(correct_), "501 stays in repair mode");
+}
+
 /// Fields whose value is a room's or the file system's business.
 bool is_opaque(std::string_view command, std::string_view field) {
   if (field == "command" || field == "pid" || field == "tid") return true;
@@ -374,6 +404,7 @@ bool is_opaque(std::string_view command, std::string_view field) {
   if (command == "LOAD_PAGES" || command == "MMAP") return field == "offset" || field == "flags";
   if (command == "MMAP_ANON") return field == "flags";
   if (command == "LOCK") return field == "path";
+  if (command == "END_REPAIR") return field == "reuse_address";
   return false;
 }
 

@@ -1,4 +1,5 @@
 // What prctl, personality and procfs know of a process: all as before.
+// ROOT: sets its OOM score while it cannot be dumped by users
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>

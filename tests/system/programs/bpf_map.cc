@@ -1,6 +1,7 @@
 // BPF maps: a hash and an array with content, one that is frozen, one that is empty, one shared by fork.
 // REQUIRES: ! grep -q '^CapEff:.*0000000000000000' /proc/self/status || { echo "bpf(2) needs capabilities"; false; }
 // FAIL_RESTORE
+// ROOT: makes BPF maps
 #include <linux/bpf.h>
 
 #include "probe.h"

@@ -1,4 +1,5 @@
 // User and group ids, groups, capability sets and securebits, different in two threads; and an ordinary user's task.
+// ROOT: changes its credentials
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>

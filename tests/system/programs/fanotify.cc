@@ -1,4 +1,5 @@
 // fanotify: marks of files, mounts and file systems, ignored events, files that come with events.
+// ROOT: watches whole file systems
 #include <sys/fanotify.h>
 
 #include "probe.h"

@@ -3,6 +3,7 @@
 // DUMP: --file-locks
 // IGNORE: files.owner  the ids of who has set it are those of stasis
 // FAIL_RESTORE
+// ROOT: has a process of another user
 #include "probe.h"
 
 namespace {

@@ -2,6 +2,7 @@
 // parent and child share), of open files, on directories, FIFOs and unlinked files, and one that somebody waits for.
 // DUMP: --file-locks
 // FAIL_RESTORE
+// ROOT: has a process of another user
 #include <sched.h>
 #include <sys/file.h>
 

@@ -1,6 +1,7 @@
 // Devices without state whose own names have gone. With --evasive-devices any other path of the same device will do.
 // DUMP: --evasive-devices
 // REQUIRES: mknod /dev/stasis-probe c 1 3 && rm /dev/stasis-probe || { echo "no devices can be made"; false; }
+// ROOT: makes device nodes
 #include <sys/sysmacros.h>
 
 #include "probe.h"

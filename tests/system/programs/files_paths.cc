@@ -1,6 +1,7 @@
 // Files that are held without being opened (O_PATH), and names that have gone: symbolic links, directories that were
 // removed as working directory and with files in them, and a name that another file has taken since.
 // FAIL_RESTORE
+// ROOT: gives files away
 #include <initializer_list>
 
 #include "probe.h"

@@ -1,5 +1,6 @@
 // Files that are open but unlinked: with their content, owner and mode, shared by two descriptions, and a directory.
 // FAIL_RESTORE
+// ROOT: gives files away
 #include "probe.h"
 
 int main(int argc, char** argv) {

@@ -1,4 +1,5 @@
 // Working directory, root directory and umask, also of a task in a chroot.
+// ROOT: changes its root directory
 #include "probe.h"
 
 int main(int argc, char** argv) {

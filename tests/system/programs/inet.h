@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <initializer_list>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -88,11 +89,24 @@ inline void await_state(int fd, int state) {
   }
 }
 
-inline int listening(int family, int backlog = 16) {
+/// `option`: SO_REUSEADDR, say.
+inline int listening(int family, int option = 0, int backlog = 16) {
   const int fd = socket(family, SOCK_STREAM, 0);
   const auto address = loopback(family);
+  if (option != 0) set(fd, SOL_SOCKET, option, 1);
   CHECK(fd >= 0 && bind(fd, address.pointer(), address.size) == 0 && listen(fd, backlog) == 0);
   return fd;
+}
+
+/// Whatever is sent to a deaf socket is dropped, as if it had been lost on the way.
+inline void make_deaf(int fd) {
+  sock_filter drop = {BPF_RET | BPF_K, 0, 0, 0};
+  const sock_fprog program = {1, &drop};
+  CHECK(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+}
+inline void make_hear(int fd) {
+  const int unused = 0;
+  CHECK(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof unused) == 0);
 }
 
 struct Pair {
@@ -153,6 +167,17 @@ inline void expect_alive(const Pair& pair) {
     write_pattern(pair.server, 0, 1000, 8), read_pattern(pair.client, 0, 1000, 8);
   }
   await_acknowledged(pair.client), await_acknowledged(pair.server);
+}
+
+/// Nothing more comes.
+inline void expect_end(int fd) {
+  char byte = 0;
+  CHECK_EQUAL(recv(fd, &byte, 1, 0), 0);
+}
+/// Nothing more can be sent.
+inline void expect_broken(int fd) {
+  const char byte = 0;
+  CHECK(send(fd, &byte, 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
 }
 
 }  // namespace inet

@@ -1,6 +1,7 @@
 // What would outlive the tree is gone when it is restored: a message queue and a System V segment are made again, under
 // the same name, id and key.
 // FAIL_RESTORE
+// ROOT: gives a queue away
 #include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/shm.h>

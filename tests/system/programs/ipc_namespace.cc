@@ -2,6 +2,7 @@
 // with messages of several types, segments that are attached and such that nobody has attached, POSIX message queues,
 // and limits. All ids are in use outside of it as well.
 // FAIL_RESTORE
+// ROOT: makes an IPC namespace
 #include <mqueue.h>
 #include <sched.h>
 #include <sys/ipc.h>

@@ -1,6 +1,7 @@
 // POSIX message queues: with a name and unlinked, empty and full, messages of several priorities in their order, open
 // in several ways, of another user, with notifications, and with somebody asleep in mq_receive.
 // FAIL_RESTORE
+// ROOT: has a process of another user
 #include <mqueue.h>
 
 #include <initializer_list>

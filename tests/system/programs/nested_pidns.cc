@@ -2,6 +2,7 @@
 // its children. In them sessions, groups, threads, a zombie, an orphan that came to a namespace's init, pending
 // signals, timers, owners of descriptors, and pipes between namespaces that cannot name each other.
 // FAIL_RESTORE
+// ROOT: makes pid namespaces
 #include <pthread.h>
 #include <sched.h>
 

@@ -1,4 +1,5 @@
 // Netlink sockets: bound by the kernel and by themselves, with groups beyond the first 32, options, a peer.
+// FAIL_RESTORE
 #include <initializer_list>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>

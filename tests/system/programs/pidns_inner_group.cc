@@ -3,6 +3,7 @@
 // a group led from inside. Who kills such a tree, or gives up building it, has to see to it that they leave these
 // groups first.
 // FAIL_RESTORE
+// ROOT: makes pid namespaces
 #include <sched.h>
 
 #include "probe.h"

@@ -1,4 +1,5 @@
 // Policies, priorities, nice values, affinity and I/O priority, per thread.
+// ROOT: runs in real time
 #include <pthread.h>
 #include <sched.h>
 #include <sys/resource.h>

@@ -1,6 +1,7 @@
 // System V shared memory in the system's own IPC namespace: attached for writing and for reading, several times, by a
 // child and another user, in parts, with a size that is no whole pages, destroyed while it is attached, locked.
 // FAIL_RESTORE
+// ROOT: attaches what another user may not
 #include <sys/ipc.h>
 #include <sys/shm.h>
 

@@ -2,6 +2,7 @@
 // SO_REUSEPORT), a listening socket beside connections that it has accepted and which may not share its port.
 // DUMP: --tcp-established
 // RESTORE: --tcp-established
+// FAIL_RESTORE
 #include "inet.h"
 
 struct Option {

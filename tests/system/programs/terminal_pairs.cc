@@ -1,6 +1,7 @@
 // Pseudo-terminals that control nobody, in every state: never opened, closed again, hung up, open several times, raw,
 // in packet mode, exclusive, locked, and with a slave side that only another process has.
 // FAIL_RESTORE
+// ROOT: gives a terminal away
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>

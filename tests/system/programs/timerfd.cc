@@ -1,4 +1,5 @@
 // timerfd: all clocks, one-shots, intervals, unread expirations, timers set to a time of day.
+// ROOT: has timers that wake the machine up
 #include <sys/timerfd.h>
 
 #include "probe.h"

@@ -1,5 +1,7 @@
 // SO_PEERCRED of accepted connections, of one that waits to be accepted, and of pairs made by other users; who owns a
 // socket. The process that it names is the one that makes the connection anew: only the ids are compared.
+// ROOT: takes other credentials
+// FAIL_RESTORE
 #include <sys/socket.h>
 #include <sys/un.h>
 

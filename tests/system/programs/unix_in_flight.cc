@@ -1,5 +1,7 @@
 // Descriptors and credentials in flight: files, pipes, epolls and sockets in the queues of sockets, also of sockets
-// that are in flight themselves, and of a socket in its own queue. FAIL_RESTORE
+// that are in flight themselves, and of a socket in its own queue.
+// FAIL_RESTORE
+// ROOT: has a process of another user
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/wait.h>

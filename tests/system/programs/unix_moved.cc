@@ -1,5 +1,6 @@
 // Sockets whose files have been renamed or linked since they were bound, as servers do that replace each other without
 // a gap: the socket keeps the name that it was bound to, and clients find it under the new one.
+// FAIL_RESTORE
 #include <stddef.h>
 #include <sys/socket.h>
 #include <sys/un.h>

@@ -1,5 +1,6 @@
 // Pairs of unix sockets of all types: queues with their boundaries, directions shut down, ends that are closed with
 // data left behind, options, ends shared by fork and dup.
+// FAIL_RESTORE
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
