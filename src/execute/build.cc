@@ -401,6 +401,7 @@ class Tree final : public BuiltTree {
   /// Kills and reaps everything that was created.
   void destroy() {
     if (host_root_ == 0 && area_) host_root_ = spawned_root();
+    const Subreaper reaper;
     NamespaceEnds namespaces(program_.agent_area);
     // Orphans have come to us, the root is our child or our sibling: from both everything can be reached.
     for (int round = 0; round < 1000; ++round) {

@@ -191,6 +191,11 @@ class Builder {
     may_fail(call(SYS_openat, AT_FDCWD, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
     const int opened = static_cast<int>(calls_.size()) - 1;
     const auto waiting = plan::text(name.file() + std::string(staged));
+    // Whom the file is of can be asked of a socket that has lost it, too (SIOCUNIXFILE).
+    if (!stays) {
+      may_fail(call(SYS_fchownat, AT_FDCWD, path, name.uid, name.gid, AT_SYMLINK_NOFOLLOW));
+      may_fail(call(SYS_fchmodat, AT_FDCWD, path, name.mode));
+    }
     may_fail(stays ? call(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, waiting, 0) : call(SYS_unlinkat, AT_FDCWD, path, 0));
     rename(put_aside, path);
     // A socket that has no name by now has not been bound: one that has is refused another.

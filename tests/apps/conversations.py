@@ -164,7 +164,8 @@ def redis_saving(address):
     """A child of the server always writes the memory, as it was when it forked, to a file."""
     server = Redis(address)
     while True:
-        require(server.ask("BGSAVE")[:10], b"Background", "BGSAVE")
+        # "SCHEDULE": what has ended may not have been reaped yet.
+        require(server.ask("BGSAVE", "SCHEDULE")[:10], b"Background", "BGSAVE")
         while (state := server.ask("INFO", "persistence")).find(b"rdb_bgsave_in_progress:1") >= 0:
             time.sleep(0.05)
             yield

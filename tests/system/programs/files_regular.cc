@@ -1,4 +1,5 @@
 // Regular files, directories and devices: offsets, flags, sharing of descriptions, close-on-exec, owners.
+// ROOT: with an owner the kernel notes who named it, which at a restore is stasis
 #include "probe.h"
 
 int main(int argc, char** argv) {

@@ -1,4 +1,5 @@
 // Pages that parent and child share copy-on-write are shared again after the restore, as prefork servers need.
+// ROOT: looks at page frames
 #include "probe.h"
 
 namespace {
