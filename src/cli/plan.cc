@@ -30,7 +30,8 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
-  add_switch(*command, "--tcp-established", options->policy.tcp_established, "As for restore; so unless --no- is given");
+  add_switch(*command, "--tcp-established", options->policy.tcp_established,
+             "As for restore; so unless --no- is given");
   add_switch(*command, "--tcp-close", options->policy.tcp_close, "As for restore");
   add_inherit_option(*command, options->policy.inherit_fd);
   command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");

@@ -524,11 +524,11 @@ struct EndRepair {
   }
 };
 
-using Action =
-    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid, Exit, Wait,
-                 Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd, InheritFd,
-                 OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd, Lock, Mmap,
-                 MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, AttachSegment, Perform, Ready, EndRepair>;
+using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid,
+                            Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd,
+                            TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup,
+                            EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages,
+                            AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor
