@@ -80,14 +80,13 @@ void held_group() {
     pause();
   });
   while (getpgid(leader) != leader) usleep(1000);
+  const pid_t doomed = leader;
   start([&] {
-    CHECK(setpgid(0, leader) == 0);
-    const pid_t group = leader;
+    CHECK(setpgid(0, doomed) == 0);
     leader = 0;
-    while (kill(group, 0) == 0) usleep(1000);
+    while (kill(doomed, 0) == 0) usleep(1000);
     check_steady();
   });
-  const pid_t doomed = leader;
   while (leader != 0) usleep(1000);
   CHECK(kill(doomed, SIGKILL) == 0 && waitpid(doomed, &status, 0) == doomed);
 }
