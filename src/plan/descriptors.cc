@@ -31,7 +31,7 @@ Calls owner_calls(int fd, const model::FileOwner& owner, pid_t id) {
 
 }  // namespace
 
-DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(out) {
+DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(out), inheritance_(out, tree) {
   for (const auto& task : out.application.tasks) {
     if (task.state == model::TaskState::zombie || !table_worker_.emplace(task.descriptors, task.pid).second) continue;
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
@@ -42,7 +42,7 @@ DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(o
   }
   add_mapped_files();
   add_carried();
-  find_inheritance(tree);
+  find_inheritance();
   add_watchers();
   for (const auto& [id, description] : out.application.descriptions) {
     const auto made = description.starts_last ? made_.find(id) : made_.end();
@@ -204,15 +204,13 @@ void DescriptorPlan::need(ObjectId id, Pid pid) {
   if (known(id, pid, -1).needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(id);
 }
 
-void DescriptorPlan::find_inheritance(const CreationTree& tree) {
-  for (const auto& [pid, creator] : tree.creator) creators_.insert(creator);
-  const Inheritance inheritance(out_, tree);
+void DescriptorPlan::find_inheritance() {
   for (auto& [owner, groups] : std::exchange(groups_, {})) {
     for (auto& group : groups) {
       const bool is_shared = std::ranges::any_of(group, [&](ObjectId id) {
         return std::ranges::any_of(made_.at(id).uses, [&](const Use& use) { return use.pid != owner; });
       });
-      const auto bequest = is_shared && can_be_inherited(group) ? bequest_of(group, inheritance) : std::nullopt;
+      const auto bequest = is_shared && can_be_inherited(group) ? bequest_of(group) : std::nullopt;
       if (bequest)
         bequeath(group, *bequest);
       else
@@ -221,15 +219,14 @@ void DescriptorPlan::find_inheritance(const CreationTree& tree) {
   }
 }
 
-std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& group,
-                                                  const Inheritance& inheritance) const {
+std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& group) const {
   std::vector<HeldTogether> together;
   for (const ObjectId id : group) {
     auto& users = together.emplace_back().users;
     for (const auto& use : made_.at(id).uses) users.insert(use.pid);
   }
   for (;;) {
-    auto bequest = inheritance.of(together);
+    auto bequest = inheritance_.of(together);
     if (!bequest) return bequest;
     bool as_thought = true;
     for (size_t index = 0; index < group.size(); ++index) {
@@ -438,10 +435,7 @@ Status DescriptorPlan::born(Pid pid, Pid creator) {
 
 void DescriptorPlan::inherit(Pid pid, Pid creator) {
   const auto above = inherited_.find(creator);
-  if (above == inherited_.end()) return;
-  const auto* task = out_.tasks.find(pid);
-  const bool is_zombie = task != nullptr && task->state == model::TaskState::zombie;
-  if (is_zombie && !creators_.contains(pid)) return;  // its table goes with it
+  if (above == inherited_.end() || !inheritance_.closes(pid)) return;
   const auto wanted = legacies_.find(pid);
   auto sink = out_.process(pid);
   for (const auto& [id, fd] : above->second) {

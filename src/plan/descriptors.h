@@ -65,10 +65,10 @@ class DescriptorPlan {
   void add_carried();
   void need(ObjectId, Pid);
   void add_watchers();
-  void find_inheritance(const CreationTree&);
+  void find_inheritance();
   bool can_be_inherited(const std::vector<ObjectId>& group) const;
   void bequeath(const std::vector<ObjectId>& group, const Bequest&);
-  std::optional<Bequest> bequest_of(const std::vector<ObjectId>& group, const Inheritance&) const;
+  std::optional<Bequest> bequest_of(const std::vector<ObjectId>& group) const;
   int common_number(const Made&, const Bequest&, size_t member) const;
   void inherit(Pid, Pid creator);
   bool is_heir(Pid, ObjectId) const;
@@ -88,13 +88,13 @@ class DescriptorPlan {
   void duplicate_here(Pid, const Made&);
 
   Emission& out_;
+  const Inheritance inheritance_;
   std::map<ObjectId, Pid> table_worker_;                          ///< descriptor table → process
   std::unordered_map<ObjectId, Made> made_;                       ///< never walked: its order is nobody's
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
   std::map<Pid, std::vector<std::vector<ObjectId>>> bequests_;    ///< those of them that are made early
-  std::set<Pid> creators_;                                        ///< of anybody
   std::map<Pid, std::set<ObjectId>> legacies_;                    ///< what processes are to keep from their birth
   std::map<Pid, std::map<ObjectId, int>> inherited_;    ///< what they have, or have made, so far while the tree grows
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for

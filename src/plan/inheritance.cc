@@ -35,6 +35,11 @@ Inheritance::Inheritance(const Emission& out, const CreationTree& tree) {
   }
 }
 
+bool Inheritance::closes(Pid pid) const {
+  const auto birth = births_.find(pid);
+  return birth == births_.end() || birth->second.closes;  // relays are no part of the creation tree
+}
+
 std::optional<Inheritance::Line> Inheritance::line_of(const std::vector<HeldTogether>& together) const {
   Line line;
   size_t limit = always_looked_at;

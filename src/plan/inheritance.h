@@ -30,16 +30,18 @@ class Inheritance {
  public:
   Inheritance(const Emission& out, const CreationTree& tree);
 
+  /// Whether the process has to close what it is born with and does not want. A zombie that creates nobody has not: its
+  /// table goes with it.
+  bool closes(Pid) const;
   /// The owner for whom inheritance does the most work; nothing if there is nothing to gain.
   std::optional<Bequest> of(const std::vector<HeldTogether>&) const;
 
  private:
   struct Birth {
-    Pid creator;         ///< 0: of the root
-    size_t depth = 0;    ///< births since the root's
-    long children = 0;   ///< that would have to close what they are born with
-    bool closes = true;  ///< it has to close what it does not want: false for zombies that create nobody: their tables
-                         ///< go with them
+    Pid creator;        ///< 0: of the root
+    size_t depth = 0;   ///< births since the root's
+    long children = 0;  ///< that would have to close what they are born with
+    bool closes = true;
     bool passes = true;  ///< the table is its own, and a copy of its creator's
     bool lives = false;  ///< until the tree runs
   };
