@@ -25,6 +25,7 @@
 #include "resource/descriptors.h"
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
@@ -84,11 +85,9 @@ class InetSocketRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
-    const auto fd = probe.duplicate();
-    if (!fd) return false;
-    const auto domain = kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
-    return domain && (*domain == AF_INET || *domain == AF_INET6);
+    if (!probe.link.starts_with("socket:[")) return false;
+    const auto family = socket_family(probe);
+    return family == AF_INET || family == AF_INET6;
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
@@ -256,8 +255,7 @@ class InetSocketRoom final : public FileRoom {
 
   static bool is_supported(CaptureContext& context, const DescriptorProbe& probe, int fd, const InetKind& what) {
     if (kernel::is_of_other_network(fd)) {
-      context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
-                                 "sockets of one network namespace, that of stasis, can be saved");
+      refuse_other_network(context, probe);
       return false;
     }
     constexpr int known[] = {IPPROTO_TCP, IPPROTO_UDP, protocol_udplite, IPPROTO_ICMP, IPPROTO_ICMPV6};

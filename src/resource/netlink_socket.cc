@@ -18,6 +18,7 @@
 #include "resource/anonymous_room.h"
 #include "resource/socket_more.h"
 #include "resource/socket_options.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
@@ -74,18 +75,14 @@ class NetlinkSocketRoom final : public FileRoom {
   std::string_view kind() const override { return "netlink socket"; }
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
-    const auto fd = probe.duplicate();
-    const auto domain = fd ? kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
-    return domain && *domain == AF_NETLINK;
+    return probe.link.starts_with("socket:[") && socket_family(probe) == AF_NETLINK;
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     const int fd = TRY(probe.duplicate());
     auto socket = std::make_shared<NetlinkSocket>();
     if (kernel::is_of_other_network(fd)) {
-      context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
-                                 "sockets of one network namespace, that of stasis, can be saved");
+      refuse_other_network(context, probe);
       return model::KindState{std::move(socket)};
     }
     TRY_IN("look at " + probe.subject, look(probe, fd, *socket));

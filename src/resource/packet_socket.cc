@@ -24,6 +24,7 @@
 #include "resource/anonymous_room.h"
 #include "resource/socket_more.h"
 #include "resource/socket_options.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
@@ -117,18 +118,14 @@ class PacketSocketRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
-    const auto fd = probe.duplicate();
-    const auto domain = fd ? kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
-    return domain && *domain == AF_PACKET;
+    return probe.link.starts_with("socket:[") && socket_family(probe) == AF_PACKET;
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
     auto socket = std::make_shared<PacketSocket>();
     const int fd = TRY(probe.duplicate());
     if (kernel::is_of_other_network(fd)) {
-      context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
-                                 "sockets of one network namespace, that of stasis, can be saved");
+      refuse_other_network(context, probe);
       return model::KindState{std::move(socket)};
     }
     auto& listed = context.kept<Listed>().by_inode;

@@ -25,6 +25,7 @@
 #include "resource/file_identity.h"
 #include "resource/ghost_file.h"
 #include "resource/regular_file.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
@@ -93,11 +94,7 @@ class UnixSocketRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!S_ISSOCK(probe.stat.st_mode) || !probe.link.starts_with("socket:[")) return false;
-    const auto fd = probe.duplicate();
-    int domain = 0;
-    socklen_t size = sizeof domain;
-    return fd && getsockopt(*fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
+    return probe.link.starts_with("socket:[") && socket_family(probe) == AF_UNIX;
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
@@ -106,8 +103,7 @@ class UnixSocketRoom final : public FileRoom {
     auto socket = std::make_shared<UnixSocket>();
     const auto found = listing.by_inode.find(static_cast<uint32_t>(probe.stat.st_ino));
     if (found == listing.by_inode.end()) {
-      context.diagnostics.refuse(probe.subject, "the socket belongs to another network namespace",
-                                 "sockets of one network namespace, that of stasis, can be saved");
+      refuse_other_network(context, probe);
       return model::KindState{std::move(socket)};
     }
     const auto& info = found->second;

@@ -9,7 +9,7 @@
 
 #include <optional>
 
-#include "kernel/socket_option.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
@@ -43,17 +43,16 @@ std::optional<Reason> reason_of_object(std::string_view link) {
 }
 
 std::optional<Reason> reason_of_socket(const DescriptorProbe& probe) {
-  const auto fd = probe.duplicate();
-  const auto domain = fd ? kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN") : Result<int>(0);
-  if (!domain) return std::nullopt;
-  if (*domain == AF_VSOCK)
+  const auto family = socket_family(probe);
+  if (!family) return std::nullopt;
+  if (*family == AF_VSOCK)
     return Reason{
         "it is a vsock socket: its peer is a hypervisor or a guest, and the kernel cannot repair connections with them",
         "have the program close it before the dump, and connect or listen anew afterwards"};
-  if (*domain == AF_XDP)
+  if (*family == AF_XDP)
     return Reason{"it is an XDP socket: the device writes to its rings, and where, the kernel tells nobody",
                   "have the program close it before the dump, or use packet sockets"};
-  return Reason{fmt::format("it is a socket of address family {}, which cannot be saved", *domain),
+  return Reason{fmt::format("it is a socket of address family {}, which cannot be saved", *family),
                 "unix, internet, netlink and packet sockets can be saved; have the program close it before the dump"};
 }
 
