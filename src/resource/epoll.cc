@@ -19,6 +19,7 @@
 
 #include "kernel/fdinfo.h"
 #include "kernel/process.h"
+#include "model/places.h"
 #include "resource/anonymous_room.h"
 
 namespace stasis::resource {
@@ -255,9 +256,7 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
   /// A number that leads to the target, for readers of the image who go by it: the one it was added under if possible.
   static int number_of(const model::DescriptorTable& table, const model::Watch& watch) {
     if (behind(table, watch.fd) == watch.target) return watch.fd;
-    const auto other =
-        std::ranges::find(table.slots, watch.target, [](const auto& slot) { return slot.second.description; });
-    return other == table.slots.end() ? watch.fd : other->first;
+    return model::number_of(table, watch.target).value_or(watch.fd);
   }
 };
 

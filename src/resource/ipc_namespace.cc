@@ -79,6 +79,11 @@ struct SemaphoreSet {
   friend bool operator==(const SemaphoreSet&, const SemaphoreSet&) = default;
 };
 
+Bytes bytes_of_values(const SemaphoreSet& set) {
+  const auto* first = reinterpret_cast<const uint8_t*>(set.values.data());
+  return {first, first + set.values.size() * sizeof(uint16_t)};
+}
+
 struct Message {
   int64_t type = 0;
   Bytes data;
@@ -123,8 +128,6 @@ const IpcNamespace* namespace_of(const model::Application& application) {
   return found == application.objects.end() ? nullptr : found->second.as<IpcNamespace>();
 }
 
-std::string path_of(const char* variable) { return fmt::format("/proc/sys/{}", variable); }
-
 // ---- capture
 
 bool lives_with_us(pid_t pid) {
@@ -153,10 +156,10 @@ class Reader {
 
  private:
   static Result<std::vector<uint64_t>> numbers(const char* variable, size_t count) {
-    std::istringstream stream(TRY(kernel::read_file(path_of(variable))));
+    std::istringstream stream(TRY(kernel::read_file(sysctl_path(variable))));
     std::vector<uint64_t> found;
     for (uint64_t number = 0; stream >> number;) found.push_back(number);
-    if (found.size() != count) return fail(Error::invalid("read a limit", "it is no number", path_of(variable)));
+    if (found.size() != count) return fail(Error::invalid("read a limit", "it is no number", sysctl_path(variable)));
     return found;
   }
 
@@ -225,10 +228,9 @@ class Reader {
 
 // ---- images
 
-void encode_identity(const Identity& identity, ipc_desc_entry& desc) {
-  desc.set_key(static_cast<uint32_t>(identity.key)), desc.set_id(static_cast<uint32_t>(identity.id));
-  desc.set_uid(identity.uid), desc.set_gid(identity.gid), desc.set_cuid(identity.uid), desc.set_cgid(identity.gid);
-  desc.set_mode(identity.mode);
+ipc_desc_entry encode_identity(const Identity& identity) {
+  const auto& [id, key, uid, gid, mode] = identity;
+  return describe_ipc(id, key, uid, gid, mode);
 }
 
 Result<Identity> decode_identity(const ipc_desc_entry& desc, const std::string& where) {
@@ -283,11 +285,10 @@ class ImageWriter {
     auto writer = TRY(create("ipcns-sem-{}"));
     for (const auto& set : space.semaphores) {
       ipc_sem_entry entry;
-      encode_identity(set.identity, *entry.mutable_desc());
+      *entry.mutable_desc() = encode_identity(set.identity);
       entry.set_nsems(static_cast<uint32_t>(set.values.size()));
       TRY(writer.append(entry));
-      const auto* first = reinterpret_cast<const uint8_t*>(set.values.data());
-      TRY(writer.append_raw(padded(Bytes(first, first + set.values.size() * sizeof(uint16_t)), semaphore_unit)));
+      TRY(writer.append_raw(padded(bytes_of_values(set), semaphore_unit)));
     }
     return writer.finish();
   }
@@ -296,7 +297,7 @@ class ImageWriter {
     auto writer = TRY(create("ipcns-msg-{}"));
     for (const auto& queue : space.queues) {
       ipc_msg_entry entry;
-      encode_identity(queue.identity, *entry.mutable_desc());
+      *entry.mutable_desc() = encode_identity(queue.identity);
       entry.set_qbytes(queue.most_bytes), entry.set_qnum(static_cast<uint32_t>(queue.messages.size()));
       TRY(writer.append(entry));
       for (const auto& message : queue.messages) {
@@ -417,12 +418,6 @@ class ImageReader {
 
 // ---- restore
 
-void write_variable(const char* variable, const std::string& value, plan::Calls& calls) {
-  calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(path_of(variable)), O_WRONLY | O_CLOEXEC, 0));
-  calls.push_back(call(SYS_write, ResultOf{-1}, plan::text(value), value.size()));
-  calls.push_back(call(SYS_close, ResultOf{-2}));
-}
-
 void make(const SemaphoreSet& set, plan::Sink& sink) {
   const auto& [id, key, uid, gid, mode] = set.identity;
   plan::Calls calls;
@@ -432,9 +427,7 @@ void make(const SemaphoreSet& set, plan::Sink& sink) {
   semid_ds owner{};
   owner.sem_perm.uid = uid, owner.sem_perm.gid = gid, owner.sem_perm.mode = static_cast<unsigned short>(mode);
   calls.push_back(call(SYS_semctl, id, 0, IPC_SET, plan::struct_in(owner)));
-  const auto* first = reinterpret_cast<const uint8_t*>(set.values.data());
-  calls.push_back(
-      call(SYS_semctl, id, 0, SETALL, plan::In{Bytes(first, first + set.values.size() * sizeof(uint16_t))}));
+  calls.push_back(call(SYS_semctl, id, 0, SETALL, plan::In{bytes_of_values(set)}));
   sink.perform(fmt::format("semaphore set {} (key {:#x})", id, static_cast<uint32_t>(key)), "", std::move(calls));
 }
 

@@ -20,7 +20,7 @@ using Expected = plan::Expectation::Kind;
 
 constexpr uint32_t destroyed_bit = 01000, locked_bit = 02000;  ///< of the mode: SHM_DEST and SHM_LOCKED
 constexpr uint32_t permissions = 0777;
-constexpr const char* next_id = "/proc/sys/kernel/shm_next_id";
+constexpr const char* next_id = "kernel/shm_next_id";
 
 SystemVSegment segment_of(int id, const shmid_ds& found) {
   const auto& perm = found.shm_perm;
@@ -69,7 +69,7 @@ class SystemVRoom final : public TaskRoom {
       const int holder = wanted.key == IPC_PRIVATE ? -1 : shmget(wanted.key, 0, 0);
       if (holder >= 0 || (wanted.key != IPC_PRIVATE && errno != ENOENT))
         refuse("its key is taken by another segment", "remove that (ipcrm -M)");
-      else if (access(next_id, W_OK) != 0)
+      else if (access(sysctl_path(next_id).c_str(), W_OK) != 0)
         refuse("it is gone, and its id cannot be chosen", "that needs CAP_CHECKPOINT_RESTORE");
     }
   }
@@ -108,25 +108,37 @@ Result<SystemVSegment> look_at_segment(int id) {
   return segment_of(id, found);
 }
 
+std::string sysctl_path(const std::string& variable) { return "/proc/sys/" + variable; }
+
+void write_variable(const std::string& variable, const std::string& value, plan::Calls& calls) {
+  calls.push_back(call(SYS_openat, AT_FDCWD, plan::text(sysctl_path(variable)), O_WRONLY | O_CLOEXEC, 0));
+  calls.push_back(call(SYS_write, ResultOf{-1}, plan::text(value), value.size()));
+  calls.push_back(call(SYS_close, ResultOf{-2}));
+}
+
 void create_segment(const SystemVSegment& segment, plan::Sink& sink) {
-  const auto number = fmt::format("{}", segment.id);
   shmid_ds owner{};
   owner.shm_perm.uid = segment.uid, owner.shm_perm.gid = segment.gid;
   owner.shm_perm.mode = static_cast<unsigned short>(segment.mode);
   const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
-  plan::Calls calls{call(SYS_openat, AT_FDCWD, plan::text(next_id), O_WRONLY | O_CLOEXEC, 0),
-                    call(SYS_write, ResultOf{-1}, plan::text(number), number.size()), call(SYS_close, ResultOf{-2}),
-                    expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id),
-                    call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner))};
+  plan::Calls calls;
+  write_variable(next_id, fmt::format("{}", segment.id), calls);
+  calls.push_back(expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id));
+  calls.push_back(call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner)));
   if (segment.locked) calls.push_back(call(SYS_shmctl, segment.id, SHM_LOCK, 0));
   sink.perform(describe(segment), "", std::move(calls));
 }
 
+ipc_desc_entry describe_ipc(int32_t id, int32_t key, uint32_t uid, uint32_t gid, uint32_t mode) {
+  ipc_desc_entry desc;
+  desc.set_key(static_cast<uint32_t>(key)), desc.set_id(static_cast<uint32_t>(id));
+  desc.set_uid(uid), desc.set_gid(gid), desc.set_cuid(uid), desc.set_cgid(gid), desc.set_mode(mode);
+  return desc;
+}
+
 void encode_system_v(const SystemVSegment& segment, ipc_shm_entry& entry) {
-  auto& desc = *entry.mutable_desc();
-  desc.set_key(static_cast<uint32_t>(segment.key)), desc.set_id(static_cast<uint32_t>(segment.id));
-  desc.set_uid(segment.uid), desc.set_gid(segment.gid), desc.set_cuid(segment.uid), desc.set_cgid(segment.gid);
-  desc.set_mode(segment.mode | (segment.destroyed ? destroyed_bit : 0) | (segment.locked ? locked_bit : 0));
+  const uint32_t flags = (segment.destroyed ? destroyed_bit : 0) | (segment.locked ? locked_bit : 0);
+  *entry.mutable_desc() = describe_ipc(segment.id, segment.key, segment.uid, segment.gid, segment.mode | flags);
   entry.set_size(segment.size);
 }
 

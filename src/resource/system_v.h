@@ -21,9 +21,15 @@ namespace stasis::resource {
 Result<model::SystemVSegment> look_at_segment(int id);
 
 void encode_system_v(const model::SystemVSegment&, ipc_shm_entry&);
+/// What objects of all kinds have in common. The owner stands for the creator, whom nobody can choose.
+ipc_desc_entry describe_ipc(int32_t id, int32_t key, uint32_t uid, uint32_t gid, uint32_t mode);
 /// `where` is the record that it is a field of.
 Result<model::SystemVSegment> decode_system_v(const ipc_shm_entry&, const std::string& where);
 
+/// Of a variable such as "kernel/shmmax".
+std::string sysctl_path(const std::string& variable);
+/// Calls that set it.
+void write_variable(const std::string& variable, const std::string& value, plan::Calls&);
 /// Commands of stasis itself that make the segment.
 void create_segment(const model::SystemVSegment&, plan::Sink&);
 

@@ -2,6 +2,8 @@
 // restore is a path.
 #pragma once
 
+#include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -57,10 +59,11 @@ template <typename State>
 void find_ghosts(CaptureContext& context) {
   for (auto& [id, description] : context.application.descriptions) {
     const auto* state = description.state.template as<State>();
-    if (state == nullptr) continue;
+    const auto is_lost = [](const auto& one) { return one.file.path.empty(); };
+    if (state == nullptr || std::ranges::none_of(state->watched(), is_lost)) continue;
     auto found = std::make_shared<State>(*state);
     for (auto& one : found->watched()) {
-      if (one.file.path.empty()) find_ghost(context, description, one.file);
+      if (is_lost(one)) find_ghost(context, description, one.file);
     }
     description.state = {std::move(found)};
   }

@@ -464,16 +464,20 @@ def postgres_waiting(address):
         yield
 
 
-def postgres_sort(address):
-    """Parallel workers, and sorting that spills to temporary files."""
-    server = Psql(address)
-    server.run("set work_mem = '64kB'; set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0;"
-               "set min_parallel_table_scan_size = 0;")
-    question = "select md5(string_agg(text, ',' order by text)), count(distinct text) from words;"
+def sql_sort(server, settings, question):
+    """Sorting that spills to temporary files."""
+    server.run(settings)
     expected = server.run(question)
     while True:
         require(server.run(question), expected, "an aggregate over a sorted table")
         yield
+
+
+def postgres_sort(address):
+    """By parallel workers, too."""
+    settings = ("set work_mem = '64kB'; set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0;"
+                "set min_parallel_table_scan_size = 0;")
+    return sql_sort(Psql(address), settings, "select md5(string_agg(text, ',' order by text)), count(distinct text) from words;")
 
 
 def postgres(address):
@@ -497,14 +501,9 @@ def mariadb_waiting(address):
 
 
 def mariadb_sort(address):
-    """Sorting that spills to temporary files."""
-    server = Mariadb(address)
-    server.run("set sort_buffer_size = 32768; set tmp_memory_table_size = 16384; set max_heap_table_size = 16384; set group_concat_max_len = 10000000;")
+    settings = "set sort_buffer_size = 32768; set tmp_memory_table_size = 16384; set max_heap_table_size = 16384; set group_concat_max_len = 10000000;"
     question = "select md5(group_concat(t order by t)), count(distinct t) from (select distinct t from words order by md5(t)) as w;"
-    expected = server.run(question)
-    while True:
-        require(server.run(question), expected, "an aggregate over a sorted table")
-        yield
+    return sql_sort(Mariadb(address), settings, question)
 
 
 def mariadb(address):
