@@ -20,6 +20,7 @@
 
 #include "agent/area.h"
 #include "execute/end_repair.h"
+#include "execute/connection_ends.h"
 #include "execute/namespace_ends.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
@@ -402,6 +403,7 @@ class Tree final : public BuiltTree {
   void destroy() {
     if (host_root_ == 0 && area_) host_root_ = spawned_root();
     const Subreaper reaper;
+    ConnectionEnds connections(program_);
     NamespaceEnds namespaces(program_.agent_area);
     // Orphans have come to us, the root is our child or our sibling: from both everything can be reached.
     for (int round = 0; round < 1000; ++round) {
@@ -415,6 +417,7 @@ class Tree final : public BuiltTree {
           doomed.insert(doomed.end(), below.begin(), below.end());
         }
       }
+      connections.prepare(doomed);
       namespaces.prepare(doomed);
       for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
       for (const pid_t pid : doomed) reap(pid);
