@@ -19,11 +19,11 @@
 #include <thread>
 
 #include "agent/area.h"
-#include "execute/end_repair.h"
 #include "execute/connection_ends.h"
-#include "execute/namespace_ends.h"
+#include "execute/end_repair.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
+#include "execute/namespace_ends.h"
 #include "execute/resume.h"
 #include "kernel/id_holder.h"
 #include "kernel/proc.h"
@@ -294,12 +294,15 @@ class Tree final : public BuiltTree {
   }
 
   Status resume() override {
-    TRY(resumption_->let_go(options_.leave_stopped, [this](const auto& host_pids) -> Status {
+    bool begun = false;
+    Status resumed = resumption_->let_go(options_.leave_stopped, [&](const auto& host_pids) -> Status {
       if (options_.at_last) TRY(options_.at_last());
+      begun = true;
       return end_repairs(program_, host_pids, options_.fail_at_command);
-    }));
-    resumed_ = true;
-    return {};
+    });
+    if (!resumed && begun && options_.undo_last) options_.undo_last();
+    resumed_ = resumed.has_value();
+    return resumed;
   }
 
  private:
