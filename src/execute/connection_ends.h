@@ -11,12 +11,13 @@
 namespace stasis::execute {
 
 /// A socket in repair mode is gone without a word when its process is killed, and peers and ports are there for another
-/// restore. But while what was never sent is written again, and from END_REPAIR on, it is an ordinary socket, which would
-/// say farewell and try for minutes, with nobody's process behind it, to deliver what is in its queue.
+/// restore. But while what was never sent is written again, and from END_REPAIR on, it is an ordinary socket: it would
+/// say farewell, and try for minutes, with no process behind it, to deliver what is in its queue.
 class ConnectionEnds {
  public:
   explicit ConnectionEnds(const plan::Program&);
-  /// Stops them, and then puts all their connections into repair mode. Once for each; needs nothing to be right in them.
+  /// Stops them, and then puts all their connections into repair mode. Once for each; what fails here is no error, for
+  /// they are killed next.
   void prepare(const std::vector<pid_t>& doomed);
 
  private:
