@@ -63,6 +63,7 @@ class LiveTree final : public SeizedTree {
     if (context_.diagnostics.refused()) return {};
     Interview interview(processes_, context_, options_.at_point, turn_of_all());
     TRY_IN("ask the tasks", interview.hold(resource::task_rooms()));
+    check_parent_threads(context_);
     options_.at_point("captured");
     return {};
   }

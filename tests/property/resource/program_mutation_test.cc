@@ -151,7 +151,7 @@ class Sample : private SampleTree {
     };
     add(111, 100, 100, 100), add(112, 111, 100, 100), add(113, 100, 100, 100);
     enter(111, 1), enter(112, 2);
-    task(113).childrens_namespace = Pid{111};
+    task(113).threads.front().childrens_namespace = Pid{111};
     open(101, 12, 514), open(112, 3, 514);
   }
   void map(pid_t pid, uint64_t begin, uint64_t pages, bool shared_with_parent = false) {
