@@ -66,7 +66,6 @@ class RoundTree {
     const memory::Tracker* tracker = nullptr;
   };
 
-  /// /proc/PID/maps says enough: smaps would look at every page once more.
   Status look() {
     std::map<ObjectId, pid_t> known;
     for (auto& process : processes_) {
@@ -76,21 +75,10 @@ class RoundTree {
       spaces_.push_back({task.address_space, {}});
       round_.memories.push_back({std::to_string(task.pid.value), process.view.witness(), {}, {}, {}});
     }
-    return parallel_for(spaces_.size(), [&](size_t index) { return look(spaces_[index], round_.memories[index]); });
-  }
-
-  static Status look(Space& space, RoundMemory& memory) {
-    std::vector<model::Mapping> mappings;
-    for (const auto& vma : TRY(kernel::read_maps(memory.witness))) {
-      const auto found = resource::classify(vma);
-      if (found.kind != resource::VmaKind::unsupported) mappings.push_back(resource::mapping_of(vma, found.kind));
-    }
-    auto own = TRY(resource::find_own_pages(memory.witness, mappings));
-    space.tracked = own.tracked;
-    memory.mappings = resource::mappings_with_own_pages(mappings, own.runs);
-    memory.runs = std::move(own.runs);
-    memory.unchanged = std::move(own.unchanged);
-    return {};
+    return parallel_for(spaces_.size(), [&](size_t index) -> Status {
+      spaces_[index].tracked = TRY(look_at(round_.memories[index]));
+      return {};
+    });
   }
 
   /// Which tracker belongs to which address space. Under another number the images of the round before hold another
@@ -133,6 +121,19 @@ class RoundTree {
 };
 
 }  // namespace
+
+Result<std::optional<uint64_t>> look_at(RoundMemory& memory) {
+  std::vector<model::Mapping> mappings;
+  for (const auto& vma : TRY(kernel::read_maps(memory.witness))) {
+    const auto found = resource::classify(vma);
+    if (found.kind != resource::VmaKind::unsupported) mappings.push_back(resource::mapping_of(vma, found.kind));
+  }
+  auto own = TRY(resource::find_own_pages(memory.witness, mappings));
+  memory.mappings = resource::mappings_with_own_pages(mappings, own.runs);
+  memory.runs = std::move(own.runs);
+  memory.unchanged = std::move(own.unchanged);
+  return own.tracked;
+}
 
 Status begin_round(std::vector<LiveProcess>& processes, const model::Application& application,
                    const std::vector<RoundSpace>& spaces, memory::Trackers& trackers, const AtPoint& at_point,

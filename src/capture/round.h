@@ -5,6 +5,7 @@
 #include <sys/types.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,10 @@ struct RoundMemory {
   std::vector<model::PageRun> runs;     ///< own pages
   std::vector<AddressRange> unchanged;  ///< since the round before
 };
+/// Fills in what is there now, all but suffix and witness; the task may run. The answer is one of the pages that are
+/// under tracking, if there are any. /proc/PID/maps says enough: smaps would look at every page once more.
+Result<std::optional<uint64_t>> look_at(RoundMemory&);
+
 struct Round {
   std::vector<RoundMemory> memories;
   CaptureTimes times;

@@ -66,14 +66,6 @@ bool is_unchanged(uint64_t categories, bool is_anonymous) {
   return is_anonymous || (categories & page_is_present) != 0;
 }
 
-Result<std::vector<AddressRange>> protect_again(int pagemap_fd, const std::vector<AddressRange>& mappings) {
-  std::vector<AddressRange> written;
-  for (const AddressRange& mapping : mappings) {
-    for (const auto& scan : TRY(protect_written(pagemap_fd, mapping))) written.push_back(scan.range);
-  }
-  return written;
-}
-
 Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd& tracker, int pagemap_fd,
                                                     const std::vector<AddressRange>& mappings) {
   std::vector<AddressRange> written;

@@ -52,12 +52,10 @@ class Trackers {
 /// swapped out (mm/memory.c, pte_install_uffd_wp_if_needed). `is_anonymous`: of memory without a file.
 bool is_unchanged(uint64_t categories, bool is_anonymous);
 
-/// The end of a round, for one address space whose tasks are stopped: registers these mappings (those that have own
-/// pages) and protects their own pages. The answer is what was written since the round before, as of that very moment;
-/// mappings that cannot be tracked are written wholly.
+/// The end of a round, for one address space: registers these mappings (those that have own pages) and protects their
+/// own pages. The answer is what was written since the round before, as of that very moment; mappings that cannot be
+/// tracked are written wholly.
 Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd&, int pagemap_fd,
                                                     const std::vector<AddressRange>& mappings);
-/// The same while the tasks run, of mappings that are registered: how many pages were written.
-Result<std::vector<AddressRange>> protect_again(int pagemap_fd, const std::vector<AddressRange>& mappings);
 
 }  // namespace stasis::memory
