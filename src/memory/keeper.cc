@@ -180,6 +180,7 @@ class Service {
         return confirm(connection);
       case ask_stop:
         held_.clear();
+        close(listener_);  // whoever looks for us after this finds nobody
         (void)confirm(connection);
         end();
       default:
