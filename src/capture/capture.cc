@@ -8,6 +8,7 @@
 #include "capture/freezer.h"
 #include "capture/interview.h"
 #include "capture/release.h"
+#include "capture/round.h"
 #include "capture/sleeps.h"
 #include "capture/walk.h"
 #include "resource/address_space.h"
@@ -30,6 +31,7 @@ class LiveTree final : public SeizedTree {
     context_.policy = options_.policy;
     network().policy = options_.network;
     if (!options_.at_point) options_.at_point = [](std::string_view) {};
+    if (options_.trackers != nullptr) memory_.track_by(*options_.trackers);
   }
   ~LiveTree() override {
     if (!released_) network().survive();
@@ -70,6 +72,16 @@ class LiveTree final : public SeizedTree {
 
   resource::CaptureContext& context() override { return context_; }
   resource::ApplicationMemory& memory() override { return memory_; }
+
+  Status begin_round(memory::Trackers& trackers) override {
+    std::vector<RoundSpace> spaces;
+    for (const auto& [id, owner] : resource::address_space_owners(context_.application)) {
+      spaces.push_back(
+          {id, std::to_string(owner.value), memory_.tracker_of(id),
+           [this, id](const kernel::Userfaultfd& tracker) { return memory_.protect(context_, id, tracker); }});
+    }
+    return capture::begin_round(processes_, context_.application, spaces, trackers, options_.at_point, turn_of_all());
+  }
 
   CaptureTimes times() const override {
     CaptureTimes times = times_;

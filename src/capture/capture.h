@@ -7,6 +7,7 @@
 
 #include "base/diagnostics.h"
 #include "base/result.h"
+#include "memory/dirty_tracking.h"
 #include "model/application.h"
 #include "resource/capture_context.h"
 #include "resource/codec.h"
@@ -21,6 +22,8 @@ struct CaptureOptions {
   unsigned timeout_seconds = 10;  ///< for stopping the tree; 0: none
   /// Named points of a dump, for fault injection by tests (STASIS_FAULT): called with the name as each is passed.
   std::function<void(std::string_view point)> at_point;
+  /// What has tracked the tree's memory since the round before (memory/dirty_tracking.h); nullptr: nobody has.
+  const memory::Trackers* trackers = nullptr;
 };
 
 enum class AfterDump { let_run, leave_stopped, kill };
@@ -39,6 +42,8 @@ class SeizedTree {
   virtual resource::CaptureContext& context() = 0;
   virtual resource::ApplicationMemory& memory() = 0;
   virtual CaptureTimes times() const = 0;
+  /// Begins a round of tracking (capture/round.h); `trackers` are those of the options.
+  virtual Status begin_round(memory::Trackers& trackers) = 0;
   /// The end: consumes the tree. Errors name tasks that could not be put back.
   virtual Status release(AfterDump) = 0;
 };

@@ -34,7 +34,8 @@ int choose_notify_signal(uint64_t unwelcome) {
 Infection::Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point,
                      Clock::time_point deadline)
     : patients_(std::move(patients)), occupied_(std::move(occupied)), at_point_(&at_point), deadline_(deadline) {
-  for (const auto& patient : patients_) notify_signals_.push_back(choose_notify_signal(patient.unwelcome_signals));
+  for (const auto& patient : patients_)
+    notify_signals_.push_back(patient.at_call ? 0 : choose_notify_signal(patient.unwelcome_signals));
 }
 
 Infection::~Infection() {
@@ -190,7 +191,8 @@ Status Infection::collect_answers(const Waiting& waiting) {
 Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
   auto& tracee = *patients_[index].tracee;
   if (notify_signals_[index] != 0) return tracee.wait_for_signal(waiting, notify_signals_[index], deadline_);
-  // No signal to spare: the agent is followed from call to call, until it is done and about to leave.
+  // No signal to spare, or somebody wants to see the calls: the agent is followed from one to the next, until it is
+  // done and about to leave.
   for (;;) {
     TRY(tracee.wait_for_system_call(waiting, deadline_));
     agent::Slot slot;
@@ -198,6 +200,7 @@ Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
                             {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
     const auto registers = TRY(tracee.registers());
     if (slot.state == agent::slot_done && is_leaving(registers)) break;
+    if (patients_[index].at_call) TRY(patients_[index].at_call(call_number(registers), call_result(registers)));
     TRY(tracee.run(Tracee::Run::to_system_call));
   }
   // The call that has been entered is not made.
@@ -250,6 +253,16 @@ void Infection::clean_up() {
   if (!all_back || !first().alive()) return;
   if (mapped_ && start_unmapping() && enter_unmapping(waiting)) (void)finish(waiting);
   if (first().put_back()) (void)remove_stub();
+}
+
+Status run_all(std::vector<Infection>& infections, const Waiting& waiting) {
+  for (auto& infection : infections) TRY(infection.start_mapping());
+  for (auto& infection : infections) TRY(infection.enter_mapping(waiting));
+  for (auto& infection : infections) TRY(infection.start_agents(waiting));
+  for (auto& infection : infections) TRY(infection.collect_answers(waiting));
+  for (auto& infection : infections) TRY(infection.enter_unmapping(waiting));
+  for (auto& infection : infections) TRY(infection.finish(waiting));
+  return {};
 }
 
 }  // namespace stasis::capture

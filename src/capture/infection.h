@@ -34,6 +34,8 @@ struct Patient {
   bool handler_waits = false;
   uint64_t unwelcome_signals = 0;  ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
   agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
+  /// If set, the agent is followed from call to call: called with number and result as each begins (-ENOSYS) and ends.
+  std::function<Status(uint64_t number, int64_t result)> at_call;
 
   static constexpr uint64_t stack_size = 2048;
 };
@@ -92,5 +94,8 @@ class Infection {
   agent::Area area_;
   Bytes answers_;
 };
+
+/// All steps, each for all address spaces before the next.
+Status run_all(std::vector<Infection>&, const Waiting&);
 
 }  // namespace stasis::capture

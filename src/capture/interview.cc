@@ -89,13 +89,7 @@ Status Interview::run() {
     auto taken = TRY(occupied(space.id, space.patients.front()));
     infections_.emplace_back(std::move(space.patients), std::move(taken), at_point_, deadline_);
   }
-  for (auto& infection : infections_) TRY(infection.start_mapping());
-  for (auto& infection : infections_) TRY(infection.enter_mapping(waiting));
-  for (auto& infection : infections_) TRY(infection.start_agents(waiting));
-  for (auto& infection : infections_) TRY(infection.collect_answers(waiting));
-  for (auto& infection : infections_) TRY(infection.enter_unmapping(waiting));
-  for (auto& infection : infections_) TRY(infection.finish(waiting));
-  return {};
+  return run_all(infections_, waiting);
 }
 
 Status Interview::answer(const Asked& asked) {

@@ -13,6 +13,7 @@
 #include "cli/fault_points.h"
 #include "cli/network_options.h"
 #include "cli/progress.h"
+#include "cli/rounds.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
@@ -27,6 +28,7 @@ struct Options {
   CommonOptions common;
   DumpOptions dump;
   resource::NetworkPolicy network;
+  RoundsOptions rounds;
   bool show_leftovers = false;
 };
 
@@ -76,23 +78,30 @@ Result<std::unique_ptr<capture::SeizedTree>> capture_at_rest(const capture::Capt
 
 /// Everything between "the tree is stopped" and "the checkpoint is valid". The tree is released by the caller.
 Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t root, const image::Directory& images,
-                        DumpStatistics& statistics) {
+                        Rounds& rounds, bool begins_round, DumpStatistics& statistics) {
   auto& context = tree.context();
   session.report(context.diagnostics);
   if (context.diagnostics.refused()) {
     return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
   }
+  if (begins_round) {
+    TRY(rounds.begin());
+    TRY(tree.begin_round(rounds.trackers()));
+  }
   TRY(images.begin());  // not earlier: a dump that is refused leaves the checkpoint alone that may be there
+  TRY(rounds.link(images));
   fault_point("encoding");
   Progress progress("dump");
   const uint64_t write_start = session.microseconds();
-  statistics.encoded = TRY(resource::encode(context.application, tree.memory(), images,
-                                            [&](uint64_t done, uint64_t total) { progress.show(done, total); }));
+  statistics.encoded = TRY(resource::encode(
+      context.application, tree.memory(), images, [&](uint64_t done, uint64_t total) { progress.show(done, total); },
+      rounds.parent()));
   statistics.write_us = session.microseconds() - write_start;
   fault_point("encoded");
   TRY(session.run_scripts("post-dump", root));
-  TRY(resource::commit(context.application, images, context.kept<resource::NetworkCapture>().facts()));
+  TRY(resource::commit(context.application, images, context.kept<resource::NetworkCapture>().facts(), rounds.name()));
   fault_point("committed");
+  rounds.complete(session);
   return {};
 }
 
@@ -108,20 +117,25 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
 }
 
 Status dump(const Options& options, const Session& session) {
-  const auto wanted = TRY(capture_options(options));
+  auto wanted = TRY(capture_options(options));
   const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto after = after_dump(options.dump);
+  auto rounds_options = options.rounds;
+  rounds_options.track = options.rounds.track && after != capture::AfterDump::kill;  // else nobody is there to track
+  auto rounds = TRY(Rounds::open(session, images, wanted.root_pid, rounds_options));
+  wanted.trackers = &rounds.trackers();
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
   auto tree = TRY(capture_at_rest(wanted, session));
-  const Status written = write_checkpoint(session, *tree, wanted.root_pid, images, statistics);
+  const Status written =
+      write_checkpoint(session, *tree, wanted.root_pid, images, rounds, rounds_options.track, statistics);
   if (!written) {
     tree->context().roll_back();
     const Status released = tree->release(capture::AfterDump::let_run);
     if (!released) session.log().error("{}", released.error().message());
     return written;
   }
-  const auto after = after_dump(options.dump);
   // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
   // be restored only where somebody else has kept its files.
   if (after == capture::AfterDump::let_run) tree->context().roll_back();
@@ -185,6 +199,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->allow_extra_args(false);
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
+  add_rounds_options(*command, options->rounds);
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

@@ -31,23 +31,25 @@ void write_dump_statistics(const Session& session, const DumpStatistics& statist
   dump.set_memdump_time(statistics.write_us);
   dump.set_memwrite_time(statistics.write_us);
   dump.set_pages_scanned(statistics.encoded.pages_scanned);
-  dump.set_pages_skipped_parent(0);
+  dump.set_pages_skipped_parent(statistics.encoded.pages_in_parent);
   dump.set_pages_written(statistics.encoded.pages_written);
   dump.set_irmap_resolve(0);
   dump.set_pages_lazy(0);
   dump.set_page_pipes(0);
   dump.set_page_pipe_bufs(0);
   dump.set_shpages_scanned(statistics.encoded.shared_pages_scanned);
-  dump.set_shpages_skipped_parent(0);
+  dump.set_shpages_skipped_parent(statistics.encoded.shared_pages_in_parent);
   dump.set_shpages_written(statistics.encoded.shared_pages_written);
   if (session.options().display_stats) {
     fmt::print(
         "Displaying dump stats:\nFreezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\n"
-        "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages written: {} ({:#x})\n"
+        "Memory write time: {} us\nMemory pages scanned: {} ({:#x})\nMemory pages skipped from parent: {} ({:#x})\n"
+        "Memory pages written: {} ({:#x})\n"
         "Shared memory pages scanned: {} ({:#x})\nShared memory pages written: {} ({:#x})\n",
         dump.freezing_time(), dump.frozen_time(), dump.memdump_time(), dump.memwrite_time(), dump.pages_scanned(),
-        dump.pages_scanned(), dump.pages_written(), dump.pages_written(), dump.shpages_scanned(),
-        dump.shpages_scanned(), dump.shpages_written(), dump.shpages_written());
+        dump.pages_scanned(), dump.pages_skipped_parent(), dump.pages_skipped_parent(), dump.pages_written(),
+        dump.pages_written(), dump.shpages_scanned(), dump.shpages_scanned(), dump.shpages_written(),
+        dump.shpages_written());
   }
   write_or_warn(session, "stats-dump", entry);
 }

@@ -14,6 +14,7 @@
 #include <string>
 #include <tuple>
 
+#include "memory/dirty_tracking.h"
 #include "resource/capture_context.h"
 #include "resource/codec.h"
 
@@ -34,13 +35,33 @@ class TreeMemory : public ApplicationMemory {
   /// copy-on-write.
   Status finish(CaptureContext&);
 
+  // -- what has been written since the round before (memory/dirty_tracking.h)
+  /// Before everything else: the trackers that are there. They must outlive this object.
+  void track_by(const memory::Trackers& trackers) { trackers_ = &trackers; }
+  /// After finish(): whose tracker it has; nullptr: none.
+  const memory::Tracker* tracker_of(ObjectId address_space) const;
+  /// Begins a round: what is written from now on will count as written.
+  Status protect(const CaptureContext&, ObjectId address_space, const kernel::Userfaultfd&);
+
   // -- bytes, from the live tasks
   Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId) override;
   Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId) override;
   Result<std::vector<model::PageRun>> shared_memory_runs(const model::SharedMemory&) override;
+  std::vector<AddressRange> unchanged(ObjectId) override;
 
  private:
   struct Segment;
+  struct Tracked {
+    const memory::Tracker* tracker = nullptr;
+    std::vector<AddressRange> unchanged;
+    std::optional<uint64_t> page;  ///< one under tracking
+  };
+  struct WriteProtected {
+    ObjectId space;
+    AddressRange range;
+    std::string subject;
+  };
+  Status find_trackers(CaptureContext&);
   /// Shared memory that somebody has open (/proc/PID/map_files) is a file.
   bool is_open(const CaptureContext&, const kernel::MapsEntry&);
   Result<ObjectId> file_of(CaptureContext&, pid_t witness, const model::Task&, const kernel::MapsEntry&);
@@ -48,6 +69,9 @@ class TreeMemory : public ApplicationMemory {
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::vector<ObjectId> without_pages_;
+  const memory::Trackers* trackers_ = nullptr;
+  std::map<ObjectId, Tracked> tracked_;
+  std::vector<WriteProtected> write_protected_;  ///< by somebody: by us?
   std::optional<std::set<std::pair<dev_t, ino_t>>> open_files_;
   std::map<ObjectId, std::unique_ptr<Segment>> segments_;
   /// By device, inode, open flags and path.

@@ -64,8 +64,13 @@ class MeteredPages : public memory::PageSource {
 class Encoder {
  public:
   Encoder(const model::Application& application, ApplicationMemory& memory, const image::Directory& directory,
-          const std::function<void(uint64_t, uint64_t)>& progress)
-      : application_(application), memory_(memory), directory_(directory), progress_(progress), files_(directory) {}
+          const std::function<void(uint64_t, uint64_t)>& progress, memory::ParentImages* parent)
+      : application_(application),
+        memory_(memory),
+        directory_(directory),
+        progress_(progress),
+        parent_(parent),
+        files_(directory) {}
 
   /// Memory and records have nothing to do with each other: they are saved side by side.
   Result<EncodeStats> run() {
@@ -209,6 +214,8 @@ class Encoder {
     std::vector<model::PageRun> runs;
     std::unique_ptr<memory::PageSource> source;
     bool shared = false;
+    std::vector<AddressRange> unchanged;
+    std::vector<model::PageRun> in_parent;
     uint32_t pages_id = 0;
   };
 
@@ -218,7 +225,8 @@ class Encoder {
       const auto space = application_.address_spaces.find(id);
       if (space == application_.address_spaces.end())
         return fail(Error::internal("save memory", "an address space is missing"));
-      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false});
+      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false,
+                     memory_.unchanged(id)});
     }
     for (const auto& [id, segment] : application_.shared_memories)
       all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)),
@@ -227,18 +235,38 @@ class Encoder {
     return all;
   }
 
+  /// Takes out what the parent images hold.
+  Status reduce(Segment& segment) {
+    if (parent_ == nullptr) return {};
+    memory::Increment increment;
+    if (segment.shared) {
+      increment = TRY(memory::compare_with(*parent_, segment.suffix, segment.runs, *segment.source));
+    } else if (const auto* stored = TRY(parent_->stored(segment.suffix))) {
+      increment = memory::increment_of(segment.runs, segment.unchanged, *stored);
+    } else {
+      return {};
+    }
+    (segment.shared ? stats_.shared_pages_in_parent : stats_.pages_in_parent) += bytes(increment.in_parent) / page_size;
+    (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) += bytes(increment.in_parent) / page_size;
+    segment.runs = std::move(increment.changed);
+    segment.in_parent = std::move(increment.in_parent);
+    return {};
+  }
+
   /// Many small memories are saved side by side; a large one is itself copied by several threads.
   Status pages() {
     auto all = TRY(segments());
+    for (Segment& segment : all)
+      TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
     uint64_t total = 0;
     for (const Segment& segment : all) total += bytes(segment.runs);
     Meter meter(progress_, total);
     std::mutex mutex;
     const auto save = [&](Segment& segment) -> Status {
       MeteredPages source(*segment.source, meter);
-      const auto written =
-          TRY_IN("save memory " + segment.suffix,
-                 memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source));
+      const auto written = TRY_IN(
+          "save memory " + segment.suffix,
+          memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source, segment.in_parent));
       segment.source.reset();
       const std::lock_guard lock(mutex);
       (segment.shared ? stats_.shared_pages_written : stats_.pages_written) += written.pages_written;
@@ -264,6 +292,7 @@ class Encoder {
   ApplicationMemory& memory_;
   const image::Directory& directory_;
   const std::function<void(uint64_t, uint64_t)>& progress_;
+  memory::ParentImages* parent_;
   image::FileRecords files_;
   seccomp_entry seccomp_;
   std::vector<Image> images_;           // made, not yet written
@@ -276,8 +305,9 @@ class Encoder {
 
 Result<EncodeStats> encode(const model::Application& application, ApplicationMemory& memory,
                            const image::Directory& directory,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress) {
-  return Encoder(application, memory, directory, progress).run();
+                           const std::function<void(uint64_t done, uint64_t total)>& progress,
+                           memory::ParentImages* parent) {
+  return Encoder(application, memory, directory, progress, parent).run();
 }
 
 Status commit(const model::Application& application, const image::Directory& directory) {

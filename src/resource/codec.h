@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "image/directory.h"
+#include "memory/increments.h"
 #include "memory/pages.h"
 #include "model/application.h"
 #include "plan/planner.h"
@@ -25,16 +26,21 @@ class ApplicationMemory {
     if (segment.size == 0) return std::vector<model::PageRun>{};
     return std::vector<model::PageRun>{{.range = {0, segment.size}, .shared_with_parent = false}};
   }
+  /// Pages of an address space that are as the parent images hold them.
+  virtual std::vector<AddressRange> unchanged(ObjectId) { return {}; }
 };
 
 struct EncodeStats {
   uint64_t pages_scanned = 0, pages_written = 0;                ///< of private memory
   uint64_t shared_pages_scanned = 0, shared_pages_written = 0;  ///< of shared memory and memfds
+  uint64_t pages_in_parent = 0, shared_pages_in_parent = 0;     ///< not written: the parent images hold them
   uint64_t zero_pages_skipped = 0;
 };
-/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act.
+/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act. `parent`: what
+/// the directory's link of this name leads to, if it has one.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress = {});
+                           const std::function<void(uint64_t done, uint64_t total)>& progress = {},
+                           memory::ParentImages* parent = nullptr);
 struct Decoded {
   model::Application application;
   std::map<ObjectId, std::vector<plan::PageLocation>> pages;  ///< of address spaces and shared segments: where they lie

@@ -3,16 +3,31 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <vector>
 
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "model/memory.h"
 
 namespace stasis::resource {
 
+struct OwnPages {
+  std::vector<model::PageRun> runs;
+  std::vector<AddressRange> unchanged;  ///< of these, since they were last write-protected (memory/dirty_tracking.h)
+  std::optional<uint64_t> tracked;      ///< one page among them that is under tracking
+};
 /// Pages of private mappings that the application has made its own (anonymous pages, in memory or swapped out) and
 /// those of the vDSO, ascending. Guards (MADV_GUARD_INSTALL) are noted in the mappings.
-Result<std::vector<model::PageRun>> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings);
+Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings);
+/// /proc/PID/pagemap; ErrorCode::gone when the task has died.
+Result<UniqueFd> open_pagemap(pid_t witness);
+/// Whether pages of the mapping can be somebody's own.
+bool is_private(const model::Mapping& mapping);
+
+/// Those of the private mappings in which there are any; pure.
+std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>&,
+                                                  const std::vector<model::PageRun>&);
 
 /// Marks the runs of `child` whose page frames are those of the parent at the same addresses. Needs CAP_SYS_ADMIN for
 /// the frame numbers; without it nothing is marked.
