@@ -38,15 +38,23 @@ void NamespaceBirths::check_by_setns() {
   adopters_.insert(spaces_.inits().begin(), spaces_.inits().end());
   for (const auto& task : application_.tasks) {
     if (task.pid == application_.root || task.session == task.pid) continue;
-    if (!spaces_.contains(spaces_.of(task.session), spaces_.of(task.parent)))
-      object(
-          fmt::format("{} is in session {}, and was created by a process in the pid namespace of its parent {}: "
-                      "nobody there can be in a session that is led from further inside",
-                      task.pid, task.session, task.parent));
+    if (spaces_.contains(spaces_.of(task.session), spaces_.of(task.parent))) continue;
+    siblings_.insert(task.pid);
+    const auto* leader = tasks_.find(task.session);
+    const bool is_sibling = leader != nullptr && leader->parent == task.parent &&
+                            spaces_.born_in(task.pid) == spaces_.of(task.session) && !spaces_.is_init(task.session);
+    // One that is dead, or another of its session, may have done so, too.
+    is_undecided_ = is_undecided_ || leader == nullptr || leader->parent == task.parent;
+    if (is_sibling) continue;
+    object(
+        fmt::format("{} is in session {}, which is led from further inside than its parent {} lives: only its "
+                    "leader can have created it, as a sibling",
+                    task.pid, task.session, task.parent));
   }
 }
 
 Pid NamespaceBirths::creators_space(const Node& node) const {
+  if (siblings_.contains(node.pid)) return spaces_.of(node.session);
   return node.transient ? spaces_.of(node.pid) : spaces_.of(node.parent);
 }
 

@@ -29,6 +29,9 @@ class NamespaceBirths {
   /// Inits whose children make no demand on where they were created, beyond that it was in the init's namespace, by
   /// whomever: orphans come to the init from there, also those of parents that have come by setns.
   const std::set<Pid>& adopters() const { return adopters_; }
+  /// Who is in a session that is led from further inside than the parent lives: the leader has created them as siblings
+  /// (CLONE_PARENT).
+  const std::set<Pid>& siblings() const { return siblings_; }
   /// The namespace that its creator lives in, or the creator's relay: who has a parent was created by a process of the
   /// parent's namespace (kernel/exit.c, find_new_reaper).
   Pid creators_space(const Node&) const;
@@ -49,7 +52,7 @@ class NamespaceBirths {
   const model::PidNamespaces& spaces_;
   Arrival arrival_;
   std::map<Pid, Pid> outer_session_;  ///< of namespaces: the one from outside that processes of it are in
-  std::set<Pid> adopters_;
+  std::set<Pid> adopters_, siblings_;
   std::string obstacle_;
   bool is_undecided_ = false;
 };

@@ -144,7 +144,7 @@ class TreePlanner {
 
   bool is_found(Arrival arrival, const Births& likely) {
     births_.emplace(application_, spaces_, arrival);
-    tree_.adopters = births_->adopters();
+    tree_.adopters = births_->adopters(), tree_.siblings = births_->siblings();
     contradiction_ = births_->obstacle();
     undecided_.clear(), deferral_problem_.clear();
     if (!contradiction_.empty()) {
@@ -276,7 +276,9 @@ class TreePlanner {
     const Pid space = births_->creators_space(node);
     // Only to an init come those whom others have created from further outside.
     const bool from_outside = !node.transient && tree_.adopters.contains(node.parent);
-    if (spaces_.of(creator) == space || (from_outside && spaces_.contains(spaces_.of(creator), space))) return true;
+    const bool by_leader = !tree_.siblings.contains(pid) || creator == node.session;
+    if ((by_leader && spaces_.of(creator) == space) || (from_outside && spaces_.contains(spaces_.of(creator), space)))
+      return true;
     conflict_ = fmt::format("{} would have to be created by {}, which lives in another pid namespace than its parent",
                             pid, creator);
     return false;
@@ -307,10 +309,10 @@ Result<CreationTree> plan_tree(const model::Application& application, const Tree
   if (verdict == Verdict::restorable) return planner.take_tree();
   const model::PidNamespaces spaces(application);
   const auto flat = spaces.any() ? without_pid_namespaces(application, spaces) : application;
-  const auto processes = smallest_conflict(flat, limits);
-  return fail(Error::conflict(operation,
-                              "no sequence of fork, setsid and exit leads to this tree; " +
-                                  (processes.empty() ? planner.contradiction() : describe_conflict(flat, processes))));
+  const bool by_sessions = !spaces.any() || TRY(decide_tree(flat, limits)) == Verdict::not_restorable;
+  return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
+                                             (by_sessions ? describe_conflict(flat, smallest_conflict(flat, limits))
+                                                          : planner.contradiction())));
 }
 
 bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {

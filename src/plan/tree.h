@@ -36,6 +36,7 @@ struct CreationTree {
   std::map<Pid, Pid> birth_groups;  ///< of those who come into a pid namespace in another than their creator's
   std::vector<Pid> deferred;  ///< who is born when the others are there: into a pid namespace from outside, in order
   std::set<Pid> adopters;     ///< NamespaceBirths::adopters
+  std::set<Pid> siblings;     ///< NamespaceBirths::siblings
   std::set<pid_t> taken;      ///< ids that no transient process may have
 
   bool is_leader(Pid pid) const { return nodes.at(pid).session == pid; }

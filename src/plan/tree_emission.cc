@@ -200,6 +200,13 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   const auto& node = tree_.nodes.at(child);
   if (entries_.contains(child)) return await_entry(creator, child);
   if (family_of_.contains(child)) return spawn_from_holder(line, child);
+  if (tree_.siblings.contains(child)) {
+    // Whoever adopts its creator adopts it, too.
+    TRY(giver_of(creator, child, {}));
+    out_.take_table(creator);
+    out_.process(creator).add(birth_of<Clone>(creator, child));
+    return begin(line, {child, creator, {creator, creator}});
+  }
   const bool moves = !node.transient && node.parent != creator;
   const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
   if (moves) {

@@ -181,6 +181,13 @@ class History {
     if (!spaces.empty()) places_[id] = {space, nested};
     return nested;
   }
+  /// Whoever comes into a namespace from outside comes in his session's group, or in one that his creator leads where
+  /// the session is led, too: with others, not all trees are decided.
+  bool may_leave_namespace(const Task& task) const {
+    const auto session = places_.find(task.session.value);
+    const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
+    return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
+  }
   bool can_name(const Task& task, Pid id) const {
     const auto place = places_.find(id.value);
     return contains(task.pid_namespace, place == places_.end() ? Pid{} : place->second.space);
@@ -218,7 +225,7 @@ class History {
     if (pid_namespaces_ && pick(6) == 0) return fork_into(task);
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
-    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0;
+    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0 && may_leave_namespace(task);
     if (fork.new_pid_namespace) above_[fork.child_pid] = task.pid_namespace;
     const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
     fork.nested_pids = take_place(fork.child_pid.value, space);
@@ -235,7 +242,7 @@ class History {
                          found->second.state != model::TaskState::zombie;
       if (lives && init != task.pid_namespace && contains(task.pid_namespace, init)) below.push_back(init);
     }
-    if (below.empty()) return;
+    if (below.empty() || !may_leave_namespace(task)) return;
     const Pid space = below[pick(below.size())];
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
@@ -248,6 +255,8 @@ class History {
   }
   void clone(const Task& task) {
     if (is_init(task)) return;  // it has no siblings (EINVAL)
+    // Those of one that has come by setns have a parent outside, too: not all such trees are decided.
+    if (tasks_.at(task.parent).pid_namespace != task.pid_namespace) return;
     Clone clone;
     clone.child_pid = Pid{fresh_number()};
     clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);

@@ -70,7 +70,10 @@ struct Process {
     return entered == childrens_spaces.end() ? pid_space : entered->second;
   }
   /// kernel/exit.c, find_alive_thread.
-  Tid first_living() const { return in_order.at(leader_status ? 1 : 0); }
+  Tid first_living() const {
+    const size_t first = leader_status ? 1 : 0;
+    return first < in_order.size() ? in_order[first] : Tid{};  // stasis' own
+  }
 };
 
 struct TerminalState {

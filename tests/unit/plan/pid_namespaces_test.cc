@@ -111,6 +111,13 @@ TEST(NestedNamespaces, AreEnteredWhereClonesDoNotLeadToThem) {
                         {"pid": 13, "ppid": 7, "pgid": 1, "sid": 1, "nested_pids": [6], "pid_namespace": 5,
                          "state": "zombie", "exit_code": 3})"),
             "restorable");
+  // A sibling that the leader of a session inside has created.
+  EXPECT_EQ(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1},
+                        {"pid": 7, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [2], "pid_namespace": 5},
+                        {"pid": 8, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [3], "pid_namespace": 5},
+                        {"pid": 9, "ppid": 8, "pgid": 7, "sid": 7, "nested_pids": [4]})"),
+            "restorable");
   // Orphans that have come to an init, in a session and in a group from outside that it was not born in.
   EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
                           {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
@@ -151,9 +158,10 @@ TEST(NestedNamespaces, NeedMoreThanPlansDo) {
 
 /// Whoever creates in a namespace lives there, or above.
 TEST(NestedNamespaces, AreNotEnteredFromWhereNobodyCan) {
-  EXPECT_THAT(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
-                            {"pid": 6, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [2], "pid_namespace": 5})"),
-              HasSubstr("nobody there can be in a session that is led from further inside"));
+  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1},
+                            {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                            {"pid": 6, "ppid": 4, "pgid": 5, "sid": 5, "nested_pids": [2], "pid_namespace": 5})"),
+              HasSubstr("only its leader can have created it, as a sibling"));
 }
 
 /// What is not restorable without namespaces is not with them either, whatever setns can do.
