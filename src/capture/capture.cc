@@ -59,6 +59,7 @@ class LiveTree final : public SeizedTree {
     if (context_.diagnostics.refused()) return {};
 
     TRY_IN("find out how long the tasks sleep", measure_sleeps(processes_, context_, options_.at_point, turn_of_all()));
+    TRY_IN("find the pages of the tree", memory_.look_ahead(witnesses()));  // while the facts are read
     facts.hand_out(processes_);
     TRY(look_from_outside());
     options_.at_point("looked");
@@ -92,11 +93,12 @@ class LiveTree final : public SeizedTree {
   Status release(AfterDump after) override {
     options_.at_point("releasing");
     if (after != AfterDump::kill) network().survive();
+    released_at_ = Clock::now();  // who is killed takes its time to free its memory, but does not stand still for it
     auto status = capture::release(processes_, after);
     if (after == AfterDump::kill && status) status = network().die();
     processes_.clear();
     released_ = true;
-    released_at_ = Clock::now();
+    if (after != AfterDump::kill) released_at_ = Clock::now();
     options_.at_point("released");
     return status;
   }
@@ -109,6 +111,16 @@ class LiveTree final : public SeizedTree {
     size_t threads = 0;
     for (const auto& process : processes_) threads += process.frozen.threads.size();
     return Clock::now() + patience + threads * patience_for_each;
+  }
+
+  /// Through whom each address space is reached.
+  std::map<ObjectId, pid_t> witnesses() const {
+    std::map<ObjectId, pid_t> found;
+    for (const auto& process : processes_) {
+      if (!process.frozen.zombie)
+        found.emplace(context_.application.find(process.pid)->address_space, process.view.witness());
+    }
+    return found;
   }
 
   /// Everything that the tasks need not be asked for: files, memory, and the rooms' own readings.

@@ -35,6 +35,7 @@ Result<Rounds> Rounds::open(const Session& session, const image::Directory& imag
     else if (theirs != rounds.kept_.round)
       leave_aside(fmt::format("it is not the last round of task {}", root));
   }
+  if (rounds.parent_) TRY(rounds.parent_->read_all());
   if (options.track && !rounds.keeper_) {
     rounds.keeper_ = TRY(memory::Keeper::start(root));
     rounds.kept_ = TRY(rounds.keeper_->fetch());

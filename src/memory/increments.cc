@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -121,6 +122,14 @@ Result<const std::vector<StoredRun>*> ParentImages::stored(const std::string& su
   if (fresh && directory_.has(image::file_name("pagemap-" + suffix)))
     known->second = TRY_IN("read the parent images", read_pagemap(directory_, suffix));
   return known->second ? &*known->second : nullptr;
+}
+
+Status ParentImages::read_all() {
+  constexpr std::string_view prefix = "pagemap-", suffix = ".img";
+  for (const std::string& name : TRY(directory_.list())) {
+    if (name.starts_with(prefix)) TRY(stored(name.substr(prefix.size(), name.size() - prefix.size() - suffix.size())));
+  }
+  return {};
 }
 
 Status link_parent(const image::Directory& images, const std::string& previous) {

@@ -35,6 +35,8 @@ class ParentImages {
   const image::Directory& directory() const { return directory_; }
   /// What their pagemap of this name lists, resolved; nullptr if there is none. Read once.
   Result<const std::vector<StoredRun>*> stored(const std::string& suffix);
+  /// All of them, while nobody waits.
+  Status read_all();
 
  private:
   explicit ParentImages(image::Directory directory) : directory_(std::move(directory)) {}

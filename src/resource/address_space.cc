@@ -156,18 +156,37 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t witness, 
   return id;
 }
 
+Status TreeMemory::look_ahead(const std::map<ObjectId, pid_t>& witnesses) {
+  std::vector<std::pair<pid_t, std::vector<kernel::PageScan>*>> wanted;
+  for (const auto& [space, witness] : witnesses) wanted.emplace_back(witness, &scans_[space]);
+  return parallel_for(wanted.size(), [&](size_t index) -> Status {
+    *wanted[index].second = TRY(scan_own_pages(wanted[index].first));
+    return {};
+  });
+}
+
+Result<OwnPages> TreeMemory::own_pages(model::AddressSpace& space) const {
+  const auto scan = scans_.find(space.id);
+  const bool is_low = std::ranges::all_of(space.mappings, [](const model::Mapping& mapping) {
+    return mapping.range.end <= end_of_scan || mapping.backing == model::Backing::vsyscall;
+  });
+  if (scan == scans_.end() || !is_low) return find_own_pages(spaces_.at(space.id), space.mappings);
+  return own_pages_in(space.mappings, scan->second);
+}
+
 Status TreeMemory::finish(CaptureContext& context) {
   auto& application = context.application;
   for (const ObjectId id : without_pages_) tracked_[id] = {};
   TRY(parallel_for(without_pages_.size(), [&](size_t index) -> Status {
     auto& space = application.address_spaces.at(without_pages_[index]);
-    auto own = TRY(find_own_pages(spaces_.at(space.id), space.mappings));
+    auto own = TRY(own_pages(space));
     space.pages = std::move(own.runs);
     tracked_.at(space.id) = {nullptr, std::move(own.unchanged), own.tracked};
     space.mappings = coalesce(std::move(space.mappings));
     return {};
   }));
   without_pages_.clear();
+  scans_.clear();
   TRY_IN("find out what has been written", find_trackers(context));
   std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
   std::set<ObjectId> done;

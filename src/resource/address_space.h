@@ -17,6 +17,7 @@
 #include "memory/dirty_tracking.h"
 #include "resource/capture_context.h"
 #include "resource/codec.h"
+#include "resource/memory_runs.h"
 
 namespace stasis::resource {
 
@@ -30,6 +31,10 @@ class TreeMemory : public ApplicationMemory {
   /// context.application. Does nothing if it has been captured through another task already. `ours`: what stasis has
   /// mapped into the task; it is left out. What cannot be restored goes to context.diagnostics.
   Status capture(CaptureContext&, const ProcessView&, const model::Task&, std::span<const AddressRange> ours = {});
+
+  /// Looks for the pages of the tasks with these address spaces; none of them runs any more. It need not be known what
+  /// is mapped: somebody else may be reading that, which takes as long.
+  Status look_ahead(const std::map<ObjectId, pid_t>& witnesses);
 
   /// When all tasks are captured and none runs: finds the pages of each, and those that parent and child share
   /// copy-on-write.
@@ -62,6 +67,7 @@ class TreeMemory : public ApplicationMemory {
     std::string subject;
   };
   Status find_trackers(CaptureContext&);
+  Result<OwnPages> own_pages(model::AddressSpace&) const;
   /// Shared memory that somebody has open (/proc/PID/map_files) is a file.
   bool is_open(const CaptureContext&, const kernel::MapsEntry&);
   Result<ObjectId> file_of(CaptureContext&, pid_t witness, const model::Task&, const kernel::MapsEntry&);
@@ -69,6 +75,7 @@ class TreeMemory : public ApplicationMemory {
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
   std::vector<ObjectId> without_pages_;
+  std::map<ObjectId, std::vector<kernel::PageScan>> scans_;  ///< of look_ahead
   const memory::Trackers* trackers_ = nullptr;
   std::map<ObjectId, Tracked> tracked_;
   std::vector<WriteProtected> write_protected_;  ///< by somebody: by us?

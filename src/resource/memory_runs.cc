@@ -118,15 +118,8 @@ bool is_private(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
 }
 
-Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
+OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found) {
   OwnPages own;
-  uint64_t end = 0;
-  for (const model::Mapping& mapping : mappings) {
-    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
-  }
-  if (end == 0) return own;
-  const auto pagemap = TRY(open_pagemap(witness));
-  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
   auto next = found.begin();
   for (model::Mapping& mapping : mappings) {
     if (mapping.backing == model::Backing::vdso) append(own.runs, {mapping.range, false, true});
@@ -142,6 +135,22 @@ Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mapp
     }
   }
   return own;
+}
+
+Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness) {
+  const auto pagemap = TRY(open_pagemap(witness));
+  return scan(pagemap.get(), {0, end_of_scan});
+}
+
+Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
+  uint64_t end = 0;
+  for (const model::Mapping& mapping : mappings) {
+    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
+  }
+  if (end == 0) return OwnPages{};
+  const auto pagemap = TRY(open_pagemap(witness));
+  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
+  return own_pages_in(mappings, found);
 }
 
 std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>& mappings,

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "kernel/process.h"
 #include "model/memory.h"
 
 namespace stasis::resource {
@@ -20,6 +21,12 @@ struct OwnPages {
 /// Pages of private mappings that the application has made its own (anonymous pages, in memory or swapped out) and
 /// those of the vDSO, ascending. Guards (MADV_GUARD_INSTALL) are noted in the mappings.
 Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings);
+/// The walk over the page tables alone, of all of user space below `end_of_scan`: while somebody else reads what is
+/// mapped.
+Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness);
+inline constexpr uint64_t end_of_scan = (uint64_t{1} << 47) - page_size;
+/// What it has found in these mappings, none of which lies higher; pure.
+OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found);
 /// /proc/PID/pagemap; ErrorCode::gone when the task has died.
 Result<UniqueFd> open_pagemap(pid_t witness);
 /// Whether pages of the mapping can be somebody's own.
