@@ -1,5 +1,6 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `small`, `increments MIB FILE`. Prints "ready" once set up.
+// `small`, `increments MIB FILE`, `pause MIB`. Prints "ready" once set up. With `pause` it prints at each SIGUSR1 the
+// longest time in nanoseconds for which it did not run since the one before.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -17,6 +18,29 @@
 
 static void* idle(void*) {
   for (;;) pause();
+}
+
+static volatile sig_atomic_t asked = 0;
+
+static void ask(int) { asked = 1; }
+
+static long nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+static void watch_clock() {
+  long longest = 0;
+  for (long before = nanoseconds();;) {
+    const long now = nanoseconds();
+    if (now - before > longest) longest = now - before;
+    before = now;
+    if (asked == 0) continue;
+    printf("%ld\n", longest);
+    fflush(stdout);
+    asked = 0, longest = 0, before = nanoseconds();
+  }
 }
 
 /// TCP connections over loopback: one process has the clients' ends, its parent the servers'.
@@ -121,12 +145,14 @@ int main(int argc, char** argv) {
     }
   } else if (strcmp(what, "connections") == 0) {
     if (connect_all(count) != 0) return 3;
-  } else if (strcmp(what, "memory") == 0) {
+  } else if (strcmp(what, "memory") == 0 || strcmp(what, "pause") == 0) {
     if (map_full(static_cast<size_t>(count) << 20) == nullptr) return 3;
   } else if (strcmp(what, "increments") == 0) {
     return argc < 4 ? 2 : write_in_rounds(static_cast<size_t>(count) << 20, argv[3]);
   }
+  signal(SIGUSR1, ask);
   printf("ready\n");
   fflush(stdout);
+  if (strcmp(what, "pause") == 0) watch_clock();
   idle(nullptr);
 }

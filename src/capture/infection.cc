@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include <fmt/format.h>
 
@@ -42,6 +43,13 @@ Infection::~Infection() {
   if (!patients_.empty()) clean_up();
 }
 
+bool Infection::can_run_freely(uint64_t unwelcome_signals) { return choose_notify_signal(unwelcome_signals) != 0; }
+
+uint32_t Infection::add_child(agent::SlotProgram program) {
+  children_.push_back(std::move(program));
+  return static_cast<uint32_t>(patients_.size() + children_.size() - 1);
+}
+
 // ---- places and contents
 
 Status Infection::choose_places() {
@@ -66,6 +74,7 @@ Status Infection::build_area() {
     patient.program.set_notify_signal(notify_signals_[index]);
     programs.push_back(std::move(patient.program));
   }
+  std::ranges::move(children_, std::back_inserter(programs));
   area_ = TRY(agent::build_area(0, std::move(programs), 0));
   return {};
 }
@@ -161,20 +170,39 @@ Status Infection::start_agent(size_t index) {
 
 namespace {
 
-uint32_t slot_state(const agent::Area& area, ByteView bytes, size_t index) {
+/// Also one that has failed says its last word.
+bool has_ended(const agent::Slot& slot) { return slot.state == agent::slot_done || slot.state == agent::slot_failed; }
+
+bool has_ended(const agent::Area& area, ByteView bytes, size_t index) {
   agent::Slot slot;
   std::memcpy(&slot, bytes.data() + area.slots[index].slot, sizeof slot);
-  return slot.state;
+  return has_ended(slot);
 }
 
 }  // namespace
+
+Result<agent::Slot> Infection::live_slot(size_t index) {
+  agent::Slot slot;
+  TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin + area_.slots[index].slot},
+                          {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
+  return slot;
+}
+
+Result<pid_t> Infection::await_birth(const Waiting& waiting) {
+  for (;;) {
+    const pid_t child = TRY(first().wait_for_birth(waiting, notify_signals_.front(), deadline_));
+    if (child != 0 || has_ended(TRY(live_slot(0)))) return child;
+    first().keep_signal();  // somebody else's
+    TRY(first().run(Tracee::Run::freely));
+  }
+}
 
 Status Infection::collect_answers(const Waiting& waiting) {
   for (size_t index = 0; index < patients_.size(); ++index) TRY(wait_for_agent(index, waiting));
   answers_.resize(area_.bytes.size());
   TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin}, answers_));
   for (size_t index = 0; index < patients_.size(); ++index) {
-    while (slot_state(area_, answers_, index) != agent::slot_done) {
+    while (!has_ended(area_, answers_, index)) {
       // Somebody else's signal of the same number: it is kept, and the agent goes on.
       patients_[index].tracee->keep_signal();
       TRY(patients_[index].tracee->run(Tracee::Run::freely));
@@ -195,11 +223,9 @@ Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
   // done and about to leave.
   for (;;) {
     TRY(tracee.wait_for_system_call(waiting, deadline_));
-    agent::Slot slot;
-    TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin + area_.slots[index].slot},
-                            {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
+    const auto slot = TRY(live_slot(index));
     const auto registers = TRY(tracee.registers());
-    if (slot.state == agent::slot_done && is_leaving(registers)) break;
+    if (has_ended(slot) && is_leaving(registers)) break;
     if (patients_[index].at_call) TRY(patients_[index].at_call(call_number(registers), call_result(registers)));
     TRY(tracee.run(Tracee::Run::to_system_call));
   }

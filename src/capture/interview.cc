@@ -22,11 +22,6 @@ bool is_expected(const Expectation& expect, int64_t result) {
   return false;
 }
 
-/// Signals that must not be the agent's last word.
-uint64_t unwelcome_signals(const kernel::StatusInfo& status) {
-  return status.caught | status.sig_pending | status.shared_pending;
-}
-
 }  // namespace
 
 Status Interview::hold(std::span<const resource::TaskRoom* const> rooms) {
