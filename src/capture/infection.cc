@@ -200,7 +200,7 @@ Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
                             {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
     const auto registers = TRY(tracee.registers());
     if (slot.state == agent::slot_done && is_leaving(registers)) break;
-    if (patients_[index].at_call) TRY(patients_[index].at_call(call_number(registers), call_result(registers)));
+    if (patients_[index].at_call) patients_[index].at_call(call_number(registers), call_result(registers));
     TRY(tracee.run(Tracee::Run::to_system_call));
   }
   // The call that has been entered is not made.
