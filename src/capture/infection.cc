@@ -226,7 +226,7 @@ Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
     const auto slot = TRY(live_slot(index));
     const auto registers = TRY(tracee.registers());
     if (has_ended(slot) && is_leaving(registers)) break;
-    if (patients_[index].at_call) TRY(patients_[index].at_call(call_number(registers), call_result(registers)));
+    if (patients_[index].at_call) patients_[index].at_call(call_number(registers), call_result(registers));
     TRY(tracee.run(Tracee::Run::to_system_call));
   }
   // The call that has been entered is not made.

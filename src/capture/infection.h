@@ -41,7 +41,7 @@ struct Patient {
   uint64_t unwelcome_signals = 0;  ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
   agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
   /// If set, the agent is followed from call to call: called with number and result as each begins (-ENOSYS) and ends.
-  std::function<Status(uint64_t number, int64_t result)> at_call;
+  std::function<void(uint64_t number, int64_t result)> at_call;
 
   static constexpr uint64_t stack_size = 2048;
 };

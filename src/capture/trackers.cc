@@ -18,18 +18,13 @@ namespace {
 struct Making {
   ObjectId space;
   LiveProcess* process = nullptr;
-  UniqueFd descriptor;
   int64_t result = 0;  ///< of the call
+  Result<UniqueFd> descriptor = UniqueFd();
 };
 
-Status take(Making& making, pid_t tid, uint64_t number, int64_t result) {
-  if (number != static_cast<uint64_t>(kernel::userfaultfd_call) || result == -ENOSYS)
-    return {};  // how calls begin, too
-  making.result = result;
-  if (result < 0 || making.descriptor.valid()) return {};
+Result<UniqueFd> take(pid_t tid, int number) {
   const auto task = TRY(kernel::pidfd_open_thread(tid));
-  making.descriptor = TRY_IN("take the task's userfaultfd", kernel::pidfd_getfd(task.get(), static_cast<int>(result)));
-  return {};
+  return TRY_IN("take the task's userfaultfd", kernel::pidfd_getfd(task.get(), number));
 }
 
 Patient patient_of(Making& making) {
@@ -40,8 +35,11 @@ Patient patient_of(Making& making) {
   patient.program.call(
       plan::expecting(plan::call(kernel::userfaultfd_call, kernel::userfaultfd_flags), Expected::anything), 0);
   patient.program.call(plan::expecting(plan::call(SYS_close, plan::ResultOf{-1}), Expected::anything), 0);
+  // No error ends the conversation before the agent has closed what it has made.
   patient.at_call = [&making, tid = tracee.tid()](uint64_t number, int64_t result) {
-    return take(making, tid, number, result);
+    if (number != static_cast<uint64_t>(kernel::userfaultfd_call) || result == -ENOSYS) return;  // how calls begin, too
+    making.result = result;
+    if (result >= 0) making.descriptor = take(tid, static_cast<int>(result));
   };
   return patient;
 }
@@ -64,7 +62,7 @@ Result<std::map<ObjectId, kernel::Userfaultfd>> make_userfaultfds(std::vector<Li
       return !process.frozen.zombie && application.find(process.pid)->address_space == space;
     });
     if (owner == processes.end()) return fail(Error::internal("track memory", "an address space has no task"));
-    makings.push_back({space, &*owner, {}, 0});
+    makings.push_back({space, &*owner});
   }
   const Waiting waiting;
   std::vector<Infection> infections;
@@ -78,8 +76,8 @@ Result<std::map<ObjectId, kernel::Userfaultfd>> make_userfaultfds(std::vector<Li
   TRY(run_all(infections, waiting));
   std::map<ObjectId, kernel::Userfaultfd> made;
   for (Making& making : makings) {
-    if (!making.descriptor.valid()) return cannot_make(making);
-    kernel::Userfaultfd tracker(std::move(making.descriptor));
+    kernel::Userfaultfd tracker(TRY(std::move(making.descriptor)));
+    if (tracker.fd() < 0) return cannot_make(making);
     TRY_IN(subject_of(*making.process), tracker.begin_tracking());
     made.emplace(making.space, std::move(tracker));
   }

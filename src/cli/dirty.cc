@@ -137,6 +137,7 @@ Status measure(const Options& options, const Session& session) {
             .advise(
                 fmt::format("`stasis dirty --stop -t {}` ends that: the next dump stores everything", options.tree)));
   }
+  memory::allow_many_descriptors();
   memory::Trackers trackers;
   auto round = TRY(capture::hold_round({options.tree, options.common.timeout, fault_point, {}}, trackers));
   session.report(round.diagnostics);

@@ -118,14 +118,6 @@ bool is_ours(int socket) {
   return peer.uid == geteuid() || peer.uid == 0;
 }
 
-/// One descriptor for each address space may be a lot.
-void allow_many_descriptors() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 // ---- the keeper's side
 
 constexpr int patience_with_caller_ms = 30'000;  ///< for whoever has started it to call: it may have died
@@ -236,6 +228,13 @@ class Service {
 }
 
 }  // namespace
+
+void allow_many_descriptors() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
 
 Result<std::string> new_round() {
   uint64_t words[2]{};

@@ -9,8 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
-#include <functional>
 
 #include <gtest/gtest.h>
 
@@ -145,6 +145,26 @@ TEST_F(Tracking, what_is_discarded_of_a_file_does_not_look_unchanged) {
   ASSERT_EQ(madvise(at_, page_size, MADV_DONTNEED), 0);
   EXPECT_NE(state(false)[0], 'u');
   EXPECT_EQ(at_[0], 0);
+}
+
+TEST_F(Tracking, a_write_into_a_huge_page_counts) {
+  constexpr size_t huge = 2 << 20;
+  auto* whole = static_cast<char*>(mmap(nullptr, 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(whole, MAP_FAILED);
+  madvise(whole, 2 * huge, MADV_HUGEPAGE);
+  std::memset(whole, 1, 2 * huge);
+  const AddressRange where{reinterpret_cast<uint64_t>(whole), reinterpret_cast<uint64_t>(whole) + 2 * huge};
+  ASSERT_TRUE(protect_own_pages(descriptor_, pagemap_.get(), {where}));
+  whole[huge + page_size] = 2;
+  const auto written = protect_own_pages(descriptor_, pagemap_.get(), {where});
+  ASSERT_TRUE(written);
+  const bool told = std::ranges::any_of(
+      *written, [&](const AddressRange& range) { return range.contains(where.begin + huge + page_size); });
+  EXPECT_TRUE(told);
+  const auto again = protect_own_pages(descriptor_, pagemap_.get(), {where});
+  ASSERT_TRUE(again);
+  EXPECT_TRUE(again->empty());
+  munmap(whole, 2 * huge);
 }
 
 TEST_F(Tracking, the_end_of_the_descriptor_ends_it) {
