@@ -16,7 +16,7 @@ _stasis() {
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers" ;;
+    dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers" ;;
     pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
     restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd" ;;

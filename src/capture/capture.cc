@@ -1,16 +1,21 @@
 // The order of a capture.
 #include "capture/capture.h"
 
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "base/patience.h"
 #include "capture/early_facts.h"
 #include "capture/freezer.h"
+#include "capture/growth_watch.h"
 #include "capture/interview.h"
 #include "capture/release.h"
 #include "capture/round.h"
 #include "capture/sleeps.h"
+#include "capture/twins.h"
 #include "capture/walk.h"
+#include "kernel/available_memory.h"
 #include "resource/address_space.h"
 #include "resource/descriptors.h"
 #include "resource/registry.h"
@@ -83,6 +88,17 @@ class LiveTree final : public SeizedTree {
     return capture::begin_round(processes_, context_.application, spaces, trackers, options_.at_point, turn_of_all());
   }
 
+  Result<SnapshotReport> snapshot(const SnapshotOptions& wanted) override {
+    limit_ = wanted.memory_limit != 0 ? wanted.memory_limit : TRY(kernel::available_memory(options_.root_pid)) / 2;
+    TwinMaker maker(processes_, context_, memory_, options_.at_point, turn_of_all());
+    auto report = TRY_IN("take a snapshot of the memory", maker.make(limit_, wanted.twin_from));
+    report.memory_limit = limit_;
+    limit_ -= report.taken;
+    twins_ = maker.take_twins();
+    return report;
+  }
+  SnapshotGrowth end_snapshot() override { return watch_ ? watch_->finish() : SnapshotGrowth{}; }
+
   CaptureTimes times() const override {
     CaptureTimes times = times_;
     times.frozen_us = microseconds((released_ ? released_at_ : Clock::now()) - frozen_at_);
@@ -90,19 +106,30 @@ class LiveTree final : public SeizedTree {
   }
 
   Status release(AfterDump after) override {
+    if (released_) return {};
     options_.at_point("releasing");
     if (after != AfterDump::kill) network().survive();
+    if (after == AfterDump::let_run) let_go_of_all_but_the_application();
     auto status = capture::release(processes_, after);
     if (after == AfterDump::kill && status) status = network().die();
     processes_.clear();
     released_ = true;
     released_at_ = Clock::now();
+    if (after == AfterDump::let_run && !twins_.empty()) watch_.emplace(std::move(twins_), limit_, options_.at_point);
     options_.at_point("released");
     return status;
   }
 
  private:
   resource::NetworkCapture& network() { return context_.kept<resource::NetworkCapture>(); }
+
+  /// Before the tree runs on: nobody may take us for a peer or a reader because we hold what its tasks have.
+  void let_go_of_all_but_the_application() {
+    resource::CaptureContext rest;
+    rest.application = std::move(context_.application);
+    context_ = std::move(rest);
+    memory_.let_go();
+  }
 
   /// When all threads have surely had their turn.
   Clock::time_point turn_of_all() const {
@@ -134,6 +161,9 @@ class LiveTree final : public SeizedTree {
   CaptureTimes times_;
   Clock::time_point frozen_at_, released_at_;
   bool released_ = false;
+  uint64_t limit_ = 0;  ///< of the memory that the snapshot may take from here on
+  std::vector<Twin> twins_;
+  std::optional<GrowthWatch> watch_;
 };
 
 }  // namespace

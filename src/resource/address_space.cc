@@ -228,11 +228,13 @@ Status TreeMemory::protect(const CaptureContext& context, ObjectId id, const ker
   unchanged = memory::subtract(unchanged, written);
   return {};
 }
+void TreeMemory::let_go() { segments_.clear(); }
 
 Result<std::unique_ptr<memory::PageSource>> TreeMemory::address_space(ObjectId id) {
   const auto found = spaces_.find(id);
   if (found == spaces_.end())
     return fail(Error::internal("read memory", fmt::format("address space {} was not captured", id)));
+  if (const auto kept = kept_.find(id); kept != kept_.end() && kept->second) return std::move(kept->second);
   return std::make_unique<memory::ProcessPages>(found->second);
 }
 

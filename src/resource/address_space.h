@@ -43,7 +43,14 @@ class TreeMemory : public ApplicationMemory {
   /// Begins a round: what is written from now on will count as written.
   Status protect(const CaptureContext&, ObjectId address_space, const kernel::Userfaultfd&);
 
-  // -- bytes, from the live tasks
+  // -- what stays when the tree runs on
+  /// From here on the bytes of an address space come from `source`, whatever its processes do.
+  void keep(ObjectId id, std::unique_ptr<memory::PageSource> source) { kept_[id] = std::move(source); }
+  bool is_kept(ObjectId id) const override { return kept_.contains(id); }
+  /// The tree runs on: what is not kept, and not read yet, cannot be read any more.
+  void let_go();
+
+  // -- bytes, from the live tasks. Those of an address space that is kept can be had once
   Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId) override;
   Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId) override;
   Result<std::vector<model::PageRun>> shared_memory_runs(const model::SharedMemory&) override;
@@ -68,6 +75,7 @@ class TreeMemory : public ApplicationMemory {
   Result<ObjectId> segment_of(CaptureContext&, pid_t witness, const kernel::MapsEntry&);
 
   std::map<ObjectId, pid_t> spaces_;  ///< a host pid that has it
+  std::map<ObjectId, std::unique_ptr<memory::PageSource>> kept_;
   std::vector<ObjectId> without_pages_;
   const memory::Trackers* trackers_ = nullptr;
   std::map<ObjectId, Tracked> tracked_;

@@ -72,20 +72,45 @@ class Encoder {
         parent_(parent),
         files_(directory) {}
 
+  Result<EncodeStats> run(const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
+    auto all = TRY(segments());
+    for (Segment& segment : all)
+      TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
+    uint64_t total = 0;
+    for (const Segment& segment : all) total += bytes(segment.runs);
+    Meter meter(progress_, total);
+    const auto kept = std::ranges::stable_partition(all, [](const Segment& segment) { return !segment.kept; });
+    const std::span<Segment> fleeting(all.begin(), kept.begin());
+    TRY(records_and(fleeting, meter));
+    if (only_kept_memory_is_left) TRY(only_kept_memory_is_left(stats_));
+    TRY(pages(kept, meter));
+    return stats_;
+  }
+
+ private:
+  struct Segment {
+    std::string suffix;
+    std::vector<model::PageRun> runs;
+    std::unique_ptr<memory::PageSource> source;
+    bool shared = false, kept = false;
+    std::vector<AddressRange> unchanged;
+    std::vector<model::PageRun> in_parent;
+    uint32_t pages_id = 0;
+  };
+
   /// Memory and records have nothing to do with each other: they are saved side by side.
-  Result<EncodeStats> run() {
+  Status records_and(std::span<Segment> memory, Meter& meter) {
     Status saved_pages;
-    std::jthread beside([&] { saved_pages = pages(); });
+    std::jthread beside([&] { saved_pages = pages(memory, meter); });
     Status saved_records = records();
     beside.join();
     TRY(saved_records);
     TRY(saved_pages);
     stats_.shared_pages_scanned += files_.pages_written;
     stats_.shared_pages_written += files_.pages_written;
-    return stats_;
+    return {};
   }
 
- private:
   Status records() {
     TRY(encode_pstree(application_, directory_));
     TRY(descriptions());
@@ -209,16 +234,6 @@ class Encoder {
     if (spaces_.insert(task.address_space).second) keep(file_name("mm-{}", task.pid.value), std::move(records.mm));
   }
 
-  struct Segment {
-    std::string suffix;
-    std::vector<model::PageRun> runs;
-    std::unique_ptr<memory::PageSource> source;
-    bool shared = false;
-    std::vector<AddressRange> unchanged;
-    std::vector<model::PageRun> in_parent;
-    uint32_t pages_id = 0;
-  };
-
   Result<std::vector<Segment>> segments() {
     std::vector<Segment> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
@@ -226,11 +241,11 @@ class Encoder {
       if (space == application_.address_spaces.end())
         return fail(Error::internal("save memory", "an address space is missing"));
       all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false,
-                     memory_.unchanged(id)});
+                     memory_.is_kept(id), memory_.unchanged(id)});
     }
     for (const auto& [id, segment] : application_.shared_memories)
       all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)),
-                     TRY(memory_.shared_memory(id)), true});
+                     TRY(memory_.shared_memory(id)), true, false});
     for (uint32_t index = 0; index < all.size(); ++index) all[index].pages_id = index + 1;
     return all;
   }
@@ -254,13 +269,7 @@ class Encoder {
   }
 
   /// Many small memories are saved side by side; a large one is itself copied by several threads.
-  Status pages() {
-    auto all = TRY(segments());
-    for (Segment& segment : all)
-      TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
-    uint64_t total = 0;
-    for (const Segment& segment : all) total += bytes(segment.runs);
-    Meter meter(progress_, total);
+  Status pages(std::span<Segment> all, Meter& meter) {
     std::mutex mutex;
     const auto save = [&](Segment& segment) -> Status {
       MeteredPages source(*segment.source, meter);
@@ -306,8 +315,9 @@ class Encoder {
 Result<EncodeStats> encode(const model::Application& application, ApplicationMemory& memory,
                            const image::Directory& directory,
                            const std::function<void(uint64_t done, uint64_t total)>& progress,
-                           memory::ParentImages* parent) {
-  return Encoder(application, memory, directory, progress, parent).run();
+                           memory::ParentImages* parent,
+                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
+  return Encoder(application, memory, directory, progress, parent).run(only_kept_memory_is_left);
 }
 
 Status commit(const model::Application& application, const image::Directory& directory) {

@@ -21,6 +21,8 @@ class ApplicationMemory {
   virtual ~ApplicationMemory() = default;
   virtual Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId) = 0;
   virtual Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId) = 0;
+  /// Whether the bytes of an address space stay as they are when its processes run on.
+  virtual bool is_kept(ObjectId) const { return false; }
   /// Which pages of a segment may hold anything but zeros (addresses are offsets), ascending.
   virtual Result<std::vector<model::PageRun>> shared_memory_runs(const model::SharedMemory& segment) {
     if (segment.size == 0) return std::vector<model::PageRun>{};
@@ -37,10 +39,12 @@ struct EncodeStats {
   uint64_t zero_pages_skipped = 0;
 };
 /// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act. `parent`: what
-/// the directory's link of this name leads to, if it has one.
+/// the directory's link of this name leads to, if it has one. What is left when `only_kept_memory_is_left` is called
+/// (with what has been done by then) no longer needs the tree to stand still.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
                            const std::function<void(uint64_t done, uint64_t total)>& progress = {},
-                           memory::ParentImages* parent = nullptr);
+                           memory::ParentImages* parent = nullptr,
+                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left = {});
 struct Decoded {
   model::Application application;
   std::map<ObjectId, std::vector<plan::PageLocation>> pages;  ///< of address spaces and shared segments: where they lie
