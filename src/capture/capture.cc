@@ -110,10 +110,7 @@ class LiveTree final : public SeizedTree {
     if (released_) return {};
     options_.at_point("releasing");
     if (after != AfterDump::kill) network().survive();
-    if (after == AfterDump::let_run) {
-      context_.let_go();
-      memory_.let_go();
-    }
+    if (after == AfterDump::let_run) let_go_of_all_but_the_application();
     released_at_ = Clock::now();  // who is killed takes its time to free its memory, but does not stand still for it
     auto status = capture::release(processes_, after);
     if (after == AfterDump::kill && status) status = network().die();
@@ -127,6 +124,14 @@ class LiveTree final : public SeizedTree {
 
  private:
   resource::NetworkCapture& network() { return context_.kept<resource::NetworkCapture>(); }
+
+  /// Before the tree runs on: nobody may take us for a peer or a reader because we hold what its tasks have.
+  void let_go_of_all_but_the_application() {
+    resource::CaptureContext rest;
+    rest.application = std::move(context_.application);
+    context_ = std::move(rest);
+    memory_.let_go();
+  }
 
   /// When all threads have surely had their turn.
   Clock::time_point turn_of_all() const {
