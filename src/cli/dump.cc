@@ -11,12 +11,14 @@
 #include "capture/capture.h"
 #include "cli/criu_options.h"
 #include "cli/fault_points.h"
+#include "cli/key_options.h"
 #include "cli/network_options.h"
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
+#include "memory/dedup.h"
 #include "resource/codec.h"
 #include "resource/traces.h"
 
@@ -27,6 +29,7 @@ struct Options {
   CommonOptions common;
   DumpOptions dump;
   resource::NetworkPolicy network;
+  StorageOptions storage;
   bool show_leftovers = false;
 };
 
@@ -109,7 +112,7 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
 
 Status dump(const Options& options, const Session& session) {
   const auto wanted = TRY(capture_options(options));
-  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
@@ -133,6 +136,10 @@ Status dump(const Options& options, const Session& session) {
   if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
+  if (options.storage.auto_dedup && !images.encryption()) {  // not earlier: a dump that fails needs its parents whole
+    const auto released = TRY(memory::release_superseded(images));
+    session.log().info("{} KiB released in {} pages files of parents", released.bytes >> 10, released.files);
+  }
   session.log().info("Dumping finished successfully");
   return {};
 }
@@ -183,6 +190,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   command->add_option("--irmap-scan-path", options->dump.irmap_scan, "Where --force-irmap looks first")
       ->type_name("DIR")
       ->allow_extra_args(false);
+  add_storage_options(*command, options->storage);
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
   add_criu_options(*command);

@@ -12,6 +12,8 @@ namespace stasis::resource {
 /// Checks that this is a checkpoint, complete and of a version that can be read.
 Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
+/// Writes down how the images of the directory are stored: CRIU refuses those that it would misread.
+void set_storage(const image::Directory&, inventory_entry&);
 
 /// What the clocks say at the dump, in timens-0.img: CRIU lets them go on from there (time_namespaces(7)). A restore by
 /// stasis leaves the tree in the time namespace of stasis, as it was at the dump.
