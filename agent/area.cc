@@ -229,8 +229,10 @@ class AreaBuilder {
       const uint64_t child = program.instructions_[spawned.instruction].args[1];
       if (child >= programs_.size()) return fail(Error::internal("build the agent area", "a spawn names no slot"));
       auto arguments = get<clone_args>(program.data_, spawned.clone_args);
-      arguments.stack = base_ + places_[child].stack_top - programs_[child].stack_size_;
-      arguments.stack_size = programs_[child].stack_size_;
+      if (programs_[child].stack_size_ != 0) {
+        arguments.stack = base_ + places_[child].stack_top - programs_[child].stack_size_;
+        arguments.stack_size = programs_[child].stack_size_;
+      }
       if (spawned.set_tid != ~0ull) arguments.set_tid = base_ + place.data + spawned.set_tid;
       put(program.data_, spawned.clone_args, arguments);
     }

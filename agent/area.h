@@ -34,6 +34,7 @@ struct OutArgument {
 /// data is numbered from the slot's own data.
 class SlotProgram {
  public:
+  /// `stack_size` 0: of a child that is born with a copy of its parent's memory, and goes on with that of its stack.
   explicit SlotProgram(EndMode end_mode, uint64_t stack_size = 2048) : end_mode_(end_mode), stack_size_(stack_size) {}
 
   /// Appends a call; `origin` is reported when it fails. Returns its index in this program.

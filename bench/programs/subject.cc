@@ -1,19 +1,46 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `small`. Prints "ready" once set up.
+// `small`, `increments MIB FILE`, `pause MIB`. Prints "ready" once set up. With `pause` it prints at each SIGUSR1 the
+// longest time in nanoseconds for which it did not run since the one before.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 static void* idle(void*) {
   for (;;) pause();
+}
+
+static volatile sig_atomic_t asked = 0;
+
+static void ask(int) { asked = 1; }
+
+static long nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+static void watch_clock() {
+  long longest = 0;
+  for (long before = nanoseconds();;) {
+    const long now = nanoseconds();
+    if (now - before > longest) longest = now - before;
+    before = now;
+    if (asked == 0) continue;
+    printf("%ld\n", longest);
+    fflush(stdout);
+    asked = 0, longest = 0, before = nanoseconds();
+  }
 }
 
 /// TCP connections over loopback: one process has the clients' ends, its parent the servers'.
@@ -42,6 +69,58 @@ static int connect_all(long count) {
   return 0;
 }
 
+static char* map_full(size_t size) {
+  auto* memory = static_cast<char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (memory == MAP_FAILED) return nullptr;
+  unsigned long value = 88172645463325252ul;
+  for (size_t at = 0; at < size; at += 64) {  // every page full of what does not compress
+    value ^= value << 13, value ^= value >> 7, value ^= value << 17;
+    memcpy(memory + at, &value, sizeof value);
+  }
+  return memory;
+}
+
+/// In a file that is read from outside while we are watched.
+struct Report {
+  volatile uint64_t longest_gap_ns, rounds_written;
+};
+
+static void* tick(void* argument) {
+  auto* report = static_cast<Report*>(argument);
+  uint64_t last = 0;
+  for (;;) {
+    timespec now = {};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    const uint64_t ns = static_cast<uint64_t>(now.tv_sec) * 1000000000u + static_cast<uint64_t>(now.tv_nsec);
+    if (last != 0 && ns - last > report->longest_gap_ns) report->longest_gap_ns = ns - last;
+    last = ns;
+    usleep(50);
+  }
+}
+
+/// Writes one page in a hundred at each SIGUSR1, and says how long it was ever kept from running.
+static int write_in_rounds(size_t size, const char* path) {
+  auto* memory = map_full(size);
+  const int file = open(path, O_RDWR | O_CREAT, 0600);
+  if (memory == nullptr || file < 0 || ftruncate(file, sizeof(Report)) != 0) return 3;
+  void* report = mmap(nullptr, sizeof(Report), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (report == MAP_FAILED) return 3;
+  sigset_t wanted;
+  sigemptyset(&wanted);
+  sigaddset(&wanted, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &wanted, nullptr);
+  pthread_t ticker;
+  if (pthread_create(&ticker, nullptr, tick, report) != 0) return 3;
+  printf("ready\n");
+  fflush(stdout);
+  for (size_t round = 1;; ++round) {
+    int signal = 0;
+    sigwait(&wanted, &signal);
+    for (size_t at = round % 100 * 4096; at < size; at += size_t{100} * 4096) memory[at]++;
+    static_cast<Report*>(report)->rounds_written = round;
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const char* what = argv[1];
@@ -66,17 +145,14 @@ int main(int argc, char** argv) {
     }
   } else if (strcmp(what, "connections") == 0) {
     if (connect_all(count) != 0) return 3;
-  } else if (strcmp(what, "memory") == 0) {
-    const size_t size = static_cast<size_t>(count) << 20;
-    auto* memory = static_cast<char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (memory == MAP_FAILED) return 3;
-    unsigned long value = 88172645463325252ul;
-    for (size_t at = 0; at < size; at += 64) {  // every page full of what does not compress
-      value ^= value << 13, value ^= value >> 7, value ^= value << 17;
-      memcpy(memory + at, &value, sizeof value);
-    }
+  } else if (strcmp(what, "memory") == 0 || strcmp(what, "pause") == 0) {
+    if (map_full(static_cast<size_t>(count) << 20) == nullptr) return 3;
+  } else if (strcmp(what, "increments") == 0) {
+    return argc < 4 ? 2 : write_in_rounds(static_cast<size_t>(count) << 20, argv[3]);
   }
+  signal(SIGUSR1, ask);
   printf("ready\n");
   fflush(stdout);
+  if (strcmp(what, "pause") == 0) watch_clock();
   idle(nullptr);
 }

@@ -1,15 +1,21 @@
 // The order of a capture.
 #include "capture/capture.h"
 
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "base/patience.h"
 #include "capture/early_facts.h"
 #include "capture/freezer.h"
+#include "capture/growth_watch.h"
 #include "capture/interview.h"
 #include "capture/release.h"
+#include "capture/round.h"
 #include "capture/sleeps.h"
+#include "capture/twins.h"
 #include "capture/walk.h"
+#include "kernel/available_memory.h"
 #include "resource/address_space.h"
 #include "resource/descriptors.h"
 #include "resource/registry.h"
@@ -30,6 +36,7 @@ class LiveTree final : public SeizedTree {
     context_.policy = options_.policy;
     network().policy = options_.network;
     if (!options_.at_point) options_.at_point = [](std::string_view) {};
+    if (options_.trackers != nullptr) memory_.track_by(*options_.trackers);
   }
   ~LiveTree() override {
     if (!released_) network().survive();
@@ -57,18 +64,41 @@ class LiveTree final : public SeizedTree {
     if (context_.diagnostics.refused()) return {};
 
     TRY_IN("find out how long the tasks sleep", measure_sleeps(processes_, context_, options_.at_point, turn_of_all()));
+    TRY_IN("find the pages of the tree", memory_.look_ahead(witnesses()));  // while the facts are read
     facts.hand_out(processes_);
     TRY(look_from_outside());
     options_.at_point("looked");
     if (context_.diagnostics.refused()) return {};
     Interview interview(processes_, context_, options_.at_point, turn_of_all());
     TRY_IN("ask the tasks", interview.hold(resource::task_rooms()));
+    check_parent_threads(context_);
     options_.at_point("captured");
     return {};
   }
 
   resource::CaptureContext& context() override { return context_; }
   resource::ApplicationMemory& memory() override { return memory_; }
+
+  Status begin_round(memory::Trackers& trackers) override {
+    std::vector<RoundSpace> spaces;
+    for (const auto& [id, owner] : resource::address_space_owners(context_.application)) {
+      spaces.push_back(
+          {id, std::to_string(owner.value), memory_.tracker_of(id),
+           [this, id](const kernel::Userfaultfd& tracker) { return memory_.protect(context_, id, tracker); }});
+    }
+    return capture::begin_round(processes_, context_.application, spaces, trackers, options_.at_point, turn_of_all());
+  }
+
+  Result<SnapshotReport> snapshot(const SnapshotOptions& wanted) override {
+    limit_ = wanted.memory_limit != 0 ? wanted.memory_limit : TRY(kernel::available_memory(options_.root_pid)) / 2;
+    TwinMaker maker(processes_, context_, memory_, options_.at_point, turn_of_all());
+    auto report = TRY_IN("take a snapshot of the memory", maker.make(limit_, wanted.twin_from));
+    report.memory_limit = limit_;
+    limit_ -= report.taken;
+    twins_ = maker.take_twins();
+    return report;
+  }
+  SnapshotGrowth end_snapshot() override { return watch_ ? watch_->finish() : SnapshotGrowth{}; }
 
   CaptureTimes times() const override {
     CaptureTimes times = times_;
@@ -77,13 +107,20 @@ class LiveTree final : public SeizedTree {
   }
 
   Status release(AfterDump after) override {
+    if (released_) return {};
     options_.at_point("releasing");
     if (after != AfterDump::kill) network().survive();
+    if (after == AfterDump::let_run) {
+      context_.let_go();
+      memory_.let_go();
+    }
+    released_at_ = Clock::now();  // who is killed takes its time to free its memory, but does not stand still for it
     auto status = capture::release(processes_, after);
     if (after == AfterDump::kill && status) status = network().die();
     processes_.clear();
     released_ = true;
-    released_at_ = Clock::now();
+    if (after != AfterDump::kill) released_at_ = Clock::now();
+    if (after == AfterDump::let_run && !twins_.empty()) watch_.emplace(std::move(twins_), limit_, options_.at_point);
     options_.at_point("released");
     return status;
   }
@@ -96,6 +133,16 @@ class LiveTree final : public SeizedTree {
     size_t threads = 0;
     for (const auto& process : processes_) threads += process.frozen.threads.size();
     return Clock::now() + patience + threads * patience_for_each;
+  }
+
+  /// Through whom each address space is reached.
+  std::map<ObjectId, pid_t> witnesses() const {
+    std::map<ObjectId, pid_t> found;
+    for (const auto& process : processes_) {
+      if (!process.frozen.zombie)
+        found.emplace(context_.application.find(process.pid)->address_space, process.view.witness());
+    }
+    return found;
   }
 
   /// Everything that the tasks need not be asked for: files, memory, and the rooms' own readings.
@@ -121,6 +168,9 @@ class LiveTree final : public SeizedTree {
   CaptureTimes times_;
   Clock::time_point frozen_at_, released_at_;
   bool released_ = false;
+  uint64_t limit_ = 0;  ///< of the memory that the snapshot may take from here on
+  std::vector<Twin> twins_;
+  std::optional<GrowthWatch> watch_;
 };
 
 }  // namespace

@@ -126,10 +126,16 @@ Result<bool> Freezer::adopt_children(size_t index) {
   if (!children && children.error().code() == ErrorCode::gone) return false;
   if (!children) return fail(children.error());
   bool found = false;
-  for (const pid_t child : *children) {
-    if (!known_pids_.insert(child).second) continue;
+  for (const auto& [child, thread] : *children) {
+    if (!known_pids_.insert(child).second) {
+      if (tids.size() == 1) continue;
+      // Whose thread has ended since belongs to another thread now.
+      const auto known = std::ranges::find(processes_, child, &FrozenProcess::host_pid);
+      if (known != processes_.end()) known->parent_thread = thread;
+      continue;
+    }
     if (child == getpid()) return fail(Error::conflict("seize the tree", "stasis itself runs inside this tree"));
-    processes_.push_back({.host_pid = child});
+    processes_.push_back({.host_pid = child, .parent_thread = thread});
     found = true;
   }
   return found;

@@ -19,6 +19,7 @@ namespace stasis::capture {
 
 struct FrozenProcess {
   pid_t host_pid = 0;
+  pid_t parent_thread = 0;      ///< on the host, of the process that it is a child of
   bool zombie = false;          ///< nothing is left to stop: threads is empty
   bool refused = false;         ///< not (wholly) ours; the diagnostics say why
   bool whole = false;           ///< see above

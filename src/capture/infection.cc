@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include <fmt/format.h>
 
@@ -34,11 +35,19 @@ int choose_notify_signal(uint64_t unwelcome) {
 Infection::Infection(std::vector<Patient> patients, std::vector<Occupied> occupied, const AtPoint& at_point,
                      Clock::time_point deadline)
     : patients_(std::move(patients)), occupied_(std::move(occupied)), at_point_(&at_point), deadline_(deadline) {
-  for (const auto& patient : patients_) notify_signals_.push_back(choose_notify_signal(patient.unwelcome_signals));
+  for (const auto& patient : patients_)
+    notify_signals_.push_back(patient.at_call ? 0 : choose_notify_signal(patient.unwelcome_signals));
 }
 
 Infection::~Infection() {
   if (!patients_.empty()) clean_up();
+}
+
+bool Infection::can_run_freely(uint64_t unwelcome_signals) { return choose_notify_signal(unwelcome_signals) != 0; }
+
+uint32_t Infection::add_child(agent::SlotProgram program) {
+  children_.push_back(std::move(program));
+  return static_cast<uint32_t>(patients_.size() + children_.size() - 1);
 }
 
 // ---- places and contents
@@ -65,6 +74,7 @@ Status Infection::build_area() {
     patient.program.set_notify_signal(notify_signals_[index]);
     programs.push_back(std::move(patient.program));
   }
+  std::ranges::move(children_, std::back_inserter(programs));
   area_ = TRY(agent::build_area(0, std::move(programs), 0));
   return {};
 }
@@ -160,20 +170,39 @@ Status Infection::start_agent(size_t index) {
 
 namespace {
 
-uint32_t slot_state(const agent::Area& area, ByteView bytes, size_t index) {
+/// Also one that has failed says its last word.
+bool has_ended(const agent::Slot& slot) { return slot.state == agent::slot_done || slot.state == agent::slot_failed; }
+
+bool has_ended(const agent::Area& area, ByteView bytes, size_t index) {
   agent::Slot slot;
   std::memcpy(&slot, bytes.data() + area.slots[index].slot, sizeof slot);
-  return slot.state;
+  return has_ended(slot);
 }
 
 }  // namespace
+
+Result<agent::Slot> Infection::live_slot(size_t index) {
+  agent::Slot slot;
+  TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin + area_.slots[index].slot},
+                          {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
+  return slot;
+}
+
+Result<pid_t> Infection::await_birth(const Waiting& waiting) {
+  for (;;) {
+    const pid_t child = TRY(first().wait_for_birth(waiting, notify_signals_.front(), deadline_));
+    if (child != 0 || has_ended(TRY(live_slot(0)))) return child;
+    first().keep_signal();  // somebody else's
+    TRY(first().run(Tracee::Run::freely));
+  }
+}
 
 Status Infection::collect_answers(const Waiting& waiting) {
   for (size_t index = 0; index < patients_.size(); ++index) TRY(wait_for_agent(index, waiting));
   answers_.resize(area_.bytes.size());
   TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin}, answers_));
   for (size_t index = 0; index < patients_.size(); ++index) {
-    while (slot_state(area_, answers_, index) != agent::slot_done) {
+    while (!has_ended(area_, answers_, index)) {
       // Somebody else's signal of the same number: it is kept, and the agent goes on.
       patients_[index].tracee->keep_signal();
       TRY(patients_[index].tracee->run(Tracee::Run::freely));
@@ -190,14 +219,14 @@ Status Infection::collect_answers(const Waiting& waiting) {
 Status Infection::wait_for_agent(size_t index, const Waiting& waiting) {
   auto& tracee = *patients_[index].tracee;
   if (notify_signals_[index] != 0) return tracee.wait_for_signal(waiting, notify_signals_[index], deadline_);
-  // No signal to spare: the agent is followed from call to call, until it is done and about to leave.
+  // No signal to spare, or somebody wants to see the calls: the agent is followed from one to the next, until it is
+  // done and about to leave.
   for (;;) {
     TRY(tracee.wait_for_system_call(waiting, deadline_));
-    agent::Slot slot;
-    TRY(kernel::read_memory(tid(), RemoteAddress{place_.begin + area_.slots[index].slot},
-                            {reinterpret_cast<uint8_t*>(&slot), sizeof slot}));
+    const auto slot = TRY(live_slot(index));
     const auto registers = TRY(tracee.registers());
-    if (slot.state == agent::slot_done && is_leaving(registers)) break;
+    if (has_ended(slot) && is_leaving(registers)) break;
+    if (patients_[index].at_call) TRY(patients_[index].at_call(call_number(registers), call_result(registers)));
     TRY(tracee.run(Tracee::Run::to_system_call));
   }
   // The call that has been entered is not made.
@@ -250,6 +279,16 @@ void Infection::clean_up() {
   if (!all_back || !first().alive()) return;
   if (mapped_ && start_unmapping() && enter_unmapping(waiting)) (void)finish(waiting);
   if (first().put_back()) (void)remove_stub();
+}
+
+Status run_all(std::vector<Infection>& infections, const Waiting& waiting) {
+  for (auto& infection : infections) TRY(infection.start_mapping());
+  for (auto& infection : infections) TRY(infection.enter_mapping(waiting));
+  for (auto& infection : infections) TRY(infection.start_agents(waiting));
+  for (auto& infection : infections) TRY(infection.collect_answers(waiting));
+  for (auto& infection : infections) TRY(infection.enter_unmapping(waiting));
+  for (auto& infection : infections) TRY(infection.finish(waiting));
+  return {};
 }
 
 }  // namespace stasis::capture

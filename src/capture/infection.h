@@ -25,8 +25,14 @@
 #include "capture/freezer.h"
 #include "capture/places.h"
 #include "capture/tracee.h"
+#include "kernel/proc.h"
 
 namespace stasis::capture {
+
+/// Signals that must not be an agent's last word.
+inline uint64_t unwelcome_signals(const kernel::StatusInfo& status) {
+  return status.caught | status.sig_pending | status.shared_pending;
+}
 
 /// One thread and the questions it answers.
 struct Patient {
@@ -34,6 +40,8 @@ struct Patient {
   bool handler_waits = false;
   uint64_t unwelcome_signals = 0;  ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
   agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
+  /// If set, the agent is followed from call to call: called with number and result as each begins (-ENOSYS) and ends.
+  std::function<Status(uint64_t number, int64_t result)> at_call;
 
   static constexpr uint64_t stack_size = 2048;
 };
@@ -48,15 +56,24 @@ class Infection {
   /// By any path: threads back to where they were, the area unmapped, the stub removed.
   ~Infection();
 
+  /// Whether an agent's end can be seen without following it from call to call.
+  static bool can_run_freely(uint64_t unwelcome_signals);
+  /// Before the first step: the program of a child that a patient's program spawns. Its slot.
+  uint32_t add_child(agent::SlotProgram program);
+
   // -- in this order; each waits for what the previous one has started
   Status start_mapping();
   Status enter_mapping(const Waiting&);
   Status start_agents(const Waiting&);
+  /// The first patient's program makes a child: its pid as we see it. The patient is stopped in that moment, and run()
+  /// lets it go on. 0: there was no birth, and the agent has ended.
+  Result<pid_t> await_birth(const Waiting&);
   Status collect_answers(const Waiting&);
   Status enter_unmapping(const Waiting&);
   Status finish(const Waiting&);
 
   const agent::Area& area() const { return area_; }
+  AddressRange place() const { return place_; }
   /// The bytes of the area after all agents have ended.
   ByteView answers() const { return answers_; }
   /// By slot, which is the index of the patient.
@@ -70,6 +87,7 @@ class Infection {
   Status upload();
   Status start_agent(size_t index);
   Status wait_for_agent(size_t index, const Waiting&);
+  Result<agent::Slot> live_slot(size_t index);
   Status start_unmapping();
   void clean_up();
   /// Through whom the address space is reached: the leader may have ended.
@@ -80,6 +98,7 @@ class Infection {
   }
 
   std::vector<Patient> patients_;
+  std::vector<agent::SlotProgram> children_;
   std::vector<Occupied> occupied_;
   const AtPoint* at_point_;
   Clock::time_point deadline_;
@@ -92,5 +111,8 @@ class Infection {
   agent::Area area_;
   Bytes answers_;
 };
+
+/// All steps, each for all address spaces before the next.
+Status run_all(std::vector<Infection>&, const Waiting&);
 
 }  // namespace stasis::capture

@@ -22,11 +22,6 @@ bool is_expected(const Expectation& expect, int64_t result) {
   return false;
 }
 
-/// Signals that must not be the agent's last word.
-uint64_t unwelcome_signals(const kernel::StatusInfo& status) {
-  return status.caught | status.sig_pending | status.shared_pending;
-}
-
 }  // namespace
 
 Status Interview::hold(std::span<const resource::TaskRoom* const> rooms) {
@@ -89,13 +84,7 @@ Status Interview::run() {
     auto taken = TRY(occupied(space.id, space.patients.front()));
     infections_.emplace_back(std::move(space.patients), std::move(taken), at_point_, deadline_);
   }
-  for (auto& infection : infections_) TRY(infection.start_mapping());
-  for (auto& infection : infections_) TRY(infection.enter_mapping(waiting));
-  for (auto& infection : infections_) TRY(infection.start_agents(waiting));
-  for (auto& infection : infections_) TRY(infection.collect_answers(waiting));
-  for (auto& infection : infections_) TRY(infection.enter_unmapping(waiting));
-  for (auto& infection : infections_) TRY(infection.finish(waiting));
-  return {};
+  return run_all(infections_, waiting);
 }
 
 Status Interview::answer(const Asked& asked) {

@@ -91,18 +91,26 @@ class PidNamespaceFinder {
     }
     task.pid_namespace = own->second;
     if (process.frozen.zombie) return;
-    // The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c, pidns_for_children_get).
-    // A thread that has ended has none.
-    const NamespaceLinks witness(fmt::format("{}", process.view.witness()));
-    const auto childrens = inits_.find(witness.id("pid_for_children"));
+    // Each thread has its own. Where there are no others than the tree's, one stands for all.
+    const size_t threads = inits_.size() > 1 ? task.threads.size() : 1 + (task.leader_has_ended() ? 1 : 0);
+    for (size_t i = 0; i < std::min(threads, task.threads.size()); ++i) {
+      if (!task.threads[i].has_ended()) place_children(process, task, i);
+    }
+  }
+
+  /// The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c, pidns_for_children_get). A
+  /// thread that has ended has none.
+  void place_children(const LiveProcess& process, model::Task& task, size_t thread) {
+    const NamespaceLinks links(fmt::format("{}", process.view.host_tids[thread]));
+    const auto childrens = inits_.find(links.id("pid_for_children"));
     if (childrens == inits_.end()) {
       context_.diagnostics.refuse(
           subject_of(process),
           "has left its pid namespace for its children (unshare, setns), to one that has no "
           "init in the tree",
           "Dump it when its first child is there: only that makes a namespace that can be kept");
-    } else if (childrens->second != own->second) {
-      task.childrens_namespace = childrens->second;
+    } else if (childrens->second != task.pid_namespace) {
+      task.threads[thread].childrens_namespace = childrens->second;
     }
   }
 

@@ -10,6 +10,8 @@
 #include <deque>
 #include <map>
 #include <span>
+#include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -164,14 +166,38 @@ class NamespaceKeepers {
   bool any_nested_ = false;
 };
 
-/// Generations: the root is 0.
+/// Generations: the root is 0. Whoever lives in a nested pid namespace comes after its init, too: he may have come
+/// there by setns, and have a parent outside.
 std::vector<size_t> depths_of(const std::vector<LiveProcess>& processes) {
-  std::map<pid_t, size_t> known;
-  std::vector<size_t> depths;
-  for (const auto& process : processes) {
-    const auto parent = known.find(process.stat.ppid);
-    depths.push_back(parent == known.end() ? 0 : parent->second + 1);
-    known[process.view.host_pid] = depths.back();
+  constexpr size_t nobody = ~size_t{0};
+  std::map<pid_t, size_t> places;
+  std::map<std::string, size_t> inits;  // by what the link of their namespace says
+  std::vector<size_t> parents, inits_of;
+  const auto ids = [](const LiveProcess& process) { return process.view.statuses.front()->ns_pid; };
+  const auto space_of = [](const LiveProcess& process) {
+    return kernel::read_link(fmt::format("/proc/{}/ns/pid", process.view.host_pid)).value_or("");
+  };
+  for (size_t index = 0; index < processes.size(); ++index) {
+    const auto parent = places.find(processes[index].stat.ppid);
+    parents.push_back(parent == places.end() ? nobody : parent->second);
+    places[processes[index].view.host_pid] = index;
+    if (index > 0 && ids(processes[index]).size() > 1 && ids(processes[index]).back() == 1)
+      inits[space_of(processes[index])] = index;
+  }
+  for (size_t index = 0; index < processes.size(); ++index) {
+    const bool is_nested = !inits.empty() && ids(processes[index]).size() > ids(processes.front()).size();
+    const auto init = is_nested ? inits.find(space_of(processes[index])) : inits.end();
+    inits_of.push_back(init == inits.end() || init->second == index ? nobody : init->second);
+  }
+  std::vector<size_t> depths(processes.size());
+  for (bool changed = true; std::exchange(changed, false);) {
+    for (size_t index = 0; index < processes.size(); ++index) {
+      for (const size_t above : {parents[index], inits_of[index]}) {
+        if (above == nobody || depths[index] > depths[above]) continue;
+        depths[index] = depths[above] + 1;
+        changed = true;
+      }
+    }
   }
   return depths;
 }
@@ -186,7 +212,8 @@ class Killing {
       if (parent == known.end()) continue;
       auto& entry = parents_[parent->first];
       entry.process = parent->second;
-      if (process.frozen.zombie) entry.zombies.push_back(process.view.statuses.front()->ns_pid.back());
+      const size_t level = parent->second->view.statuses.front()->ns_pid.size();
+      if (process.frozen.zombie) entry.zombies.push_back(process.view.statuses.front()->ns_pid.at(level - 1));
     }
   }
 
@@ -210,7 +237,7 @@ class Killing {
  private:
   struct Parent {
     LiveProcess* process = nullptr;
-    std::vector<pid_t> zombies;  ///< in the innermost namespace, which is the parent's too
+    std::vector<pid_t> zombies;  ///< as the parent calls them
   };
 
   template <typename Action>

@@ -150,18 +150,40 @@ Status Tracee::wait_for_system_call(const Waiting& waiting, Clock::time_point de
   for (;;) {
     TRY(next_stop(waiting, deadline));
     if (stop_.is_syscall_stop()) return {};
-    if (stop_.ptrace_event() == 0) keep_signal();
-    TRY(run(last_run_));
+    TRY(pass_over());
   }
 }
 
+bool Tracee::at_delivery() const { return stopped() && !stop_.is_syscall_stop() && stop_.ptrace_event() == 0; }
+
+/// On from a stop without a meaning for us.
+Status Tracee::pass_over() {
+  if (at_delivery()) keep_signal();
+  return run(last_run_);
+}
+
 Status Tracee::wait_for_signal(const Waiting& waiting, int signal, Clock::time_point deadline) {
+  if (at_delivery() && stop_.stop_signal() == signal) return {};
   for (;;) {
     TRY(next_stop(waiting, deadline));
-    const bool delivers = !stop_.is_syscall_stop() && stop_.ptrace_event() == 0;
-    if (delivers && stop_.stop_signal() == signal) return {};
-    if (delivers) keep_signal();
-    TRY(run(last_run_));
+    if (at_delivery() && stop_.stop_signal() == signal) return {};
+    TRY(pass_over());
+  }
+}
+
+Status Tracee::trace_births() {
+  const uint64_t suspended = seccomp_suspended_ ? PTRACE_O_SUSPEND_SECCOMP : 0;
+  return kernel::ptrace_set_options(tid_, options_always | suspended | PTRACE_O_TRACECLONE);
+}
+
+Result<pid_t> Tracee::wait_for_birth(const Waiting& waiting, int signal, Clock::time_point deadline) {
+  for (;;) {
+    TRY(next_stop(waiting, deadline));
+    if (at_delivery() && stop_.stop_signal() == signal) return 0;
+    if (stop_.ptrace_event() == PTRACE_EVENT_CLONE) {
+      return static_cast<pid_t>(TRY(kernel::ptrace_get_event_message(tid_)));
+    }
+    TRY(pass_over());
   }
 }
 

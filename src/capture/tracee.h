@@ -52,7 +52,13 @@ class Tracee {
   /// The next stop of the given kind. Stops without a meaning for us are passed over; signals other than the wanted one
   /// are kept for later.
   Status wait_for_system_call(const Waiting&, Clock::time_point deadline);
+  /// A thread that is stopped by it already has nothing to wait for.
   Status wait_for_signal(const Waiting&, int signal, Clock::time_point deadline);
+  /// Children that the thread makes by clone(2) with another exit signal than SIGCHLD are ours from their birth on, and
+  /// born stopped. Until it is let go.
+  Status trace_births();
+  /// The next birth: the child's pid as we see it; the thread is stopped in it. 0: the signal came first.
+  Result<pid_t> wait_for_birth(const Waiting&, int signal, Clock::time_point deadline);
   /// Keeps the signal of the present stop, to be sent again when the thread is let go.
   void keep_signal();
   /// They are pending again, for a thread that is stopped.
@@ -73,6 +79,8 @@ class Tracee {
   Tracee(pid_t pid, pid_t tid) : pid_(pid), tid_(tid) {}
   Status ended(const kernel::WaitStatus&);
   Status next_stop(const Waiting&, Clock::time_point deadline);
+  bool at_delivery() const;
+  Status pass_over();
   Status stop_again();
 
   pid_t pid_ = 0, tid_ = 0;

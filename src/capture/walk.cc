@@ -32,6 +32,7 @@ class Walk {
     application.tasks.reserve(processes_.size());
     for (const auto& process : processes_) application.tasks.push_back(identify(process));
     application.root = application.tasks.front().pid;
+    name_parent_threads();
     check_session();
     for (size_t index = 0; index < processes_.size(); ++index) {
       processes_[index].pid = application.tasks[index].pid;
@@ -162,6 +163,21 @@ class Walk {
     task.stop_signal = process.frozen.stop_signal();
     if (task.stop_signal != 0) task.state = model::TaskState::stopped;
     return task;
+  }
+
+  /// Those that are the children of another thread of their parent than the first that lives.
+  void name_parent_threads() {
+    std::map<pid_t, pid_t> first_of;  // processes with several
+    for (const auto& process : processes_) {
+      if (process.frozen.threads.size() > 1) first_of[process.view.host_pid] = process.frozen.witness();
+    }
+    for (size_t index = 1; index < processes_.size(); ++index) {
+      const auto parent = first_of.find(processes_[index].stat.ppid);
+      const pid_t thread = processes_[index].frozen.parent_thread;
+      if (parent == first_of.end() || parent->second == thread) continue;
+      if (const auto known = context_.host_to_tree.find(thread); known != context_.host_to_tree.end())
+        context_.application.tasks[index].parent_thread = Tid{known->second};
+    }
   }
 
   void check_session() {

@@ -38,7 +38,6 @@ constexpr Accepted accepted[] = {
     {"--lsm-profile", Takes::value},
     {"--manage-cgroups", Takes::optional_value},
     {"--mntns-compat-mode", Takes::nothing},
-    {"--pre-dump-mode", Takes::value},
     {"-r,--root", Takes::value},
     {"--skip-file-rwx-check", Takes::nothing},
     {"--skip-mnt", Takes::value},
@@ -70,6 +69,9 @@ constexpr Accepted of_other_commands[] = {
     {"--force-irmap", Takes::nothing},
     {"--irmap-scan-path", Takes::value},
     {"--inherit-fd", Takes::value},
+    {"--pre-dump-mode", Takes::value},
+    {"--prev-images-dir", Takes::value},
+    {"--track-mem", Takes::nothing},
 };
 
 struct Refused {
@@ -82,11 +84,9 @@ constexpr Refused refused[] = {
     {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
     {"--lazy-pages", Takes::nothing, "all memory is restored before the tree runs"},
     {"--page-server", Takes::nothing, "pages are written to the images directory only"},
-    {"--prev-images-dir", Takes::value, "there are no incremental dumps; dump in full"},
     {"--status-fd", Takes::value, "wait for the end of stasis instead"},
     {"--stream", Takes::nothing, "images are written to a directory only"},
     {"--tls", Takes::nothing, "nothing is sent over the network"},
-    {"--track-mem", Takes::nothing, "there are no incremental dumps; dump in full"},
 };
 
 /// "-x,--ext-unix-sk" → "--ext-unix-sk"

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <iterator>
 #include <optional>
 
@@ -14,6 +15,7 @@
 #include "cli/key_options.h"
 #include "cli/network_options.h"
 #include "cli/progress.h"
+#include "cli/rounds.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
@@ -30,12 +32,19 @@ struct Options {
   DumpOptions dump;
   resource::NetworkPolicy network;
   StorageOptions storage;
+  RoundsOptions rounds;
   bool show_leftovers = false;
 };
 
 capture::AfterDump after_dump(const DumpOptions& options) {
   if (options.leave_stopped) return capture::AfterDump::leave_stopped;
   return options.leave_running ? capture::AfterDump::let_run : capture::AfterDump::kill;
+}
+
+Result<uint64_t> size_of(const std::string& option, const std::string& text) {
+  const uint64_t size = parse_size(text);
+  if (size == 0) return fail(Error::invalid("read " + option, "not a size such as 1M or 65536", text));
+  return size;
 }
 
 Result<capture::CaptureOptions> capture_options(const Options& options) {
@@ -54,17 +63,22 @@ Result<capture::CaptureOptions> capture_options(const Options& options) {
   wanted.policy.force_irmap = options.dump.force_irmap;
   wanted.policy.irmap_scan = options.dump.irmap_scan;
   wanted.policy.leave_running = after_dump(options.dump) != capture::AfterDump::kill;
-  wanted.policy.ghost_limit = parse_size(options.dump.ghost_limit);
-  if (wanted.policy.ghost_limit == 0) {
-    return fail(Error::invalid("read --ghost-limit", "not a size such as 1M or 65536", options.dump.ghost_limit));
-  }
+  wanted.policy.ghost_limit = TRY(size_of("--ghost-limit", options.dump.ghost_limit));
+  return wanted;
+}
+
+Result<capture::SnapshotOptions> snapshot_options(const DumpOptions& options) {
+  capture::SnapshotOptions wanted;
+  if (!options.snapshot_memory.empty())
+    wanted.memory_limit = TRY(size_of("--snapshot-memory-limit", options.snapshot_memory));
+  if (!options.twin_from.empty()) wanted.twin_from = TRY(size_of("--twin-from", options.twin_from));
   return wanted;
 }
 
 /// Under load there is nearly always a connection that nobody has accepted yet: a tree that is in such a state goes on
 /// for a moment, and is looked at again. The moments grow, to a second in all.
 Result<std::unique_ptr<capture::SeizedTree>> capture_at_rest(const capture::CaptureOptions& wanted,
-                                                             const Session& session) {
+                                                             const Session& session, uint64_t& longest_pause_us) {
   constexpr auto longest_moment = std::chrono::milliseconds(512);
   for (auto moment = std::chrono::milliseconds(1);; moment *= 2) {
     auto tree = TRY(capture::SeizedTree::capture(wanted));
@@ -73,31 +87,93 @@ Result<std::unique_ptr<capture::SeizedTree>> capture_at_rest(const capture::Capt
     for (const auto& diagnostic : context.diagnostics.all()) session.log().info("For now: {}", diagnostic.text());
     context.roll_back();
     TRY(tree->release(capture::AfterDump::let_run));
+    longest_pause_us = std::max(longest_pause_us, tree->times().frozen_us);
     std::this_thread::sleep_for(moment);
   }
 }
 
-/// Everything between "the tree is stopped" and "the checkpoint is valid". The tree is released by the caller.
-Status write_checkpoint(const Session& session, capture::SeizedTree& tree, pid_t root, const image::Directory& images,
-                        DumpStatistics& statistics) {
-  auto& context = tree.context();
-  session.report(context.diagnostics);
-  if (context.diagnostics.refused()) {
-    return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
+/// From "the tree is stopped" to "the checkpoint is valid".
+class Checkpointing {
+ public:
+  Checkpointing(const Session& session, const DumpOptions& options, const capture::SnapshotOptions& wanted,
+                bool begins_round, capture::SeizedTree& tree, const image::Directory& images, Rounds& rounds,
+                DumpStatistics& statistics)
+      : session_(session),
+        options_(options),
+        wanted_(wanted),
+        begins_round_(begins_round),
+        tree_(tree),
+        images_(images),
+        rounds_(rounds),
+        statistics_(statistics) {}
+
+  /// The tree is released by the caller, unless it has been let run before the end (see is_live).
+  Status write() {
+    auto& context = tree_.context();
+    session_.report(context.diagnostics);
+    if (context.diagnostics.refused()) {
+      return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
+    }
+    if (begins_round_) {
+      TRY(rounds_.begin());
+      TRY(tree_.begin_round(rounds_.trackers()));
+    }
+    TRY(images_.begin());  // not earlier: a dump that is refused leaves the checkpoint alone that may be there
+    TRY(rounds_.link(images_));
+    fault_point("encoding");
+    const auto network = context.kept<resource::NetworkCapture>().facts();
+    if (is_live()) TRY(take_snapshot());
+    TRY(write_images());
+    fault_point("encoded");
+    TRY(session_.run_scripts("post-dump", options_.tree));
+    TRY(resource::commit(context.application, images_, network, rounds_.name()));
+    fault_point("committed");
+    rounds_.complete(session_);
+    return {};
   }
-  TRY(images.begin());  // not earlier: a dump that is refused leaves the checkpoint alone that may be there
-  fault_point("encoding");
-  Progress progress("dump");
-  const uint64_t write_start = session.microseconds();
-  statistics.encoded = TRY(resource::encode(context.application, tree.memory(), images,
-                                            [&](uint64_t done, uint64_t total) { progress.show(done, total); }));
-  statistics.write_us = session.microseconds() - write_start;
-  fault_point("encoded");
-  TRY(session.run_scripts("post-dump", root));
-  TRY(resource::commit(context.application, images, context.kept<resource::NetworkCapture>().facts()));
-  fault_point("committed");
-  return {};
-}
+
+ private:
+  bool is_live() const { return after_dump(options_) == capture::AfterDump::let_run && options_.cow; }
+
+  Status take_snapshot() {
+    statistics_.snapshot = TRY(tree_.snapshot(wanted_));
+    session_.report(statistics_.snapshot.notes);
+    return {};
+  }
+
+  Status write_images() {
+    Progress progress("dump");
+    const uint64_t start = session_.microseconds();
+    std::function<Status(const resource::EncodeStats&)> go_on;
+    if (is_live()) go_on = [this](const resource::EncodeStats& so_far) { return let_run(so_far); };
+    auto encoded = resource::encode(
+        tree_.context().application, tree_.memory(), images_,
+        [&](uint64_t done, uint64_t total) { progress.show(done, total); }, rounds_.parent(), go_on);
+    statistics_.growth = tree_.end_snapshot();
+    statistics_.encoded = TRY(std::move(encoded));
+    statistics_.write_us = session_.microseconds() - start;
+    return {};
+  }
+
+  /// What is not written yet is kept for us.
+  Status let_run(const resource::EncodeStats& so_far) {
+    statistics_.live = true;
+    statistics_.encoded_while_stopped = so_far;
+    tree_.context().roll_back();
+    TRY(tree_.release(capture::AfterDump::let_run));
+    fault_point("live");
+    return {};
+  }
+
+  const Session& session_;
+  const DumpOptions& options_;
+  const capture::SnapshotOptions& wanted_;
+  const bool begins_round_;
+  capture::SeizedTree& tree_;
+  const image::Directory& images_;
+  Rounds& rounds_;
+  DumpStatistics& statistics_;
+};
 
 /// The tree has ended: what it and the dump have left on the system.
 void report_leftovers(resource::CaptureContext& context, const resource::Traces& traces, const Session& session,
@@ -111,20 +187,26 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
 }
 
 Status dump(const Options& options, const Session& session) {
-  const auto wanted = TRY(capture_options(options));
+  auto wanted = TRY(capture_options(options));
+  const auto snapshot = TRY(snapshot_options(options.dump));
   const auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
+  const auto after = after_dump(options.dump);
+  auto rounds_options = options.rounds;
+  rounds_options.track = options.rounds.track && after != capture::AfterDump::kill;  // else nobody is there to track
+  auto rounds = TRY(Rounds::open(session, images, wanted.root_pid, rounds_options));
+  wanted.trackers = &rounds.trackers();
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
-  auto tree = TRY(capture_at_rest(wanted, session));
-  const Status written = write_checkpoint(session, *tree, wanted.root_pid, images, statistics);
+  auto tree = TRY(capture_at_rest(wanted, session, statistics.earlier_pause_us));
+  const Status written =
+      Checkpointing(session, options.dump, snapshot, rounds_options.track, *tree, images, rounds, statistics).write();
   if (!written) {
     tree->context().roll_back();
     const Status released = tree->release(capture::AfterDump::let_run);
     if (!released) session.log().error("{}", released.error().message());
     return written;
   }
-  const auto after = after_dump(options.dump);
   // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
   // be restored only where somebody else has kept its files.
   if (after == capture::AfterDump::let_run) tree->context().roll_back();
@@ -133,6 +215,7 @@ Status dump(const Options& options, const Session& session) {
   if (after == capture::AfterDump::kill && is_heard) traces.emplace(tree->context());
   TRY(tree->release(after));
   statistics.times = tree->times();
+  if (statistics.live) log_snapshot(session, statistics);
   if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
@@ -152,6 +235,13 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   command->add_option("-t,--tree", options->dump.tree, "The root of the tree")->required()->type_name("PID");
   add_common_options(*command, options->common);
   add_switch(*command, "-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
+  add_switch(*command, "--cow", options->dump.cow,
+             "With --leave-running: let the tree run on while copies of its memory are written (default)");
+  command
+      ->add_option("--snapshot-memory-limit", options->dump.snapshot_memory,
+                   "Memory that these may take; past it the tree is stopped again (default: half of what is available)")
+      ->type_name("SIZE");
+  command->add_option("--twin-from", options->dump.twin_from)->type_name("SIZE")->group("");
   add_switch(*command, "-s,--leave-stopped", options->dump.leave_stopped, "Leave the tree stopped after the dump");
   add_switch(*command, "-j,--shell-job", options->dump.shell_job,
              "The session and terminal belong to a shell outside the tree");
@@ -193,6 +283,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   add_storage_options(*command, options->storage);
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
+  add_rounds_options(*command, options->rounds);
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

@@ -28,6 +28,9 @@ struct CommonOptions {
 struct DumpOptions {
   pid_t tree = 0;
   bool leave_running = false, leave_stopped = false;
+  bool cow = true;              ///< with leave_running: the tree runs on while its memory is written
+  std::string snapshot_memory;  ///< empty: half of what is available
+  std::string twin_from;        ///< for tests; empty: as SnapshotOptions has it
   bool shell_job = false;
   bool link_remap = false;
   bool external_unix = false;

@@ -57,13 +57,28 @@ class Pidfile {
   bool written_ = false;
 };
 
-/// Packets of the connections pass again.
-Status open_network(const Checkpoint& checkpoint) {
-  const auto connections = resource::connections_of(checkpoint.application);
-  if (connections.empty()) return {};
-  TRY_IN("let packets of TCP connections pass", resource::remove_network_lock(checkpoint.network.lock, connections));
-  return {};
-}
+/// Packets of the connections pass again, for good only if all goes well.
+class NetworkOpening {
+ public:
+  explicit NetworkOpening(const Checkpoint& checkpoint)
+      : lock_(checkpoint.network.lock), connections_(resource::connections_of(checkpoint.application)) {}
+
+  Status open() {
+    if (connections_.empty()) return {};
+    was_locked_ = TRY_IN("let packets of TCP connections pass", resource::remove_network_lock(lock_, connections_));
+    return {};
+  }
+  void close(const Session& session) const {
+    if (!was_locked_) return;
+    const Status renewed = resource::renew_network_lock(lock_, connections_);
+    if (!renewed) session.log().error("{}", renewed.error().message());
+  }
+
+ private:
+  resource::NetworkLockRecord lock_;
+  std::vector<kernel::Connection> connections_;
+  bool was_locked_ = false;
+};
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
@@ -84,7 +99,9 @@ Result<pid_t> restore(const Options& options, const Session& session) {
     TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);
   };
-  execution.at_last = [&] { return open_network(checkpoint); };
+  NetworkOpening network(checkpoint);
+  execution.at_last = [&] { return network.open(); };
+  execution.undo_last = [&] { network.close(session); };
   const uint64_t start = session.microseconds();
   auto tree = TRY(execute::BuiltTree::build(checkpoint.program, checkpoint.application, images, execution));
   const uint64_t built = session.microseconds();

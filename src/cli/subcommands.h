@@ -17,6 +17,8 @@ using Action = std::function<int()>;
 enum class Face { stasis, criu };
 
 void add_dump(CLI::App&, Action& chosen, Face);
+void add_pre_dump(CLI::App&, Action& chosen, Face);
+void add_dirty(CLI::App&, Action& chosen, Face);
 void add_cleanup(CLI::App&, Action& chosen, Face);
 void add_restore(CLI::App&, Action& chosen, Face);
 void add_show(CLI::App&, Action& chosen, Face);

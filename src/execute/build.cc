@@ -19,11 +19,12 @@
 #include <thread>
 
 #include "agent/area.h"
+#include "execute/connection_ends.h"
 #include "execute/decoding.h"
 #include "execute/end_repair.h"
-#include "execute/namespace_ends.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
+#include "execute/namespace_ends.h"
 #include "execute/resume.h"
 #include "kernel/id_holder.h"
 #include "kernel/proc.h"
@@ -297,12 +298,15 @@ class Tree final : public BuiltTree {
   }
 
   Status resume() override {
-    TRY(resumption_->let_go(options_.leave_stopped, [this](const auto& host_pids) -> Status {
+    bool begun = false;
+    Status resumed = resumption_->let_go(options_.leave_stopped, [&](const auto& host_pids) -> Status {
       if (options_.at_last) TRY(options_.at_last());
+      begun = true;
       return end_repairs(program_, host_pids, options_.fail_at_command);
-    }));
-    resumed_ = true;
-    return {};
+    });
+    if (!resumed && begun && options_.undo_last) options_.undo_last();
+    resumed_ = resumed.has_value();
+    return resumed;
   }
 
  private:
@@ -430,6 +434,7 @@ class Tree final : public BuiltTree {
   void destroy() {
     if (host_root_ == 0 && area_) host_root_ = spawned_root();
     const Subreaper reaper;
+    ConnectionEnds connections(program_);
     NamespaceEnds namespaces(program_.agent_area);
     // Orphans have come to us, the root is our child or our sibling: from both everything can be reached.
     for (int round = 0; round < 1000; ++round) {
@@ -443,6 +448,7 @@ class Tree final : public BuiltTree {
           doomed.insert(doomed.end(), below.begin(), below.end());
         }
       }
+      connections.prepare(doomed);
       namespaces.prepare(doomed);
       for (const pid_t pid : doomed) found = kill(pid, SIGKILL) == 0 || found;
       for (const pid_t pid : doomed) reap(pid);

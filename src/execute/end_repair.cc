@@ -20,7 +20,7 @@ Status end_repairs(const plan::Program& program, const std::map<Pid, pid_t>& hos
     auto& process = processes[end->task];
     if (!process.valid()) process = TRY(kernel::pidfd_open_thread(host_pids.at(end->task)));
   }
-  auto ended = parallel_for(ends.size(), [&](size_t at) -> Status {
+  return parallel_for(ends.size(), [&](size_t at) -> Status {
     const auto& [index, end] = ends[at];
     const auto subject =
         fmt::format("command {} {}, descriptor {} of task {}", index, plan::EndRepair::name, end->fd, end->task);
@@ -30,13 +30,6 @@ Status end_repairs(const plan::Program& program, const std::map<Pid, pid_t>& hos
     TRY_IN("bring a TCP connection to life: " + subject, kernel::end_repair(connection.get(), end->reuse_address));
     return {};
   });
-  if (ended) return {};
-  // What is killed now has to go without a word, as in repair mode: peers and ports are there for another restore.
-  for (const auto& [index, end] : ends) {
-    const auto connection = kernel::pidfd_getfd(processes.at(end->task).get(), end->fd);
-    if (connection) (void)kernel::set_repair(connection->get(), true);
-  }
-  return ended;
 }
 
 }  // namespace stasis::execute

@@ -27,6 +27,8 @@ struct ExecuteOptions {
   /// Called when all tasks are as they will be, and stopped, just before connections leave repair mode (END_REPAIR) and
   /// all are let go: what others would notice begins here. An error undoes the restore.
   std::function<Status()> at_last;
+  /// Takes back what at_last has done: something failed after it.
+  std::function<void()> undo_last;
 };
 
 /// All processes of a restore under one guard: destroyed without resume(), everything is killed and reaped.

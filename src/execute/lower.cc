@@ -144,7 +144,7 @@ class Lowering {
     now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
-    if (!is_root && stays_child(fork.child_pid, command.pid)) outlives_nobody(child);
+    if (!is_root && stays_child(fork.child_pid, command.pid, runner_of(command).second)) outlives_nobody(child);
     return {};
   }
 
@@ -154,11 +154,11 @@ class Lowering {
   }
 
   /// Alive in the end, and with the same parent: nobody whom it depends on ends before. A death signal comes when the
-  /// *thread* ends that is the parent (kernel/exit.c, reparent_leader), which is the leader here.
-  bool stays_child(Pid child, Pid creator) const {
+  /// *thread* ends that is the parent (kernel/exit.c, forget_original_parent).
+  bool stays_child(Pid child, Pid creator, Tid thread) const {
     const auto* task = tasks_.find(child);
     const auto* parent = tasks_.find(creator);
-    const bool loses_parent = parent != nullptr && parent->leader_has_ended();
+    const bool loses_parent = parent != nullptr && parent->leader_has_ended() && thread == leader_of(creator);
     return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator && !loses_parent;
   }
 
@@ -189,7 +189,8 @@ class Lowering {
     now().spawn(CLONE_PARENT | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     const auto* sibling = tasks_.find(command.pid);
-    if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent)) outlives_nobody(child);
+    if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent, leader_of(sibling->parent)))
+      outlives_nobody(child);
     return {};
   }
   Status lower(const plan::Command& command, const plan::StartThread& thread) {
@@ -205,6 +206,10 @@ class Lowering {
     ++result_.ready_threads;
     constexpr uint64_t one_thread = 2;
     now().exit(one_thread, static_cast<uint64_t>(WEXITSTATUS(exit.status)), static_cast<uint32_t>(origin_));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::Unshare& unshare) {
+    add(call(SYS_unshare, (unshare.files ? CLONE_FILES : 0) | (unshare.fs ? CLONE_FS : 0)));
     return {};
   }
   Status lower(const plan::Command&, const plan::SetChildReaper& reaper) {

@@ -226,6 +226,7 @@ class TreeLook {
     uint64_t terminal;
     pid_t foreground;  ///< as we see it
     pid_t group;       ///< likewise
+    pid_t witness;     ///< its first thread that lives
   };
   pid_t own(const std::vector<pid_t>& ids) const { return ids.at(level_ - 1); }
   std::vector<pid_t> nested(const std::vector<pid_t>& ids) const {
@@ -239,17 +240,19 @@ class TreeLook {
     task.parent = known_.empty() ? Pid{0} : known_[stat.ppid];
     known_[host_pid] = task.pid;
     seen_.push_back({host_pid, nested(status.ns_pgid), nested(status.ns_sid), static_cast<uint32_t>(stat.tty_nr),
-                     stat.tty_pgrp, status.ns_pgid.front()});
+                     stat.tty_pgrp, status.ns_pgid.front(), host_pid});
     if (stat.is_dead() && !stat.has_left_threads()) {
       task.state = model::TaskState::zombie;
       task.exit_status = stat.exit_code;
     } else {
-      look_at_threads(host_pid, task);
+      seen_.back().witness = look_at_threads(host_pid, task);
     }
     tree_.tasks.push_back(std::move(task));
   }
 
-  void look_at_threads(pid_t host_pid, model::Task& task) const {
+  /// The first that lives is returned.
+  pid_t look_at_threads(pid_t host_pid, model::Task& task) const {
+    pid_t witness = 0;
     const auto tids = kernel::list_threads(host_pid);
     for (const pid_t tid : tids ? *tids : std::vector<pid_t>{}) {
       const auto status = kernel::read_thread_status(host_pid, tid);
@@ -257,9 +260,13 @@ class TreeLook {
       if (!status || !stat) continue;
       auto& thread = task.threads.emplace_back();
       thread.tid = Tid{own(status->ns_pid)}, thread.nested_tids = nested(status->ns_pid);
-      if (tid == host_pid && stat->has_left_threads()) thread.exit_status = stat->exit_code;
+      if (tid == host_pid && stat->has_left_threads())
+        thread.exit_status = stat->exit_code;
+      else if (witness == 0)
+        witness = tid;
       if (stat->state == 'T') task.state = model::TaskState::stopped, task.stop_signal = SIGSTOP;
     }
+    return witness;
   }
 
   static std::string link_of(pid_t host_pid, const char* name) {
@@ -278,9 +285,11 @@ class TreeLook {
       auto& task = tree_.tasks[i];
       if (!task.nested_pids.empty()) task.pid_namespace = inits[link_of(seen_[i].host_pid, "pid")];
       if (task.state == model::TaskState::zombie) continue;
-      const auto childrens = inits.find(link_of(seen_[i].host_pid, "pid_for_children"));
+      auto* witness = task.first_living();
+      if (witness == nullptr) continue;
+      const auto childrens = inits.find(link_of(seen_[i].witness, "pid_for_children"));
       if (childrens != inits.end() && childrens->second != task.pid_namespace)
-        task.childrens_namespace = childrens->second;
+        witness->childrens_namespace = childrens->second;
     }
     for (size_t i = 0; i < seen_.size(); ++i) {
       model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].group, seen_[i].groups);

@@ -4,7 +4,6 @@
 #include <linux/capability.h>
 #include <linux/kcmp.h>
 #include <linux/sched.h>
-#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -22,6 +21,7 @@
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {
 namespace {
@@ -152,25 +152,30 @@ std::string probe_seccomp_filters() {
   return failed("PTRACE_SECCOMP_GET_FILTER");
 }
 
-std::string probe_uffd_wp_async() {
-  const UniqueFd descriptor(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
-  if (!descriptor.valid()) return failed("userfaultfd");
-  uffdio_api api{};
-  api.api = UFFD_API;
-  api.features = 1u << 15;  // UFFD_FEATURE_WP_ASYNC, Linux 6.7
-  if (ioctl(descriptor.get(), UFFDIO_API, &api) != 0) return failed("UFFDIO_API with WP_ASYNC");
-  return {};
-}
-
-std::string probe_soft_dirty() {
+/// As it will be used: a page is protected, found unwritten, written and found again.
+std::string probe_tracking() {
+  const Userfaultfd tracker(UniqueFd(static_cast<int>(syscall(SYS_userfaultfd, userfaultfd_flags))));
+  if (tracker.fd() < 0) return failed("userfaultfd");
+  if (const auto begun = tracker.begin_tracking(); !begun) return begun.error().message();
   const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-  volatile char touched[1] = {1};
-  touched[0] = 2;
-  uint64_t word = 0;
-  const auto offset = static_cast<off_t>(reinterpret_cast<uintptr_t>(&touched[0]) / 4096 * sizeof word);
-  if (pread(pagemap.get(), &word, sizeof word, offset) != sizeof word) return failed("read /proc/self/pagemap");
-  return (word >> 55) & 1 ? std::string()
-                          : "pages just written do not carry the soft-dirty bit (CONFIG_MEM_SOFT_DIRTY)";
+  if (!pagemap.valid()) return failed("open /proc/self/pagemap");
+  constexpr size_t size = 4096;
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return failed("mmap");
+  auto* page = static_cast<volatile char*>(memory);
+  const AddressRange range{reinterpret_cast<uint64_t>(memory), reinterpret_cast<uint64_t>(memory) + size};
+  page[0] = 1;
+  const auto is_written = [&](bool wanted) {
+    const auto found = scan_pages(pagemap.get(), range, page_is_written, 0, 0, page_is_written);
+    return found && found->empty() != wanted;
+  };
+  const bool protects = tracker.register_range(range) &&
+                        scan_and_protect(pagemap.get(), range, page_is_written, 0, 0, page_is_written).has_value() &&
+                        is_written(false);
+  page[0] = 2;
+  const bool tells = protects && is_written(true);
+  munmap(memory, size);
+  return tells ? std::string() : "writes to protected pages are not told (PAGEMAP_SCAN)";
 }
 
 std::string probe_map_files() {
@@ -231,10 +236,8 @@ const std::vector<Feature>& features() {
        "tasks under seccomp cannot be dumped", probe_seccomp_suspend},
       {"PTRACE_GET_RSEQ_CONFIGURATION", "get_rseq_conf", false, "restartable sequences", "rseq registrations are lost",
        probe_rseq},
-      {"userfaultfd WP_ASYNC", "", false, "increments without soft-dirty", "every dump is a full dump",
-       probe_uffd_wp_async},
-      {"soft-dirty tracking", "mem_dirty_track", false, "increments the way criu makes them", "userfaultfd is used",
-       probe_soft_dirty},
+      {"userfaultfd WP_ASYNC", "mem_dirty_track", false, "pre-dump, increments, the dirtying curve",
+       "every dump is a full dump", probe_tracking},
       {"CAP_CHECKPOINT_RESTORE", "", false, "set_tid, map_files, PR_SET_MM_MAP without root", "CAP_SYS_ADMIN is needed",
        [] { return probe_capability(40, "CAP_CHECKPOINT_RESTORE"); }},
       {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers",

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernel/process.h"
+#include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {
 namespace {
@@ -18,6 +18,7 @@ struct ScanRegion {
   uint64_t start, end, categories;
 };
 constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArguments);
+constexpr uint64_t protect_matching = 1 << 0;  ///< PM_SCAN_WP_MATCHING
 
 /// The categories that the words of /proc/PID/pagemap can tell.
 uint64_t categories_of(uint64_t word) {
@@ -61,19 +62,18 @@ Result<std::vector<PageScan>> scan_by_words(int pagemap_fd, AddressRange where, 
   return scans;
 }
 
-}  // namespace
-
-Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
-                                         uint64_t inverted, uint64_t report) {
+Result<std::vector<PageScan>> scan(int pagemap_fd, uint64_t flags, AddressRange where, uint64_t required,
+                                   uint64_t any_of, uint64_t inverted, uint64_t report) {
   std::vector<PageScan> scans;
   std::vector<ScanRegion> regions(512);
   for (uint64_t at = where.begin; at < where.end;) {
     ScanArguments arguments{
-        sizeof(ScanArguments), 0, at,       where.end, 0,      reinterpret_cast<uint64_t>(regions.data()),
-        regions.size(),        0, inverted, required,  any_of, report};
+        sizeof(ScanArguments), flags, at,       where.end, 0,      reinterpret_cast<uint64_t>(regions.data()),
+        regions.size(),        0,     inverted, required,  any_of, report};
     const int count = ioctl(pagemap_fd, pagemap_scan, &arguments);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == ENOTTY) return scan_by_words(pagemap_fd, where, required, any_of, inverted, report);
+    if (count < 0 && errno == ENOTTY)
+      return fail(Error::unsupported("PAGEMAP_SCAN", "this kernel does not have it (Linux 6.7)"));
     if (count < 0 && errno == ESRCH) return fail(Error::gone("PAGEMAP_SCAN", "the task of a pagemap"));
     if (count < 0) return fail_errno("PAGEMAP_SCAN");
     for (int index = 0; index < count; ++index) {
@@ -84,6 +84,20 @@ Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uin
     at = arguments.walk_end;
   }
   return scans;
+}
+
+}  // namespace
+
+Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
+                                         uint64_t inverted, uint64_t report) {
+  auto scans = scan(pagemap_fd, 0, where, required, any_of, inverted, report);
+  if (scans || scans.error().code() != ErrorCode::unsupported) return scans;
+  return scan_by_words(pagemap_fd, where, required, any_of, inverted, report);
+}
+
+Result<std::vector<PageScan>> scan_and_protect(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
+                                               uint64_t inverted, uint64_t report) {
+  return scan(pagemap_fd, protect_matching, where, required, any_of, inverted, report);
 }
 
 Result<std::vector<uint64_t>> read_pagemap(int pagemap_fd, AddressRange where) {

@@ -36,8 +36,11 @@ Result<std::string> read_link_at(int directory, const std::string& name);
 Result<size_t> count_threads(pid_t pid);
 Result<std::vector<pid_t>> list_threads(pid_t pid);   ///< /proc/PID/task, leader first
 Result<std::vector<pid_t>> list_children(pid_t pid);  ///< of all its threads: /proc/PID/task/*/children
-/// The same where the threads are known.
-Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids);
+/// The same where the threads are known, and which of them each is the child of.
+struct Child {
+  pid_t pid = 0, parent_thread = 0;
+};
+Result<std::vector<Child>> list_children(pid_t pid, std::span<const pid_t> tids);
 /// Everything below a process, itself included, parents first.
 std::vector<pid_t> list_descendants(pid_t root);
 Result<std::vector<int>> list_descriptors(pid_t pid);  ///< ascending

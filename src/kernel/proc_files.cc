@@ -132,15 +132,19 @@ Result<std::vector<pid_t>> list_threads(pid_t pid) {
   return threads;
 }
 
-Result<std::vector<pid_t>> list_children(pid_t pid) { return list_children(pid, TRY(list_threads(pid))); }
+Result<std::vector<pid_t>> list_children(pid_t pid) {
+  std::vector<pid_t> children;
+  for (const auto& child : TRY(list_children(pid, TRY(list_threads(pid))))) children.push_back(child.pid);
+  return children;
+}
 
-Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids) {
+Result<std::vector<Child>> list_children(pid_t pid, std::span<const pid_t> tids) {
   std::vector<Result<std::string>> texts(tids.size());
   (void)parallel_for(tids.size(), [&](size_t index) -> Status {
     texts[index] = read_path(fmt::format("/proc/{}/task/{}/children", pid, tids[index]), pid);
     return {};
   });
-  std::vector<pid_t> children;
+  std::vector<Child> children;
   for (size_t index = 0; index < tids.size(); ++index) {
     const pid_t tid = tids[index];
     const auto& text = texts[index];
@@ -154,7 +158,7 @@ Result<std::vector<pid_t>> list_children(pid_t pid, std::span<const pid_t> tids)
     }
     if (!text) return fail(text.error());
     TextCursor cursor(*text);
-    while (const auto child = cursor.number<pid_t>()) children.push_back(*child);
+    while (const auto child = cursor.number<pid_t>()) children.push_back({*child, tid});
   }
   return children;
 }

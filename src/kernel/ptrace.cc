@@ -67,6 +67,13 @@ Status ptrace_to_syscall(pid_t tid, int signal) {
   return plain("PTRACE_SYSCALL", PTRACE_SYSCALL, tid, 0, static_cast<uint64_t>(signal));
 }
 Status ptrace_listen(pid_t tid) { return plain("PTRACE_LISTEN", PTRACE_LISTEN, tid, 0, 0); }
+Result<uint64_t> ptrace_get_event_message(pid_t tid) {
+  unsigned long message = 0;
+  if (raw_ptrace(PTRACE_GETEVENTMSG, tid, 0, pointer(&message)) < 0) {
+    return fail(ptrace_error("PTRACE_GETEVENTMSG", tid));
+  }
+  return message;
+}
 Status ptrace_set_options(pid_t tid, uint64_t options) {
   return plain("PTRACE_SETOPTIONS", PTRACE_SETOPTIONS, tid, 0, options);
 }

@@ -38,6 +38,8 @@ Status ptrace_detach(pid_t tid, int signal = 0);
 Status ptrace_continue(pid_t tid, int signal = 0);
 Status ptrace_to_syscall(pid_t tid, int signal = 0);  ///< PTRACE_SYSCALL
 Status ptrace_listen(pid_t tid);
+/// Of a PTRACE_EVENT_* stop: at a birth, the child's id as we see it.
+Result<uint64_t> ptrace_get_event_message(pid_t tid);
 Status ptrace_set_options(pid_t tid, uint64_t options);  ///< PTRACE_O_*
 Result<Bytes> ptrace_get_regset(pid_t tid, int type);    ///< NT_PRSTATUS, NT_X86_XSTATE
 Status ptrace_set_regset(pid_t tid, int type, ByteView registers);

@@ -73,9 +73,11 @@ inline constexpr uint64_t parallel_copy_from = 32ull << 20;
 
 /// Writes pagemap-`suffix`.img and pages-`pages_id`.img, in blocks where the directory says so (memory/block_file.h).
 /// Zero pages are dropped; `runs` ascend.
-/// `suffix` is "7" for task 7, "shmem-3" for a segment.
+/// `suffix` is "7" for task 7, "shmem-3" for a segment. `in_parent`: runs beside these, ascending, whose pages the
+/// parent images hold: they are only referred to.
 Result<PageStoreStats> write_pages(const image::Directory&, const std::string& suffix, uint32_t pages_id,
-                                   std::span<const model::PageRun> runs, PageSource&);
+                                   std::span<const model::PageRun> runs, PageSource&,
+                                   std::span<const model::PageRun> in_parent = {});
 
 /// One stretch of a pagemap: pages that lie at `file_offset` of pages-`pages_id`.img in `directory` ("" or "parent/…").
 struct StoredRun {

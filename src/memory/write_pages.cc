@@ -15,6 +15,7 @@
 #include <climits>
 #include <cstring>
 #include <condition_variable>
+#include <iterator>
 #include <optional>
 #include <thread>
 
@@ -32,16 +33,18 @@ namespace stasis::memory {
 namespace {
 
 constexpr uint64_t chunk_size = 1 << 20;
-constexpr uint32_t present = 1 << 2;  ///< pagemap_entry.flags
+constexpr uint32_t in_parent_images = 1 << 0, present = 1 << 2;  ///< pagemap_entry.flags
 
 struct Entry {
   AddressRange range;
   bool shared_with_parent = false;
+  bool in_parent_images = false;
 };
 
 void append(std::vector<Entry>& entries, Entry next) {
   if (!entries.empty() && entries.back().range.end == next.range.begin &&
-      entries.back().shared_with_parent == next.shared_with_parent) {
+      entries.back().shared_with_parent == next.shared_with_parent &&
+      entries.back().in_parent_images == next.in_parent_images) {
     entries.back().range.end = next.range.end;
   } else {
     entries.push_back(next);
@@ -288,18 +291,30 @@ Status write_pagemap(const image::Directory& directory, const std::string& suffi
     record.set_vaddr(entry.range.begin);
     record.set_compat_nr_pages(static_cast<uint32_t>(pages));
     record.set_nr_pages(pages);
-    record.set_flags(present);
+    record.set_flags(entry.in_parent_images ? in_parent_images : present);
     if (entry.shared_with_parent) record.set_shared_with_parent(true);
     TRY(writer.append(record));
   }
   return writer.finish();
 }
 
+/// What has been stored and what the parent images hold, in order.
+std::vector<Entry> merge(const std::vector<Entry>& stored, std::span<const model::PageRun> in_parent) {
+  std::vector<Entry> all, theirs;
+  for (const model::PageRun& run : in_parent) append(theirs, {run.range, run.shared_with_parent, true});
+  std::ranges::merge(
+      stored, theirs, std::back_inserter(all), {}, [](const Entry& entry) { return entry.range.begin; },
+      [](const Entry& entry) { return entry.range.begin; });
+  return all;
+}
+
 }  // namespace
 
 Result<PageStoreStats> write_pages(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
-                                   std::span<const model::PageRun> runs, PageSource& source) {
+                                   std::span<const model::PageRun> runs, PageSource& source,
+                                   std::span<const model::PageRun> in_parent) {
   TRY(check_runs(runs));
+  TRY(check_runs(in_parent));
   const std::string name = image::file_name("pages-{}", pages_id);
   UniqueFd fd(openat(directory.fd(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return fail_errno("create image", name);
@@ -313,7 +328,8 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
   // close(2) is where a network file system reports that the data never arrived.
   if (::close(fd.release()) < 0) return fail_errno("close image", name);
   if (!copy.filters().empty()) TRY(write_block_table(directory, pages_id, copy.filters(), copy.blocks()));
-  TRY(write_pagemap(directory, suffix, pages_id, copy.entries()));
+  TRY(write_pagemap(directory, suffix, pages_id,
+                    in_parent.empty() ? copy.entries() : merge(copy.entries(), in_parent)));
   return copy.stats();
 }
 

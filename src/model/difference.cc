@@ -68,6 +68,7 @@ void compare_threads(Comparison& check, const std::string& task, const Thread& a
   check.values("threads", subject, a.tid, b.tid);
   check.values("threads.exit_status", subject, a.exit_status.value_or(-1), b.exit_status.value_or(-1));
   check.values("threads.nested_ids", subject, a.nested_tids, b.nested_tids);
+  check.values("threads.childrens_namespace", subject, a.childrens_namespace, b.childrens_namespace);
   check.values("threads.name", subject, a.name, b.name);
   compare_credentials(check, subject, a.credentials, b.credentials);
   check.equal("seccomp", subject, a.seccomp, b.seccomp);
@@ -98,11 +99,11 @@ void compare_timers(Comparison& check, const std::string& subject, const Task& a
 void compare_tasks(Comparison& check, const Task& a, const Task& b) {
   const std::string subject = fmt::format("task {} '{}'", a.pid, a.name);
   check.values("ids.parent", subject, a.parent, b.parent);
+  check.values("ids.parent_thread", subject, a.parent_thread, b.parent_thread);
   check.values("ids.group", subject, a.group, b.group);
   check.values("ids.session", subject, a.session, b.session);
   check.values("ids.nested", subject, a.nested_pids, b.nested_pids);
   check.values("ids.pid_namespace", subject, a.pid_namespace, b.pid_namespace);
-  check.values("ids.childrens_namespace", subject, a.childrens_namespace, b.childrens_namespace);
   check.values("state", subject, static_cast<int>(a.state), static_cast<int>(b.state));
   check.values("state.exit_status", subject, a.exit_status, b.exit_status);
   check.values("state.stop_signal", subject, a.stop_signal, b.stop_signal);

@@ -72,7 +72,9 @@ std::vector<Pid> PidNamespaces::line(Pid space) const {
 }
 
 std::string PidNamespaces::problem() const {
-  const auto speaks_of_one = [](const Task& task) { return task.childrens_namespace.value != 0; };
+  const auto speaks_of_one = [](const Task& task) {
+    return std::ranges::any_of(task.threads, [](const auto& one) { return one.childrens_namespace.value != 0; });
+  };
   if (!any() && std::ranges::none_of(application_.tasks, speaks_of_one)) return {};
   // First of all that each namespace lies in one with a level less: there is no way round and round.
   for (const auto& part : {&PidNamespaces::problem_of_init, &PidNamespaces::problem_of}) {
@@ -123,15 +125,16 @@ std::string PidNamespaces::problem_of(const Task& task) const {
   if (space.value != 0 && space != task.pid && spaces_.at(space).has_ended)
     return fmt::format("{} is in the pid namespace of {}, which has ended: its end would have ended all", task.pid,
                        space);
-  const Pid childrens = task.childrens_namespace;
-  if (childrens.value == 0) return {};
-  if (!spaces_.contains(childrens) || spaces_.at(childrens).has_ended || childrens == space ||
-      !contains(space, childrens))
-    return fmt::format("the children of {} are born in the pid namespace of {}, which is none below its own", task.pid,
-                       childrens);
-  if (task.state == TaskState::zombie || task.threads.size() > 1)
-    return fmt::format("{} has {} threads, but its children are born in another pid namespace: it can only have one",
-                       task.pid, task.threads.size());
+  for (const auto& thread : task.threads) {
+    const Pid childrens = thread.childrens_namespace;
+    if (childrens.value == 0) continue;
+    if (!spaces_.contains(childrens) || spaces_.at(childrens).has_ended || childrens == space ||
+        !contains(space, childrens))
+      return fmt::format("the children of {} are born in the pid namespace of {}, which is none below its own",
+                         task.pid, childrens);
+    if (task.state == TaskState::zombie || thread.has_ended())
+      return fmt::format("{} has ended, but its children are born in another pid namespace", thread.tid);
+  }
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/types.h"
@@ -93,7 +94,8 @@ struct Thread {
   /// is left but its ids, name, credentials and scheduling. Any other thread that ends is gone.
   std::optional<int> exit_status;
   std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
-  std::string name;                ///< comm, at most 15 bytes
+  Pid childrens_namespace;  ///< the init of the one that its children are born in, if that is another; 0: it is not
+  std::string name;         ///< comm, at most 15 bytes
   Registers registers;
   std::optional<InterruptedCall> interrupted_call;
   Credentials credentials;
@@ -152,7 +154,9 @@ struct Task {
   Pid pid, parent, group, session;  ///< parent 0: outside the tree. Ids in the tree's namespace
   std::vector<pid_t> nested_pids;   ///< its ids in deeper pid namespaces, outermost first: 1 is the init of the last
   Pid pid_namespace;                ///< the init of the innermost one (itself, if it is that); 0: the tree's own
-  Pid childrens_namespace;  ///< the init of the one that its children are born in, if that is another; 0: it is not
+  /// Which of the parent's threads it is the child of: whose end sends it its death signal (prctl(2),
+  /// PR_SET_PDEATHSIG), and who waits for it with __WNOTHREAD. 0: the first of them that lives.
+  Tid parent_thread;
   TaskState state = TaskState::running;
   int exit_status = 0;                                ///< zombie: as wait(2) gives it
   int stop_signal = 0;                                ///< stopped: the signal that stopped it
@@ -168,6 +172,13 @@ struct Task {
   std::vector<Thread> threads;                     ///< leader first; empty for a zombie except its name
   std::string name;                                ///< a zombie's comm (a live task's is its leader's)
   uint64_t controlling_terminal = 0;               ///< device number, 0: none
+  /// The leader, unless that has ended. nullptr: of a zombie.
+  const Thread* first_living() const {
+    return threads.size() > leader_has_ended() ? &threads[leader_has_ended()] : nullptr;
+  }
+  Thread* first_living() { return const_cast<Thread*>(std::as_const(*this).first_living()); }
+  /// Where the children of that one are born, if that is another pid namespace. 0: it is not.
+  Pid childrens_namespace() const { return first_living() == nullptr ? Pid{} : first_living()->childrens_namespace; }
   bool leader_has_ended() const { return !threads.empty() && threads.front().has_ended(); }
   friend bool operator==(const Task&, const Task&) = default;
 };

@@ -117,11 +117,14 @@ class Reader {
       if (task.nested_pids.empty()) return reject("pid_namespace", "only a process with nested_pids has it");
       task.pid_namespace = Pid{static_cast<pid_t>(TRY(number(process, "pid_namespace", 1, highest_pid)))};
     }
-    if (process.contains("childrens_namespace"))
-      task.childrens_namespace = Pid{static_cast<pid_t>(TRY(number(process, "childrens_namespace", 1, highest_pid)))};
     TRY(terminal(process, task));
     TRY(threads(process, task));
     TRY(ended_leader(process, task));
+    if (process.contains("childrens_namespace")) {
+      const Pid space{static_cast<pid_t>(TRY(number(process, "childrens_namespace", 1, highest_pid)))};
+      if (task.threads.empty()) return reject("childrens_namespace", "a zombie has none");
+      task.first_living()->childrens_namespace = space;
+    }
     TRY(nested_threads(process, task));
     return task;
   }
@@ -312,7 +315,7 @@ Json json_of(const model::Application& tree, const model::Task& task, Pid parent
   made["state"] = task.state == model::TaskState::stopped ? "stopped" : "alive";
   if (task.child_subreaper) made["subreaper"] = true;
   add_terminal(tree, task, made);
-  if (task.childrens_namespace.value != 0) made["childrens_namespace"] = task.childrens_namespace.value;
+  if (task.childrens_namespace().value != 0) made["childrens_namespace"] = task.childrens_namespace().value;
   Json threads = Json::array(), nested = Json::array();
   for (const auto& [tid, nested_tids] : threads_of(task)) {
     if (tid == leader_of(task.pid)) continue;
@@ -358,7 +361,7 @@ Result<Program> make_tree_program(const model::Application& application, const T
   const Contributors nobody;
   const PlanOptions options;
   Emission out(application, nobody, options);
-  TreeEmission emission(out, tree, {[&](Pid pid, Pid) -> Status {
+  TreeEmission emission(out, tree, {[&](Pid pid, Origin) -> Status {
                           if (pid == application.root) out.open_terminals(first_terminal_fd);
                           return {};
                         }});
@@ -382,9 +385,11 @@ Result<Program> make_tree_program(const model::Application& application, const T
     out.process(task.pid).add(SetChildReaper{true});
   });
   live([&](const model::Task& task) {
-    if (task.childrens_namespace.value == 0) return;
-    out.await_all(out.process(task.pid), "built");
-    out.enter_childrens_namespace(task);
+    for (const auto& thread : task.threads) {
+      if (thread.childrens_namespace.value == 0) continue;
+      out.await_all(out.thread(task.pid, thread.tid), "built");
+      out.enter_childrens_namespace(task, thread);
+    }
   });
   live([&](const model::Task& task) {
     for (const auto& thread : task.threads) out.end(task, thread);
@@ -494,7 +499,7 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     if (task.nested_pids != other->nested_pids)
       differ(task.pid, "nested ids", fmt::format("{}", task.nested_pids), fmt::format("{}", other->nested_pids));
     differ(task.pid, "pid namespace", task.pid_namespace, other->pid_namespace);
-    differ(task.pid, "children's pid namespace", task.childrens_namespace, other->childrens_namespace);
+    differ(task.pid, "children's pid namespace", task.childrens_namespace(), other->childrens_namespace());
   }
   if (wanted.dead_leaders != found.dead_leaders) differences.emplace_back("dead leaders have other nested ids");
   return differences;

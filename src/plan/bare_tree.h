@@ -11,9 +11,9 @@
 // A process in pid namespaces below the root's has `nested_pids`, its ids there, outermost first; all other ids are as
 // the root's namespace has them. One whose last nested id is 1 is the init of a namespace; any other lives where its
 // parent does, unless `pid_namespace`, the pid of an init, says where it has come by setns. `nested_tids` are the
-// nested ids of each of `threads`. `childrens_namespace` is the pid of the init of the one that its children are born
-// in, where unshare or setns have made that another. Dead leaders of sessions and groups are listed where they have
-// nested ids:
+// nested ids of each of `threads`. `childrens_namespace` is the pid of the init of the one that the children of its
+// first living thread are born in, where unshare or setns have made that another. Dead leaders of sessions and groups
+// are listed where they have nested ids:
 //
 //   {"processes": [{"pid": 9, "ppid": 1, "pgid": 9, "sid": 9, "nested_pids": [1], "threads": [11], "nested_tids":
 //   [[4]]},

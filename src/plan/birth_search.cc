@@ -29,7 +29,7 @@ bool BirthSearch::take_over(const Births& likely) {
     const auto birth = likely.find(leader.pid);
     const bool known = birth != likely.end() && sessions_.contains(birth->second);
     if (known) tree_.born_session[leader.pid] = birth->second;
-    if (!known || lines_.closes_cycle(leader.pid) || !spaces_.allows_birth(leader.pid, birth->second))
+    if (!known || lines_.closes_cycle(leader.pid) || !spaces_.allows_birth(tree_.nodes.at(leader.pid), birth->second))
       return tree_.born_session.clear(), false;
   }
   return (!leaders_.empty() && complete_()) || (tree_.born_session.clear(), false);
@@ -250,7 +250,7 @@ bool BirthSearch::is_met(const Demand& demand) const {
 
 /// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
 bool BirthSearch::fits(Pid leader, Pid session) {
-  if (!spaces_.allows_birth(leader, session)) return false;
+  if (!spaces_.allows_birth(tree_.nodes.at(leader), session)) return false;
   tree_.born_session[leader] = session;
   const auto demands = open_demands_.find(leader);
   const bool fitting =

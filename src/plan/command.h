@@ -83,6 +83,16 @@ struct EnterPidNamespace {
     v("target", s.target);
   }
 };
+/// The runner has a descriptor table, or a working directory, root and umask, of its own: a copy of what it shared.
+struct Unshare {
+  static constexpr std::string_view name = "UNSHARE";
+  bool files = false, fs = false;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("files", s.files);
+    v("fs", s.fs);
+  }
+};
 struct SetChildReaper {
   static constexpr std::string_view name = "SET_CHILD_REAPER";
   bool value = false;
@@ -557,11 +567,11 @@ struct EndRepair {
   }
 };
 
-using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, SetChildReaper, SetSid, SetPgid,
-                            Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd,
-                            TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup,
-                            EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages,
-                            DecodePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
+using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetChildReaper, SetSid,
+                            SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd,
+                            OpenPidfd, TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal,
+                            SetForegroundGroup, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory,
+                            DropPages, LoadPages, DecodePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

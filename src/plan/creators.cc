@@ -45,7 +45,7 @@ std::expected<std::vector<Pid>, Pid> in_order(const std::vector<Pid>& members, c
 
 class Hanging {
  public:
-  explicit Hanging(Pid top) { nodes_[top]; }
+  Hanging(Pid top, const Places& places) : places_(places) { nodes_[top]; }
 
   void hang(Pid pid, Pid creator) {
     nodes_[pid] = {.up = creator, .depth = nodes_.at(creator).depth + 1, .below = {}};
@@ -69,17 +69,29 @@ class Hanging {
     std::set<Pid> below;
   };
 
-  /// If they are on two branches one is hung under the other: whoever has more creators than before still has those
-  /// that he must have.
+  /// If they are on two branches these become one: whoever has more creators than before still has those that he must
+  /// have. The shallower branch is hung under the other, but for whoever must be above.
   Pid below_both(Pid a, Pid b) {
     if (nodes_.at(a).depth > nodes_.at(b).depth) std::swap(a, b);
     Pid other = b;
-    while (nodes_.at(other).depth > nodes_.at(a).depth) other = up(other);
+    std::vector<Pid> shallow, deep;
+    for (; nodes_.at(other).depth > nodes_.at(a).depth; other = up(other)) deep.push_back(other);
     if (other == a) return b;
-    Pid branch = a;
-    while (up(branch) != up(other)) branch = up(branch), other = up(other);
-    move(branch, b);
-    return a;
+    for (Pid branch = a; branch != other; branch = up(branch), other = up(other))
+      shallow.push_back(branch), deep.push_back(other);
+    Pid end = up(shallow.back());
+    while (!shallow.empty() || !deep.empty()) {
+      const bool from_deep = shallow.empty() || (!deep.empty() && place_of(deep.back()) <= place_of(shallow.back()));
+      auto& next = from_deep ? deep : shallow;
+      if (up(next.back()) != end) move(next.back(), end);
+      end = next.back();
+      next.pop_back();
+    }
+    return end;
+  }
+  std::pair<size_t, size_t> place_of(Pid pid) const {
+    const auto found = places_.find(pid);
+    return found == places_.end() ? std::pair<size_t, size_t>{} : found->second;
   }
   void move(Pid branch, Pid creator) {
     nodes_.at(up(branch)).below.erase(branch);
@@ -93,15 +105,17 @@ class Hanging {
     }
   }
 
+  const Places& places_;
   std::map<Pid, Node> nodes_;
 };
 
 }  // namespace
 
-std::expected<std::map<Pid, Pid>, Pid> creators_of(const std::vector<Pid>& members, Pid top, const Before& before) {
+std::expected<std::map<Pid, Pid>, Pid> creators_of(const std::vector<Pid>& members, Pid top, const Before& before,
+                                                   const Places& places) {
   const auto order = in_order(members, before);
   if (!order) return std::unexpected(order.error());
-  Hanging hanging(top);
+  Hanging hanging(top, places);
   for (const Pid pid : *order) {
     const auto& earlier = earlier_than(pid, before);
     hanging.hang(pid, earlier.empty() ? top : hanging.lined_up(earlier));

@@ -15,10 +15,28 @@ void Emission::reserve_numbers(const std::set<pid_t>& taken, pid_t first) {
   if (first != 0) own.begin_at(first);
 }
 
-Fork Emission::transient(Pid creator) {
+Tid Emission::parent_thread(const model::Task& task) const {
+  const auto* parent = tasks.find(task.parent);
+  if (parent == nullptr || task.parent_thread.value != 0) return task.parent_thread;
+  return depends_on_parent_thread(application, task) ? parent->first_living()->tid : leader_of(task.parent);
+}
+
+void Emission::add_by(Pid pid, Tid tid, Action action) {
+  if (tid == leader_of(pid)) return process(pid).add(std::move(action));
+  start_threads(*tasks.find(pid), tid);
+  const auto turn = fmt::format("turn {} of thread {}", ++turns_, tid), over = turn + " is over";
+  auto sink = thread(pid, tid);
+  post(process(pid), turn);
+  await_all(sink, turn);
+  sink.add(std::move(action));
+  post(sink, over);
+  await_all(process(pid), over);
+}
+
+Fork Emission::transient_in(Pid space) {
   Fork fork;
   fork.child_pid = Pid{numbers_[Pid{0}].take_one()};
-  for (const Pid space : spaces.line(spaces.of(creator))) fork.nested_pids.push_back(numbers_[space].take_one());
+  for (const Pid at : spaces.line(space)) fork.nested_pids.push_back(numbers_[at].take_one());
   return fork;
 }
 

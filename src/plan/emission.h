@@ -53,19 +53,29 @@ class Emission {
   /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
   std::set<Pid> bereaved;
 
-  /// START_THREAD of all but the leader.
-  void start_threads(const model::Task& task) {
+  /// START_THREAD of all but the leader, or those up to `last`, that are not there yet. In their order: children of one
+  /// that ends go to the first that lives.
+  void start_threads(const model::Task& task, Tid last = {}) {
     for (const auto& thread : task.threads) {
-      if (thread.tid != leader_of(task.pid)) process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
+      if (thread.tid != leader_of(task.pid) && started_.insert(thread.tid).second)
+        process(task.pid).add(StartThread{thread.tid, thread.nested_tids});
+      if (thread.tid == last) return;
     }
   }
 
+  /// Which of its parent's threads has to create a task. Where the leader has ended, those who are sent a signal when
+  /// the thread that is their parent ends cannot be the leader's.
+  Tid parent_thread(const model::Task& task) const;
+  /// By the leader, or by another thread between two commands of the leader's.
+  void add_by(Pid pid, Tid tid, Action action);
+
   /// Once it creates nobody any more, and the other namespace's init is there.
-  void enter_childrens_namespace(const model::Task& task) {
-    const Pid init = task.childrens_namespace;
+  void enter_childrens_namespace(const model::Task& task, const model::Thread& thread) {
+    const Pid init = thread.childrens_namespace;
     if (init.value == 0) return;
-    process(task.pid).add(EnterPidNamespace{init});
-    if (tasks.find(init)->leader_has_ended()) post(process(task.pid), entered(init));
+    auto sink = this->thread(task.pid, thread.tid);
+    sink.add(EnterPidNamespace{init});
+    if (tasks.find(init)->leader_has_ended()) post(sink, entered(init));
   }
 
   /// The last word of a thread. All who enter a pid namespace have done so.
@@ -110,8 +120,9 @@ class Emission {
   /// Numbers that processes, threads and leaders of the tree have; those who pass take others, from `first` on (0: from
   /// the highest on).
   void reserve_numbers(const std::set<pid_t>& taken, pid_t first);
-  /// A child of `creator` that ends before the program does.
-  Fork transient(Pid creator);
+  /// A child of `creator`, or somebody in a pid namespace, who ends before the program does.
+  Fork transient(Pid creator) { return transient_in(spaces.of(creator)); }
+  Fork transient_in(Pid space);
 
   /// A descriptor number that no table of the tree uses, different each time.
   int temporary_fd() { return next_temporary_++; }
@@ -168,6 +179,8 @@ class Emission {
   static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
   int pidfd_in_root(Pid);
 
+  std::set<Tid> started_;
+  unsigned turns_ = 0;  ///< of threads
   std::map<ObjectId, Table> tables_;
   int next_temporary_ = 0;
   std::map<Pid, FreeNumbers> numbers_;  ///< by pid namespace

@@ -5,36 +5,72 @@
 
 #include <algorithm>
 #include <ranges>
+#include <vector>
 
 namespace stasis::plan {
 
-NamespaceBirths::NamespaceBirths(const model::Application& application, const model::PidNamespaces& spaces)
-    : application_(application), tasks_(application), spaces_(spaces) {
+NamespaceBirths::NamespaceBirths(const model::Application& application, const model::PidNamespaces& spaces,
+                                 Arrival arrival)
+    : application_(application), tasks_(application), spaces_(spaces), arrival_(arrival) {
   if (!spaces_.any()) return;
-  root_session_ = tasks_.find(application.root)->session;
   for (const auto& task : application.tasks) {
-    if (task.pid != application.root && spaces_.of(task.parent) != spaces_.born_in(task.pid))
+    if (!spaces_.is_init(task.pid) || !WIFSIGNALED(task.exit_status)) continue;
+    is_undecided_ = true;
+    object(fmt::format("{} was ended by signal {}: the init of a pid namespace does not end by one of its own",
+                       task.pid, WTERMSIG(task.exit_status)));
+  }
+  if (arrival == Arrival::by_setns)
+    check_by_setns();
+  else
+    check_by_clones();
+}
+
+void NamespaceBirths::check_by_clones() {
+  for (const auto& task : application_.tasks) {
+    if (task.pid != application_.root && spaces_.of(task.parent) != spaces_.born_in(task.pid))
       object(fmt::format("{} has come into the pid namespace of {} by setns: its parent {} is outside", task.pid,
                          task.pid_namespace, task.parent));
-    if (spaces_.is_init(task.pid) && WIFSIGNALED(task.exit_status))
-      object(fmt::format("{} was ended by signal {}: the init of a pid namespace does not end by one of its own",
-                         task.pid, WTERMSIG(task.exit_status)));
   }
   find_sessions();
-  find_groups();
+}
+
+void NamespaceBirths::check_by_setns() {
+  adopters_.insert(spaces_.inits().begin(), spaces_.inits().end());
+  for (const auto& task : application_.tasks) {
+    if (task.pid == application_.root || task.session == task.pid) continue;
+    if (spaces_.contains(spaces_.of(task.session), spaces_.of(task.parent))) continue;
+    siblings_.insert(task.pid);
+    const auto* leader = tasks_.find(task.session);
+    const bool is_sibling = leader != nullptr && leader->parent == task.parent &&
+                            spaces_.born_in(task.pid) == spaces_.of(task.session) && !spaces_.is_init(task.session);
+    // One that is dead, or another of its session, may have done so, too.
+    is_undecided_ = is_undecided_ || leader == nullptr || leader->parent == task.parent;
+    if (is_sibling) continue;
+    object(
+        fmt::format("{} is in session {}, which is led from further inside than its parent {} lives: only its "
+                    "leader can have created it, as a sibling",
+                    task.pid, task.session, task.parent));
+  }
+}
+
+Pid NamespaceBirths::creators_space(const Node& node) const {
+  if (siblings_.contains(node.pid)) return spaces_.of(node.session);
+  return node.transient ? spaces_.of(node.pid) : spaces_.of(node.parent);
 }
 
 bool NamespaceBirths::allows(Pid space, Pid session) const {
-  if (!spaces_.any() || spaces_.of(session) == space) return true;
+  if (spaces_.of(session) == space) return true;
   const auto outer = outer_session_.find(space);
   return outer != outer_session_.end() && outer->second == session;
 }
 
-bool NamespaceBirths::allows_birth(Pid leader, Pid session) const {
+bool NamespaceBirths::allows_birth(const Node& leader, Pid session) const {
   if (!spaces_.any()) return true;
-  const auto outer = outer_session_.find(leader);
+  if (arrival_ == Arrival::by_setns) return spaces_.contains(spaces_.of(session), creators_space(leader));
+  // An init that leads a session may have to be born in another.
+  const auto outer = outer_session_.find(leader.pid);
   if (outer != outer_session_.end() && outer->second != session) return false;
-  return allows(spaces_.born_in(leader), session);
+  return allows(spaces_.born_in(leader.pid), session);
 }
 
 /// From the inner namespaces outwards: what an inner one has from outside, its init has from the namespace above.
@@ -60,42 +96,127 @@ void NamespaceBirths::find_sessions() {
   }
 }
 
-void NamespaceBirths::find_groups() {
-  std::map<Pid, std::set<Pid>> outer;
-  std::set<Pid> led;  // by others than themselves
-  for (const auto& task : application_.tasks) {
-    if (task.group != task.pid) led.insert(task.group);
-    for (Pid space = task.pid_namespace; space.value != 0 && !spaces_.contains(space, spaces_.of(task.group));
-         space = spaces_.above(space))
-      outer[space].insert(task.group);
-  }
-  const auto& root = *tasks_.find(application_.root);
-  for (const auto& [init, groups] : outer) {
-    if (groups.size() > 1) {
-      object(fmt::format("processes in the pid namespace of {} are in two groups from outside, {} and {}", init,
-                         *groups.begin(), *std::next(groups.begin())));
+namespace {
+
+class Deferral {
+ public:
+  Deferral(CreationTree& tree, const model::PidNamespaces& spaces, const NamespaceBirths& births)
+      : tree_(tree), spaces_(spaces), births_(births) {
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (node.group != pid) led_by_.insert(node.group);
     }
-    const Pid group = *groups.begin(), above = spaces_.above(init);
-    const auto session = outer_session_.find(init);
-    const bool of_session = session != outer_session_.end() && session->second == group;
-    const bool of_root = root.session != root.pid && group == root.group && tasks_.find(group) == nullptr;
-    // Whoever lives above has it from outside, too.
-    if (of_session || of_root || !spaces_.contains(above, spaces_.of(group))) continue;
-    // For a moment the leader is in it, alone with somebody who stays, and then goes back to the group of the session.
-    const bool leader_returns = session != outer_session_.end() && spaces_.of(session->second) == above &&
-                                (session->second != root_session_ || root.session == root.pid);
-    if (spaces_.of(group) != above || (tasks_.find(group) != nullptr && !leader_returns))
-      object(fmt::format("{} begins its pid namespace in group {}, whose leader cannot be in it at that time", init,
-                         group));
-    birth_groups_[init] = group;
   }
-  for (const auto& task : application_.tasks) {
-    if (!led.contains(task.pid) || spaces_.contains(task.pid_namespace, spaces_.of(task.group))) continue;
-    object(
-        fmt::format("{} leads a group, and is in group {}, which it cannot join: its leader is outside of its pid "
-                    "namespace",
-                    task.pid, task.group));
+
+  std::string run() {
+    tree_.deferred.clear(), tree_.birth_groups.clear();
+    const auto order = birth_order(tree_);
+    for (const Pid pid : std::views::reverse(order)) require_group(pid);
+    for (const Pid pid : order) give_group(pid);
+    if (problem_.empty()) put_in_order(order);
+    return problem_;
   }
+
+ private:
+  void object(std::string text) {
+    if (problem_.empty()) problem_ = std::move(text);
+  }
+  bool sees(Pid pid, Pid group) const { return spaces_.contains(spaces_.of(pid), spaces_.of(group)); }
+
+  /// What is led from outside of its namespace, a process must have from birth; and so must whoever creates it, unless
+  /// he can name the leader.
+  void require_group(Pid pid) {
+    auto& required = required_[pid];
+    const auto& node = tree_.nodes.at(pid);
+    if (!sees(pid, node.group)) required.insert(node.group);
+    if (pid == tree_.root) return;
+    const Pid creator = tree_.creator.at(pid);
+    for (const Pid group : required) {
+      if (!sees(creator, group)) required_[creator].insert(group);
+    }
+  }
+
+  /// From the creator: that of the session, where nothing else is required.
+  void give_group(Pid pid) {
+    const auto& node = tree_.nodes.at(pid);
+    const auto& required = required_.at(pid);
+    const Pid inherited = pid == tree_.root ? group_of_root() : inherited_group(pid);
+    born_in_[pid] = inherited;
+    if (required.size() > 1) {
+      object(fmt::format("{} would have to be born in two groups from outside of its pid namespace, {} and {}", pid,
+                         *required.begin(), *std::next(required.begin())));
+    } else if (!required.empty() && *required.begin() != inherited) {
+      const Pid group = *required.begin(), creator = tree_.creator.at(pid);
+      const bool can_be_founded =
+          tree_.nodes.contains(group) || (spaces_.of(group) == spaces_.of(creator) && group != group_of_root());
+      if (!sees(creator, group) || !can_be_founded)
+        object(
+            fmt::format("{} would have to be born in group {}, which its creator {} cannot join", pid, group, creator));
+      tree_.birth_groups[pid] = born_in_[pid] = group;
+    }
+    if (!sees(pid, node.group) && led_by_.contains(pid))
+      object(
+          fmt::format("{} leads a group, and is in group {}, which it cannot join: its leader is outside of its pid "
+                      "namespace",
+                      pid, node.group));
+  }
+  Pid group_of_root() const {
+    const auto& root = tree_.nodes.at(tree_.root);
+    if (root.session == root.pid) return root.pid;
+    return tree_.nodes.contains(root.group) ? Pid{-1} : root.group;
+  }
+  Pid inherited_group(Pid pid) const {
+    const Pid creator = tree_.creator.at(pid);
+    const auto early = tree_.before_setsid.find(creator);
+    const bool follows =
+        creator != tree_.root && tree_.is_leader(creator) &&
+        (early == tree_.before_setsid.end() || std::ranges::find(early->second, pid) == early->second.end());
+    return follows ? creator : born_in_.at(creator);
+  }
+
+  bool waits(Pid pid) const {
+    return pid != tree_.root &&
+           (spaces_.of(tree_.creator.at(pid)) != spaces_.born_in(pid) || tree_.birth_groups.contains(pid));
+  }
+  /// Who has to be there before it can be born: inits of namespaces that it, or its relay, enters, and the leader of
+  /// its group.
+  bool can_be_born(Pid pid) const {
+    const Pid from = spaces_.of(tree_.creator.at(pid)), by = births_.creators_space(tree_.nodes.at(pid));
+    const auto group = tree_.birth_groups.find(pid);
+    return born_.contains(tree_.creator.at(pid)) && (by == from || born_.contains(by)) &&
+           (spaces_.born_in(pid) == by || born_.contains(spaces_.born_in(pid))) &&
+           (group == tree_.birth_groups.end() || !tree_.nodes.contains(group->second) || born_.contains(group->second));
+  }
+  void put_in_order(const std::vector<Pid>& order) {
+    std::vector<Pid> waiting;
+    std::ranges::copy_if(order, std::back_inserter(waiting), [&](Pid pid) { return waits(pid); });
+    const std::set<Pid> all(waiting.begin(), waiting.end());
+    const auto bear = [&](Pid first) {
+      for (const Pid pid : birth_order(tree_, first, all)) born_.insert(pid);
+    };
+    bear(tree_.root);
+    while (!waiting.empty()) {
+      const auto next = std::ranges::find_if(waiting, [&](Pid pid) { return can_be_born(pid); });
+      if (next == waiting.end()) return object(fmt::format("{} would have to be born before itself", waiting.front()));
+      tree_.deferred.push_back(*next);
+      bear(*next);
+      waiting.erase(next);
+    }
+  }
+
+  CreationTree& tree_;
+  const model::PidNamespaces& spaces_;
+  const NamespaceBirths& births_;
+  std::set<Pid> led_by_;  ///< leaders of groups that others are in
+  std::map<Pid, std::set<Pid>> required_;
+  std::map<Pid, Pid> born_in_;  ///< their groups
+  std::set<Pid> born_;
+  std::string problem_;
+};
+
+}  // namespace
+
+std::string defer_births(CreationTree& tree, const model::PidNamespaces& spaces, const NamespaceBirths& births) {
+  return Deferral(tree, spaces, births).run();
 }
 
 model::Application without_pid_namespaces(const model::Application& application, const model::PidNamespaces& spaces) {
@@ -108,7 +229,7 @@ model::Application without_pid_namespaces(const model::Application& application,
     if (spaces.is_init(task.parent)) task.parent = application.root;
     task.nested_pids.clear();
     task.pid_namespace = {};
-    for (auto& thread : task.threads) thread.nested_tids.clear();
+    for (auto& thread : task.threads) thread.nested_tids.clear(), thread.childrens_namespace = {};
   }
   return flat;
 }

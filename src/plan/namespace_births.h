@@ -1,38 +1,48 @@
 // What nested pid namespaces demand of the births of a tree.
 //
-// Plans begin a namespace by cloning its init, and everybody else in it descends from that init (setns is not planned
-// for). So what processes of a namespace have from outside, they have inherited from the init: one session, and one
-// group (whose leader they cannot name, and which they could not join). Trees that need more have come about by setns,
-// or by an outer parent that moved the init between groups; of these is said that they are undecided.
+// A namespace begins with its init. Nearly always everybody else in it descends from that init: what they have from
+// outside, such as a session, they have inherited from it. Where that leads to no tree, processes are looked for that
+// have come by setns: created in the namespace by one that lives outside of it, above.
 #pragma once
 
 #include <map>
-#include <optional>
 #include <set>
 #include <string>
 
 #include "model/application.h"
 #include "model/pid_namespaces.h"
+#include "plan/tree.h"
 
 namespace stasis::plan {
 
+/// How processes come into a pid namespace.
+enum class Arrival { by_clones, by_setns };
+
 class NamespaceBirths {
  public:
-  NamespaceBirths(const model::Application&, const model::PidNamespaces&);
+  NamespaceBirths(const model::Application&, const model::PidNamespaces&, Arrival);
 
-  /// Why no clone of inits alone leads to the tree, in one sentence; empty: nothing speaks against it.
+  /// Why the tree cannot have come about so, in one sentence; empty: nothing speaks against it.
   const std::string& obstacle() const { return obstacle_; }
-  /// Whether a process that is born in this namespace can be born in this session: one that is led in there, or the one
-  /// from outside.
-  bool allows(Pid space, Pid session) const;
-  /// The same for a session leader: an init that leads one may have to be born in another.
-  bool allows_birth(Pid leader, Pid session) const;
-  /// The group that a namespace's init is born in, where that is not its session's own.
-  const std::map<Pid, Pid>& birth_groups() const { return birth_groups_; }
+  /// The obstacle is none to the kernel, only to plans.
+  bool is_undecided() const { return is_undecided_; }
+  /// Inits whose children make no demand on where they were created, beyond that it was in the init's namespace, by
+  /// whomever: orphans come to the init from there, also those of parents that have come by setns.
+  const std::set<Pid>& adopters() const { return adopters_; }
+  /// Who is in a session that is led from further inside than the parent lives: the leader has created them as siblings
+  /// (CLONE_PARENT).
+  const std::set<Pid>& siblings() const { return siblings_; }
+  /// The namespace that its creator lives in, or the creator's relay: who has a parent was created by a process of the
+  /// parent's namespace (kernel/exit.c, find_new_reaper).
+  Pid creators_space(const Node&) const;
+  /// Whether a session leader can be born in this session: one of a namespace that contains its creator.
+  bool allows_birth(const Node& leader, Pid session) const;
 
  private:
+  bool allows(Pid space, Pid session) const;
   void find_sessions();
-  void find_groups();
+  void check_by_clones();
+  void check_by_setns();
   void object(std::string text) {
     if (obstacle_.empty()) obstacle_ = std::move(text);
   }
@@ -40,15 +50,19 @@ class NamespaceBirths {
   const model::Application& application_;
   const model::TaskIndex tasks_;
   const model::PidNamespaces& spaces_;
-  Pid root_session_;
+  Arrival arrival_;
   std::map<Pid, Pid> outer_session_;  ///< of namespaces: the one from outside that processes of it are in
-  std::map<Pid, Pid> birth_groups_;
+  std::set<Pid> adopters_, siblings_;
   std::string obstacle_;
+  bool is_undecided_ = false;
 };
 
-/// A tree with the same parents and sessions in one namespace. The children of inits make no demand on where they were
-/// born: that is where orphans come to whose parents had come by setns. If this tree has no history, neither has the
-/// other.
+/// Whom the creators of a tree lead to births that have to wait (CreationTree::deferred), and in which groups these
+/// come into their namespaces (CreationTree::birth_groups): nobody can join one that is led from outside. A sentence: a
+/// group that somebody should have been born in is not that of his creator. Nothing: all is filled in.
+std::string defer_births(CreationTree&, const model::PidNamespaces&, const NamespaceBirths&);
+
+/// A tree with the same parents and sessions in one namespace, for messages about what contradicts itself anyway.
 model::Application without_pid_namespaces(const model::Application&, const model::PidNamespaces&);
 
 }  // namespace stasis::plan

@@ -110,7 +110,7 @@ class Planner {
     descriptors_.emplace(out_, tree);
 
     supervise(Stage::prepare);
-    TreeEmission emission(out_, tree, {[this](Pid pid, Pid creator) { return born(pid, creator); }});
+    TreeEmission emission(out_, tree, {[this](Pid pid, Origin origin) { return born(pid, origin); }});
     TRY(emission.create());
     emission.groups();
     emission.terminals();
@@ -198,16 +198,9 @@ class Planner {
 
   /// The order in which address spaces are built: those that are inherited from come with the tree, the others later.
   std::vector<Pid> memory_order(const CreationTree& tree) const {
-    std::vector<Pid> order, queue{tree.root};
-    while (!queue.empty()) {
-      const Pid pid = queue.back();
-      queue.pop_back();
-      if (memory_first_.contains(pid)) order.push_back(pid);
-      for (const auto* of : {&tree.children, &tree.before_setsid}) {  // pushed last, popped first
-        if (const auto found = of->find(pid); found != of->end())
-          queue.insert(queue.end(), found->second.rbegin(), found->second.rend());
-      }
-    }
+    std::vector<Pid> order;
+    std::ranges::copy_if(birth_order(tree), std::back_inserter(order),
+                         [&](Pid pid) { return memory_first_.contains(pid); });
     for (const auto& task : application_.tasks) {
       if (!memory_first_.contains(task.pid)) order.push_back(task.pid);
     }
@@ -215,21 +208,22 @@ class Planner {
   }
 
   /// Called when a process has been created and before it creates anybody.
-  Status born(Pid pid, Pid creator) {
+  Status born(Pid pid, Origin origin) {
     if (pid == application_.root) {
       out_.open_root_pidfd(out_.program.images_fd + 1);
       out_.open_terminals(first_terminal_);
     }
     const auto* task = out_.tasks.find(pid);
-    const auto* parent = out_.tasks.find(creator);
-    const bool shares_memory = task != nullptr && parent != nullptr && task->address_space == parent->address_space &&
+    const auto *tables = out_.tasks.find(origin.table), *memorys = out_.tasks.find(origin.memory);
+    const bool shares_memory = task != nullptr && memorys != nullptr && task->address_space == memorys->address_space &&
                                task->state != model::TaskState::zombie;
-    const bool shares_files = task != nullptr && parent != nullptr && task->descriptors == parent->descriptors;
-    if (!shares_files) close_inherited(pid, creator);
-    TRY(descriptors_->born(pid, creator));
+    const bool shares_files = task != nullptr && tables != nullptr && task->descriptors == tables->descriptors;
+    if (!shares_files) close_inherited(pid, origin.table);
+    TRY(descriptors_->born(pid, origin.table));
     if (shares_memory) return {};
-    const bool creator_has_memory = memory_first_.contains(creator);
-    if (creator.value == 0 || (creator_has_memory && !inherits_.contains(pid))) out_.process(pid).add(ClearMemory{});
+    const bool creator_has_memory = memory_first_.contains(origin.memory);
+    if (origin.memory.value == 0 || (creator_has_memory && !inherits_.contains(pid)))
+      out_.process(pid).add(ClearMemory{});
     if (task == nullptr || task->state == model::TaskState::zombie || !memory_first_.contains(pid)) return {};
     return build_memory(*task);
   }
@@ -361,9 +355,9 @@ class Planner {
       for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
         auto sink = out_.thread(task.pid, thread.tid);
         out_.await_all(sink, "settled");
+        out_.enter_childrens_namespace(task, thread);
         if (thread.tid == leader_of(task.pid)) {
           if (out_.bereaved.contains(task.pid)) forget_children(task, sink);
-          out_.enter_childrens_namespace(task);
           if (descriptors_->works_on_table(task)) {
             sink.add(Close{out_.program.images_fd});
             out_.close_pidfds(task.pid);

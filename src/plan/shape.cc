@@ -55,8 +55,9 @@ class Graph {
       connect(task.pid, group, task.group);
       const bool entered = task.pid_namespace != task.pid && task.pid_namespace != spaces.of(task.parent);
       if (entered) connect(task.pid, pid_space, task.pid_namespace);
-      if (task.childrens_namespace.value != 0) connect(task.pid, childrens_space, task.childrens_namespace);
-      if (entered || task.childrens_namespace.value != 0) links_ = links_with_spaces;
+      const Pid childrens = task.childrens_namespace();
+      if (childrens.value != 0) connect(task.pid, childrens_space, childrens);
+      if (entered || childrens.value != 0) links_ = links_with_spaces;
     }
     for (const auto& [number, terminal] : tree.terminals) {
       if (terminal.session.value == 0) continue;
@@ -367,11 +368,12 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
     copy.stop_signal = task.state == model::TaskState::stopped ? SIGSTOP : 0;
     copy.exit_status = task.exit_status;
     copy.child_subreaper = task.child_subreaper;
-    copy.pid_namespace = other(task.pid_namespace), copy.childrens_namespace = other(task.childrens_namespace);
+    copy.pid_namespace = other(task.pid_namespace);
     for (const auto& thread : task.threads) {
       auto& made_thread = copy.threads.emplace_back();
       made_thread.tid = other(thread.tid);
       made_thread.exit_status = thread.exit_status;
+      made_thread.childrens_namespace = other(thread.childrens_namespace);
     }
     std::ranges::sort(copy.threads, {}, [&](const auto& t) { return std::pair(t.tid != leader_of(copy.pid), t.tid); });
   }

@@ -68,7 +68,7 @@ class TreeWriter {
     link("session", task.session, task.pid, parent == nullptr ? Pid{-1} : parent->session);
     link("group", task.group, task.pid, parent == nullptr ? Pid{-1} : parent->group);
     link("namespace", task.pid_namespace, task.pid, parent == nullptr ? Pid{0} : parent->pid_namespace);
-    if (task.childrens_namespace.value != 0) add(tokens_, "births", task.childrens_namespace.value);
+    if (task.childrens_namespace().value != 0) add(tokens_, "births", task.childrens_namespace().value);
     if (task.state == model::TaskState::stopped) tokens_.emplace_back("stopped");
     if (task.state == model::TaskState::zombie) {
       tokens_.emplace_back("zombie");
@@ -203,7 +203,7 @@ class Reader {
     for (auto& task : tree.tasks) {
       task.pid_namespace = spaces_.at(task.pid);
       if (const auto found = childrens_spaces_.find(task.pid); found != childrens_spaces_.end())
-        task.childrens_namespace = found->second;
+        task.first_living()->childrens_namespace = found->second;
     }
     tree.dead_leaders = dead_leaders_;
     number_nested(tree);

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
+#include <ranges>
 
 #include "model/pid_namespaces.h"
 #include "plan/birth_lines.h"
@@ -25,27 +27,16 @@ class TreePlanner {
   Result<Verdict> decide(const Births& likely) {
     TRY(collect());
     TRY(check_invariants());
-    namespace_births_.emplace(application_, spaces_);
     add_dead_leaders();
-    tree_.birth_groups = namespace_births_->birth_groups();
-    search_.emplace(tree_, lines_, *namespace_births_, limits_, [this] { return construct(); });
-    if (namespace_births_->obstacle().empty() && (search_->take_over(likely) || search_->run()))
+    if (is_found(Arrival::by_clones, likely) || (spaces_.any() && is_found(Arrival::by_setns, likely)))
       return Verdict::restorable;
-    if (search_->gave_up()) return Verdict::undecided;
-    return spaces_.any() ? decide_without_namespaces() : Result<Verdict>(Verdict::not_restorable);
+    return undecided_.empty() ? Verdict::not_restorable : Verdict::undecided;
   }
   CreationTree take_tree() { return std::move(tree_); }
-  /// How far an undecided search came.
-  std::string progress() const {
-    if (!search_->gave_up()) {
-      return fmt::format(
-          "undecided, for only histories in which nobody enters a pid namespace by setns are searched: {}",
-          namespace_births_->obstacle().empty() ? conflict_ : namespace_births_->obstacle());
-    }
-    return fmt::format(
-        "undecided after {} steps of search over the birth sessions of {} leaders; the last contradiction was: {}",
-        search_->steps(), search_->leaders(), conflict_);
-  }
+  /// Why it is undecided: how far the search came, or what is not searched for.
+  const std::string& undecided() const { return undecided_; }
+  /// Why it is not restorable, where pid namespaces have to do with it.
+  const std::string& contradiction() const { return contradiction_; }
 
  private:
   // ---- input
@@ -131,21 +122,47 @@ class TreePlanner {
     return {};
   }
   Status check_threads() const {
+    std::map<Tid, Pid> living;
     for (const auto& task : application_.tasks) {
       for (const auto& thread : task.threads) {
         const Pid as_pid{thread.tid.value};
         if (as_pid != task.pid && exists(as_pid))
           return broken(fmt::format("thread {} of {} has the id of a process", thread.tid, task.pid));
+        if (!thread.has_ended()) living[thread.tid] = task.pid;
       }
+    }
+    for (const auto& task : application_.tasks) {
+      const auto parent = living.find(task.parent_thread);
+      if (task.parent_thread.value != 0 && (parent == living.end() || parent->second != task.parent))
+        return broken(fmt::format("{} is the child of {}, which is no living thread of its parent {}", task.pid,
+                                  task.parent_thread, task.parent));
     }
     return {};
   }
 
-  /// No clone of inits leads to the tree: perhaps setns does.
-  Result<Verdict> decide_without_namespaces() const {
-    const auto flat = without_pid_namespaces(application_, spaces_);
-    const auto verdict = TRY(decide_tree(flat, limits_));
-    return verdict == Verdict::not_restorable ? verdict : Verdict::undecided;
+  // ---- the search
+
+  bool is_found(Arrival arrival, const Births& likely) {
+    births_.emplace(application_, spaces_, arrival);
+    tree_.adopters = births_->adopters(), tree_.siblings = births_->siblings();
+    contradiction_ = births_->obstacle();
+    undecided_.clear(), deferral_problem_.clear();
+    if (!contradiction_.empty()) {
+      if (births_->is_undecided()) undecided_ = contradiction_;
+      return false;
+    }
+    search_.emplace(tree_, lines_, *births_, limits_, [this] { return construct(); });
+    if (search_->take_over(likely) || search_->run()) return true;
+    contradiction_ = conflict_;
+    if (search_->gave_up()) {
+      undecided_ = fmt::format(
+          "after {} steps of search over the birth sessions of {} leaders; the last contradiction "
+          "was: {}",
+          search_->steps(), search_->leaders(), conflict_);
+    } else {
+      undecided_ = deferral_problem_;
+    }
+    return false;
   }
 
   // ---- sessions
@@ -169,13 +186,10 @@ class TreePlanner {
   // ---- the creation tree for fixed birth sessions
 
   bool construct() {
-    std::map<Block, std::vector<Pid>> blocks;  // those born in it
+    std::map<Pid, std::vector<Pid>> sessions;  // those born in each
     Before before;
     for (const auto& [pid, node] : tree_.nodes) {
-      if (pid != tree_.root) blocks[{born(pid), spaces_.born_in(pid)}].push_back(pid);
-    }
-    for (const auto& [init, group] : namespace_births_->birth_groups()) {
-      if (exists(group)) before[init].insert(group);
+      if (pid != tree_.root) sessions[born(pid)].push_back(pid);
     }
     for (const auto& [pid, node] : tree_.nodes) {
       if (!lines_.is_restricted(node)) continue;
@@ -184,17 +198,20 @@ class TreePlanner {
     tree_.creator.clear();
     tree_.before_setsid.clear();
     tree_.children.clear();
-    for (auto& [block, members] : blocks) {
-      if (!order_block(block, members, before)) return false;
+    for (auto& [session, members] : sessions) {
+      if (!order_session(session, members, before)) return false;
     }
-    for (const auto& [block, members] : blocks) {
+    for (const auto& [session, members] : sessions) {
       for (const Pid pid : members) {
         const Pid creator = tree_.creator.at(pid);
         const bool early = creator != tree_.root && tree_.is_leader(creator) && born(pid) != creator;
         (early ? tree_.before_setsid : tree_.children)[creator].push_back(pid);
       }
     }
-    return true;
+    if (!spaces_.any()) return true;
+    deferral_problem_ = defer_births(tree_, spaces_, *births_);
+    if (!deferral_problem_.empty()) conflict_ = deferral_problem_;
+    return deferral_problem_.empty();
   }
 
   /// The final parent must be among the creators: within its own birth session that is an order in the block.
@@ -205,53 +222,78 @@ class TreePlanner {
                               node.pid, session, node.parent, above);
       return false;
     }
+    for (Pid at = session; spaces_.any() && at != above; at = tree_.born_session.at(at)) {
+      if (spaces_.of(at) == spaces_.of(node.parent)) continue;
+      conflict_ = fmt::format(
+          "{}, who leads a session between {} and its parent {}, lives in another pid namespace "
+          "than the parent",
+          at, node.pid, node.parent);
+      return false;
+    }
     const Pid follower = lines_.first_below(above, session, node.pid);
     if (follower != node.parent) before[follower].insert(node.parent);
     return true;
   }
 
-  using Block = std::pair<Pid, Pid>;  ///< a session, and a pid namespace
-
-  /// In each namespace they hang under the session's leader, or if that is outside under the init.
-  Pid top_of(const Block& block) const {
-    const auto [session, space] = block;
-    return spaces_.of(session) == space ? leader_of_session(session) : space;
-  }
-  bool order_block(const Block& block, const std::vector<Pid>& members, const Before& all) {
-    // An init is above all others of its namespace anyway.
-    const Before restricted = spaces_.any() ? within(block, members, all) : Before();
-    const Before& before = spaces_.any() ? restricted : all;
-    const auto creators = creators_of(members, top_of(block), before);
+  /// They hang under the session's leader; in namespaces whose inits are born in the session, under these.
+  bool order_session(Pid session, const std::vector<Pid>& members, Before& before) {
+    Places places;
+    if (spaces_.any()) places = places_of(session, members, before);
+    const auto creators = creators_of(members, leader_of_session(session), before, places);
     if (!creators) {
       conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}",
-                              creators.error(), block.first);
+                              creators.error(), session);
       return false;
+    }
+    for (const auto& [pid, creator] : *creators) {
+      if (spaces_.any() && !can_create(creator, pid)) return false;
     }
     tree_.creator.insert(creators->begin(), creators->end());
     return true;
   }
 
-  Before within(const Block& block, const std::vector<Pid>& members, const Before& all) const {
-    Before before;
+  /// Namespaces are nested: whoever is created further inside cannot be above.
+  Places places_of(Pid session, const std::vector<Pid>& members, Before& before) const {
+    Places places;
     for (const Pid pid : members) {
-      const auto found = all.find(pid);
-      if (found == all.end()) continue;
-      for (const Pid earlier : found->second) {
-        if (spaces_.born_in(earlier) == block.second) before[pid].insert(earlier);
-      }
+      const Pid by = births_->creators_space(tree_.nodes.at(pid));
+      places[pid] = {spaces_.level(by), spaces_.level(spaces_.of(pid))};
+      const bool init_is_there = by.value != 0 && by != leader_of_session(session) && born(by) == session;
+      if (init_is_there && before[pid].empty() && has_group_from(by, session, pid)) before[pid].insert(by);
     }
-    return before;
+    return places;
+  }
+
+  /// Whether it can be in its group, if that is led from outside, when the init of its namespace creates it.
+  bool has_group_from(Pid init, Pid session, Pid pid) const {
+    const auto is_outside = [&](Pid group) { return !spaces_.contains(init, spaces_.of(group)); };
+    const Pid group = tree_.nodes.at(pid).group, inits = tree_.nodes.at(init).group;
+    return !is_outside(group) || group == (is_outside(inits) ? inits : session);
+  }
+
+  bool can_create(Pid creator, Pid pid) {
+    const auto& node = tree_.nodes.at(pid);
+    const Pid space = births_->creators_space(node);
+    // Only to an init come those whom others have created from further outside.
+    const bool from_outside = !node.transient && tree_.adopters.contains(node.parent);
+    const bool by_leader = !tree_.siblings.contains(pid) || creator == node.session;
+    if ((by_leader && spaces_.of(creator) == space) || (from_outside && spaces_.contains(spaces_.of(creator), space)))
+      return true;
+    conflict_ = fmt::format("{} would have to be created by {}, which lives in another pid namespace than its parent",
+                            pid, creator);
+    return false;
   }
 
   const model::Application& application_;
   TreeLimits limits_;
   model::PidNamespaces spaces_;
-  std::optional<NamespaceBirths> namespace_births_;
+  std::optional<NamespaceBirths> births_;
   CreationTree tree_;
   Pid root_session_;
   BirthLines lines_{tree_, root_session_};
   std::optional<BirthSearch> search_;
   std::string conflict_ = "the sessions contradict each other";
+  std::string undecided_, contradiction_, deferral_problem_;
 };
 
 }  // namespace
@@ -263,12 +305,44 @@ Result<Verdict> decide_tree(const model::Application& application, const TreeLim
 Result<CreationTree> plan_tree(const model::Application& application, const TreeLimits& limits, const Births& likely) {
   TreePlanner planner(application, limits);
   const auto verdict = TRY(planner.decide(likely));
-  if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, planner.progress()));
+  if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, "undecided: " + planner.undecided()));
   if (verdict == Verdict::restorable) return planner.take_tree();
   const model::PidNamespaces spaces(application);
   const auto flat = spaces.any() ? without_pid_namespaces(application, spaces) : application;
+  const bool by_sessions = !spaces.any() || TRY(decide_tree(flat, limits)) == Verdict::not_restorable;
   return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
-                                             describe_conflict(flat, smallest_conflict(flat, limits))));
+                                             (by_sessions ? describe_conflict(flat, smallest_conflict(flat, limits))
+                                                          : planner.contradiction())));
+}
+
+bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {
+  if (task.parent_thread.value != 0) return task.parent_thread != leader_of(task.parent);
+  const auto* parent = application.find(task.parent);
+  return parent != nullptr && parent->leader_has_ended() &&
+         std::ranges::any_of(task.threads, &model::Thread::parent_death_signal);
+}
+
+std::vector<Pid> birth_order(const CreationTree& tree, Pid first, const std::set<Pid>& without) {
+  std::vector<Pid> order, open{first};
+  while (!open.empty()) {
+    const Pid pid = open.back();
+    open.pop_back();
+    order.push_back(pid);
+    for (const auto* of : {&tree.children, &tree.before_setsid}) {  // pushed last, popped first
+      const auto found = of->find(pid);
+      if (found == of->end()) continue;
+      std::ranges::copy_if(found->second | std::views::reverse, std::back_inserter(open),
+                           [&](Pid child) { return !without.contains(child); });
+    }
+  }
+  return order;
+}
+
+std::vector<Pid> birth_order(const CreationTree& tree) {
+  const std::set<Pid> deferred(tree.deferred.begin(), tree.deferred.end());
+  auto order = birth_order(tree, tree.root, deferred);
+  for (const Pid pid : tree.deferred) std::ranges::copy(birth_order(tree, pid, deferred), std::back_inserter(order));
+  return order;
 }
 
 Births births_in(const Program& program, Pid root_session) {

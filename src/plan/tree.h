@@ -33,8 +33,11 @@ struct CreationTree {
   std::map<Pid, std::vector<Pid>> before_setsid;  ///< children a leader creates before its setsid
   std::map<Pid, std::vector<Pid>> children;       ///< children created otherwise, in order
   std::map<Pid, Pid> born_session;                ///< of leaders
-  std::map<Pid, Pid> birth_groups;                ///< of inits of nested pid namespaces: not that of their session
-  std::set<pid_t> taken;                          ///< ids that no transient process may have
+  std::map<Pid, Pid> birth_groups;  ///< of those who come into a pid namespace in another than their creator's
+  std::vector<Pid> deferred;  ///< who is born when the others are there: into a pid namespace from outside, in order
+  std::set<Pid> adopters;     ///< NamespaceBirths::adopters
+  std::set<Pid> siblings;     ///< NamespaceBirths::siblings
+  std::set<pid_t> taken;      ///< ids that no transient process may have
 
   bool is_leader(Pid pid) const { return nodes.at(pid).session == pid; }
 };
@@ -42,6 +45,15 @@ struct CreationTree {
 struct TreeLimits {
   size_t search_steps = 100'000;  ///< bound of the search for born sessions
 };
+
+/// Everybody below `first`, himself included, in the order in which they are created, creators first; without those
+/// below the ones to leave out.
+std::vector<Pid> birth_order(const CreationTree&, Pid first, const std::set<Pid>& without);
+/// All of them: those that are deferred last.
+std::vector<Pid> birth_order(const CreationTree&);
+
+/// Whether it has to be created by just one of its parent's threads, which is not the leader.
+bool depends_on_parent_thread(const model::Application&, const model::Task&);
 
 enum class Verdict { restorable, not_restorable, undecided };
 /// Errors: invalid_input names a broken invariant; conflict says what of the tree lies outside.

@@ -7,12 +7,42 @@
 #include <utility>
 
 namespace stasis::plan {
+namespace {
+
+std::string began(Pid space) { return fmt::format("the pid namespace of {} has begun", space); }
+std::string founded_early(Pid group) { return fmt::format("early group {}", group); }
+
+/// What tasks can have in common with CLONE_FILES, CLONE_FS, CLONE_VM and CLONE_SIGHAND.
+struct Shareable {
+  ObjectId model::Task::* object;
+  bool Fork::* flag;
+  const char* what;
+};
+constexpr Shareable shareable[] = {
+    {&model::Task::descriptors, &Fork::share_files, "descriptor table"},
+    {&model::Task::fs, &Fork::share_fs, "working directory"},
+    {&model::Task::address_space, &Fork::share_memory, "memory"},
+    {&model::Task::handlers, &Fork::share_handlers, "signal handlers"},
+};
+
+/// Their indices.
+enum Kind : size_t { files_kind, fs_kind, memory_kind, handlers_kind };
+
+}  // namespace
 
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
     : out_(out), tree_(tree), hooks_(std::move(hooks)) {
   out.reserve_numbers(tree.taken, tree.root_is_namespace_init ? 0 : out.options.first_transient_pid);
   for (const auto& [terminal, about] : out.application.terminals) {
     if (about.session.value != 0) terminals_[about.session] = terminal;
+  }
+  for (const Pid pid : tree.deferred) {
+    entries_[pid] = {};
+    entered_.insert({out.spaces.of(tree.nodes.at(pid).parent), out.spaces.born_in(pid)});
+  }
+  find_carriers();
+  for (const auto* of : {&tree.before_setsid, &tree.children}) {
+    for (const auto& [creator, children] : *of) find_families(creator, children);
   }
 }
 
@@ -24,6 +54,15 @@ Status TreeEmission::create() {
   out_.process(Pid{0}).add(fork);
   std::vector<Growing> line;
   TRY(begin(line, {.pid = tree_.root}));
+  TRY(grow(line));
+  for (const Pid pid : tree_.deferred) {
+    TRY(enter(line, pid));
+    TRY(grow(line));
+  }
+  return {};
+}
+
+Status TreeEmission::grow(std::vector<Growing>& line) {
   while (!line.empty()) {
     auto& last = line.back();
     if (last.next < last.children->size()) {
@@ -33,6 +72,7 @@ Status TreeEmission::create() {
     } else {
       const Growing grown = std::move(last);
       line.pop_back();
+      if (carried_fs_.contains(grown.pid)) out_.process(grown.pid).add(Unshare{.fs = true});
       if (grown.relay.value != 0) lift(grown);
     }
   }
@@ -48,9 +88,9 @@ const std::vector<Pid>& TreeEmission::listed(const std::map<Pid, std::vector<Pid
 Status TreeEmission::begin(std::vector<Growing>& line, Growing born) {
   const Pid pid = born.pid;
   out_.take_table(pid);
-  TRY(hooks_.born(pid, born.copy_of));
+  TRY(hooks_.born(pid, born.origin));
   note_objects(pid);
-  if (std::ranges::any_of(tree_.birth_groups, [&](const auto& birth) { return birth.second == pid; })) hold_group(pid);
+  if (entered_.contains(pid)) out_.post(out_.process(pid), began(pid));
   born.children = &listed(tree_.before_setsid, pid);
   line.push_back(std::move(born));
   return {};
@@ -68,56 +108,75 @@ void TreeEmission::lead(Growing& leader) {
   leader.born.clear();
 }
 
-namespace {
-
-/// What tasks can have in common with CLONE_FILES, CLONE_FS, CLONE_VM and CLONE_SIGHAND.
-constexpr std::pair<ObjectId model::Task::*, const char*> shareable[] = {
-    {&model::Task::descriptors, "descriptor table"},
-    {&model::Task::fs, "working directory"},
-    {&model::Task::address_space, "memory"},
-    {&model::Task::handlers, "signal handlers"},
-};
-
-bool shares(const model::Task* a, const model::Task* b, ObjectId model::Task::* object) {
-  return a != nullptr && b != nullptr && (a->*object).value != 0 && a->*object == b->*object;
+/// What it has at birth of one kind. 0: nothing that it could have in common with others.
+ObjectId TreeEmission::born_with(Pid pid, size_t kind) const {
+  if (const auto carried = carried_fs_.find(pid); kind == fs_kind && carried != carried_fs_.end())
+    return carried->second;
+  const auto* task = out_.tasks.find(pid);
+  return task == nullptr || task->state == model::TaskState::zombie ? ObjectId{} : task->*shareable[kind].object;
+}
+bool TreeEmission::share_at_birth(Pid a, Pid b, size_t kind) const {
+  return born_with(a, kind).value != 0 && born_with(a, kind) == born_with(b, kind);
 }
 
-/// A FORK or CLONE by the giver: they have at birth in common what they have in the end.
+/// A FORK or CLONE by the giver.
 template <typename Birth>
-Birth birth_of(const Emission& out, Pid giver, Pid child) {
-  const auto *a = out.tasks.find(giver), *b = out.tasks.find(child);
+Birth TreeEmission::birth_of(Pid giver, Pid child) const {
   Birth birth;
   birth.child_pid = child;
-  birth.nested_pids = out.spaces.nested(child.value);
-  birth.share_files = shares(a, b, &model::Task::descriptors);
-  birth.share_fs = shares(a, b, &model::Task::fs);
-  birth.share_memory = shares(a, b, &model::Task::address_space);
-  birth.share_handlers = birth.share_memory && shares(a, b, &model::Task::handlers);
+  birth.nested_pids = out_.spaces.nested(child.value);
+  birth.share_files = share_at_birth(giver, child, files_kind);
+  birth.share_fs = share_at_birth(giver, child, fs_kind);
+  birth.share_memory = share_at_birth(giver, child, memory_kind);
+  birth.share_handlers = birth.share_memory && share_at_birth(giver, child, handlers_kind);
   return birth;
 }
 
-}  // namespace
-
 void TreeEmission::note_objects(Pid pid) {
-  const auto* task = out_.tasks.find(pid);
-  if (task == nullptr || task->state == model::TaskState::zombie) return;
   for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-    const ObjectId object = task->*shareable[kind].first;
-    if (object.value != 0) born_objects_[kind].insert(object);  // 0: of a bare tree, where nobody shares anything
+    if (const ObjectId object = born_with(pid, kind); object.value != 0) born_objects_[kind].insert(object);
   }
+}
+
+/// Where a working directory is common to some, and not to those between them in the tree of creators, these have it
+/// until they have created all others.
+void TreeEmission::find_carriers() {
+  std::map<ObjectId, std::vector<Pid>> users;
+  for (const auto& task : out_.application.tasks) {
+    if (const ObjectId fs = born_with(task.pid, fs_kind); fs.value != 0) users[fs].push_back(task.pid);
+  }
+  std::map<Pid, ObjectId> carriers;
+  for (const auto& [fs, all] : users) {
+    if (all.size() < 2) continue;
+    std::map<Pid, size_t> above;  // how many of them are at or below
+    for (const Pid user : all) {
+      ++above[user];
+      for (Pid at = user; at != tree_.root;) ++above[at = tree_.creator.at(at)];
+    }
+    Pid top = all.front();
+    while (above.at(top) < all.size()) top = tree_.creator.at(top);
+    std::vector<Pid> between;
+    for (const auto& [pid, below] : above) {
+      const bool is_between = pid == top || below < all.size();
+      if (is_between && born_with(pid, fs_kind) != fs) between.push_back(pid);
+    }
+    if (between == std::vector{top}) continue;  // they are siblings
+    for (const Pid pid : between) {
+      const auto own = users.find(born_with(pid, fs_kind));
+      if (own == users.end() || own->second.size() == 1) carriers.emplace(pid, fs);
+    }
+  }
+  carried_fs_ = std::move(carriers);
 }
 
 /// Who creates the child: whoever has what it shares with those who are there already. That is its creator in the tree,
 /// or a sibling (CLONE_PARENT) that was born in the same session.
 Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const {
-  const auto* task = out_.tasks.find(child);
-  if (task == nullptr || task->state == model::TaskState::zombie) return creator;
   const char* lacking = nullptr;
   const auto has_all = [&](Pid giver) {
     for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-      const auto [object, what] = shareable[kind];
-      if (!born_objects_[kind].contains(task->*object) || shares(out_.tasks.find(giver), task, object)) continue;
-      lacking = what;
+      if (!born_objects_[kind].contains(born_with(child, kind)) || share_at_birth(giver, child, kind)) continue;
+      lacking = shareable[kind].what;
       return false;
     }
     return true;
@@ -126,93 +185,232 @@ Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid
   for (const Pid sibling : siblings) {
     // An init can neither create siblings nor be created as one.
     const bool is_init = out_.spaces.is_init(sibling) || out_.spaces.is_init(child);
-    if (!tree_.is_leader(sibling) && !is_init && has_all(sibling)) return sibling;
+    const bool of_one_thread = thread_for(creator, sibling) == thread_for(creator, child);
+    if (!tree_.is_leader(sibling) && !is_init && of_one_thread && has_all(sibling)) return sibling;
   }
   return fail(Error::conflict("plan the process tree",
                               fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
                                           "sibling",
-                                          child, task->name, lacking)));
+                                          child, out_.tasks.find(child)->name, lacking)));
 }
 
 Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   auto& parent = line.back();
   const Pid creator = parent.pid;
   const auto& node = tree_.nodes.at(child);
-  const bool moves = (!node.transient && node.parent != creator) || tree_.birth_groups.contains(child);
+  if (entries_.contains(child)) return await_entry(creator, child);
+  if (family_of_.contains(child)) return spawn_from_holder(line, child);
+  if (tree_.siblings.contains(child)) {
+    // Whoever adopts its creator adopts it, too.
+    TRY(giver_of(creator, child, {}));
+    out_.take_table(creator);
+    out_.process(creator).add(birth_of<Clone>(creator, child));
+    return begin(line, {child, creator, {creator, creator}});
+  }
+  const bool moves = !node.transient && node.parent != creator;
   const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
-  if (moves) return begin(line, {.pid = child, .copy_of = creator, .relay = fork_through_relay(creator, child)});
+  if (moves) {
+    const Pid relay = fork_through_relay(creator, fork_of(creator, child));
+    return begin(line, {child, creator, {creator, creator}, relay, creator});
+  }
   out_.take_table(giver);
   if (giver == creator)
-    out_.process(creator).add(fork_of(creator, child));
+    out_.add_by(creator, thread_for(creator, child), fork_of(creator, child));
   else
-    out_.process(giver).add(birth_of<Clone>(out_, giver, child));
+    out_.process(giver).add(birth_of<Clone>(giver, child));
   parent.born.push_back(child);
-  return begin(line, {.pid = child, .copy_of = giver});
+  return begin(line, {child, creator, {giver, giver}});
+}
+
+Tid TreeEmission::thread_for(Pid creator, Pid child) const {
+  const auto* task = out_.tasks.find(child);
+  return task != nullptr && task->parent == creator ? out_.parent_thread(*task) : leader_of(creator);
 }
 
 Fork TreeEmission::fork_of(Pid giver, Pid child) const {
-  auto fork = birth_of<Fork>(out_, giver, child);
+  auto fork = birth_of<Fork>(giver, child);
   fork.new_pid_namespace = out_.spaces.is_init(child);
   return fork;
 }
 
-/// Of those whose parent ends in the pid namespace of `creator`, without having to be a subreaper.
-bool TreeEmission::is_reaper(Pid pid, Pid creator) const {
-  const Pid space = out_.spaces.of(creator);
+/// Of those whose parent ends in its pid namespace, without having to be a subreaper.
+bool TreeEmission::adopts_anyway(Pid pid) const {
+  const Pid space = out_.spaces.of(pid);
   return space.value != 0 ? pid == space : pid == tree_.root && tree_.root_is_namespace_init;
 }
 
-/// A namespace that begins in a group from outside: the leader founds the group as soon as it is born, leaves somebody
-/// in it, and goes back to the group that all are born in. Those who are to be in the group join it later.
-void TreeEmission::hold_group(Pid leader) {
-  auto sink = out_.process(leader);
-  sink.add(SetPgid{leader, leader});
-  const Fork holder = out_.transient(leader);
-  out_.take_table(leader);
-  sink.add(holder);
-  sink.add(SetPgid{leader, tree_.nodes.at(leader).session});
-  held_groups_[leader] = {holder.child_pid, leader};
-  out_.bereaved.insert(leader);
-}
-
-/// The relay's child, an init, inherits the group. If its leader is dead somebody stands in.
-void TreeEmission::enter_birth_group(Pid creator, Pid relay, Pid group) {
-  if (!tree_.nodes.contains(group) && !held_groups_.contains(group)) {
-    Fork leader;
-    leader.child_pid = group;
-    leader.nested_pids = out_.spaces.nested(group.value);
-    out_.take_table(creator);
-    out_.process(creator).add(leader);
-    out_.process(group).add(SetPgid{group, group});
-    out_.post(out_.process(group), fmt::format("early group {}", group));
-    held_groups_[group] = {group, creator};
-    out_.bereaved.insert(creator);
-  }
-  out_.await_all(out_.process(relay), fmt::format("early group {}", group));
-  out_.process(relay).add(SetPgid{relay, group});
-}
-
-/// creator → relay → child. The relay's pid is returned.
-Pid TreeEmission::fork_through_relay(Pid creator, Pid child) {
-  const Fork passing = out_.transient(creator), born = fork_of(creator, child);
-  const Pid relay = passing.child_pid;
+/// giver → relay → child. The relay's pid is returned.
+Pid TreeEmission::fork_through_relay(Pid giver, const Fork& born) {
+  const Fork passing = out_.transient_in(out_.spaces.of(tree_.creator.at(born.child_pid)));
   Fork fork = born;
-  fork.child_pid = relay, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
+  fork.child_pid = passing.child_pid, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
+  out_.take_table(giver);
+  out_.process(giver).add(fork);
+  out_.process(passing.child_pid).add(born);
+  return passing.child_pid;
+}
+
+// ---- siblings that share what their creator does not have
+
+/// Of those who are born in one session: all of a family share the same, or another way is tried (giver_of).
+void TreeEmission::find_families(Pid creator, const std::vector<Pid>& children) {
+  std::map<std::pair<size_t, ObjectId>, std::vector<Pid>> sharers;
+  for (const Pid child : children) {
+    const auto* task = out_.tasks.find(child);
+    if (task == nullptr || task->state == model::TaskState::zombie || entries_.contains(child)) continue;
+    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
+      const ObjectId object = born_with(child, kind);
+      if (object.value != 0 && !share_at_birth(creator, child, kind)) sharers[{kind, object}].push_back(child);
+    }
+  }
+  std::set<std::vector<Pid>> families;
+  std::map<Pid, size_t> of_how_many;
+  for (auto& [object, members] : sharers) {
+    if (members.size() > 1) families.insert(members);
+  }
+  for (const auto& members : families) {
+    for (const Pid member : members) ++of_how_many[member];
+  }
+  for (const auto& members : families) {
+    const bool is_alone = std::ranges::all_of(members, [&](Pid member) { return of_how_many.at(member) == 1; });
+    if (!is_alone || !needs_holder(creator, members)) continue;
+    for (const Pid member : members) family_of_[member] = families_.size();
+    families_.push_back({creator, {}, members});
+  }
+}
+
+/// The eldest could create the others (CLONE_PARENT) if it stays what it is born as.
+bool TreeEmission::needs_holder(Pid creator, const std::vector<Pid>& family) const {
+  return tree_.is_leader(family.front()) || std::ranges::any_of(family, [&](Pid member) {
+           return tree_.nodes.at(member).parent != creator || out_.spaces.is_init(member) ||
+                  thread_for(creator, member) != leader_of(creator);
+         });
+}
+
+/// creator → holder → relay → child: the child is the relay's orphan, the holder stays for the others.
+Status TreeEmission::spawn_from_holder(std::vector<Growing>& line, Pid child) {
+  auto& family = families_.at(family_of_.at(child));
+  const Pid creator = family.creator;
+  const Pid eldest = family.members[0];
+  if (family.born == 0) {
+    Fork holder = out_.transient(creator);
+    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
+      holder.*shareable[kind].flag =
+          std::ranges::any_of(family.members, [&](Pid member) { return share_at_birth(creator, member, kind); });
+    }
+    family.holder = holder.child_pid;
+    out_.take_table(creator);
+    out_.process(creator).add(holder);
+  }
+  Fork born = fork_of(creator, child);
+  for (size_t kind = 0; kind < std::size(shareable); ++kind) {
+    auto& shared = born.*shareable[kind].flag;
+    shared = shared || share_at_birth(eldest, family.members[1], kind);
+  }
+  const bool is_eldest = family.born++ == 0;
+  const auto origin_of = [&](size_t kind) {
+    return !is_eldest && share_at_birth(eldest, child, kind) ? eldest : creator;
+  };
+  const Origin origin{origin_of(files_kind), origin_of(memory_kind)};
+  const Pid relay = fork_through_relay(family.holder, born);
+  return begin(line, {child, creator, origin, relay, family.holder, family.born == family.members.size()});
+}
+
+// ---- who comes into a pid namespace from outside
+
+/// The child is born when all others are. A porter is forked already: later it would not have, from its creator, the
+/// session and the group that the child is to be born in.
+Status TreeEmission::await_entry(Pid creator, Pid child) {
+  TRY(giver_of(creator, child, {}));
+  const auto group = tree_.birth_groups.find(child);
+  if (group != tree_.birth_groups.end()) stand_in(creator, group->second);
+  const Fork passing = out_.transient(creator);
+  Fork fork = birth_of<Fork>(creator, child);
+  fork.child_pid = passing.child_pid, fork.nested_pids = passing.nested_pids;
   out_.take_table(creator);
   out_.process(creator).add(fork);
-  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end())
-    enter_birth_group(creator, relay, group->second);
+  entries_[child] = {creator, passing.child_pid};
+  return {};
+}
+
+/// creator → porter → child, or porter → relay → child where the child's parent is the init of a namespace that the
+/// creator is not in: the relay, who lives there, leaves it an orphan.
+Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
+  const auto [creator, porter] = entries_.at(child);
+  const auto& spaces = out_.spaces;
+  const Pid parents = spaces.of(tree_.nodes.at(child).parent), own = spaces.born_in(child);
+  Fork born = fork_of(creator, child);
+  // What the porter opens for a moment is in the table that the child is to share: nobody else uses it now.
+  const auto turn = fmt::format("turn of {}", porter), over = fmt::format("turn of {} is over", porter);
+  if (born.share_files) {
+    out_.take_table(creator);
+    out_.post(out_.process(creator), turn);
+    out_.await_all(out_.process(porter), turn);
+  }
+  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end()) {
+    found_early(group->second);
+    out_.await_all(out_.process(porter), founded_early(group->second));
+    out_.process(porter).add(SetPgid{porter, group->second});
+  }
+  Pid relay = porter;
+  if (spaces.of(creator) != parents) {
+    enter_space(porter, parents);
+    const Fork passing = out_.transient_in(parents);
+    Fork fork = born;
+    fork.child_pid = relay = passing.child_pid, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
+    out_.process(porter).add(fork);
+  }
+  if (own != parents) enter_space(relay, own);
   out_.process(relay).add(born);
-  return relay;
+  if (born.share_files) {
+    out_.post(out_.process(relay), over);
+    out_.await_all(out_.process(creator), over);
+  }
+  return begin(line, {child, creator, {creator, creator}, relay, relay == porter ? creator : porter});
+}
+
+void TreeEmission::enter_space(Pid runner, Pid space) {
+  out_.await_all(out_.process(runner), began(space));
+  out_.process(runner).add(EnterPidNamespace{space});
+}
+
+/// Somebody stands in for the dead leader of a group that a child is to be born in.
+void TreeEmission::stand_in(Pid creator, Pid group) {
+  if (tree_.nodes.contains(group) || !founded_early_.insert(group).second) return;
+  Fork leader;
+  leader.child_pid = group;
+  leader.nested_pids = out_.spaces.nested(group.value);
+  out_.take_table(creator);
+  out_.process(creator).add(leader);
+  out_.process(group).add(SetPgid{group, group});
+  out_.post(out_.process(group), founded_early(group));
+  held_groups_[group] = {group, creator};
+  out_.bereaved.insert(creator);
+}
+
+/// Its leader has created all that it creates, but for porters. Where it belongs to another group itself, somebody
+/// stays in this one.
+void TreeEmission::found_early(Pid group) {
+  const auto leader = tree_.nodes.find(group);
+  if (leader == tree_.nodes.end() || leader->second.session == group || !founded_early_.insert(group).second) return;
+  out_.process(group).add(SetPgid{group, group});
+  if (leader->second.group != group) {
+    const Fork holder = out_.transient(group);
+    out_.take_table(group);
+    out_.process(group).add(holder);
+    held_groups_[group] = {holder.child_pid, group};
+    out_.bereaved.insert(group);
+  }
+  out_.post(out_.process(group), founded_early(group));
 }
 
 /// When the child's own work is done its final parent adopts it: it becomes the nearest living subreaper among the
 /// relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would take each other's
 /// children.
 void TreeEmission::lift(const Growing& grown) {
-  const Pid child = grown.pid, relay = grown.relay, creator = grown.copy_of;
+  const Pid child = grown.pid, relay = grown.relay, creator = grown.creator;
   const Pid adopter = tree_.nodes.at(child).parent;
-  const bool is_reaper_anyway = is_reaper(adopter, creator);
+  const bool is_reaper_anyway = adopts_anyway(adopter);
   const auto lift = fmt::format("lift {}", ++lifts_);
   if (!last_lift_.empty()) out_.await_all(out_.process(adopter), last_lift_);
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{true});
@@ -223,9 +421,14 @@ void TreeEmission::lift(const Growing& grown) {
   out_.post(out_.process(child), lift + " grown");
   out_.await_all(out_.process(relay), lift + " grown");
   out_.process(relay).add(Exit{0});
-  out_.process(creator).add(Wait{relay});
+  out_.process(grown.relay_of).add(Wait{relay});
+  const bool ends = grown.relay_of != creator && grown.ends_it;
+  if (ends) {
+    out_.process(grown.relay_of).add(Exit{0});
+    out_.process(creator).add(Wait{grown.relay_of});
+  }
   out_.bereaved.insert(creator);
-  out_.post(out_.process(creator), lift + " moved");
+  out_.post(out_.process(ends ? creator : grown.relay_of), lift + " moved");
   out_.await_all(out_.process(adopter), lift + " moved");
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{false});
   out_.post(out_.process(adopter), lift);
@@ -278,14 +481,7 @@ void TreeEmission::set_foreground(uint64_t terminal, const model::Terminal& abou
 
 /// Those that another has created first.
 void TreeEmission::end_dead_leaders() {
-  std::vector<Pid> order, open{tree_.root};
-  while (!open.empty()) {
-    const Pid pid = open.back();
-    open.pop_back();
-    order.push_back(pid);
-    for (const auto* of : {&tree_.before_setsid, &tree_.children})
-      open.insert(open.end(), listed(*of, pid).begin(), listed(*of, pid).end());
-  }
+  const auto order = birth_order(tree_);
   for (const Pid pid : std::views::reverse(order)) {
     if (!tree_.nodes.at(pid).transient) continue;
     out_.await_all(out_.process(pid), "grouped");

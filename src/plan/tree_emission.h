@@ -11,10 +11,15 @@
 
 namespace stasis::plan {
 
+/// Whose descriptor table and memory a process has been born with: a copy, or together with him if the Application says
+/// so. 0: stasis.
+struct Origin {
+  Pid table, memory;
+};
+
 struct TreeHooks {
-  /// The process has just been created and has created nobody yet. `creator` is the process whose copy it is (0:
-  /// stasis).
-  std::function<Status(Pid pid, Pid creator)> born;
+  /// The process has just been created and has created nobody yet.
+  std::function<Status(Pid pid, Origin)> born;
 };
 
 class TreeEmission {
@@ -33,8 +38,11 @@ class TreeEmission {
   /// A process that has been born and creates others.
   struct Growing {
     Pid pid;
-    Pid copy_of = {};  ///< who created it, or whose relay did
-    Pid relay = {};    ///< 0: there is none
+    Pid creator = {};  ///< who created it, or whose relay did
+    Origin origin = {};
+    Pid relay = {};       ///< 0: there is none
+    Pid relay_of = {};    ///< who has created the relay: the creator, a porter or a holder
+    bool ends_it = true;  ///< the porter or holder has nothing more to do
     const std::vector<Pid>* children = nullptr;
     size_t next = 0;  ///< of these
     bool is_past_setsid = false;
@@ -43,15 +51,28 @@ class TreeEmission {
   Status begin(std::vector<Growing>& line, Growing born);
   void lead(Growing&);
   Status spawn(std::vector<Growing>& line, Pid child);
-  Pid fork_through_relay(Pid creator, Pid child);
+  Pid fork_through_relay(Pid giver, const Fork& born);
   void lift(const Growing&);
   static const std::vector<Pid>& listed(const std::map<Pid, std::vector<Pid>>& children_of, Pid);
+  Tid thread_for(Pid creator, Pid child) const;
   Fork fork_of(Pid giver, Pid child) const;
-  bool is_reaper(Pid pid, Pid creator) const;
-  void enter_birth_group(Pid creator, Pid relay, Pid group);
-  void hold_group(Pid leader);
+  bool adopts_anyway(Pid pid) const;
+  Status await_entry(Pid creator, Pid child);
+  Status enter(std::vector<Growing>& line, Pid child);
+  void enter_space(Pid runner, Pid space);
+  Status grow(std::vector<Growing>& line);
+  void stand_in(Pid creator, Pid group);
+  void found_early(Pid group);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
+  ObjectId born_with(Pid pid, size_t kind) const;
+  bool share_at_birth(Pid a, Pid b, size_t kind) const;
+  template <typename Birth>
+  Birth birth_of(Pid giver, Pid child) const;
+  void find_carriers();
   void note_objects(Pid pid);
+  void find_families(Pid creator, const std::vector<Pid>& children);
+  bool needs_holder(Pid creator, const std::vector<Pid>& family) const;
+  Status spawn_from_holder(std::vector<Growing>& line, Pid child);
   void set_foreground(uint64_t terminal, const model::Terminal& about);
   void end_dead_leaders();
 
@@ -59,8 +80,24 @@ class TreeEmission {
   const CreationTree& tree_;
   TreeHooks hooks_;
   HeldGroups held_groups_;
-  std::map<Pid, uint64_t> terminals_;  ///< by the session that they control
-  std::string last_lift_;              ///< event: the lift before is over
+  std::set<Pid> founded_early_;
+  struct Entry {
+    Pid creator, porter;
+  };
+  std::map<Pid, Entry> entries_;  ///< of those whose births are deferred: each has a porter that waits for its time
+  std::set<Pid> entered_;         ///< pid namespaces that somebody enters
+  /// Siblings that share what their creator does not. A transient child of the creator has it in their place, and gives
+  /// it to each: it is a copy of the creator that leads no session and stays nobody's parent.
+  struct Family {
+    Pid creator, holder;
+    std::vector<Pid> members;
+    size_t born = 0;
+  };
+  std::vector<Family> families_;
+  std::map<Pid, size_t> family_of_;
+  std::map<Pid, ObjectId> carried_fs_;  ///< what processes have at birth that is not theirs
+  std::map<Pid, uint64_t> terminals_;   ///< by the session that they control
+  std::string last_lift_;               ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };

@@ -181,8 +181,9 @@ class History {
     if (!spaces.empty()) places_[id] = {space, nested};
     return nested;
   }
-  /// Plans let a namespace begin in its session's group, or in one that its creator leads and can come back from.
-  bool may_begin_namespace(const Task& task) const {
+  /// Whoever comes into a namespace from outside comes in his session's group, or in one that his creator leads where
+  /// the session is led, too: with others, not all trees are decided.
+  bool may_leave_namespace(const Task& task) const {
     const auto session = places_.find(task.session.value);
     const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
     return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
@@ -221,9 +222,10 @@ class History {
     return task;
   }
   void fork(const Task& task) {
+    if (pid_namespaces_ && pick(6) == 0) return fork_into(task);
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
-    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0 && may_begin_namespace(task);
+    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0 && may_leave_namespace(task);
     if (fork.new_pid_namespace) above_[fork.child_pid] = task.pid_namespace;
     const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
     fork.nested_pids = take_place(fork.child_pid.value, space);
@@ -231,8 +233,30 @@ class History {
     born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session).controlling_terminal =
         task.controlling_terminal;
   }
+  /// A child in a namespace below: its parent stays outside.
+  void fork_into(const Task& task) {
+    std::vector<Pid> below;
+    for (const auto& [init, above] : above_) {
+      const auto found = tasks_.find(init);
+      const bool lives = found != tasks_.end() && found->second.pid_namespace == init &&
+                         found->second.state != model::TaskState::zombie;
+      if (lives && init != task.pid_namespace && contains(task.pid_namespace, init)) below.push_back(init);
+    }
+    if (below.empty() || !may_leave_namespace(task)) return;
+    const Pid space = below[pick(below.size())];
+    Fork fork;
+    fork.child_pid = Pid{fresh_number()};
+    fork.nested_pids = take_place(fork.child_pid.value, space);
+    add(task.pid, EnterPidNamespace{space});
+    add(task.pid, fork);
+    add(task.pid, EnterPidNamespace{task.pid});
+    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session).controlling_terminal =
+        task.controlling_terminal;
+  }
   void clone(const Task& task) {
     if (is_init(task)) return;  // it has no siblings (EINVAL)
+    // Those of one that has come by setns have a parent outside, too: not all such trees are decided.
+    if (tasks_.at(task.parent).pid_namespace != task.pid_namespace) return;
     Clone clone;
     clone.child_pid = Pid{fresh_number()};
     clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);
@@ -316,9 +340,11 @@ class History {
     zombies_.add(pid);
   }
   Pid reaper_of(const Task& task) const {
-    Pid reaper = task.parent;
-    while (!is_init(tasks_.at(reaper)) && !tasks_.at(reaper).child_subreaper) reaper = tasks_.at(reaper).parent;
-    return reaper;
+    for (Pid at = task.parent;; at = tasks_.at(at).parent) {
+      const Task& above = tasks_.at(at);
+      if (above.pid_namespace != task.pid_namespace) return task.pid_namespace;  // who has come by setns
+      if (is_init(above) || above.child_subreaper) return at;
+    }
   }
   void reap_any() {
     if (!zombies_.empty()) reap(tasks_.at(zombies_.any(*this)));

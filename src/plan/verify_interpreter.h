@@ -46,21 +46,34 @@ struct Process {
   int status = 0;
   bool subreaper = false;
   uint64_t terminal = 0;          ///< that controls it; 0: none
-  bool has_death_signal = false;  ///< is sent one when its parent ends
+  Tid parent_thread;              ///< of the parent's
+  bool has_death_signal = false;  ///< is sent one when that ends
   Stamp born;
-  Pid pid_space, childrens_space;   ///< pid namespaces: its own, and where its children are born
-  Shared existence;                 ///< born, and not waited for
-  Shared identity;                  ///< group and session
-  Shared control;                   ///< terminal
-  Shared reaper_flag;               ///< subreaper
-  Shared parentage;                 ///< parent
+  Pid pid_space;                        ///< its pid namespace
+  std::map<Tid, Pid> childrens_spaces;  ///< where those of threads are born that have entered others
+  Shared existence;                     ///< born, and not waited for
+  Shared identity;                      ///< group and session
+  Shared control;                       ///< terminal
+  Shared reaper_flag;                   ///< subreaper
+  Shared parentage;                     ///< parent
   std::map<Tid, Shared> reachable;  ///< whether others may take its descriptors: until a thread's credentials change
   std::shared_ptr<Table> table;
   std::shared_ptr<SpaceModel> space;
   std::shared_ptr<const int> fs, handlers;  ///< only who shares them with whom
   std::set<Tid> threads, ready;
+  std::vector<Tid> in_order;         ///< its threads, as they were started
   std::optional<int> leader_status;  ///< it has ended, and others go on
   Shared leader_life;                ///< until then: it is what a pidfd refers to
+
+  Pid childrens_space(Tid tid) const {
+    const auto entered = childrens_spaces.find(tid);
+    return entered == childrens_spaces.end() ? pid_space : entered->second;
+  }
+  /// kernel/exit.c, find_alive_thread.
+  Tid first_living() const {
+    const size_t first = leader_status ? 1 : 0;
+    return first < in_order.size() ? in_order[first] : Tid{};  // stasis' own
+  }
 };
 
 struct TerminalState {
@@ -144,11 +157,12 @@ class Interpreter {
   bool has_live_init(Pid space) const { return space.value == 0 || processes_.at(space).alive; }
   /// `space` is where the child lives: where the runner's children do, or a namespace that begins with it.
   template <typename Birth>
-  void create(const Birth& birth, Pid parent, Pid space);
+  void create(const Birth& birth, Pid parent, Tid parent_thread, Pid space);
   void claim(pid_t id, Pid space, const std::vector<pid_t>& nested);
   void apply(const Fork& fork);
   void apply(const Clone& clone);
   void apply(const EnterPidNamespace& enter);
+  void apply(const Unshare& unshare);
   /// A living process that the runner can name.
   Process* named(Pid pid);
   void apply(const StartThread& thread);
@@ -234,6 +248,7 @@ class Interpreter {
   /// Whoever is at the other end of what stasis gives must not wait for stasis.
   void compare_given(const Table& own);
   void compare(const model::Task& task, const Process& made);
+  void compare_parent_thread(const model::Task& task, const Process& made);
   void compare_leader(const model::Task& task, const Process& made);
   /// Two tasks have the same object if and only if the Application says so.
   void compare_sharing(const model::Task& task, const Process& made);

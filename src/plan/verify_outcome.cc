@@ -15,8 +15,6 @@ std::vector<model::Task> Interpreter::tasks() const {
     model::Task task;
     task.pid = pid, task.parent = process.parent, task.group = process.group, task.session = process.session;
     task.pid_namespace = process.pid_space, task.nested_pids = spaces_.place_of(pid.value).nested;
-    if (process.alive && process.childrens_space != process.pid_space)
-      task.childrens_namespace = process.childrens_space;
     task.state = process.zombie ? model::TaskState::zombie : model::TaskState::running;
     task.exit_status = process.status;
     task.child_subreaper = process.subreaper && process.alive;
@@ -26,6 +24,7 @@ std::vector<model::Task> Interpreter::tasks() const {
       model::Thread thread;
       thread.tid = tid, thread.nested_tids = spaces_.place_of(tid.value).nested;
       if (tid == leader_of(pid)) thread.exit_status = process.leader_status;
+      if (process.childrens_space(tid) != process.pid_space) thread.childrens_namespace = process.childrens_space(tid);
       task.threads.insert(tid == leader_of(pid) ? task.threads.begin() : task.threads.end(), thread);
     }
     tasks.push_back(std::move(task));
@@ -123,16 +122,28 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
     require(problem_ || spaces_.place_of(thread.tid.value).nested == thread.nested_tids,
             "its thread {} has other ids in nested pid namespaces", thread.tid);
   }
-  const Pid childrens = task.childrens_namespace.value != 0 ? task.childrens_namespace : task.pid_namespace;
-  require(made.childrens_space == childrens, "its children would be born in the pid namespace of {} instead of {}",
-          made.childrens_space, childrens);
+  for (const auto& thread : task.threads) {
+    const Pid childrens = thread.childrens_namespace.value != 0 ? thread.childrens_namespace : task.pid_namespace;
+    const Pid born_in = thread.has_ended() ? childrens : made.childrens_space(thread.tid);
+    require(born_in == childrens, "the children of thread {} would be born in the pid namespace of {} instead of {}",
+            thread.tid, born_in, childrens);
+  }
   if (extent_ == Extent::tree) return;
+  compare_parent_thread(task, made);
   if (task.leader_has_ended()) threads.erase(leader_of(task.pid));
   require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
   compare_sharing(task, made);
   compare_table(task, *made.table);
   if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space), wanted_.shared_memories));
   if (!problem_) obey(attributes_.compare(task));
+}
+
+void Interpreter::compare_parent_thread(const model::Task& task, const Process& made) {
+  if (problem_ || task.pid == wanted_.root) return;
+  const auto* parent = tasks_wanted_.find(task.parent);
+  const Tid wanted = task.parent_thread.value != 0 ? task.parent_thread : parent->first_living()->tid;
+  require(made.parent_thread == wanted, "it becomes a child of the thread {} instead of {}", made.parent_thread,
+          wanted);
 }
 
 void Interpreter::compare_leader(const model::Task& task, const Process& made) {

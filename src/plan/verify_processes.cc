@@ -40,7 +40,7 @@ void Interpreter::occupy_group(Pid group, Pid member, int change) {
 }
 
 template <typename Birth>
-void Interpreter::create(const Birth& birth, Pid parent, Pid space) {
+void Interpreter::create(const Birth& birth, Pid parent, Tid parent_thread, Pid space) {
   const Pid pid = birth.child_pid;
   require(pid.value > 0, "pid {} is out of range (EINVAL)", pid);
   require(number_is_free(pid.value), "{} is in use as a pid, tid, group or session (EEXIST)", pid);
@@ -53,8 +53,8 @@ void Interpreter::create(const Birth& birth, Pid parent, Pid space) {
   claim(pid.value, space, birth.nested_pids);
   if (problem_) return;
   Process child;
-  child.pid = pid, child.parent = parent;
-  child.pid_space = child.childrens_space = space;
+  child.pid = pid, child.parent = parent, child.parent_thread = parent_thread;
+  child.pid_space = space;
   child.existence.write(stamp(), certain());
   child.group = now_->group, child.session = now_->session, child.terminal = now_->terminal;
   child.born = stamp();
@@ -68,6 +68,7 @@ void Interpreter::create(const Birth& birth, Pid parent, Pid space) {
   child.fs = birth.share_fs ? now_->fs : std::make_shared<int>();
   child.handlers = birth.share_handlers ? now_->handlers : std::make_shared<int>();
   child.threads.insert(leader_of(pid));
+  child.in_order = {leader_of(pid)};
   child.reachable[leader_of(pid)];
   begin_runner(pid.value);
   occupy(child, 1);
@@ -84,18 +85,19 @@ void Interpreter::apply(const Fork& fork) {
   const bool is_root = now_->pid.value == 0;
   require(!is_root || fork.new_pid_namespace == wanted_.root_is_namespace_init,
           "the root must be the init of a pid namespace if, and only if, the tree has one of its own");
-  require(!fork.new_pid_namespace || now_->pid_space == now_->childrens_space,
+  const Pid space = now_->childrens_space(tid_);
+  require(!fork.new_pid_namespace || now_->pid_space == space,
           "its children are born in another pid namespace: it cannot begin one (EINVAL)");
   require(!is_root || !(fork.share_files || fork.share_fs || fork.share_handlers || fork.share_memory),
           "the root shares nothing with stasis");
   const bool begins = fork.new_pid_namespace && !is_root;  // the root's is the tree's own
-  if (!problem_) create(fork, now_->pid, begins ? fork.child_pid : now_->childrens_space);
+  if (!problem_) create(fork, now_->pid, tid_, begins ? fork.child_pid : space);
 }
 
 void Interpreter::apply(const Clone& clone) {
   require(now_->parent.value != 0 && !spaces_.is_init(now_->pid),
           "neither the root nor the init of a pid namespace can create siblings (EINVAL)");
-  if (!problem_) create(clone, now_->parent, now_->childrens_space);
+  if (!problem_) create(clone, now_->parent, now_->parent_thread, now_->childrens_space(tid_));
 }
 
 void Interpreter::apply(const EnterPidNamespace& enter) {
@@ -104,7 +106,14 @@ void Interpreter::apply(const EnterPidNamespace& enter) {
   // The namespaces are looked up at the leader (kernel/nsproxy.c, validate_nsset).
   require(!target->leader_status, "the first thread of {} has ended (ESRCH)", enter.target);
   reads(target->leader_life, "the first thread of {}", enter.target);
-  now_->childrens_space = target->pid_space;
+  now_->childrens_spaces[tid_] = target->pid_space;
+}
+
+void Interpreter::apply(const Unshare& unshare) {
+  require(now_->threads.size() == 1, "its other threads would go on sharing with whom they do");
+  if (problem_) return;
+  if (unshare.files) now_->table = copied_table();
+  if (unshare.fs) now_->fs = std::make_shared<int>();
 }
 
 Process* Interpreter::named(Pid pid) {
@@ -118,11 +127,12 @@ Process* Interpreter::named(Pid pid) {
 
 void Interpreter::apply(const StartThread& thread) {
   require(number_is_free(thread.tid.value), "{} is in use as a pid, tid, group or session (EEXIST)", thread.tid);
-  require(now_->pid_space == now_->childrens_space, "its children are born in another pid namespace (EINVAL)");
+  require(now_->pid_space == now_->childrens_space(tid_), "its children are born in another pid namespace (EINVAL)");
   if (problem_) return;
   claim(thread.tid.value, now_->pid_space, thread.nested_tids);
   if (problem_) return;
   now_->threads.insert(thread.tid);
+  now_->in_order.push_back(thread.tid);
   now_->reachable[thread.tid];
   count_use(thread.tid.value, 1);
   begin_runner(thread.tid.value);
@@ -132,12 +142,15 @@ void Interpreter::apply(const ExitThread& exit) {
   require(tid_ == leader_of(now_->pid), "nothing is left of a thread that ends, unless it is the leader");
   require(now_->threads.size() > 1, "it is the only thread: the whole process would end");
   // The thread is the parent; those who wait for its end are told at once (kernel/exit.c, reparent_leader).
-  for (const Pid child : children_[now_->pid]) {
-    const auto* task = wanted_.find(child);
-    const bool waits = task != nullptr && std::ranges::any_of(task->threads, &model::Thread::parent_death_signal);
-    require(!waits, "its child {} would be sent its parent-death signal", child);
-  }
   now_->leader_status = exit.status;
+  for (const Pid pid : children_[now_->pid]) {
+    auto& child = processes_.at(pid);
+    if (child.parent_thread != tid_) continue;
+    const auto* task = tasks_wanted_.find(pid);
+    const bool waits = task != nullptr && std::ranges::any_of(task->threads, &model::Thread::parent_death_signal);
+    require(!waits, "its child {} would be sent its parent-death signal", pid);
+    child.parent_thread = now_->first_living();
+  }
   writes(now_->leader_life, "its first thread");
   // With its descriptor table: whoever takes descriptors names the process, and finds the leader.
   writes(now_->reachable[tid_], "the right to take its descriptors");
@@ -195,7 +208,7 @@ void Interpreter::apply(const Exit& exit) {
     if (!reaper) reaper = reaper_of(*now_);
     require(reaper->value != 0, "its child {} would leave the tree", pid);
     require(!child.has_death_signal, "its child {} would be sent its parent death signal", pid);
-    child.parent = *reaper;
+    child.parent = *reaper, child.parent_thread = processes_.at(*reaper).first_living();
     children_[*reaper].insert(pid);
     writes(child.parentage, "the parent of its child");
   }

@@ -12,6 +12,7 @@
 
 #include "base/parallel.h"
 #include "kernel/extents.h"
+#include "memory/increments.h"
 #include "resource/aio.h"
 #include "resource/descriptors.h"
 #include "resource/ipc_namespace.h"
@@ -31,6 +32,8 @@ struct TreeMemory::Segment {
 };
 
 namespace {
+
+constexpr const char* let_go_of_it = "The application has to let go of it before it is dumped";
 
 model::MemoryLayout layout_of(const kernel::StatInfo& stat) {
   model::MemoryLayout layout;
@@ -83,11 +86,12 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
                                          facts->executable));
   for (const kernel::MapsEntry& vma : facts->mappings) {
     if (std::ranges::any_of(ours, [&](const AddressRange& range) { return vma.range.overlaps(range); })) continue;
-    Classified found = classify(vma);
+    Classified found = classify(vma, trackers_ != nullptr);
+    if (trackers_ != nullptr && vma.vm_flags.contains("uw"))
+      write_protected_.push_back({task.address_space, vma.range, subject_of(task, vma)});
     if (found.kind == VmaKind::shared_segment && is_open(context, vma)) found.kind = VmaKind::file;
     if (found.kind == VmaKind::unsupported) {
-      context.diagnostics.refuse(subject_of(task, vma), found.problem,
-                                 "The application has to let go of it before it is dumped");
+      context.diagnostics.refuse(subject_of(task, vma), found.problem, let_go_of_it);
       continue;
     }
     auto mapping = mapping_of(vma, found.kind);
@@ -152,15 +156,38 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t witness, 
   return id;
 }
 
+Status TreeMemory::look_ahead(const std::map<ObjectId, pid_t>& witnesses) {
+  std::vector<std::pair<pid_t, std::vector<kernel::PageScan>*>> wanted;
+  for (const auto& [space, witness] : witnesses) wanted.emplace_back(witness, &scans_[space]);
+  return parallel_for(wanted.size(), [&](size_t index) -> Status {
+    *wanted[index].second = TRY(scan_own_pages(wanted[index].first));
+    return {};
+  });
+}
+
+Result<OwnPages> TreeMemory::own_pages(model::AddressSpace& space) const {
+  const auto scan = scans_.find(space.id);
+  const bool is_low = std::ranges::all_of(space.mappings, [](const model::Mapping& mapping) {
+    return mapping.range.end <= end_of_scan || mapping.backing == model::Backing::vsyscall;
+  });
+  if (scan == scans_.end() || !is_low) return find_own_pages(spaces_.at(space.id), space.mappings);
+  return own_pages_in(space.mappings, scan->second);
+}
+
 Status TreeMemory::finish(CaptureContext& context) {
   auto& application = context.application;
+  for (const ObjectId id : without_pages_) tracked_[id] = {};
   TRY(parallel_for(without_pages_.size(), [&](size_t index) -> Status {
     auto& space = application.address_spaces.at(without_pages_[index]);
-    space.pages = TRY(find_own_pages(spaces_.at(space.id), space.mappings));
+    auto own = TRY(own_pages(space));
+    space.pages = std::move(own.runs);
+    tracked_.at(space.id) = {nullptr, std::move(own.unchanged), own.tracked};
     space.mappings = coalesce(std::move(space.mappings));
     return {};
   }));
   without_pages_.clear();
+  scans_.clear();
+  TRY_IN("find out what has been written", find_trackers(context));
   std::vector<std::pair<ObjectId, ObjectId>> pairs;  // child, parent
   std::set<ObjectId> done;
   const model::TaskIndex tasks(application);
@@ -179,10 +206,54 @@ Status TreeMemory::finish(CaptureContext& context) {
   });
 }
 
+/// One after the other: a tracker is recognised by what it does, and it must not do it at two places at once.
+Status TreeMemory::find_trackers(CaptureContext& context) {
+  if (trackers_ == nullptr) return {};
+  const auto owners = address_space_owners(context.application);
+  for (auto& [id, tracked] : tracked_) {
+    const auto suffix = std::to_string(owners.at(id).value);
+    if (tracked.page && !trackers_->empty()) {
+      const auto pagemap = TRY(open_pagemap(spaces_.at(id)));
+      tracked.tracker = TRY(trackers_->find(pagemap.get(), *tracked.page, suffix));
+    }
+    // Under another number the images of the round before hold another address space.
+    if (tracked.tracker == nullptr || tracked.tracker->suffix != suffix) tracked.unchanged.clear();
+  }
+  for (const auto& [space, range, subject] : write_protected_) {
+    using Registration = kernel::Userfaultfd::Registration;
+    const auto* tracker = tracked_.at(space).tracker;
+    if (tracker == nullptr || TRY(tracker->descriptor.register_range(range)) != Registration::registered)
+      context.diagnostics.refuse(subject, write_protected_problem, let_go_of_it);
+  }
+  return {};
+}
+
+const memory::Tracker* TreeMemory::tracker_of(ObjectId address_space) const {
+  const auto found = tracked_.find(address_space);
+  return found == tracked_.end() ? nullptr : found->second.tracker;
+}
+
+std::vector<AddressRange> TreeMemory::unchanged(ObjectId address_space) {
+  const auto found = tracked_.find(address_space);
+  return found == tracked_.end() ? std::vector<AddressRange>{} : found->second.unchanged;
+}
+
+Status TreeMemory::protect(const CaptureContext& context, ObjectId id, const kernel::Userfaultfd& tracker) {
+  const auto& space = context.application.address_spaces.at(id);
+  const auto pagemap = TRY(open_pagemap(spaces_.at(id)));
+  const auto written =
+      TRY(memory::protect_own_pages(tracker, pagemap.get(), mappings_with_own_pages(space.mappings, space.pages)));
+  auto& unchanged = tracked_.at(id).unchanged;
+  unchanged = memory::subtract(unchanged, written);
+  return {};
+}
+void TreeMemory::let_go() { segments_.clear(); }
+
 Result<std::unique_ptr<memory::PageSource>> TreeMemory::address_space(ObjectId id) {
   const auto found = spaces_.find(id);
   if (found == spaces_.end())
     return fail(Error::internal("read memory", fmt::format("address space {} was not captured", id)));
+  if (const auto kept = kept_.find(id); kept != kept_.end() && kept->second) return std::move(kept->second);
   return std::make_unique<memory::ProcessPages>(found->second);
 }
 

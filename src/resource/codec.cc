@@ -64,23 +64,53 @@ class MeteredPages : public memory::PageSource {
 class Encoder {
  public:
   Encoder(const model::Application& application, ApplicationMemory& memory, const image::Directory& directory,
-          const std::function<void(uint64_t, uint64_t)>& progress)
-      : application_(application), memory_(memory), directory_(directory), progress_(progress), files_(directory) {}
+          const std::function<void(uint64_t, uint64_t)>& progress, memory::ParentImages* parent)
+      : application_(application),
+        memory_(memory),
+        directory_(directory),
+        progress_(progress),
+        parent_(parent),
+        files_(directory) {}
+
+  Result<EncodeStats> run(const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
+    auto all = TRY(segments());
+    for (Segment& segment : all)
+      TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
+    uint64_t total = 0;
+    for (const Segment& segment : all) total += bytes(segment.runs);
+    Meter meter(progress_, total);
+    const auto kept = std::ranges::stable_partition(all, [](const Segment& segment) { return !segment.kept; });
+    const std::span<Segment> fleeting(all.begin(), kept.begin());
+    TRY(records_and(fleeting, meter));
+    if (only_kept_memory_is_left) TRY(only_kept_memory_is_left(stats_));
+    TRY(pages(kept, meter));
+    return stats_;
+  }
+
+ private:
+  struct Segment {
+    std::string suffix;
+    std::vector<model::PageRun> runs;
+    std::unique_ptr<memory::PageSource> source;
+    bool shared = false, kept = false;
+    std::vector<AddressRange> unchanged;
+    std::vector<model::PageRun> in_parent;
+    uint32_t pages_id = 0;
+  };
 
   /// Memory and records have nothing to do with each other: they are saved side by side.
-  Result<EncodeStats> run() {
+  Status records_and(std::span<Segment> memory, Meter& meter) {
     Status saved_pages;
-    std::jthread beside([&] { saved_pages = pages(); });
+    std::jthread beside([&] { saved_pages = pages(memory, meter); });
     Status saved_records = records();
     beside.join();
     TRY(saved_records);
     TRY(saved_pages);
     stats_.shared_pages_scanned += files_.pages_written;
     stats_.shared_pages_written += files_.pages_written;
-    return stats_;
+    return {};
   }
 
- private:
   Status records() {
     TRY(encode_pstree(application_, directory_));
     TRY(descriptions());
@@ -178,6 +208,8 @@ class Encoder {
       core.set_mtype(core_entry::X86_64);
       for (const pid_t nested : thread.nested_tids)
         core.mutable_thread_core()->add_nested_tids(static_cast<uint32_t>(nested));
+      if (thread.childrens_namespace.value != 0 && thread.tid != leader_of(task.pid))
+        core.mutable_thread_core()->set_childrens_namespace(static_cast<uint32_t>(thread.childrens_namespace.value));
       records.cores.push_back(std::move(core));
     }
     for (const TaskRoom* room : task_rooms())
@@ -202,41 +234,48 @@ class Encoder {
     if (spaces_.insert(task.address_space).second) keep(file_name("mm-{}", task.pid.value), std::move(records.mm));
   }
 
-  struct Segment {
-    std::string suffix;
-    std::vector<model::PageRun> runs;
-    std::unique_ptr<memory::PageSource> source;
-    bool shared = false;
-    uint32_t pages_id = 0;
-  };
-
   Result<std::vector<Segment>> segments() {
     std::vector<Segment> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
       const auto space = application_.address_spaces.find(id);
       if (space == application_.address_spaces.end())
         return fail(Error::internal("save memory", "an address space is missing"));
-      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false});
+      all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false,
+                     memory_.is_kept(id), memory_.unchanged(id)});
     }
     for (const auto& [id, segment] : application_.shared_memories)
       all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)),
-                     TRY(memory_.shared_memory(id)), true});
+                     TRY(memory_.shared_memory(id)), true, false});
     for (uint32_t index = 0; index < all.size(); ++index) all[index].pages_id = index + 1;
     return all;
   }
 
+  /// Takes out what the parent images hold.
+  Status reduce(Segment& segment) {
+    if (parent_ == nullptr) return {};
+    memory::Increment increment;
+    if (segment.shared) {
+      increment = TRY(memory::compare_with(*parent_, segment.suffix, segment.runs, *segment.source));
+    } else if (const auto* stored = TRY(parent_->stored(segment.suffix))) {
+      increment = memory::increment_of(segment.runs, segment.unchanged, *stored);
+    } else {
+      return {};
+    }
+    (segment.shared ? stats_.shared_pages_in_parent : stats_.pages_in_parent) += bytes(increment.in_parent) / page_size;
+    (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) += bytes(increment.in_parent) / page_size;
+    segment.runs = std::move(increment.changed);
+    segment.in_parent = std::move(increment.in_parent);
+    return {};
+  }
+
   /// Many small memories are saved side by side; a large one is itself copied by several threads.
-  Status pages() {
-    auto all = TRY(segments());
-    uint64_t total = 0;
-    for (const Segment& segment : all) total += bytes(segment.runs);
-    Meter meter(progress_, total);
+  Status pages(std::span<Segment> all, Meter& meter) {
     std::mutex mutex;
     const auto save = [&](Segment& segment) -> Status {
       MeteredPages source(*segment.source, meter);
-      const auto written =
-          TRY_IN("save memory " + segment.suffix,
-                 memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source));
+      const auto written = TRY_IN(
+          "save memory " + segment.suffix,
+          memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source, segment.in_parent));
       segment.source.reset();
       const std::lock_guard lock(mutex);
       (segment.shared ? stats_.shared_pages_written : stats_.pages_written) += written.pages_written;
@@ -262,6 +301,7 @@ class Encoder {
   ApplicationMemory& memory_;
   const image::Directory& directory_;
   const std::function<void(uint64_t, uint64_t)>& progress_;
+  memory::ParentImages* parent_;
   image::FileRecords files_;
   seccomp_entry seccomp_;
   std::vector<Image> images_;           // made, not yet written
@@ -274,8 +314,10 @@ class Encoder {
 
 Result<EncodeStats> encode(const model::Application& application, ApplicationMemory& memory,
                            const image::Directory& directory,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress) {
-  return Encoder(application, memory, directory, progress).run();
+                           const std::function<void(uint64_t done, uint64_t total)>& progress,
+                           memory::ParentImages* parent,
+                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
+  return Encoder(application, memory, directory, progress, parent).run(only_kept_memory_is_left);
 }
 
 Status commit(const model::Application& application, const image::Directory& directory) {

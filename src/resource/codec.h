@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "image/directory.h"
+#include "memory/increments.h"
 #include "memory/pages.h"
 #include "model/application.h"
 #include "plan/planner.h"
@@ -20,21 +21,30 @@ class ApplicationMemory {
   virtual ~ApplicationMemory() = default;
   virtual Result<std::unique_ptr<memory::PageSource>> address_space(ObjectId) = 0;
   virtual Result<std::unique_ptr<memory::PageSource>> shared_memory(ObjectId) = 0;
+  /// Whether the bytes of an address space stay as they are when its processes run on.
+  virtual bool is_kept(ObjectId) const { return false; }
   /// Which pages of a segment may hold anything but zeros (addresses are offsets), ascending.
   virtual Result<std::vector<model::PageRun>> shared_memory_runs(const model::SharedMemory& segment) {
     if (segment.size == 0) return std::vector<model::PageRun>{};
     return std::vector<model::PageRun>{{.range = {0, segment.size}, .shared_with_parent = false}};
   }
+  /// Pages of an address space that are as the parent images hold them.
+  virtual std::vector<AddressRange> unchanged(ObjectId) { return {}; }
 };
 
 struct EncodeStats {
   uint64_t pages_scanned = 0, pages_written = 0;                ///< of private memory
   uint64_t shared_pages_scanned = 0, shared_pages_written = 0;  ///< of shared memory and memfds
+  uint64_t pages_in_parent = 0, shared_pages_in_parent = 0;     ///< not written: the parent images hold them
   uint64_t zero_pages_skipped = 0;
 };
-/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act.
+/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act. `parent`: what
+/// the directory's link of this name leads to, if it has one. What is left when `only_kept_memory_is_left` is called
+/// (with what has been done by then) no longer needs the tree to stand still.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress = {});
+                           const std::function<void(uint64_t done, uint64_t total)>& progress = {},
+                           memory::ParentImages* parent = nullptr,
+                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left = {});
 struct Decoded {
   model::Application application;
   std::map<ObjectId, std::vector<plan::PageLocation>> pages;  ///< of address spaces and shared segments: where they lie

@@ -161,7 +161,11 @@ class Decoder {
       model::Thread& thread = task.threads[i];
       TRY(check_core(file_name("core-{}", thread.tid.value), records.cores[i], i == 0));
       for (const uint32_t nested : records.cores[i].thread_core().nested_tids())
-        thread.nested_tids.push_back(TRY(nested_id(thread, nested)));
+        thread.nested_tids.push_back(TRY(id(thread, "nested_tids", nested)));
+      if (i > 0 && records.cores[i].thread_core().has_childrens_namespace()) {
+        const uint32_t init = records.cores[i].thread_core().childrens_namespace();
+        thread.childrens_namespace = Pid{TRY(id(thread, "childrens_namespace", init))};
+      }
     }
     TRY(process_core(task, records.cores.front()));
     if (task.state == model::TaskState::zombie) return zombie(task);
@@ -171,10 +175,10 @@ class Decoder {
     return {};
   }
 
-  static Result<pid_t> nested_id(const model::Thread& thread, uint32_t id) {
+  static Result<pid_t> id(const model::Thread& thread, std::string_view field, uint32_t id) {
     constexpr uint32_t pid_limit = 4u << 20;  // PID_MAX_LIMIT
     if (id < 1 || id > pid_limit)
-      return reject(file_name("core-{}", thread.tid.value), "thread_core.nested_tids",
+      return reject(file_name("core-{}", thread.tid.value), fmt::format("thread_core.{}", field),
                     fmt::format("{} cannot be a tid", id));
     return static_cast<pid_t>(id);
   }

@@ -528,11 +528,23 @@ class InetSocketRoom final : public FileRoom {
 bool InetSocket::is_listening() const { return is_tcp() && state == TCP_LISTEN; }
 bool InetSocket::has_connection() const { return is_tcp() && (kernel::is_connected(state) || state == TCP_SYN_SENT); }
 
+/// The options without what the kernel changes while packets come and go: the sizes of a connection's buffers, unless
+/// the program has set them (net/ipv4/tcp_input.c, tcp_sndbuf_expand and tcp_rcv_space_adjust).
+static SocketOptions settled(const InetSocket& socket) {
+  auto options = socket.options;
+  constexpr uint32_t send_lock = 1, receive_lock = 2;  // linux/socket.h, SOCK_SNDBUF_LOCK
+  const uint32_t locked = options.buffer_lock.value_or(0);
+  if (!socket.has_connection()) return options;
+  if ((locked & send_lock) == 0) options.send_buffer = 0;
+  if ((locked & receive_lock) == 0) options.receive_buffer = 0;
+  return options;
+}
+
 bool InetSocket::equals(const model::KindValue& other) const {
   const auto* s = dynamic_cast<const InetSocket*>(&other);
   return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
          remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
-         bound_freely == s->bound_freely && owner == s->owner && options == s->options &&
+         bound_freely == s->bound_freely && owner == s->owner && settled(*this) == settled(*s) &&
          inet_options == s->inet_options && memberships == s->memberships &&
          stream.has_value() == s->stream.has_value() && (!stream || is_same_stream(*stream, *s->stream));
 }

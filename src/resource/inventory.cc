@@ -87,11 +87,35 @@ Result<inventory_entry> read_inventory(const image::Directory& directory) {
                                    fmt::format("images are of version {}, but only versions {} and {} can be read",
                                                inventory.img_version(), image_version, version_beyond_criu),
                                    "inventory.img, field img_version"));
+  if (inventory.has_pre_dump_mode())
+    return fail(Error::invalid("read checkpoint", "these are the images of a pre-dump: memory alone", directory.path())
+                    .advise("name the directory of the dump that has them as its parent"));
   if (!inventory.fdinfo_per_id())
     return fail(Error::unsupported("read checkpoint", "images without shared descriptor tables are too old",
                                    "inventory.img, field fdinfo_per_id"));
   TRY(memory::known_filters(inventory.page_filters(), "inventory.img"));
   return inventory;
+}
+
+void set_round(inventory_entry& inventory, const std::string& round) {
+  timespec now{};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  inventory.set_dump_uptime(static_cast<uint64_t>(now.tv_sec) * 1'000'000 + static_cast<uint64_t>(now.tv_nsec) / 1000);
+  if (!round.empty()) inventory.set_tracking_round(round);
+}
+
+Status commit_pre_dump(const image::Directory& directory, uint32_t mode, const std::string& round) {
+  auto inventory = make_inventory({});
+  inventory.set_pre_dump_mode(mode);
+  set_round(inventory, round);
+  return directory.commit(inventory);
+}
+
+Result<std::string> round_of(const image::Directory& directory) {
+  auto reader = TRY(directory.read(file));
+  inventory_entry inventory;
+  TRY(reader.single(inventory));
+  return inventory.tracking_round();
 }
 
 inventory_entry make_inventory(const model::Application& application) {

@@ -1,6 +1,8 @@
 // inventory.img: the version of the images and the namespaces that tasks share with the one who restores.
 #pragma once
 
+#include <string>
+
 #include "base/result.h"
 #include "ids.pb.h"
 #include "image/directory.h"
@@ -14,6 +16,14 @@ Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
 /// Writes down how the images of the directory are stored: CRIU refuses those that it would misread.
 void set_storage(const image::Directory&, inventory_entry&);
+
+/// Notes the round of tracking that the images end ("": none), and when: CRIU takes a process that is younger than the
+/// parent images for another with the same pid.
+void set_round(inventory_entry&, const std::string& round);
+/// Makes the images of a pre-dump valid. They are memory alone: read_inventory refuses them.
+Status commit_pre_dump(const image::Directory&, uint32_t mode, const std::string& round);
+/// The round that images end, of a pre-dump or a dump; "": none, or they do not say.
+Result<std::string> round_of(const image::Directory&);
 
 /// What the clocks say at the dump, in timens-0.img: CRIU lets them go on from there (time_namespaces(7)). A restore by
 /// stasis leaves the tree in the time namespace of stasis, as it was at the dump.

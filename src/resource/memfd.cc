@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "kernel/extents.h"
-#include "memory/pages.h"
+#include "memory/increments.h"
 #include "resource/descriptors.h"
 #include "resource/regular_file.h"
 
@@ -210,8 +210,8 @@ class MemfdRoom final : public FileRoom {
     for (const auto& range : TRY(kernel::data_pages(inode.file->get(), inode.size, inode.describe())))
       runs.push_back({range});
     memory::FilePages source(inode.file->get(), inode.describe());
-    const auto written = TRY(memory::write_pages(records.directory(), fmt::format("shmem-{}", number),
-                                                 pages_id_of_memfds + number, runs, source));
+    const auto written = TRY(memory::write_compared(records.directory(), fmt::format("shmem-{}", number),
+                                                    pages_id_of_memfds + number, runs, source));
     records.pages_written += written.pages_written;
     return {};
   }

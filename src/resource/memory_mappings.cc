@@ -20,6 +20,8 @@ constexpr AdviceFlag advice_flags[] = {
     {"mg", MADV_MERGEABLE},  {"hg", MADV_HUGEPAGE}, {"nh", MADV_NOHUGEPAGE}, {"wf", MADV_WIPEONFORK},
 };
 
+constexpr std::string_view write_protected = "uw";
+
 struct Refused {
   std::string_view flag, problem;
 };
@@ -27,7 +29,7 @@ struct Refused {
 constexpr Refused refused_flags[] = {
     {"ss", "a shadow stack: its protection cannot be rebuilt"},
     {"um", "watched by a userfaultfd, whose handler cannot be saved"},
-    {"uw", "write-protected by a userfaultfd, whose handler cannot be saved"},
+    {write_protected, write_protected_problem},
     {"ui", "watched by a userfaultfd, whose handler cannot be saved"},
     {"pf", "memory of a device: only its driver knows what is in it"},
     {"io", "memory of a device: only its driver knows what is in it"},
@@ -110,11 +112,12 @@ bool has_offset(model::Backing backing) {
 
 }  // namespace
 
-Classified classify(const kernel::MapsEntry& vma) {
+Classified classify(const kernel::MapsEntry& vma, bool tracked) {
   Classified found = classify_name(vma);
   constexpr VmaKind with_content[] = {VmaKind::anonymous, VmaKind::file, VmaKind::shared_segment, VmaKind::system_v};
   if (std::ranges::find(with_content, found.kind) == std::end(with_content)) return found;
   for (const auto& [flag, problem] : refused_flags) {
+    if (tracked && flag == write_protected) continue;
     if (vma.vm_flags.contains(flag)) return refuse(std::string(problem));
   }
   return found;

@@ -26,7 +26,12 @@ struct Classified {
   VmaKind kind = VmaKind::unsupported;
   std::string problem;  ///< unsupported: what it is, and why it cannot be saved
 };
-Classified classify(const kernel::MapsEntry&);
+/// `tracked`: write protection by a userfaultfd may be ours, and is looked at later.
+Classified classify(const kernel::MapsEntry&, bool tracked = false);
+
+inline constexpr const char* write_protected_problem =
+    "write-protected by a userfaultfd, whose handler cannot be saved (`stasis dirty --stop -t ROOT` ends what pre-dump "
+    "has begun for another root)";
 
 /// Range, protection, flags, advice, locks, keys, names. Backing is set, but `file` and `shared_memory` are not.
 model::Mapping mapping_of(const kernel::MapsEntry&, VmaKind);

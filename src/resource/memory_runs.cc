@@ -1,12 +1,14 @@
 #include "resource/memory_runs.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 
 #include <fmt/format.h>
 
 #include "kernel/process.h"
+#include "memory/dirty_tracking.h"
 
 namespace stasis::resource {
 namespace {
@@ -17,26 +19,16 @@ using kernel::page_is_present;
 using kernel::page_is_swapped;
 using kernel::page_is_zero_frame;
 
-Result<UniqueFd> open_pagemap(pid_t witness) {
-  const std::string path = fmt::format("/proc/{}/pagemap", witness);
-  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid() && errno == ENOENT) return fail(Error::gone("open " + path, fmt::format("task {}", witness)));
-  if (!fd.valid()) return fail_errno("open", path);
-  return fd;
-}
-
-bool is_private(const model::Mapping& mapping) {
-  return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
-}
-
 /// One walk over the page tables of the whole address space: empty reservations have none and cost nothing.
 Result<std::vector<kernel::PageScan>> scan(int pagemap, AddressRange where) {
   constexpr uint64_t own = page_is_file | page_is_zero_frame;  // inverted: neither a file's page nor the page of zeros
-  auto found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, page_is_guard);
+  constexpr uint64_t tracking = kernel::page_is_wp_allowed | kernel::page_is_written | page_is_present;
+  auto found =
+      kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, page_is_guard | tracking);
   // Kernels that know no guards refuse to speak of them; before 6.7 the page of zeros cannot be told apart either,
   // which costs time but no correctness: zeros are dropped when they are stored.
   if (!found && found.error().errno_value() == EINVAL) {
-    found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, 0);
+    found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, tracking);
   }
   if (!found && found.error().code() == ErrorCode::unsupported) {
     found = kernel::scan_pages(pagemap, where, page_is_file, page_is_present | page_is_swapped, page_is_file,
@@ -53,6 +45,15 @@ void append(std::vector<model::PageRun>& runs, model::PageRun next) {
   } else {
     runs.push_back(next);
   }
+}
+
+void add_own(OwnPages& own, const model::Mapping& mapping, AddressRange part, uint64_t categories) {
+  const bool is_anonymous = mapping.backing == model::Backing::private_anonymous;
+  const bool is_huge = (mapping.map_flags & MAP_HUGETLB) != 0;
+  // A huge page is there or not, as a whole: where a child has zeros in it, its parent's bytes could not be dropped.
+  append(own.runs, {part, false, !is_anonymous || is_huge});
+  if (memory::is_unchanged(categories, is_anonymous)) own.unchanged.push_back(part);
+  if (is_anonymous && !is_huge && (categories & kernel::page_is_wp_allowed) != 0) own.tracked = part.begin;
 }
 
 /// Splits a run by whether the frames are the same.
@@ -105,18 +106,23 @@ std::vector<model::PageRun> runs_within(const std::vector<model::PageRun>& runs,
   return inside;
 }
 
-Result<std::vector<model::PageRun>> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
-  std::vector<model::PageRun> runs;
-  uint64_t end = 0;
-  for (const model::Mapping& mapping : mappings) {
-    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
-  }
-  if (end == 0) return runs;
-  const auto pagemap = TRY(open_pagemap(witness));
-  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
+Result<UniqueFd> open_pagemap(pid_t witness) {
+  const std::string path = fmt::format("/proc/{}/pagemap", witness);
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid() && errno == ENOENT) return fail(Error::gone("open " + path, fmt::format("task {}", witness)));
+  if (!fd.valid()) return fail_errno("open", path);
+  return fd;
+}
+
+bool is_private(const model::Mapping& mapping) {
+  return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
+}
+
+OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found) {
+  OwnPages own;
   auto next = found.begin();
   for (model::Mapping& mapping : mappings) {
-    if (mapping.backing == model::Backing::vdso) append(runs, {mapping.range, false, true});
+    if (mapping.backing == model::Backing::vdso) append(own.runs, {mapping.range, false, true});
     if (!is_private(mapping)) continue;
     while (next != found.end() && next->range.end <= mapping.range.begin) ++next;
     for (auto one = next; one != found.end() && one->range.begin < mapping.range.end; ++one) {
@@ -125,10 +131,35 @@ Result<std::vector<model::PageRun>> find_own_pages(pid_t witness, std::vector<mo
       if ((one->categories & page_is_guard) != 0)
         mapping.guards.push_back(part);
       else if ((mapping.map_flags & model::map_droppable) == 0)  // pages that may go, and secrets, stay out of images
-        append(runs, {part, false, mapping.backing == model::Backing::private_file});
+        add_own(own, mapping, part, one->categories);
     }
   }
-  return runs;
+  return own;
+}
+
+Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness) {
+  const auto pagemap = TRY(open_pagemap(witness));
+  return scan(pagemap.get(), {0, end_of_scan});
+}
+
+Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
+  uint64_t end = 0;
+  for (const model::Mapping& mapping : mappings) {
+    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
+  }
+  if (end == 0) return OwnPages{};
+  const auto pagemap = TRY(open_pagemap(witness));
+  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
+  return own_pages_in(mappings, found);
+}
+
+std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>& mappings,
+                                                  const std::vector<model::PageRun>& runs) {
+  std::vector<AddressRange> found;
+  for (const model::Mapping& mapping : mappings) {
+    if (is_private(mapping) && !runs_within(runs, mapping.range).empty()) found.push_back(mapping.range);
+  }
+  return found;
 }
 
 Status mark_shared_pages(pid_t child_pid, model::AddressSpace& child, pid_t parent_pid,

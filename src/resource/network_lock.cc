@@ -30,10 +30,7 @@ class NfTablesLock final : public NetworkLock {
     return std::unique_ptr<NetworkLock>(new NfTablesLock(std::move(table), run_id, connections));
   }
 
-  Status keep() override {
-    auto kept = TRY(kernel::DroppingTable::create(table_of(run_id_), false));
-    return kept.drop(connections_);
-  }
+  Status keep() override { return renew_network_lock(record(), connections_); }
 
   NetworkLockRecord record() const override { return {NetworkLockMethod::nftables, run_id_}; }
 
@@ -65,6 +62,13 @@ Result<bool> remove_network_lock(const NetworkLockRecord& record, std::span<cons
   if (record.method == NetworkLockMethod::iptables) return remove_iptables_lock(connections);
   if (record.method == NetworkLockMethod::skip || record.run_id.empty()) return false;
   return kernel::remove_table(table_of(record.run_id));
+}
+
+Status renew_network_lock(const NetworkLockRecord& record, std::span<const Connection> connections) {
+  if (record.method == NetworkLockMethod::iptables) return TRY(hold_iptables_lock(connections))->keep();
+  if (record.method == NetworkLockMethod::skip || record.run_id.empty()) return {};
+  auto kept = TRY(kernel::DroppingTable::create(table_of(record.run_id), false));
+  return kept.drop(connections);
 }
 
 void add_leftover(const NetworkLockRecord& record, std::vector<Connection> connections, std::vector<Leftover>& found) {

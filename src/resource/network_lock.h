@@ -35,6 +35,9 @@ class NetworkLock {
 /// Whatever was kept of these connections. Whether there was something.
 Result<bool> remove_network_lock(const NetworkLockRecord&, std::span<const kernel::Connection>);
 
+/// As it was before it was removed: the restore that removed it has failed in its last step.
+Status renew_network_lock(const NetworkLockRecord&, std::span<const kernel::Connection>);
+
 /// It stays when the tree has ended; nothing, if there is none.
 void add_leftover(const NetworkLockRecord&, std::vector<kernel::Connection>, std::vector<Leftover>&);
 

@@ -87,11 +87,10 @@ class ProcessAttributesRoom final : public TaskRoom {
     return {};
   }
 
-  Status ask(CaptureContext& context, model::Task& task, model::Thread& thread, Inquiry& inquiry) const override {
+  Status ask(CaptureContext&, model::Task&, model::Thread& thread, Inquiry& inquiry) const override {
     inquiry.ask(call(SYS_prctl, PR_GET_PDEATHSIG, plan::Out{sizeof(int)}),
                 [&](const Inquiry::Answer& answer) -> Status {
                   thread.parent_death_signal = int_of(answer);
-                  refuse_to_be_sent(context, task, thread);
                   return {};
                 });
     return {};
@@ -212,17 +211,6 @@ class ProcessAttributesRoom final : public TaskRoom {
   }
 
  private:
-  /// The signal is sent when the *thread* ends that is the parent (kernel/exit.c, reparent_leader). Whichever that was,
-  /// in a restore it is the leader, who ends last of all where he has ended before.
-  static void refuse_to_be_sent(CaptureContext& context, const model::Task& task, const model::Thread& thread) {
-    const auto* parent = context.application.find(task.parent);
-    if (thread.parent_death_signal == 0 || parent == nullptr || !parent->leader_has_ended()) return;
-    context.diagnostics.refuse(fmt::format("task {} '{}', thread {}", task.pid, task.name, thread.tid),
-                               "it has a parent-death signal, which the restore of its parent would send: the parent's "
-                               "first thread has ended",
-                               "Take the signal back before the dump (PR_SET_PDEATHSIG 0)");
-  }
-
   static constexpr gid_t nobody = 65534;
 
   static int suid_dumpable() {

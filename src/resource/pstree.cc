@@ -41,7 +41,7 @@ class TreeDecoder {
     TRY(claim("pid", task.pid.value));
     task.nested_pids = TRY(nested_ids(entry.nested_pids()));
     task.pid_namespace = Pid{TRY(id("pid_namespace", entry.pid_namespace(), 0))};
-    task.childrens_namespace = Pid{TRY(id("childrens_namespace", entry.childrens_namespace(), 0))};
+    task.parent_thread = Tid{TRY(id("parent_thread", entry.parent_thread(), 0))};
     for (const auto& leader : entry.dead_leaders()) TRY(add(leader));
     // Who is alone is the leader: of a zombie, CRIU writes a number that it has not set.
     if (entry.threads_size() > 1 && entry.threads(0) != entry.pid())
@@ -53,6 +53,7 @@ class TreeDecoder {
       task.threads[i].tid = Tid{TRY(id("threads", entry.threads(i), 1))};
       TRY(claim("threads", task.threads[i].tid.value));
     }
+    task.threads[0].childrens_namespace = Pid{TRY(id("childrens_namespace", entry.childrens_namespace(), 0))};
     if (task.parent.value == 0) {
       if (has_root_) return reject(reader_, "ppid", fmt::format("a second root, {}", task.pid));
       has_root_ = true;
@@ -151,8 +152,9 @@ Status encode_pstree(const model::Application& application, const image::Directo
     if (task.threads.empty()) entry.add_threads(entry.pid());
     add_ids(task.nested_pids, *entry.mutable_nested_pids());
     if (task.pid_namespace.value != 0) entry.set_pid_namespace(static_cast<uint32_t>(task.pid_namespace.value));
-    if (task.childrens_namespace.value != 0)
-      entry.set_childrens_namespace(static_cast<uint32_t>(task.childrens_namespace.value));
+    if (!task.threads.empty() && task.threads[0].childrens_namespace.value != 0)
+      entry.set_childrens_namespace(static_cast<uint32_t>(task.threads[0].childrens_namespace.value));
+    if (task.parent_thread.value != 0) entry.set_parent_thread(static_cast<uint32_t>(task.parent_thread.value));
     if (task.pid == application.root) add_dead_leaders(application, entry);
     TRY(writer.append(entry));
   }

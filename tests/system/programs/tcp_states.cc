@@ -3,6 +3,7 @@
 // listening socket beside connections of its port that are in TIME_WAIT.
 // DUMP: --tcp-established
 // RESTORE: --tcp-established
+// FAIL_RESTORE
 // ROOT: filters of sockets count against a limit that all users share (net.core.bpf_jit_limit)
 #include "inet.h"
 

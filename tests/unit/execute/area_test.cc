@@ -90,6 +90,21 @@ TEST(Area, GivesAChildTheStackOfItsSlotAndItsIds) {
   EXPECT_THAT(ids, testing::ElementsAre(1, 4711));
 }
 
+TEST(Area, LeavesAChildWithoutAStackOfItsOwnOnACopyOfItsParents) {
+  SlotProgram parent(EndMode::park), child(EndMode::exit_thread, 0);
+  parent.spawn(0, 0, {}, 1, 0);
+  const auto area = build_area(0x400000000000, {parent, child}, 1);
+  ASSERT_TRUE(area);
+  Slot slot;
+  std::memcpy(&slot, area->bytes.data() + area->slots[0].slot, sizeof slot);
+  Instruction spawn;
+  std::memcpy(&spawn, area->bytes.data() + slot.instructions, sizeof spawn);
+  clone_args arguments;
+  std::memcpy(&arguments, area->bytes.data() + spawn.args[0], sizeof arguments);
+  EXPECT_EQ(arguments.stack, 0u);
+  EXPECT_EQ(arguments.stack_size, 0u);
+}
+
 TEST(Area, RefusesToSpawnASlotThatIsNotThere) {
   SlotProgram parent(EndMode::park);
   parent.spawn(0, SIGCHLD, {}, 5, 0);

@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+#include <fmt/format.h>
+
 namespace stasis::memory {
 namespace {
 
@@ -42,6 +44,24 @@ TEST(PageStore, round_trip_drops_zero_pages) {
   ASSERT_TRUE((*stored)->read(1000 * page_size, many));
   for (uint64_t i = 0; i < 300; ++i) source.fill((1000 + i) * page_size, {wanted.data() + i * page_size, page_size});
   EXPECT_EQ(many, wanted) << "beyond what is stored there are zeros";
+}
+
+TEST(PageStore, refers_to_pages_of_the_parent_images_in_order) {
+  const Scratch scratch;
+  const auto parent = scratch.directory("parent"), directory = scratch.directory();
+  FakePages before([](uint64_t) { return uint8_t{1}; }), now([](uint64_t) { return uint8_t{2}; });
+  ASSERT_TRUE(write_pages(parent, "7", 5, std::vector{run(1, 8)}, before));
+  ASSERT_TRUE(write_pages(directory, "7", 1, std::vector{run(2, 3), run(9, 10)}, now,
+                          std::vector{run(1, 2), run(3, 5), run(5, 6, true)}));
+  const auto stored = read_pagemap(directory, "7");
+  ASSERT_TRUE(stored) << stored.error().message();
+  std::string found;
+  for (const auto& one : *stored) {
+    found += fmt::format("{}-{} {}{} ", one.range.begin / page_size, one.range.end / page_size,
+                         one.directory.empty() ? "here" : one.directory, one.shared_with_parent ? "shared" : "");
+  }
+  EXPECT_EQ(found, "1-2 parent/ 2-3 here 3-5 parent/ 5-6 parent/shared 9-10 here ");
+  EXPECT_EQ(std::filesystem::file_size(scratch.root() / "pages-1.img"), 2 * page_size);
 }
 
 TEST(PageStore, keeps_zeros_that_replace_a_file) {

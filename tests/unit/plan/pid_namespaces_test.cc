@@ -98,19 +98,70 @@ TEST(NestedNamespaces, AreRestoredWhereClonesLeadToThem) {
             "restorable");
 }
 
-TEST(NestedNamespaces, NeedMoreThanClones) {
-  // Two sessions from outside.
-  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
+TEST(NestedNamespaces, AreEnteredWhereClonesDoNotLeadToThem) {
+  // Parents outside, in the same session and group, with children and threads of their own, and two levels down.
+  EXPECT_EQ(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 5, "pgid": 6, "sid": 6, "nested_pids": [2, 1]},
+                        {"pid": 7, "ppid": 1, "pgid": 1, "sid": 1, "childrens_namespace": 6},
+                        {"pid": 8, "ppid": 7, "pgid": 1, "sid": 1, "nested_pids": [9], "pid_namespace": 5},
+                        {"pid": 9, "ppid": 8, "pgid": 9, "sid": 1, "nested_pids": [3], "threads": [10],
+                         "nested_tids": [[10]]},
+                        {"pid": 11, "ppid": 7, "pgid": 11, "sid": 11, "nested_pids": [4, 2], "pid_namespace": 6},
+                        {"pid": 12, "ppid": 8, "pgid": 9, "sid": 1, "nested_pids": [5, 3], "pid_namespace": 6},
+                        {"pid": 13, "ppid": 7, "pgid": 1, "sid": 1, "nested_pids": [6], "pid_namespace": 5,
+                         "state": "zombie", "exit_code": 3})"),
+            "restorable");
+  // A sibling that the leader of a session inside has created.
+  EXPECT_EQ(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                        {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1},
+                        {"pid": 7, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [2], "pid_namespace": 5},
+                        {"pid": 8, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [3], "pid_namespace": 5},
+                        {"pid": 9, "ppid": 8, "pgid": 7, "sid": 7, "nested_pids": [4]})"),
+            "restorable");
+  // Orphans that have come to an init, in a session and in a group from outside that it was not born in.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
                           {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
                           {"pid": 6, "ppid": 5, "pgid": 4, "sid": 4, "nested_pids": [2]})"),
-              HasSubstr("in two sessions from outside, 1 and 4"));
-  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 1},
+            "restorable");
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 1},
                           {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
                           {"pid": 6, "ppid": 5, "pgid": 4, "sid": 1, "nested_pids": [2]})"),
-              HasSubstr("in two groups from outside, 1 and 4"));
+            "restorable");
+  // One whose parent is the init of a namespace between: its relay lives there.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
+                          {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 5, "pgid": 5, "sid": 5, "nested_pids": [2, 1]},
+                          {"pid": 7, "ppid": 5, "pgid": 4, "sid": 4, "nested_pids": [3, 2], "pid_namespace": 6},
+                          {"pid": 8, "ppid": 5, "pgid": 4, "sid": 4, "nested_pids": [4, 1]})"),
+            "restorable");
+  // Born before its session's leader led it, while the namespace has begun only since.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4},
+                          {"pid": 5, "ppid": 4, "pgid": 4, "sid": 4, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 4, "pgid": 1, "sid": 1, "nested_pids": [2], "pid_namespace": 5})"),
+            "restorable");
+  // In groups of outer processes that belong to others themselves, one dead, and one led from a sibling namespace.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1},
+                          {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 7, "ppid": 6, "pgid": 7, "sid": 1, "nested_pids": [2]},
+                          {"pid": 8, "ppid": 4, "pgid": 4, "sid": 1, "nested_pids": [2], "pid_namespace": 5},
+                          {"pid": 9, "ppid": 4, "pgid": 19, "sid": 1, "nested_pids": [3], "pid_namespace": 5},
+                          {"pid": 10, "ppid": 4, "pgid": 7, "sid": 1, "nested_pids": [4], "pid_namespace": 5})"),
+            "restorable");
+}
+
+TEST(NestedNamespaces, NeedMoreThanPlansDo) {
   EXPECT_THAT(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie",
                              "exit_signal": 15})"),
               HasSubstr("does not end by one of its own"));
+}
+
+/// Whoever creates in a namespace lives there, or above.
+TEST(NestedNamespaces, AreNotEnteredFromWhereNobodyCan) {
+  EXPECT_THAT(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1},
+                            {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                            {"pid": 6, "ppid": 4, "pgid": 5, "sid": 5, "nested_pids": [2], "pid_namespace": 5})"),
+              HasSubstr("only its leader can have created it, as a sibling"));
 }
 
 /// What is not restorable without namespaces is not with them either, whatever setns can do.

@@ -92,7 +92,8 @@ TEST_F(PstreeTest, KeepsNestedPidNamespaces) {
   init.nested_pids = {1}, init.pid_namespace = Pid{11};
   model::Task inner{.pid = Pid{12}, .parent = Pid{11}, .group = Pid{12}, .session = Pid{13}};
   inner.nested_pids = {7, 1}, inner.pid_namespace = Pid{12};
-  root.childrens_namespace = Pid{11};
+  root.threads = {{.tid = Tid{10}, .childrens_namespace = Pid{11}}, {.tid = Tid{15}}};
+  init.parent_thread = Tid{15};
   application.tasks = {root, init, inner};
   application.dead_leaders[Pid{13}] = {{5}, Pid{11}};
   ASSERT_TRUE(encode_pstree(application, *directory));
@@ -100,7 +101,8 @@ TEST_F(PstreeTest, KeepsNestedPidNamespaces) {
   ASSERT_TRUE(decoded) << decoded.error().message();
   EXPECT_EQ(decoded->dead_leaders, application.dead_leaders);
   ASSERT_EQ(decoded->tasks.size(), 3u);
-  EXPECT_EQ(decoded->tasks[0].childrens_namespace, Pid{11});
+  EXPECT_EQ(decoded->tasks[0].childrens_namespace(), Pid{11});
+  EXPECT_EQ(decoded->tasks[1].parent_thread, Tid{15});
   for (size_t i = 0; i < 3; ++i) {
     EXPECT_EQ(decoded->tasks[i].nested_pids, application.tasks[i].nested_pids);
     EXPECT_EQ(decoded->tasks[i].pid_namespace, application.tasks[i].pid_namespace);

@@ -214,6 +214,8 @@ Bytes agent_registers(ByteView general, uint64_t area, uint64_t slot, uint64_t s
 
 int64_t call_result(ByteView general) { return static_cast<int64_t>(load(general).rax); }
 
+uint64_t call_number(ByteView general) { return load(general).orig_rax; }
+
 uint64_t program_counter(ByteView general) { return load(general).rip; }
 
 bool is_leaving(ByteView general) {

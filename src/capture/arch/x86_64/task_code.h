@@ -55,6 +55,7 @@ Bytes registers_at(ByteView general, uint64_t rip);
 /// Registers that start the agent's slot.
 Bytes agent_registers(ByteView general, uint64_t area, uint64_t slot, uint64_t stack);
 int64_t call_result(ByteView general);
+uint64_t call_number(ByteView general);
 uint64_t program_counter(ByteView general);
 /// At the entry of a system call: whether it is the first one after an agent's last word (of its leave code).
 bool is_leaving(ByteView general);

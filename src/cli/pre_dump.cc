@@ -1,0 +1,110 @@
+// stasis pre-dump: the memory of a tree, copied while it runs. The tree is stopped for as long as it takes to
+// write-protect its pages; what it writes afterwards is left to the next round.
+#include <CLI/CLI.hpp>
+
+#include "capture/round.h"
+#include "cli/criu_options.h"
+#include "cli/fault_points.h"
+#include "cli/progress.h"
+#include "cli/rounds.h"
+#include "cli/session.h"
+#include "cli/statistics.h"
+#include "cli/subcommands.h"
+#include "memory/running_pages.h"
+#include "resource/inventory.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  RoundsOptions rounds;
+  pid_t tree = 0;
+  std::string mode = "splice";
+};
+
+/// criu's numbers, in the inventory.
+constexpr uint32_t number_of(std::string_view mode) { return mode == "read" ? 2 : 1; }
+
+uint64_t pages_of(const std::vector<model::PageRun>& runs) {
+  uint64_t sum = 0;
+  for (const auto& run : runs) sum += run.range.size() / page_size;
+  return sum;
+}
+
+/// Copies what has been written since the round before. The tree runs.
+Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory& memory, uint32_t pages_id,
+            resource::EncodeStats& statistics) {
+  for (auto& run : memory.runs) run.keep_zeros = false;  // see memory::RunningPages
+  memory::Increment increment{std::move(memory.runs), {}};
+  if (rounds.parent() != nullptr) {
+    if (const auto* stored = TRY(rounds.parent()->stored(memory.suffix)))
+      increment = memory::increment_of(increment.changed, memory.unchanged, *stored);
+  }
+  memory::RunningPages source(memory.witness);
+  const auto written =
+      TRY(memory::write_pages(images, memory.suffix, pages_id, increment.changed, source, increment.in_parent));
+  statistics.pages_in_parent += pages_of(increment.in_parent);
+  statistics.pages_scanned += pages_of(increment.changed) + pages_of(increment.in_parent);
+  statistics.pages_written += written.pages_written;
+  statistics.zero_pages_skipped += written.zero_pages_skipped;
+  return {};
+}
+
+Status pre_dump(const Options& options, const Session& session) {
+  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  auto rounds = TRY(Rounds::open(session, images, options.tree, options.rounds));
+  TRY(session.run_scripts("pre-dump", options.tree));
+  auto round = TRY(capture::hold_round(
+      {options.tree, options.common.timeout, fault_point, [&] { return rounds.begin(); }}, rounds.trackers()));
+  session.report(round.diagnostics);
+  if (round.diagnostics.refused())
+    return fail(Error::unsupported("pre-dump the tree", "part of it cannot be looked at (each case is named above)"));
+
+  DumpStatistics statistics;
+  statistics.times = round.times;
+  const uint64_t start = session.microseconds();
+  TRY(images.begin());
+  TRY(rounds.link(images));
+  for (uint32_t index = 0; index < round.memories.size(); ++index) {
+    auto& memory = round.memories[index];
+    TRY_IN("save memory " + memory.suffix, copy(images, rounds, memory, index + 1, statistics.encoded));
+    fault_point("copied");
+  }
+  statistics.write_us = session.microseconds() - start;
+  TRY(resource::commit_pre_dump(images, number_of(options.mode), rounds.name()));
+  fault_point("committed");
+  rounds.complete(session);
+  write_dump_statistics(session, statistics);
+  session.log().info("Pre-dumping finished successfully");
+  return {};
+}
+
+}  // namespace
+
+void add_pre_dump(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("pre-dump", "Save the memory of a tree while it runs, for a dump to come");
+  command->add_option("-t,--tree", options->tree, "The root of the tree")->required()->type_name("PID");
+  add_common_options(*command, options->common);
+  add_rounds_options(*command, options->rounds);
+  command
+      ->add_option("--pre-dump-mode", options->mode,
+                   "splice or read: accepted as criu does; pages are always read while the tree runs")
+      ->check(CLI::IsMember({"splice", "read"}));
+  add_criu_options(*command);
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      auto session = Session::open(options->common);
+      if (!session) {
+        fmt::print(stderr, "Error: {}\n", session.error().message());
+        return 1;
+      }
+      options->rounds.track = true;
+      const Status done = pre_dump(*options, *session);
+      return done ? 0 : session->failed(done.error());
+    };
+  });
+}
+
+}  // namespace stasis::cli

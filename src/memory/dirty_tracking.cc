@@ -1,0 +1,82 @@
+#include "memory/dirty_tracking.h"
+
+#include <algorithm>
+
+#include "memory/increments.h"
+
+namespace stasis::memory {
+namespace {
+
+using kernel::page_is_file;
+using kernel::page_is_guard;
+using kernel::page_is_present;
+using kernel::page_is_swapped;
+using kernel::page_is_wp_allowed;
+using kernel::page_is_written;
+using kernel::page_is_zero_frame;
+
+Result<bool> is_written(int pagemap_fd, uint64_t page) {
+  const auto found = TRY(kernel::scan_pages(pagemap_fd, {page, page + page_size}, page_is_written, 0, 0, 0));
+  return !found.empty();
+}
+
+/// Whether a page's protection can be taken away by this tracker, or else be given and taken away. It is without
+/// protection afterwards, so that no write is missed that somebody makes from outside meanwhile.
+Result<bool> governs(const kernel::Userfaultfd& tracker, int pagemap_fd, uint64_t page) {
+  const AddressRange range{page, page + page_size};
+  const bool was_written = TRY(is_written(pagemap_fd, page));
+  if (!tracker.protect(range, was_written)) return false;
+  const bool changed = TRY(is_written(pagemap_fd, page)) != was_written;
+  if (was_written) TRY(tracker.protect(range, false));
+  return changed;
+}
+
+/// A page of its own is neither a file's nor the page of zeros, and no guard: those have an entry, too.
+Result<std::vector<kernel::PageScan>> protect_written(int pagemap_fd, AddressRange where) {
+  constexpr uint64_t excluded = page_is_file | page_is_zero_frame, in_use = page_is_present | page_is_swapped;
+  auto found = kernel::scan_and_protect(pagemap_fd, where, page_is_written | excluded | page_is_guard, in_use,
+                                        excluded | page_is_guard, page_is_written);
+  if (found || found.error().errno_value() != EINVAL) return found;
+  // Before 6.15 there are guards, or not even those, but no word for them.
+  return kernel::scan_and_protect(pagemap_fd, where, page_is_written | excluded, in_use, excluded, page_is_written);
+}
+
+}  // namespace
+
+Result<const Tracker*> Trackers::find(int pagemap_fd, uint64_t page, std::string_view likely_suffix) const {
+  std::vector<const Tracker*> candidates;
+  for (const auto& tracker : all_) candidates.push_back(tracker.get());
+  std::ranges::stable_partition(candidates, [&](const Tracker* one) { return one->suffix == likely_suffix; });
+  for (const Tracker* candidate : candidates) {
+    if (TRY(governs(candidate->descriptor, pagemap_fd, page))) return candidate;
+  }
+  return nullptr;
+}
+
+void Trackers::rename(const std::vector<std::pair<const Tracker*, std::string>>& used) {
+  std::erase_if(all_, [&](const auto& tracker) {
+    const auto found = std::ranges::find(used, tracker.get(), [](const auto& one) { return one.first; });
+    if (found != used.end()) tracker->suffix = found->second;
+    return found == used.end();
+  });
+}
+
+bool is_unchanged(uint64_t categories, bool is_anonymous) {
+  if ((categories & page_is_wp_allowed) == 0 || (categories & page_is_written) != 0) return false;
+  return is_anonymous || (categories & page_is_present) != 0;
+}
+
+Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd& tracker, int pagemap_fd,
+                                                    const std::vector<AddressRange>& mappings) {
+  std::vector<AddressRange> written;
+  for (const AddressRange& mapping : mappings) {
+    if (TRY(tracker.register_range(mapping)) != kernel::Userfaultfd::Registration::registered) {
+      written.push_back(mapping);
+      continue;
+    }
+    for (const auto& scan : TRY(protect_written(pagemap_fd, mapping))) written.push_back(scan.range);
+  }
+  return written;
+}
+
+}  // namespace stasis::memory
