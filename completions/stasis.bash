@@ -8,22 +8,24 @@ _stasis() {
     --file-validation) mapfile -t COMPREPLY < <(compgen -W "filesize buildid checksum" -- "$current"); return ;;
     --pre-dump-mode) mapfile -t COMPREPLY < <(compgen -W "splice read" -- "$current"); return ;;
     --format) mapfile -t COMPREPLY < <(compgen -W "text json dot" -- "$current"); return ;;
-    -o|--log-file|--pidfile|--action-script) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+    --compress) mapfile -t COMPREPLY < <(compgen -W "zstd lz4" -- "$current"); return ;;
+    -o|--log-file|--pidfile|--action-script|--identity|--key-file|--recipient) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump restore dirty cleanup plan show diff check tree --help --version" -- "$current")
+    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump restore dirty cleanup plan show diff check tree keygen dedup --help --version" -- "$current")
     return
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers" ;;
+    dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers --compress --encrypt --recipient --key-file --auto-dedup" ;;
     pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd" ;;
-    cleanup) words="$common" ;;
-    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache" ;;
-    show) words="--images-dir --tree --compact --help" ;;
-    diff) words="--ignore --help" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd --identity --key-file" ;;
+    cleanup|dedup) words="$common --identity --key-file" ;;
+    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --identity --key-file" ;;
+    show) words="--images-dir --tree --compact --identity --key-file --help" ;;
+    diff) words="--ignore --identity --key-file --help" ;;
+    keygen) words="--shared --help" ;;
     tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --pid-namespaces --terminals --program --hash --count --help" ;;
     check) words="--feature --extra --all --experimental --help" ;;
   esac

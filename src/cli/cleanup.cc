@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
 #include "image/directory.h"
@@ -13,9 +14,14 @@
 namespace stasis::cli {
 namespace {
 
+struct Options {
+  CommonOptions common;
+  KeyOptions keys;
+};
+
 /// Images may name anything: only what is provably placed by a dump goes. The rest is named, and stays.
-Status clean_up(const CommonOptions& options, const Session& session) {
-  const auto images = TRY(image::Directory::open(options.images_dir));
+Status clean_up(const Options& options, const Session& session) {
+  const auto images = TRY(open_images(options.common.images_dir, options.keys));
   const auto checkpoint = TRY(resource::decode(images));
   size_t failures = 0;
   const auto network = TRY(resource::read_network_facts(images));
@@ -39,13 +45,14 @@ Status clean_up(const CommonOptions& options, const Session& session) {
 }  // namespace
 
 void add_cleanup(CLI::App& app, Action& chosen, Face) {
-  auto options = std::make_shared<CommonOptions>();
+  auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "cleanup", "Remove what a dump has placed on the system for a restore that will not come; the images stay");
-  add_common_options(*command, *options);
+  add_common_options(*command, options->common);
+  add_key_options(*command, options->keys);
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(*options);
+      auto session = Session::open(options->common);
       if (!session) {
         fmt::print(stderr, "Error: {}\n", session.error().message());
         return 1;

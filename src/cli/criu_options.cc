@@ -18,7 +18,6 @@ struct Accepted {
 /// They allow what is refused by name where it is found, or choose between ways of which stasis has one.
 constexpr Accepted accepted[] = {
     {"--allow-uprobes", Takes::nothing},
-    {"--auto-dedup", Takes::nothing},
     {"--cgroup-dump-controller", Takes::value},
     {"--cgroup-props", Takes::value},
     {"--cgroup-props-file", Takes::value},
@@ -48,6 +47,7 @@ constexpr Accepted accepted[] = {
 
 /// Criu's options are the same for all commands: those of another command are accepted, too.
 constexpr Accepted of_other_commands[] = {
+    {"--auto-dedup", Takes::nothing},
     {"-t,--tree", Takes::value},
     {"-R,--leave-running", Takes::nothing},
     {"-s,--leave-stopped", Takes::nothing},

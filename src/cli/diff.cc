@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
 #include "image/directory.h"
@@ -14,11 +15,12 @@ namespace {
 struct Options {
   std::string before, after;
   std::vector<std::string> ignored;
+  KeyOptions keys;
 };
 
 Result<std::vector<std::string>> compared(const Options& options) {
-  const auto before = TRY(resource::decode(TRY(image::Directory::open(options.before)))).application;
-  const auto after = TRY(resource::decode(TRY(image::Directory::open(options.after)))).application;
+  const auto before = TRY(resource::decode(TRY(open_images(options.before, options.keys)))).application;
+  const auto after = TRY(resource::decode(TRY(open_images(options.after, options.keys)))).application;
   return model::differences(before, after, {options.ignored.begin(), options.ignored.end()});
 }
 
@@ -31,6 +33,7 @@ void add_diff(CLI::App& app, Action& chosen, Face) {
   command->add_option("after", options->after, "The second")->required()->type_name("DIR");
   command->add_option("--ignore", options->ignored, "A part that may differ: timers, memory.mappings, …")
       ->type_name("PART");
+  add_key_options(*command, options->keys);
   command->callback([options, &chosen] {
     chosen = [options] {
       const auto found = compared(*options);

@@ -12,6 +12,7 @@
 #include "capture/capture.h"
 #include "cli/criu_options.h"
 #include "cli/fault_points.h"
+#include "cli/key_options.h"
 #include "cli/network_options.h"
 #include "cli/progress.h"
 #include "cli/rounds.h"
@@ -19,6 +20,7 @@
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
+#include "memory/dedup.h"
 #include "resource/codec.h"
 #include "resource/traces.h"
 
@@ -29,6 +31,7 @@ struct Options {
   CommonOptions common;
   DumpOptions dump;
   resource::NetworkPolicy network;
+  StorageOptions storage;
   RoundsOptions rounds;
   bool show_leftovers = false;
 };
@@ -186,7 +189,7 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
 Status dump(const Options& options, const Session& session) {
   auto wanted = TRY(capture_options(options));
   const auto snapshot = TRY(snapshot_options(options.dump));
-  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
   const auto after = after_dump(options.dump);
   auto rounds_options = options.rounds;
   rounds_options.track = options.rounds.track && after != capture::AfterDump::kill;  // else nobody is there to track
@@ -216,6 +219,10 @@ Status dump(const Options& options, const Session& session) {
   if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
+  if (options.storage.auto_dedup && !images.encryption()) {  // not earlier: a dump that fails needs its parents whole
+    const auto released = TRY(memory::release_superseded(images));
+    session.log().info("{} KiB released in {} pages files of parents", released.bytes >> 10, released.files);
+  }
   session.log().info("Dumping finished successfully");
   return {};
 }
@@ -273,6 +280,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   command->add_option("--irmap-scan-path", options->dump.irmap_scan, "Where --force-irmap looks first")
       ->type_name("DIR")
       ->allow_extra_args(false);
+  add_storage_options(*command, options->storage);
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
   add_rounds_options(*command, options->rounds);

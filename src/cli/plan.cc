@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/checkpoint.h"
+#include "cli/key_options.h"
 #include "cli/subcommands.h"
 
 namespace stasis::cli {
@@ -11,11 +12,12 @@ namespace {
 struct Options {
   CommonOptions common;
   CheckpointPolicy policy;
+  KeyOptions keys;
   std::string format = "text";
 };
 
 Result<std::string> planned(const Options& options, const Session& session) {
-  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto images = TRY(open_images(options.common.images_dir, options.keys));
   const auto checkpoint = TRY(load_checkpoint(images, session, options.policy));
   return plan::to_form(checkpoint.program, options.format);
 }
@@ -33,6 +35,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "--tcp-established", options->policy.tcp_established,
              "As for restore; so unless --no- is given");
   add_switch(*command, "--tcp-close", options->policy.tcp_close, "As for restore");
+  add_key_options(*command, options->keys);
   add_inherit_option(*command, options->policy.inherit_fd);
   command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");
   command->callback([options, &chosen] {

@@ -8,12 +8,14 @@
 
 #include "cli/criu_options.h"
 #include "cli/checkpoint.h"
+#include "cli/key_options.h"
 #include "cli/network_options.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
 #include "execute/execute.h"
+#include "memory/check_images.h"
 #include "resource/inet_socket.h"
 
 namespace stasis::cli {
@@ -23,6 +25,7 @@ struct Options {
   CommonOptions common;
   RestoreOptions restore;
   NetworkRestoreOptions network;
+  KeyOptions keys;
   bool exec_cmd = false;
   int fail_at_command = -1;
 };
@@ -78,11 +81,13 @@ class NetworkOpening {
 };
 
 Result<pid_t> restore(const Options& options, const Session& session) {
-  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  const auto images = TRY(open_images(options.common.images_dir, options.keys));
   const auto& checkpoint = until_exit(
       TRY(load_checkpoint(images, session,
                           {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
                            options.restore.file_validation, options.restore.plan_cache, options.restore.inherit_fd})));
+  // Pages are deciphered while the tree is built. That they are what was written is known before it begins.
+  TRY_IN("check the encrypted images", memory::check_images(images));
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);
@@ -153,6 +158,7 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "-j,--shell-job", options->restore.shell_job,
              "Take session and terminal from the shell we run under");
   add_network_options_of_restore(*command, options->network);
+  add_key_options(*command, options->keys);
   command
       ->add_option("--file-validation", options->restore.file_validation,
                    "How changed files are recognised: filesize, buildid or checksum")

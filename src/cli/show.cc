@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
+#include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
 #include "image/show.h"
@@ -15,17 +16,18 @@ struct Options {
   std::string images_dir;
   bool tree = false;
   bool compact = false;
+  KeyOptions keys;
 };
 
 Result<std::string> shown(const Options& options) {
   const std::filesystem::path path = options.path.empty() ? options.images_dir : options.path;
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
-    const auto images = TRY(image::Directory::open(path.string()));
+    const auto images = TRY(open_images(path.string(), options.keys));
     return options.tree ? image::show_tree(images) : image::show_directory(images, !options.compact);
   }
   const auto parent = path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  const auto images = TRY(image::Directory::open(parent.string()));
+  const auto images = TRY(open_images(parent.string(), options.keys));
   return image::show_file(images, path.filename().string(), !options.compact);
 }
 
@@ -39,6 +41,7 @@ void add_show(CLI::App& app, Action& chosen, Face) {
       ->type_name("DIR");
   command->add_flag("--tree", options->tree, "The process tree with files and memory per task, for people");
   command->add_flag("--compact", options->compact, "JSON on one line");
+  add_key_options(*command, options->keys);
   command->callback([options, &chosen] {
     if (options->path.empty() && options->images_dir.empty()) options->images_dir = ".";
     chosen = [options] {

@@ -25,6 +25,8 @@ void add_show(CLI::App&, Action& chosen, Face);
 void add_plan(CLI::App&, Action& chosen, Face);
 void add_check(CLI::App&, Action& chosen, Face);
 void add_diff(CLI::App&, Action& chosen, Face);
+void add_dedup(CLI::App&, Action& chosen, Face);
+void add_keygen(CLI::App&, Action& chosen, Face);
 void add_tree(CLI::App&, Action& chosen, Face);
 
 }  // namespace stasis::cli

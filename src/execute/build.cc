@@ -20,6 +20,7 @@
 
 #include "agent/area.h"
 #include "execute/connection_ends.h"
+#include "execute/decoding.h"
 #include "execute/end_repair.h"
 #include "execute/execute.h"
 #include "execute/lower.h"
@@ -60,6 +61,9 @@ class SharedArea {
   uint32_t ready() const {
     return __atomic_load_n(reinterpret_cast<uint32_t*>(base_ + header().counters) + agent::ready_counter,
                            __ATOMIC_ACQUIRE);
+  }
+  std::span<uint32_t> counters() const {
+    return {reinterpret_cast<uint32_t*>(base_ + header().counters), header().counter_count};
   }
   uint32_t failed() const { return __atomic_load_n(&header().failed, __ATOMIC_ACQUIRE); }
   /// Makes every waiting slot give up, as a slot that fails does.
@@ -269,7 +273,7 @@ class Tree final : public BuiltTree {
                                                  lowered_.counter_count));
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
-    Status outcome = run();
+    Status outcome = run(images);
     if (outcome && !options_.only_build) outcome = seize();
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
     if (!outcome) {
@@ -312,11 +316,16 @@ class Tree final : public BuiltTree {
   }
 
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
-  Status run() {
+  Status run(const image::Directory& images) {
     const SignalsBlocked blocked;
     std::vector<Runner> runners(area_->header().slot_count);
     for (const auto& [runner, slot] : lowered_.slot_of) runners.at(slot) = runner;
     const Watchdog watchdog(*area_, std::move(runners), !application_.root_is_namespace_init, options_.timeout_seconds);
+    const Decoding decoding(program_, lowered_, images,
+                            {.counters = area_->counters(),
+                             .has_failed = [this] { return area_->failed() != 0; },
+                             .cancel = [this] { area_->cancel(); },
+                             .host_pid = [this](Pid pid) { return host_pid(pid); }});
     agent::run_here(area_->base(), 0);
     host_root_ = spawned_root();
     while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {
@@ -324,7 +333,26 @@ class Tree final : public BuiltTree {
       nanosleep(&pause, nullptr);
     }
     if (area_->failed() == 0) return {};
+    if (auto error = decoding.error()) return fail(std::move(*error));
     return fail(failure(watchdog));
+  }
+
+  /// Of a process that runs commands.
+  Result<pid_t> host_pid(Pid pid) const {
+    if (!application_.root_is_namespace_init) return pid.value;
+    while (area_->failed() == 0) {  // who runs is there, but may be missed while it gets another parent
+      if (const pid_t root = spawned_root(); root != 0) {
+        const auto own = kernel::read_status(root);
+        const size_t level = own ? own->ns_pid.size() : 0;
+        for (const pid_t found : kernel::list_descendants(root)) {
+          const auto status = kernel::read_status(found);
+          if (level != 0 && status && status->ns_pid.size() >= level && status->ns_pid[level - 1] == pid.value)
+            return found;
+        }
+      }
+      usleep(1000);
+    }
+    return fail(Error::gone("find the process to be filled", fmt::format("pid {} of the namespace", pid)));
   }
 
   pid_t spawned_root() const {

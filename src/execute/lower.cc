@@ -460,6 +460,21 @@ class Lowering {
     return {};
   }
 
+  Status lower(const plan::Command&, const plan::DecodePages&) { return request_decoding(); }
+  Status lower(const plan::Command&, const plan::DecodeFile&) { return request_decoding(); }
+  Status request_decoding() {
+    const auto origin = static_cast<uint32_t>(origin_);
+    // Names that no event of a program has.
+    const auto own = [&](std::string_view what) { return counter(fmt::format("\n{} {}", what, origin)); };
+    const DecodingRequest request{origin, own("asked"), own("done")};
+    result_.decodings.push_back(request);
+    result_.decoding_asked = counter("\nasked");
+    now().post(request.asked, 1, ~0u, origin);
+    now().post(result_.decoding_asked, 1, 1, origin);
+    now().wait(request.done, 1, origin);
+    return {};
+  }
+
   // ---- everything else
 
   Status lower(const plan::Command&, const plan::Perform& perform) {

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "image/encryption.h"
 #include "image/names.h"
+#include "inventory.pb.h"
 
 namespace stasis::image {
 namespace {
@@ -39,9 +41,11 @@ Bytes magics_of(const FileKind& kind) {
   return bytes;
 }
 
-Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind) {
+bool is_encrypted_kind(const FileKind& kind) { return !kind.service && kind.pattern != "inventory"; }
+
+Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind, const Encryption* encryption) {
   auto file = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
-  Writer writer(std::move(file.fd), name);
+  Writer writer(std::move(file.fd), name, is_encrypted_kind(kind) ? encryption : nullptr);
   TRY(writer.append_raw(magics_of(kind)));
   return writer;
 }
@@ -49,6 +53,15 @@ Result<Writer> start_file(int directory, const std::string& name, const FileKind
 Status remove(int directory, const char* name) {
   if (unlinkat(directory, name, 0) < 0 && errno != ENOENT) return fail_errno("remove image of an earlier dump", name);
   return {};
+}
+
+std::string bytes_text(ByteView bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+
+/// As the Writer will write it.
+Bytes serialised(const google::protobuf::Message& record) {
+  Bytes bytes(record.ByteSizeLong());
+  record.SerializePartialToArray(bytes.data(), static_cast<int>(bytes.size()));
+  return bytes;
 }
 
 /// Reads the magics at the beginning of the file.
@@ -87,6 +100,53 @@ Result<Directory> Directory::open(const std::string& path) {
   return directory;
 }
 
+Result<Directory> Directory::unlock(const std::string& path, std::shared_ptr<const KeyRing> keys) {
+  auto directory = TRY(open(path));
+  directory.keys_ = std::move(keys);
+  if (!directory.has(inventory_file)) return directory;  // who wants to read it says what is missing
+  auto reader = TRY(directory.read(inventory_file));
+  uint32_t length = 0;
+  TRY(reader.raw({reinterpret_cast<uint8_t*>(&length), sizeof length}));
+  const Bytes record = TRY(reader.raw(length));
+  inventory_entry inventory;
+  TRY(parse_record(record, inventory, inventory_file));
+  const bool has_keys = directory.keys_ && !directory.keys_->empty();
+  if (!inventory.has_encryption() && !has_keys) return directory;
+  if (!inventory.has_encryption()) {
+    return fail(Error::conflict("read encrypted images",
+                                "a key was given, but they are not encrypted: they may not be those that were dumped",
+                                path + "/" + inventory_file)
+                    .advise("leave out --identity and --key-file if that is as it should be"));
+  }
+  const KeyRing none;
+  auto encryption = TRY(Encryption::open(inventory.encryption(), has_keys ? *directory.keys_ : none, inventory_file));
+  directory.encryption_ = encryption;
+  TRY(encryption->load_manifest(directory, record));
+  return directory;
+}
+
+Result<Directory> Directory::holding(std::string_view file) const {
+  Directory here;
+  here.path_ = path_;
+  here.keys_ = keys_;
+  here.encryption_ = encryption_;
+  here.fd_ = UniqueFd(openat(fd_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!here.fd_.valid()) return fail_errno("open image directory", path_);
+  for (size_t slash = 0; (slash = file.find('/')) != std::string_view::npos; file.remove_prefix(slash + 1)) {
+    auto next = TRY(unlock(here.path_ + "/" + std::string(file.substr(0, slash)), keys_));
+    if (here.encryption_ && (!next.encryption_ || bytes_text(next.encryption_->id()) != here.encryption_->parent_id()))
+      return fail(Error::conflict("open the parent images",
+                                  "they are not those that the encrypted images were made for", next.path_));
+    here = std::move(next);
+  }
+  return here;
+}
+
+Status Directory::encrypt(const KeyRing& recipients) {
+  encryption_ = TRY(Encryption::create(recipients));
+  return {};
+}
+
 bool Directory::has(std::string_view file) const {
   struct stat status{};
   return fstatat(fd_.get(), std::string(file).c_str(), &status, 0) == 0;
@@ -95,21 +155,32 @@ bool Directory::has(std::string_view file) const {
 Result<Writer> Directory::create(std::string_view file) const {
   const auto parsed = parse_name(file);
   if (!parsed) return fail(Error::internal("create image", fmt::format("'{}' is no name of an image file", file)));
-  return start_file(fd_.get(), std::string(file), *parsed->kind);
+  return start_file(fd_.get(), std::string(file), *parsed->kind, encryption_.get());
 }
 
 Result<Reader> Directory::read(std::string_view file) const {
   std::string name(file);
   const auto parsed = parse_name(file);
   if (!parsed) return fail(Error::invalid("read image", "not a name of an image file", std::move(name)));
-  auto opened = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
-  Reader reader(std::move(opened.fd), std::move(name), opened.size, 0);
+  Reader reader(TRY(bytes_of(file)), std::move(name), 0);
   TRY(check_magics(reader, *parsed->kind));
   return reader;
 }
 
+Result<std::unique_ptr<FileBytes>> Directory::bytes_of(std::string_view file) const {
+  const std::string name(file);
+  auto opened = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
+  const auto parsed = parse_name(file);
+  // The blocks of a pages file are sealed one by one (page-blocks-N.img).
+  const bool sealed = encryption_ && parsed && is_encrypted_kind(*parsed->kind) && !parsed->kind->raw();
+  if (!sealed) return plain_bytes(std::move(opened.fd), opened.size, name);
+  return open_sealed(std::move(opened.fd), opened.size, TRY(encryption_->cipher_of(name)), name);
+}
+
 Result<std::pair<const FileKind*, Reader>> Directory::identify(std::string_view file) const {
   if (const auto parsed = parse_name(file)) return std::pair(parsed->kind, TRY(read(file)));
+  if (encryption_)  // the key follows from the name
+    return fail(Error::invalid("read image", "an encrypted image must have its own name", std::string(file)));
   std::string name(file);
   auto [fd, size] = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));
   uint32_t words[2] = {};
@@ -150,7 +221,8 @@ Status Directory::begin() const {
 Status Directory::commit(const google::protobuf::Message& inventory) const {
   const auto parsed = parse_name(inventory_file);
   if (!parsed) return fail(Error::internal("complete checkpoint", "the inventory is no kind of image"));
-  auto writer = TRY(start_file(fd_.get(), inventory_draft, *parsed->kind));
+  if (encryption_) TRY(write_manifest(*this, serialised(inventory)));
+  auto writer = TRY(start_file(fd_.get(), inventory_draft, *parsed->kind, nullptr));
   TRY(writer.append(inventory));
   TRY(writer.finish());
   if (renameat(fd_.get(), inventory_draft, fd_.get(), inventory_file) < 0) return fail_errno("rename", inventory_file);

@@ -24,16 +24,49 @@
 
 namespace stasis::image {
 
-struct FileKind;  // image/names.h
-class Writer;     ///< one open image file being written
-class Reader;     ///< one open image file being read
+struct FileKind;   // image/names.h
+class Encryption;  // image/encryption.h
+class KeyRing;
+class Writer;  ///< one open image file being written
+class Reader;  ///< one open image file being read
+
+/// How pages are compressed when they are written: by which filter of src/memory/filter. Empty: not at all.
+struct Compression {
+  std::string filter;
+  int level = 0;
+};
+
+/// The bytes of an image file as they were written: deciphered, where it is encrypted. Reads may come from several
+/// threads at once.
+class FileBytes {
+ public:
+  virtual ~FileBytes() = default;
+  virtual uint64_t size() const = 0;
+  /// Fills the buffer, which lies inside of size(). False: the file became shorter meanwhile.
+  virtual Result<bool> read(uint64_t offset, std::span<uint8_t> buffer) const = 0;
+};
 
 class Directory {
  public:
   /// Opens an existing directory. `parent` images are reached through its "parent" link.
   static Result<Directory> open(const std::string& path);
+  /// The same for reading a checkpoint that may be encrypted: with the key that fits, its manifest is read and compared
+  /// with the files that are there. An error says which keys are needed, or that one was given in vain.
+  static Result<Directory> unlock(const std::string& path, std::shared_ptr<const KeyRing> keys);
   int fd() const { return fd_.get(); }
   const std::string& path() const { return path_; }
+
+  /// Of pages that are written from now on.
+  void compress(Compression how) { compression_ = std::move(how); }
+  const Compression& compression() const { return compression_; }
+
+  /// Of files that are written from now on, all but the inventory and statistics.
+  Status encrypt(const KeyRing& recipients);
+  /// Null: nothing is encrypted.
+  const std::shared_ptr<const Encryption>& encryption() const { return encryption_; }
+
+  /// The directory that holds `file`, a path relative to this one: "parent/parent/pages-1.img".
+  Result<Directory> holding(std::string_view file) const;
 
   bool has(std::string_view file) const;
   /// Creates or truncates `file` and writes the magic of its kind (known from the name: image/names.h).
@@ -41,6 +74,8 @@ class Directory {
   Result<Reader> read(std::string_view file) const;
   /// The same for a file whose name need not say what it is: then its magic does.
   Result<std::pair<const FileKind*, Reader>> identify(std::string_view file) const;
+  /// The bytes of one, magic and all.
+  Result<std::unique_ptr<FileBytes>> bytes_of(std::string_view file) const;
   /// All *.img files, sorted.
   Result<std::vector<std::string>> list() const;
   /// Start of a dump into this directory: removes inventory.img of an earlier one, so that a dump that dies half-way
@@ -52,11 +87,14 @@ class Directory {
  private:
   UniqueFd fd_;
   std::string path_;
+  Compression compression_;
+  std::shared_ptr<const Encryption> encryption_;
+  std::shared_ptr<const KeyRing> keys_;  ///< for the parents
 };
 
 class Writer {
  public:
-  Writer(UniqueFd fd, std::string name);
+  Writer(UniqueFd fd, std::string name, const Encryption* encryption = nullptr);
   ~Writer();
   Writer(Writer&&) noexcept;
   Writer& operator=(Writer&&) noexcept;
@@ -79,6 +117,7 @@ constexpr uint64_t record_limit = 64 << 20;
 class Reader {
  public:
   Reader(UniqueFd fd, std::string name, uint64_t size, uint64_t position);
+  Reader(std::unique_ptr<FileBytes> bytes, std::string name, uint64_t position);
   /// The next record, or false at the end of the file. Errors name file, record, offset and, where the bytes are at
   /// fault, the field.
   Result<bool> next(google::protobuf::Message& record);
@@ -99,7 +138,7 @@ class Reader {
   Status fetch(std::span<uint8_t> buffer);  ///< at position_, through the buffer
   std::unexpected<Error> reject(std::string cause) const;
 
-  UniqueFd fd_;
+  std::unique_ptr<FileBytes> bytes_;
   std::string name_;
   uint64_t size_ = 0;
   uint64_t position_ = 0;

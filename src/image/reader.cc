@@ -100,8 +100,46 @@ Status parse_record(ByteView bytes, pb::Message& record, const std::string& wher
   return {};
 }
 
+namespace {
+
+/// A file as it is.
+class PlainBytes final : public FileBytes {
+ public:
+  PlainBytes(UniqueFd fd, uint64_t size, std::string name) : fd_(std::move(fd)), size_(size), name_(std::move(name)) {}
+  uint64_t size() const override { return size_; }
+  Result<bool> read(uint64_t offset, std::span<uint8_t> buffer) const override {
+    while (!buffer.empty()) {
+      const ssize_t count = pread(fd_.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) return fail_errno("read image", name_);
+      if (count == 0) return false;
+      buffer = buffer.subspan(static_cast<size_t>(count));
+      offset += static_cast<uint64_t>(count);
+    }
+    return true;
+  }
+
+ private:
+  UniqueFd fd_;
+  uint64_t size_;
+  std::string name_;
+};
+
+}  // namespace
+
+std::unique_ptr<FileBytes> plain_bytes(UniqueFd fd, uint64_t size, std::string name) {
+  return std::make_unique<PlainBytes>(std::move(fd), size, std::move(name));
+}
+
 Reader::Reader(UniqueFd fd, std::string name, uint64_t size, uint64_t position)
-    : fd_(std::move(fd)), name_(std::move(name)), size_(size), position_(position), record_offset_(position) {}
+    : Reader(plain_bytes(std::move(fd), size, name), name, position) {}
+
+Reader::Reader(std::unique_ptr<FileBytes> bytes, std::string name, uint64_t position)
+    : bytes_(std::move(bytes)),
+      name_(std::move(name)),
+      size_(bytes_->size()),
+      position_(position),
+      record_offset_(position) {}
 
 std::string Reader::where() const {
   return fmt::format("{}, record {} at offset {}", name_, index_ == 0 ? 0 : index_ - 1, record_offset_);
@@ -124,11 +162,12 @@ Status Reader::fetch(std::span<uint8_t> buffer) {
       continue;
     }
     buffer_.resize(std::min(buffer_size, remaining()));
-    const ssize_t count = pread(fd_.get(), buffer_.data(), buffer_.size(), static_cast<off_t>(position_));
-    buffer_.resize(count > 0 ? static_cast<size_t>(count) : 0);
     buffer_offset_ = position_;
-    if (count < 0 && errno != EINTR) return fail_errno("read image", where());
-    if (count == 0) return reject("the file became shorter while it was read");
+    auto read = bytes_->read(position_, buffer_);
+    if (read && *read) continue;
+    buffer_.clear();
+    if (!read) return fail(std::move(read).error());
+    return reject("the file became shorter while it was read");
   }
   return {};
 }

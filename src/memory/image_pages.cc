@@ -4,19 +4,45 @@
 #include <cstring>
 
 #include "image/names.h"
+#include "memory/block_file.h"
 #include "memory/pages.h"
 
 namespace stasis::memory {
 
+/// One of the two is there.
+struct ImagePages::File {
+  std::string name;
+  UniqueFd raw;
+  std::unique_ptr<BlockFile> blocks;
+  std::optional<BlockFile::Reader> reader;
+  std::mutex reading;
+
+  Status read(uint64_t offset, std::span<uint8_t> buffer) {
+    if (!reader) return FilePages(raw.get(), name).read(offset, buffer);
+    const std::lock_guard lock(reading);
+    return reader->read(offset, buffer);
+  }
+};
+
+ImagePages::ImagePages() = default;
+ImagePages::~ImagePages() = default;
+
 Result<std::unique_ptr<ImagePages>> ImagePages::open(const image::Directory& directory, const std::string& suffix) {
-  auto pages = std::make_unique<ImagePages>();
+  std::unique_ptr<ImagePages> pages(new ImagePages());
   pages->runs_ = TRY(read_pagemap(directory, suffix));
   for (const StoredRun& run : pages->runs_) {
-    if (run.zero || pages->files_.contains({run.directory, run.pages_id})) continue;
-    std::string name = run.directory + image::file_name("pages-{}", run.pages_id);
-    UniqueFd fd(openat(directory.fd(), name.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!fd.valid()) return fail_errno("open image", name);
-    pages->files_.emplace(std::pair(run.directory, run.pages_id), File{std::move(fd), std::move(name)});
+    if (run.zero) continue;
+    auto [known, fresh] = pages->files_.try_emplace({run.directory, run.pages_id});
+    if (!fresh) continue;
+    File& file = known->second;
+    file.name = run.directory + image::file_name("pages-{}", run.pages_id);
+    if (run.in_blocks) {
+      file.blocks = TRY(BlockFile::open(directory, file.name));
+      file.reader = TRY(file.blocks->reader());
+      continue;
+    }
+    file.raw = UniqueFd(openat(directory.fd(), file.name.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file.raw.valid()) return fail_errno("open image", file.name);
   }
   return pages;
 }
@@ -29,9 +55,7 @@ Status ImagePages::read(uint64_t address, std::span<uint8_t> buffer) {
     const uint64_t until = run == runs_.end() ? end : std::min(end, stored ? run->range.end : run->range.begin);
     const auto part = buffer.first(until - address);
     if (stored && !run->zero) {
-      const File& file = files_.at({run->directory, run->pages_id});
-      FilePages bytes(file.fd.get(), file.name);
-      TRY(bytes.read(run->file_offset + (address - run->range.begin), part));
+      TRY(files_.at({run->directory, run->pages_id}).read(run->file_offset + (address - run->range.begin), part));
     } else {
       std::memset(part.data(), 0, part.size());
     }

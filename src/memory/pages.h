@@ -71,7 +71,8 @@ struct PageStoreStats {
 /// Runs of this size together are copied by two threads: less is copied before the second has started.
 inline constexpr uint64_t parallel_copy_from = 32ull << 20;
 
-/// Writes pagemap-`suffix`.img and pages-`pages_id`.img. Zero pages are dropped; `runs` ascend.
+/// Writes pagemap-`suffix`.img and pages-`pages_id`.img, in blocks where the directory says so (memory/block_file.h).
+/// Zero pages are dropped; `runs` ascend.
 /// `suffix` is "7" for task 7, "shmem-3" for a segment. `in_parent`: runs beside these, ascending, whose pages the
 /// parent images hold: they are only referred to.
 Result<PageStoreStats> write_pages(const image::Directory&, const std::string& suffix, uint32_t pages_id,
@@ -86,6 +87,7 @@ struct StoredRun {
   std::string directory;
   uint32_t pages_id = 0;
   uint64_t file_offset = 0;
+  bool in_blocks = false;  ///< the pages file is stored in blocks: the offset counts the pages as they were
 };
 /// The pagemap of `suffix`, in_parent entries resolved through the chain of parents; validated: ascending, disjoint,
 /// page-aligned, inside the pages file.
@@ -95,14 +97,13 @@ Result<std::vector<StoredRun>> read_pagemap(const image::Directory&, const std::
 class ImagePages : public PageSource {
  public:
   static Result<std::unique_ptr<ImagePages>> open(const image::Directory&, const std::string& suffix);
+  ~ImagePages() override;
   Status read(uint64_t address, std::span<uint8_t> buffer) override;
   const std::vector<StoredRun>& runs() const { return runs_; }
 
  private:
-  struct File {
-    UniqueFd fd;
-    std::string name;
-  };
+  struct File;
+  ImagePages();
   std::vector<StoredRun> runs_;
   std::map<std::pair<std::string, uint32_t>, File> files_;
 };

@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "image/names.h"
+#include "memory/block_file.h"
 #include "memory/pages.h"
 #include "pagemap.pb.h"
 
@@ -40,7 +41,7 @@ class Chain {
       return reject(level.prefix, fmt::format("more than {} parent images", parents_limit));
     auto runs = TRY(own(level, suffix));
     if (std::ranges::none_of(runs, &Unresolved::in_parent)) return plain(std::move(runs));
-    const auto parent = TRY_IN("open the parent images", image::Directory::open(level.directory.path() + "/parent"));
+    const auto parent = TRY_IN("open the parent images", level.directory.holding("parent/"));
     const auto theirs = TRY(read({parent, level.prefix + "parent/"}, suffix));
     return resolve(level, suffix, std::move(runs), theirs);
   }
@@ -71,7 +72,8 @@ class Chain {
       }
       runs.push_back(std::move(run));
     }
-    TRY(check_size(level, head.pages_id(), offset));
+    const bool in_blocks = TRY(check_size(level, head.pages_id(), offset));
+    for (Unresolved& run : runs) run.run.in_blocks = in_blocks && !run.in_parent && !run.run.zero;
     return runs;
   }
 
@@ -96,18 +98,25 @@ class Chain {
     return parsed;
   }
 
-  static Status check_size(const Level& level, uint32_t pages_id, uint64_t needed) {
-    if (needed == 0) return {};
+  /// That the pages file has what is needed of it; whether it is stored in blocks.
+  static Result<bool> check_size(const Level& level, uint32_t pages_id, uint64_t needed) {
+    if (needed == 0) return false;
     const std::string name = image::file_name("pages-{}", pages_id);
+    const auto too_short = [&](uint64_t size) {
+      return reject(level.prefix + name, fmt::format("it has {} bytes, but its pagemap speaks of {}", size, needed));
+    };
+    if (BlockFile::is_one(level.directory, name)) {
+      const auto blocks = TRY(BlockFile::open(level.directory, name));
+      if (blocks->size() < needed) return too_short(blocks->size());
+      return true;
+    }
+    if (level.directory.encryption()) return reject(level.prefix + name, "it should be encrypted, but is not");
     struct stat status{};
     if (fstatat(level.directory.fd(), name.c_str(), &status, 0) < 0)
       return fail_errno("find the pages", level.prefix + name);
     if (!S_ISREG(status.st_mode)) return reject(level.prefix + name, "not a regular file");
-    if (static_cast<uint64_t>(status.st_size) < needed) {
-      return reject(level.prefix + name,
-                    fmt::format("it has {} bytes, but its pagemap speaks of {}", status.st_size, needed));
-    }
-    return {};
+    if (static_cast<uint64_t>(status.st_size) < needed) return too_short(static_cast<uint64_t>(status.st_size));
+    return false;
   }
 
   static std::vector<StoredRun> plain(std::vector<Unresolved> runs) {

@@ -3,12 +3,17 @@
 // Pages are copied in chunks that fit into a core's second-level cache, so that the copy into the page cache reads what
 // the copy out of the task has just put there. Large memories are copied by two threads: while one waits for its pages
 // the other writes. Chunks get their place in the file in order, so that the file has no holes.
+//
+// Where pages are compressed or encrypted, each chunk makes blocks of its own. Their place among the pages is known
+// before they are encoded, for encryption binds them to it; where they lie in the file, which does not follow that
+// order, only afterwards.
 #include <fcntl.h>
 #include <sys/uio.h>
 
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <cstring>
 #include <condition_variable>
 #include <iterator>
 #include <optional>
@@ -17,7 +22,9 @@
 #include <fmt/format.h>
 
 #include "base/parallel.h"
+#include "image/encryption.h"
 #include "image/names.h"
+#include "memory/block_file.h"
 #include "memory/page_scan.h"
 #include "memory/pages.h"
 #include "pagemap.pb.h"
@@ -52,10 +59,23 @@ struct Chunk {
   size_t size = 0;
 };
 
+/// Where a chunk's pages stand among all that are stored.
+struct Placement {
+  uint64_t offset = 0;
+  uint64_t first_block = 0;
+};
+
 class Copy {
  public:
-  Copy(int fd, std::string name, std::span<const model::PageRun> runs, uint64_t total, PageSource& source)
-      : fd_(fd), name_(std::move(name)), runs_(runs), buffer_size_(std::min(chunk_size, total)), source_(source) {}
+  Copy(int fd, std::string name, std::span<const model::PageRun> runs, uint64_t total, PageSource& source,
+       const image::Directory& directory)
+      : fd_(fd),
+        name_(std::move(name)),
+        runs_(runs),
+        buffer_size_(std::min(chunk_size, total)),
+        source_(source),
+        directory_(directory),
+        filters_(filters_of(directory)) {}
 
   Status run(unsigned workers) {
     std::vector<std::thread> helpers;
@@ -66,6 +86,8 @@ class Copy {
     return {};
   }
   const std::vector<Entry>& entries() const { return entries_; }
+  const std::vector<const FilterKind*>& filters() const { return filters_; }
+  const std::vector<Block>& blocks() const { return blocks_; }
   PageStoreStats stats() const { return stats_; }
 
  private:
@@ -91,27 +113,72 @@ class Copy {
   }
 
   void work() {
-    const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(buffer_size_);  // zeroing would touch all of it
-    Chunk chunk;
-    while (take(chunk)) {
-      if (auto status = copy(chunk, {buffer.get(), buffer_size_}); !status) {
-        const std::lock_guard lock(mutex_);
-        if (!error_) error_ = std::move(status).error();
-        turn_changed_.notify_all();
-        return;
-      }
+    if (auto status = copy_chunks(); !status) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::move(status).error();
+      turn_changed_.notify_all();
     }
   }
 
-  Status copy(const Chunk& chunk, std::span<uint8_t> buffer) {
-    TRY(source_.read_ranges(chunk.ranges, buffer.first(chunk.size)));
-    std::vector<iovec> parts;
-    std::vector<Entry> entries;
-    uint64_t size = 0;
-    sift(chunk, buffer.data(), parts, entries, size);
-    const auto offset = place(chunk, entries, size);
-    if (!offset) return {};  // another worker has failed: it has said why
-    return write(parts, *offset);
+  Status copy_chunks() {
+    const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(buffer_size_);  // zeroing would touch all of it
+    std::optional<Pipeline> pipeline;
+    if (!filters_.empty())
+      pipeline = TRY(Pipeline::make(filters_, {directory_, name_, directory_.compression().level}, block_size));
+    Bytes encoded;
+    Chunk chunk;
+    while (take(chunk)) {
+      TRY(source_.read_ranges(chunk.ranges, {buffer.get(), chunk.size}));
+      std::vector<iovec> parts;
+      std::vector<Entry> entries;
+      uint64_t size = 0;
+      sift(chunk, buffer.get(), parts, entries, size);
+      const auto placement = place(chunk, entries, size);
+      if (!placement) return {};  // another worker has failed: it has said why
+      if (!pipeline) {
+        TRY(write(parts, placement->offset));
+        continue;
+      }
+      TRY(write_blocks(*pipeline, {compact(parts, buffer.get()), size}, *placement, encoded));
+    }
+    return {};
+  }
+
+  /// Moves all parts to the beginning of the buffer.
+  static uint8_t* compact(const std::vector<iovec>& parts, uint8_t* buffer) {
+    uint8_t* to = buffer;
+    for (const iovec& part : parts) {
+      if (part.iov_base != to) std::memmove(to, part.iov_base, part.iov_len);
+      to += part.iov_len;
+    }
+    return buffer;
+  }
+
+  Status write_blocks(Pipeline& pipeline, ByteView pages, const Placement& placement, Bytes& encoded) {
+    const size_t count = (pages.size() + block_size - 1) / block_size;
+    encoded.resize(std::max(encoded.size(), count * pipeline.bound(block_size)));
+    std::vector<Block> blocks;
+    uint64_t length = 0;
+    for (size_t at = 0; at < pages.size(); at += block_size) {
+      const ByteView bytes = pages.subspan(at, std::min(block_size, pages.size() - at));
+      Block block{(placement.offset + at) / page_size, static_cast<uint32_t>(bytes.size() / page_size), length, 0};
+      const uint64_t number = placement.first_block + blocks.size();
+      block.length =
+          static_cast<uint32_t>(TRY(pipeline.encode(block.place(number), bytes, std::span(encoded).subspan(length))));
+      length += block.length;
+      blocks.push_back(block);
+    }
+    std::vector<iovec> parts{{encoded.data(), length}};
+    return write(parts, keep(blocks, placement, length));
+  }
+
+  /// Gives blocks, whose offsets count from the first of them, their place in the file.
+  uint64_t keep(std::vector<Block>& blocks, const Placement& placement, uint64_t length) {
+    const std::lock_guard lock(mutex_);
+    if (blocks_.size() < placement.first_block + blocks.size()) blocks_.resize(placement.first_block + blocks.size());
+    for (Block& block : blocks) block.offset += encoded_size_;
+    std::ranges::copy(blocks, blocks_.begin() + static_cast<ptrdiff_t>(placement.first_block));
+    return std::exchange(encoded_size_, encoded_size_ + length);
   }
 
   /// What is worth storing: as stretches of the buffer and as entries.
@@ -132,18 +199,19 @@ class Copy {
   }
 
   /// Waits for the chunk's turn and gives it its place in the file.
-  std::optional<uint64_t> place(const Chunk& chunk, const std::vector<Entry>& entries, uint64_t size) {
+  std::optional<Placement> place(const Chunk& chunk, const std::vector<Entry>& entries, uint64_t size) {
     std::unique_lock lock(mutex_);
     turn_changed_.wait(lock, [&] { return error_ || turn_ == chunk.turn; });
     if (error_) return std::nullopt;
     for (const Entry& entry : entries) append(entries_, entry);
     stats_.pages_written += size / page_size;
     stats_.zero_pages_skipped += (chunk.size - size) / page_size;
-    const uint64_t offset = size_;
+    const Placement placement{size_, blocks_given_};
     size_ += size;
+    blocks_given_ += (size + block_size - 1) / block_size;
     ++turn_;
     turn_changed_.notify_all();
-    return offset;
+    return placement;
   }
 
   /// One after the other: the kernel would let only one write into a file (inode_lock), and the others spin meanwhile
@@ -179,6 +247,8 @@ class Copy {
   std::span<const model::PageRun> runs_;
   uint64_t buffer_size_;
   PageSource& source_;
+  const image::Directory& directory_;
+  const std::vector<const FilterKind*> filters_;
 
   std::mutex writing_;
   std::mutex mutex_;
@@ -186,7 +256,10 @@ class Copy {
   size_t index_ = 0;     // next run
   uint64_t inside_ = 0;  // bytes of it that are taken
   uint64_t turns_given_ = 0, turn_ = 0;
-  uint64_t size_ = 0;  // of the file so far
+  uint64_t size_ = 0;  // of the pages so far
+  uint64_t blocks_given_ = 0;
+  uint64_t encoded_size_ = 0;  // of the blocks so far
+  std::vector<Block> blocks_;
   std::vector<Entry> entries_;
   PageStoreStats stats_;
   std::optional<Error> error_;
@@ -245,13 +318,16 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
   const std::string name = image::file_name("pages-{}", pages_id);
   UniqueFd fd(openat(directory.fd(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd.valid()) return fail_errno("create image", name);
+  if (directory.encryption()) TRY(directory.encryption()->begin_file(name));
 
   uint64_t total = 0;
   for (const model::PageRun& run : runs) total += run.range.size();
-  Copy copy(fd.get(), name, runs, total, source);
-  TRY(copy.run(total < parallel_copy_from ? 1 : std::min(2u, processor_count())));
+  Copy copy(fd.get(), name, runs, total, source, directory);
+  const unsigned workers = copy.filters().empty() ? std::min(2u, processor_count()) : processor_count();
+  TRY(copy.run(total < parallel_copy_from ? 1 : workers));
   // close(2) is where a network file system reports that the data never arrived.
   if (::close(fd.release()) < 0) return fail_errno("close image", name);
+  if (!copy.filters().empty()) TRY(write_block_table(directory, pages_id, copy.filters(), copy.blocks()));
   TRY(write_pagemap(directory, suffix, pages_id,
                     in_parent.empty() ? copy.entries() : merge(copy.entries(), in_parent)));
   return copy.stats();

@@ -461,6 +461,39 @@ struct LoadPages {
     v("runs", s.runs);
   }
 };
+/// Stasis fills `runs` (as in LOAD_PAGES) from consecutive bytes of a pages file that is stored in blocks, which it
+/// decodes; the runner waits for it.
+struct DecodePages {
+  static constexpr std::string_view name = "DECODE_PAGES";
+  std::string file;
+  uint64_t offset = 0;
+  std::vector<uint64_t> runs;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("file", s.file);
+    v("offset", s.offset);
+    v("runs", s.runs);
+  }
+};
+/// Stasis writes `length` bytes of an image that is compressed or encrypted to `position` of a descriptor of the
+/// runner, which waits for it, or of the file at `path` (then fd is -1).
+struct DecodeFile {
+  static constexpr std::string_view name = "DECODE_FILE";
+  std::string file;
+  uint64_t offset = 0, length = 0;
+  int fd = -1;
+  std::string path;
+  uint64_t position = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("file", s.file);
+    v("offset", s.offset);
+    v("length", s.length);
+    v("fd", s.fd);
+    v("path", s.path);
+    v("position", s.position);
+  }
+};
 
 /// shmat(2): the whole System V segment, which is there. The kernel numbers segments; `id` is what it calls this one.
 struct AttachSegment {
@@ -538,7 +571,7 @@ using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamesp
                             SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd,
                             OpenPidfd, TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal,
                             SetForegroundGroup, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory,
-                            DropPages, LoadPages, AttachSegment, Perform, Ready, EndRepair>;
+                            DropPages, LoadPages, DecodePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -43,12 +43,8 @@ void PageLoader::load(const PageLocation& location, uint64_t at) {
   if (location.file != file_) {
     finish();
     file_ = location.file;
-    fd_ = out_.temporary_fd();
-    auto sink = out_.process(pid_);
-    Perform open{fmt::format("pages from {}", file_), "", {}, {{fd_, ObjectId{}}}, {}};
-    open.calls.push_back(call(SYS_openat, sink.images_fd(), text(file_), O_RDONLY | O_CLOEXEC, 0));
-    open.calls.push_back(call(Call::move_fd, ResultOf{-1}, fd_, O_CLOEXEC));
-    sink.add(std::move(open));
+    in_blocks_ = location.in_blocks;
+    if (!in_blocks_) open();
   }
   if (!runs_.empty() && next_offset_ != location.offset) flush();
   if (runs_.empty()) offset_ = location.offset;
@@ -59,15 +55,27 @@ void PageLoader::load(const PageLocation& location, uint64_t at) {
   next_offset_ = location.offset + location.range.size();
 }
 
+void PageLoader::open() {
+  fd_ = out_.temporary_fd();
+  auto sink = out_.process(pid_);
+  Perform open{fmt::format("pages from {}", file_), "", {}, {{fd_, ObjectId{}}}, {}};
+  open.calls.push_back(call(SYS_openat, sink.images_fd(), text(file_), O_RDONLY | O_CLOEXEC, 0));
+  open.calls.push_back(call(Call::move_fd, ResultOf{-1}, fd_, O_CLOEXEC));
+  sink.add(std::move(open));
+}
+
 void PageLoader::flush() {
   if (runs_.empty()) return;
-  out_.process(pid_).add(LoadPages{fd_, offset_, std::move(runs_)});
+  if (in_blocks_)
+    out_.process(pid_).add(DecodePages{file_, offset_, std::move(runs_)});
+  else
+    out_.process(pid_).add(LoadPages{fd_, offset_, std::move(runs_)});
   runs_.clear();
 }
 
 void PageLoader::finish() {
   flush();
-  if (!file_.empty()) out_.process(pid_).add(Close{fd_});
+  if (!file_.empty() && !in_blocks_) out_.process(pid_).add(Close{fd_});
   file_.clear();
 }
 

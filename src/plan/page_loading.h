@@ -15,7 +15,7 @@ const std::vector<PageLocation>& stored_pages(const Emission&, ObjectId);
 std::vector<PageLocation> pages_within(const std::vector<PageLocation>& pages, AddressRange where);
 
 /// Collects runs and writes as few LOAD_PAGES as the pages files allow: consecutive bytes of one file make one command.
-/// Opens each file relative to the image directory and closes it again.
+/// Opens each file relative to the image directory and closes it again; pages in blocks are stasis' to decode.
 class PageLoader {
  public:
   PageLoader(Emission& out, Pid pid) : out_(out), pid_(pid) {}
@@ -27,12 +27,14 @@ class PageLoader {
   void load(const PageLocation& location, uint64_t at);
 
  private:
+  void open();
   void flush();
   void finish();
 
   Emission& out_;
   Pid pid_;
   std::string file_;
+  bool in_blocks_ = false;
   int fd_ = -1;
   uint64_t offset_ = 0, next_offset_ = 0;
   std::vector<uint64_t> runs_;

@@ -235,6 +235,9 @@ class Interpreter {
   void apply(const DropPages& drop);
   void apply(const ClearMemory&);
   void apply(const LoadPages& load);
+  void apply(const DecodePages& decode);
+  void apply(const DecodeFile& decode);
+  void fill(const std::vector<uint64_t>& runs);
   void apply(const AttachSegment& attach);
 
   // ---- the outcome

@@ -49,14 +49,32 @@ void Interpreter::apply(const AttachSegment& attach) {
 }
 
 void Interpreter::apply(const LoadPages& load) {
-  require(load.runs.size() % 2 == 0, "its runs are not pairs of address and length");
   require(load.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", load.fd);
   const auto* slot = open_slot(load.fd);
   if (problem_) return;
   require(slot->description.value == 0, "descriptor {} is the application's own file {}, not one of pages", load.fd,
           slot->description);
-  for (size_t i = 0; i + 1 < load.runs.size(); i += 2)
-    obey(now_->space->fill({load.runs[i], load.runs[i] + load.runs[i + 1]}));
+  fill(load.runs);
+}
+
+void Interpreter::apply(const DecodePages& decode) {
+  require(now_->pid.value != 0, "the supervisor's own memory is not the application's");
+  fill(decode.runs);
+}
+
+/// The file has been made by then, and is filled: which one that is, its room knows.
+void Interpreter::apply(const DecodeFile& decode) {
+  require((decode.fd < 0) != decode.path.empty(), "it says neither a descriptor nor a path, or both");
+  require(now_->pid.value == 0 || decode.fd >= 0, "only the supervisor makes files by their paths");
+  require(now_->pid.value != 0 || decode.fd < 0, "the supervisor's descriptors are passing ones");
+  if (problem_ || decode.fd < 0) return;
+  require(decode.fd != program_.images_fd, "descriptor {} is the images' directory (EISDIR)", decode.fd);
+  open_slot(decode.fd);
+}
+
+void Interpreter::fill(const std::vector<uint64_t>& runs) {
+  require(runs.size() % 2 == 0, "its runs are not pairs of address and length");
+  for (size_t i = 0; i + 1 < runs.size(); i += 2) obey(now_->space->fill({runs[i], runs[i] + runs[i + 1]}));
 }
 
 }  // namespace stasis::plan::verifier

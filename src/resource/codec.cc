@@ -322,7 +322,9 @@ Result<EncodeStats> encode(const model::Application& application, ApplicationMem
 
 Status commit(const model::Application& application, const image::Directory& directory) {
   TRY(write_clocks(directory));
-  return directory.commit(make_inventory(application));
+  auto inventory = make_inventory(application);
+  set_storage(directory, inventory);
+  return directory.commit(inventory);
 }
 
 std::map<ObjectId, Pid> address_space_owners(const model::Application& application) {

@@ -40,7 +40,7 @@ class ContentReader {
  public:
   static Result<ContentReader> open_for(const GhostFile& ghost) {
     ContentReader reader(ghost);
-    if (!ghost.content.empty() || ghost.extents.empty()) return reader;
+    if (!ghost.content.empty() || ghost.extents.empty() || ghost.stored) return reader;
     reader.file_ = UniqueFd(open(ghost.source.c_str(), O_RDONLY | O_CLOEXEC));
     if (!reader.file_.valid()) return fail_errno("open", ghost.source);
     return reader;
@@ -64,11 +64,15 @@ class ContentReader {
 
   Status read_extent(const GhostFile::Extent& extent, uint64_t from, std::span<uint8_t> into) const {
     const uint64_t inside = from - extent.offset;
-    if (!file_.valid()) {
+    if (!ghost_->content.empty()) {
       std::memcpy(into.data(), ghost_->content.data() + extent.content_at + inside, into.size());
       return {};
     }
-    uint64_t at = ghost_->image.empty() ? from : extent.stored_at + inside;
+    if (ghost_->stored) {
+      if (TRY(ghost_->stored->read(extent.stored_at + inside, into))) return {};
+      return fail(Error::conflict("read", "it has become shorter meanwhile", ghost_->source));
+    }
+    uint64_t at = from;
     while (!into.empty()) {
       const ssize_t count = pread(file_.get(), into.data(), into.size(), static_cast<off_t>(at));
       if (count < 0 && errno == EINTR) continue;
@@ -265,6 +269,7 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
   GhostFile ghost;
   ghost.image = image::file_name("ghost-file-{}", id);
   ghost.source = directory.path() + "/" + ghost.image;
+  ghost.is_encrypted = directory.encryption() != nullptr;
   auto reader = TRY(directory.read(ghost.image));
   ghost_file_entry entry;
   if (!TRY(reader.next(entry))) return fail(Error::invalid("decode ghost file", "it is empty", ghost.image));
@@ -287,6 +292,7 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
                                ghost.image));
   }
   TRY(decode_content(reader, entry, ghost));
+  if (ghost.content.empty() && !ghost.extents.empty()) ghost.stored = TRY(directory.bytes_of(ghost.image));
   return ghost;
 }
 
@@ -303,7 +309,7 @@ void fill(const GhostFile& ghost, int images_fd, plan::Calls& calls) {
   const int created = static_cast<int>(calls.size()) - 1;
   const auto result_of = [&](int index) { return ResultOf{index - static_cast<int>(calls.size())}; };
   calls.push_back(call(SYS_ftruncate, result_of(created), ghost.size));
-  if (ghost.extents.empty()) return;
+  if (ghost.extents.empty() || ghost.is_encrypted) return;
   const int image = static_cast<int>(calls.size());
   calls.push_back(call(SYS_openat, images_fd, plan::text(ghost.image), O_RDONLY | O_CLOEXEC, 0));
   for (const auto& extent : ghost.extents) {
@@ -335,6 +341,11 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
     calls.push_back(call(SYS_openat, AT_FDCWD, path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0600));
     fill(ghost, sink.images_fd(), calls);
     calls.push_back(call(SYS_close, ResultOf{-static_cast<int>(calls.size())}));
+    if (ghost.is_encrypted) {
+      sink.perform("content of unlinked file " + ghost.path, "", std::exchange(calls, {}));
+      for (const auto& extent : ghost.extents)
+        sink.add(plan::DecodeFile{ghost.image, extent.stored_at, extent.length, -1, ghost.path, extent.offset});
+    }
   }
   calls.push_back(call(SYS_fchownat, AT_FDCWD, path, ghost.uid, ghost.gid, AT_SYMLINK_NOFOLLOW));
   if (!S_ISLNK(ghost.mode)) calls.push_back(call(SYS_fchmodat, AT_FDCWD, path, ghost.mode & 07777));

@@ -27,8 +27,10 @@ struct GhostFile final : model::KindValue {
   /// own descriptor ("/proc/7/fd/3") or from the image.
   Bytes content;
   std::string source;
-  std::string image;  ///< "ghost-file-7.img"; empty: not from an image
-  std::string path;   ///< where it is made; not compared
+  std::string image;                               ///< "ghost-file-7.img"; empty: not from an image
+  std::shared_ptr<const image::FileBytes> stored;  ///< that image
+  bool is_encrypted = false;                       ///< it is
+  std::string path;                                ///< where it is made; not compared
 
   std::string_view kind() const override { return "ghost"; }
   bool equals(const model::KindValue& other) const override;

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 
+#include "image/encryption.h"
 #include "image/names.h"
+#include "memory/filter/filter.h"
 #include "namespaces.pb.h"
 #include "resource/ipc_namespace.h"
 
@@ -91,6 +93,7 @@ Result<inventory_entry> read_inventory(const image::Directory& directory) {
   if (!inventory.fdinfo_per_id())
     return fail(Error::unsupported("read checkpoint", "images without shared descriptor tables are too old",
                                    "inventory.img, field fdinfo_per_id"));
+  TRY(memory::known_filters(inventory.page_filters(), "inventory.img"));
   return inventory;
 }
 
@@ -131,6 +134,16 @@ inventory_entry make_inventory(const model::Application& application) {
   inventory.set_network_lock_method(0);
   inventory.mutable_plugins_entry();  // present and empty: no plugin is needed
   return inventory;
+}
+
+void set_storage(const image::Directory& directory, inventory_entry& inventory) {
+  for (const memory::FilterKind* filter : memory::filters_of(directory)) {
+    auto& entry = *inventory.add_page_filters();
+    entry.set_name(std::string(filter->name));
+    entry.set_version(filter->version);
+  }
+  if (directory.encryption()) *inventory.mutable_encryption() = directory.encryption()->entry();
+  if (inventory.page_filters_size() != 0 || inventory.has_encryption()) inventory.set_img_version(version_beyond_criu);
 }
 
 void set_namespaces(const model::Application& application, const model::Task& task, task_kobj_ids_entry& ids) {

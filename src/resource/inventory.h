@@ -14,6 +14,8 @@ namespace stasis::resource {
 /// Checks that this is a checkpoint, complete and of a version that can be read.
 Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
+/// Writes down how the images of the directory are stored: CRIU refuses those that it would misread.
+void set_storage(const image::Directory&, inventory_entry&);
 
 /// Notes the round of tracking that the images end ("": none), and when: CRIU takes a process that is younger than the
 /// parent images for another with the same pid.

@@ -131,14 +131,20 @@ class MemfdRoom final : public FileRoom {
     const auto& inode =
         *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
     const int file = placements.front().scratch, pages = file + 1;
-    plan::Perform perform{inode.describe(), "", {}, {}, {}};
-    auto& calls = perform.calls;
-    calls.push_back(call(SYS_memfd_create, plan::text(inode.name), MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
-    calls.push_back(call(SYS_ftruncate, file, inode.size));
+    plan::Perform create{inode.describe(), "", {}, {{file, ObjectId{}}}, {}};
+    create.calls.push_back(call(SYS_memfd_create, plan::text(inode.name), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    create.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
+    create.calls.push_back(call(SYS_ftruncate, file, inode.size));
+    for (const auto& run : inode.stored)
+      if (!run.zero && !run.in_blocks) fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
+    sink.add(std::move(create));
     for (const auto& run : inode.stored) {
-      if (!run.zero) fill(run, inode.size, file, pages, sink.images_fd(), calls);
+      if (run.zero || !run.in_blocks || run.range.begin >= inode.size) continue;
+      const uint64_t length = std::min(run.range.end, inode.size) - run.range.begin;
+      sink.add(plan::DecodeFile{name_of(run), run.file_offset, length, file, "", run.range.begin});
     }
+    plan::Perform perform{"descriptors of " + inode.describe(), "", {}, {}, {}};
+    auto& calls = perform.calls;
     calls.push_back(call(SYS_fchown, file, inode.uid, inode.gid));
     calls.push_back(call(SYS_fchmod, file, inode.mode & 07777));
     // The file that memfd_create returns does not count as a writer, one opened anew does (fs/file_table.c,
@@ -158,11 +164,10 @@ class MemfdRoom final : public FileRoom {
     if (original != placements.end()) {
       calls.push_back(call(SYS_lseek, file, 0, SEEK_SET));  // filling has moved it
       calls.push_back(call(SYS_fcntl, file, F_SETFL, original->description->flags));
-      calls.push_back(call(plan::Call::move_fd, file, original->fd, 0));
-    } else {
-      calls.push_back(call(SYS_close, file));
+      calls.push_back(call(SYS_dup3, file, original->fd, 0));
     }
     sink.add(std::move(perform));
+    sink.add(plan::Close{file});
     return {};
   }
 
@@ -231,11 +236,14 @@ class MemfdRoom final : public FileRoom {
     return fail(Error::invalid("decode memfd", fmt::format("memfd {} is not in memfd.img", id), subject));
   }
 
+  static std::string name_of(const memory::StoredRun& run) {
+    return run.directory + image::file_name("pages-{}", run.pages_id);
+  }
+
   /// Copies one run from its pages file; the last page may reach beyond the file's end.
   static void fill(const memory::StoredRun& run, uint64_t size, int file, int pages, int images, plan::Calls& calls) {
     if (run.range.begin >= size) return;
-    const auto name = run.directory + image::file_name("pages-{}", run.pages_id);
-    calls.push_back(call(SYS_openat, images, plan::text(name), O_RDONLY | O_CLOEXEC, 0));
+    calls.push_back(call(SYS_openat, images, plan::text(name_of(run)), O_RDONLY | O_CLOEXEC, 0));
     calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, pages, O_CLOEXEC));
     uint64_t left = std::min(run.range.end, size) - run.range.begin, offset = run.file_offset;
     calls.push_back(call(SYS_lseek, file, run.range.begin, SEEK_SET));

@@ -9,6 +9,7 @@ namespace stasis::resource {
 Status commit(const model::Application& application, const image::Directory& directory, const NetworkFacts& network,
               const std::string& round) {
   auto inventory = make_inventory(application);
+  set_storage(directory, inventory);
   set_round(inventory, round);
   inventory.set_network_lock_method(static_cast<uint32_t>(network.lock.method));
   if (!network.lock.run_id.empty()) inventory.set_dump_criu_run_id(network.lock.run_id);

@@ -1,6 +1,7 @@
 // Files that are open but unlinked: with their content, owner and mode, shared by two descriptions, and a directory.
 // FAIL_RESTORE
 // ROOT: gives files away
+// FILTERS
 #include "probe.h"
 
 int main(int argc, char** argv) {

@@ -1,4 +1,5 @@
 // Private and shared anonymous memory, protections, holes, and a reservation of terabytes.
+// FILTERS
 #include "probe.h"
 
 namespace {

@@ -1,5 +1,6 @@
 // Pages that parent and child share copy-on-write are shared again after the restore, as prefork servers need.
 // ROOT: looks at page frames
+// FILTERS
 #include "probe.h"
 
 namespace {

@@ -1,4 +1,5 @@
 // Private and shared file mappings, of named and of unlinked files, and a memfd.
+// FILTERS
 #include "probe.h"
 
 namespace {

@@ -1,6 +1,7 @@
 // Memory files that nobody has open: mapped by two processes, one of which shares pages with the other copy-on-write.
 // Anonymous shared memory that has a descriptor (/proc/self/map_files) and a private mapping besides.
 // ROOT: opens files below map_files
+// FILTERS
 #include "probe.h"
 
 namespace {

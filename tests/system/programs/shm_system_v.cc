@@ -2,6 +2,7 @@
 // child and another user, in parts, with a size that is no whole pages, destroyed while it is attached, locked.
 // FAIL_RESTORE
 // ROOT: attaches what another user may not
+// FILTERS
 #include <sys/ipc.h>
 #include <sys/shm.h>
 

@@ -1,5 +1,6 @@
 // Threads come back with their tids, names and thread-local storage.
 // FAIL_RESTORE
+// FILTERS
 #include <pthread.h>
 #include <sys/prctl.h>
 

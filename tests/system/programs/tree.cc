@@ -1,5 +1,6 @@
 // A tree of processes with their parents, groups and sessions.
 // FAIL_RESTORE
+// FILTERS
 #include "probe.h"
 
 namespace {

@@ -1,0 +1,53 @@
+// stasis dedup: what newer images have is released in their parents.
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/criu_options.h"
+#include "cli/key_options.h"
+#include "cli/session.h"
+#include "cli/subcommands.h"
+#include "memory/dedup.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  KeyOptions keys;
+};
+
+Status dedup(const Options& options, const Session& session) {
+  const auto images = TRY(open_images(options.common.images_dir, options.keys));
+  if (images.encryption())
+    return fail(Error::unsupported("release superseded pages",
+                                   "pages of encrypted images must stay: holes are not authentic", images.path()));
+  const auto stats = TRY(memory::release_superseded(images));
+  session.log().info("{} KiB released in {} pages files of parents", stats.bytes >> 10, stats.files);
+  return {};
+}
+
+}  // namespace
+
+void add_dedup(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "dedup", "Release pages in parent images that newer images have; the parents alone are no checkpoints any more");
+  add_common_options(*command, options->common);
+  add_key_options(*command, options->keys);
+  add_criu_options(*command);
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      auto session = Session::open(options->common);
+      if (!session) {
+        fmt::print(stderr, "Error: {}\n", session.error().message());
+        return 1;
+      }
+      const Status done = dedup(*options, *session);
+      return done ? 0 : session->failed(done.error());
+    };
+  });
+}
+
+}  // namespace stasis::cli

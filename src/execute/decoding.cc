@@ -1,0 +1,272 @@
+#include "execute/decoding.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "kernel/process.h"
+
+namespace stasis::execute {
+namespace {
+
+constexpr uint64_t piece_size = 1 << 20;
+
+/// Bounded: a wake-up that was lost costs a moment and not forever.
+void sleep_on(uint32_t& word, uint32_t seen) {
+  const timespec pause{0, 20'000'000};
+  syscall(SYS_futex, &word, FUTEX_WAIT, seen, &pause, nullptr, 0);
+}
+
+}  // namespace
+
+/// One command.
+struct Decoding::Job {
+  const DecodingRequest* request = nullptr;
+  Pid pid;
+  std::string file;
+  uint64_t offset = 0, length = 0;
+  std::span<const uint64_t> runs;  ///< of memory; empty: a descriptor
+  int fd = -1;
+  std::string path;
+  uint64_t position = 0;
+
+  // -- from its beginning on
+  const Source* source = nullptr;
+  pid_t host_pid = 0;
+  UniqueFd target;     ///< the file that is filled; invalid: memory is
+  uint64_t given = 0;  ///< to workers, of length
+  uint64_t filled = 0;
+};
+
+/// What a thread keeps from piece to piece.
+struct Decoding::Worker {
+  const Source* source = nullptr;
+  std::optional<memory::BlockFile::Reader> reader;
+  Bytes buffer;
+
+  Status read(const Source& from, uint64_t offset, std::span<uint8_t> into) {
+    if (from.bytes) {
+      if (TRY(from.bytes->read(offset, into))) return {};
+      return fail(Error::invalid("decode an image", "the file became shorter while it was read"));
+    }
+    if (source != &from) reader = TRY(from.blocks->reader());
+    source = &from;
+    return reader->read(offset, into);
+  }
+};
+
+namespace {
+
+Status write_memory(pid_t host_pid, std::span<const uint64_t> runs, uint64_t skip, std::span<const uint8_t> bytes) {
+  std::vector<iovec> remote;
+  uint64_t sum = 0;
+  const auto flush = [&]() -> Status {
+    const iovec local{const_cast<uint8_t*>(bytes.data()), sum};
+    const ssize_t written = process_vm_writev(host_pid, &local, 1, remote.data(), remote.size(), 0);
+    if (written < 0) return fail_errno("write memory", fmt::format("task {}", host_pid));
+    if (static_cast<uint64_t>(written) != sum)
+      return fail(Error::system("write memory", EFAULT, fmt::format("task {}", host_pid)));
+    bytes = bytes.subspan(sum);
+    sum = 0;
+    remote.clear();
+    return {};
+  };
+  for (size_t i = 0; i + 1 < runs.size() && sum < bytes.size(); i += 2) {
+    if (skip >= runs[i + 1]) {
+      skip -= runs[i + 1];
+      continue;
+    }
+    const uint64_t part = std::min(runs[i + 1] - skip, bytes.size() - sum);
+    remote.push_back({reinterpret_cast<void*>(runs[i] + skip), part});
+    sum += part;
+    skip = 0;
+    if (remote.size() == IOV_MAX) TRY(flush());
+  }
+  return sum == 0 ? Status{} : flush();
+}
+
+Status write_file(int fd, uint64_t position, std::span<const uint8_t> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(position));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return fail_errno("write a restored file");
+    bytes = bytes.subspan(static_cast<size_t>(written));
+    position += static_cast<uint64_t>(written);
+  }
+  return {};
+}
+
+}  // namespace
+
+Decoding::Decoding(const plan::Program& program, const Lowered& lowered, const image::Directory& images,
+                   DecodingScene scene)
+    : program_(program), lowered_(lowered), images_(images), scene_(std::move(scene)) {
+  for (const auto& request : lowered_.decodings) {
+    auto job = std::make_unique<Job>();
+    job->request = &request;
+    const auto& command = program_.commands[request.command];
+    job->pid = command.pid;
+    if (const auto* pages = std::get_if<plan::DecodePages>(&command.action)) {
+      job->file = pages->file, job->offset = pages->offset, job->runs = pages->runs;
+      for (size_t i = 1; i < pages->runs.size(); i += 2) job->length += pages->runs[i];
+    } else if (const auto* file = std::get_if<plan::DecodeFile>(&command.action)) {
+      job->file = file->file, job->offset = file->offset, job->length = file->length;
+      job->fd = file->fd, job->path = file->path, job->position = file->position;
+    }
+    unasked_.push_back(job.get());
+    jobs_.push_back(std::move(job));
+  }
+  unfinished_ = jobs_.size();
+  if (jobs_.empty()) return;
+  uint64_t total = 0;
+  for (const auto& job : jobs_) total += job->length;
+  const auto useful = static_cast<unsigned>(std::min<uint64_t>(total / piece_size + 1, processor_count()));
+  for (unsigned i = 0; i < useful; ++i) threads_.emplace_back([this] { work(); });
+}
+
+Decoding::~Decoding() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+std::optional<Error> Decoding::error() const {
+  const std::lock_guard lock(mutex_);
+  return error_;
+}
+
+uint32_t Decoding::load(uint32_t counter) const { return __atomic_load_n(&scene_.counters[counter], __ATOMIC_ACQUIRE); }
+
+void Decoding::wake_all() {
+  if (!jobs_.empty())
+    syscall(SYS_futex, &scene_.counters[lowered_.decoding_asked], FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+void Decoding::work() {
+  Worker worker;
+  while (const auto piece = take()) {
+    if (auto status = fill(worker, *piece); !status) {
+      give_up(std::move(status).error(), *piece->job);
+      return;
+    }
+    finish(*piece);
+  }
+}
+
+std::optional<Decoding::Piece> Decoding::take() {
+  for (;;) {
+    const uint32_t seen = load(lowered_.decoding_asked);
+    Job* asked = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopping_ || error_ || unfinished_ == 0 || scene_.has_failed()) return std::nullopt;
+      asked = next_request();
+      if (asked == nullptr && !open_.empty()) return next_piece(*open_.front());
+    }
+    if (asked == nullptr) {
+      sleep_on(scene_.counters[lowered_.decoding_asked], seen);
+    } else if (auto begun = begin(*asked); !begun) {
+      give_up(std::move(begun).error(), *asked);
+    } else {
+      const std::lock_guard lock(mutex_);
+      open_.push_back(asked);
+    }
+  }
+}
+
+Decoding::Job* Decoding::next_request() {
+  const auto asked = std::ranges::find_if(unasked_, [&](const Job* job) { return load(job->request->asked) != 0; });
+  if (asked == unasked_.end()) return nullptr;
+  Job* job = *asked;
+  unasked_.erase(asked);
+  return job;
+}
+
+Decoding::Piece Decoding::next_piece(Job& job) {
+  const uint64_t at = job.offset + job.given;
+  const uint64_t left = job.length - job.given;
+  const auto& blocks = job.source->blocks;
+  const Piece piece{&job, at, blocks ? blocks->piece_length(at, piece_size, left) : std::min(piece_size, left)};
+  job.given += piece.length;
+  if (job.given == job.length) open_.pop_front();
+  return piece;
+}
+
+Status Decoding::begin(Job& job) {
+  job.source = TRY(source_of(job.file));
+  const uint64_t size = job.source->size();
+  if (job.length == 0 || job.offset > size || job.length > size - job.offset) {
+    return fail(Error::invalid("decode an image",
+                               fmt::format("{} bytes at {} are beyond its end", job.length, job.offset), job.file));
+  }
+  if (job.pid.value == 0) {
+    // The file has just been made, by us. The supervisor has no memory to be filled, and no descriptors that last.
+    if (job.path.empty()) return fail(Error::internal("decode " + job.file, "nothing that the supervisor could fill"));
+    job.target = UniqueFd(open(job.path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW));
+    return job.target.valid() ? Status{} : fail_errno("open", job.path);
+  }
+  job.host_pid = TRY(scene_.host_pid(job.pid));
+  if (job.fd < 0) return {};
+  const auto process = TRY(kernel::pidfd_open(job.host_pid));
+  job.target = TRY(kernel::pidfd_getfd(process.get(), job.fd));
+  return {};
+}
+
+Result<const Decoding::Source*> Decoding::source_of(const std::string& name) {
+  const std::lock_guard lock(files_mutex_);
+  Source& source = files_[name];
+  if (source.blocks || source.bytes) return &source;
+  if (memory::BlockFile::is_one(images_, name))
+    source.blocks = TRY(memory::BlockFile::open(images_, name));
+  else
+    source.bytes = TRY(images_.bytes_of(name));
+  return &source;
+}
+
+Status Decoding::fill(Worker& worker, const Piece& piece) {
+  const Job& job = *piece.job;
+  const uint64_t skip = piece.offset - job.offset;
+  worker.buffer.resize(std::max<size_t>(worker.buffer.size(), piece.length));
+  const std::span<uint8_t> bytes(worker.buffer.data(), piece.length);
+  TRY(worker.read(*job.source, piece.offset, bytes));
+  return job.target.valid() ? write_file(job.target.get(), job.position + skip, bytes)
+                            : write_memory(job.host_pid, job.runs, skip, bytes);
+}
+
+void Decoding::finish(const Piece& piece) {
+  Job& job = *piece.job;
+  const std::lock_guard lock(mutex_);
+  job.filled += piece.length;
+  if (job.filled < job.length) return;
+  job.target.reset();
+  uint32_t& done = scene_.counters[job.request->done];
+  __atomic_add_fetch(&done, 1, __ATOMIC_ACQ_REL);
+  syscall(SYS_futex, &done, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  if (--unfinished_ == 0) wake_all();
+}
+
+void Decoding::give_up(Error error, const Job& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!error_ && !scene_.has_failed()) {  // otherwise it is but a consequence
+      const auto& action = program_.commands[job.request->command].action;
+      error_ = std::move(error).within(
+          fmt::format("command {} {} of task {}", job.request->command, plan::name_of(action), job.pid));
+    }
+  }
+  scene_.cancel();
+  wake_all();
+}
+
+}  // namespace stasis::execute
