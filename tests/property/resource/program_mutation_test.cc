@@ -57,7 +57,10 @@ struct FakeMaker : DescriptionMaker {
     return description.id.value == 507 ? Pid{105} : Pid{};
   }
   void contribute(Stage stage, const model::Application&, Sink& sink) const override {
-    if (stage == Stage::prepare) sink.perform("make /fake", "", {call(1)});
+    if (stage == Stage::prepare) {
+      sink.perform("make /fake", "", {call(1)});
+      sink.add(DecodeFile{"fake.img", 8, 100, -1, "/fake", 0});
+    }
     if (stage == Stage::settle) sink.perform("remove /fake", std::string(only_on_success), {call(2)});
   }
 };
@@ -68,7 +71,7 @@ struct FakeMaker : DescriptionMaker {
 /// taken from a process that cannot be named, an epoll whose targets are under their numbers, in another process and
 /// under the number that it has itself by now, something that is started last, two connections that are in repair mode
 /// until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a
-/// child inherits, System V memory, and locks of all kinds.
+/// child inherits, pages and a file that are stored in blocks, System V memory, and locks of all kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -115,6 +118,7 @@ class Sample : private SampleTree {
     application_.descriptor_tables.at(task(108).descriptors).slots.at(8).close_on_exec = true;
     map(100, 0x10000, 4);
     map(105, 0x20000, 2);
+    options_.pages.at(task(105).address_space).front().in_blocks = true;
     // 104 has the first page of 100 in common with it, and not the second.
     store(100, 0x12000, false);
     map_file(105, 0x40000, 516);
@@ -251,8 +255,9 @@ bool may_be_missing(const Program& program, const Command& command) {
   }
   // Unmapped is what an inherited memory holds that is no mapping to the model (the vDSO); the protection for loading
   // may be the one that an inherited mapping has; and nobody asks what memory a zombie had.
+  // What is in a file its room knows.
   return std::holds_alternative<Await>(command.action) || std::holds_alternative<Munmap>(command.action) ||
-         std::holds_alternative<Mprotect>(command.action) ||
+         std::holds_alternative<Mprotect>(command.action) || std::holds_alternative<DecodeFile>(command.action) ||
          (std::holds_alternative<ClearMemory>(command.action) && command.pid == Pid{106});
 }
 
@@ -277,13 +282,13 @@ TEST_F(Mutations, a_command_left_out_is_noticed) {
 TEST_F(Mutations, a_command_done_twice_is_noticed) {
   for (size_t index = 0; index < correct_.commands.size(); ++index) {
     const auto& action = correct_.commands[index].action;
-    const bool idempotent = std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
-                            std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
-                            std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
-                            std::holds_alternative<ClearMemory>(action) || std::holds_alternative<Munmap>(action) ||
-                            std::holds_alternative<DropPages>(action) ||
-                            std::holds_alternative<EnterPidNamespace>(action) ||
-                            std::holds_alternative<Unshare>(action);
+    const bool idempotent =
+        std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
+        std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
+        std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
+        std::holds_alternative<DecodePages>(action) || std::holds_alternative<ClearMemory>(action) ||
+        std::holds_alternative<Munmap>(action) || std::holds_alternative<DropPages>(action) ||
+        std::holds_alternative<EnterPidNamespace>(action) || std::holds_alternative<Unshare>(action);
     if (idempotent || may_be_missing(correct_, correct_.commands[index])) continue;
     Program mutant = correct_;
     mutant.commands.insert(mutant.commands.begin() + static_cast<ptrdiff_t>(index), correct_.commands[index]);
@@ -406,6 +411,8 @@ bool is_opaque(std::string_view command, std::string_view field) {
   if (command == "PERFORM") return field == "purpose" || field == "calls" || field == "processes";
   if (command == "OPEN") return field == "path" || field == "mode" || field == "flags";
   if (command == "LOAD_PAGES" || command == "MMAP") return field == "offset" || field == "flags";
+  if (command == "DECODE_PAGES") return field == "file" || field == "offset";
+  if (command == "DECODE_FILE") return true;
   if (command == "MMAP_ANON") return field == "flags";
   if (command == "LOCK") return field == "path";
   if (command == "END_REPAIR") return field == "reuse_address";
