@@ -92,10 +92,15 @@ Message message_of(Kind kind, std::string_view text = {}) {
 }
 
 Result<std::string> socket_name(pid_t root) {
-  const auto stat = TRY(kernel::read_stat(root));
+  const auto stat = kernel::read_stat(root);
+  if (!stat) {
+    return fail(
+        Error::conflict("look for the trackers of the tree", "there is no such process", fmt::format("task {}", root))
+            .advise("check the pid given with --tree"));
+  }
   struct stat space{};
   if (::stat("/proc/self/ns/pid", &space) != 0) return fail_errno("stat", "/proc/self/ns/pid");
-  return fmt::format("stasis-tracking-{}-{}-{}", space.st_ino, root, stat.start_time);
+  return fmt::format("stasis-tracking-{}-{}-{}", space.st_ino, root, stat->start_time);
 }
 
 struct Address {
