@@ -155,6 +155,7 @@ class Copy {
   }
 
   Status write_blocks(Pipeline& pipeline, ByteView pages, const Placement& placement, Bytes& encoded) {
+    if (pages.empty()) return {};  // there was nothing but zeros
     const size_t count = (pages.size() + block_size - 1) / block_size;
     encoded.resize(std::max(encoded.size(), count * pipeline.bound(block_size)));
     std::vector<Block> blocks;

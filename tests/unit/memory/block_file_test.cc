@@ -129,14 +129,32 @@ TEST(BlockFile, what_does_not_compress_stays_as_it_is) {
   }
 }
 
-TEST(BlockFile, nothing_is_stored_of_no_pages) {
-  const Stored stored("zstd", true, 0 + 1);
+TEST(BlockFile, one_page_is_one_block) {
+  const Stored stored("zstd", true, 1);
   const auto file = BlockFile::open(*stored.open(), "pages-1.img");
   ASSERT_TRUE(file) << file.error().message();
   EXPECT_EQ((*file)->blocks().size(), 1u);
 }
 
 // ---- compression
+
+TEST(BlockFile, nothing_is_stored_of_zeros) {
+  class Zeros : public PageSource {
+    Status read(uint64_t, std::span<uint8_t> buffer) override {
+      std::ranges::fill(buffer, uint8_t{0});
+      return {};
+    }
+  };
+  const Scratch scratch;
+  auto directory = scratch.directory("");
+  directory.compress(*parse_compression("zstd"));
+  Zeros source;
+  const model::PageRun run{{page_size, 1000 * page_size}, false};
+  const auto stats = write_pages(directory, "7", 1, {&run, 1}, source);
+  ASSERT_TRUE(stats) << stats.error().message();
+  EXPECT_EQ(stats->pages_written, 0U);
+  EXPECT_EQ(stats->zero_pages_skipped, 999U);
+}
 
 TEST(Compression, levels_are_checked) {
   EXPECT_EQ(parse_compression("zstd:7")->level, 7);
