@@ -1,10 +1,9 @@
 // What processes share that a common ancestor has left them, which is gone, or has none of it any more: orphans of one
 // parent, one of which leads a session, and a grandparent and a grandchild with a parent between that has unshared.
 // FAIL_RESTORE
-#include <sched.h>
 #include <sys/prctl.h>
 
-#include "probe.h"
+#include "common.h"
 
 namespace {
 
@@ -14,26 +13,18 @@ struct Board {
   volatile int fd;
 };
 Board* board;
-volatile int in_shared_memory = 0;
 char stacks[4][64 << 10];
 
 void wait_for_step(int step) {
   while (board->step < step) usleep(1000);
 }
-void handler(int) {}
 
 int leader(void*) {
   while (getppid() == board->between) usleep(1000);
   CHECK(setsid() == getpid());
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(1);
-  char path[4096];
-  snprintf(path, sizeof path, "%s/shared", probe::directory);
-  board->fd = open(path, O_CREAT | O_RDWR, 0600);
-  CHECK(board->fd >= 0 && write(board->fd, "x", 1) == 1);
-  CHECK(chdir("/usr") == 0);
-  signal(SIGUSR2, handler);
-  in_shared_memory = 99;
+  board->fd = common::change_all();
   board->step = 2;
   return 0;
 }
@@ -43,18 +34,13 @@ int member(void*) {
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(2);
   CHECK_EQUAL(getsid(0), session);
-  char byte = 0, here[4096];
-  CHECK(pread(board->fd, &byte, 1, 0) == 1 && byte == 'x');
-  CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/usr") == 0);
-  CHECK_EQUAL(in_shared_memory, 99);
-  struct sigaction action;
-  CHECK(sigaction(SIGUSR2, nullptr, &action) == 0 && action.sa_handler == handler);
+  common::expect_all_changed(board->fd);
   return 0;
 }
 
 /// Both are children of one that ends.
 void leave_orphans() {
-  constexpr int shared = CLONE_FILES | CLONE_FS | CLONE_VM | CLONE_SIGHAND | SIGCHLD;
+  constexpr int shared = common::all_kinds | SIGCHLD;
   const pid_t parent = probe::start([] {
     board->between = getpid();
     board->leader = clone(leader, stacks[0] + sizeof stacks[0], shared, nullptr);
@@ -70,8 +56,7 @@ void leave_orphans() {
 int grandchild(void*) {
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(3);
-  char here[4096];
-  CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/etc") == 0);
+  common::expect_directory("/etc");
   return 0;
 }
 
@@ -81,8 +66,7 @@ int between(void*) {
   CHECK(unshare(CLONE_FS) == 0 && chdir("/tmp") == 0);
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(3);
-  char here[4096];
-  CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/tmp") == 0);
+  common::expect_directory("/tmp");
   probe::expect_child_passed(board->grandchild);
   return 0;
 }
@@ -103,7 +87,7 @@ int main(int argc, char** argv) {
   board->step = 1;
   probe::expect_child_passed(board->leader);
   probe::expect_child_passed(board->member);
-  CHECK_EQUAL(in_shared_memory, 0);
+  CHECK_EQUAL(common::in_memory, 0);
   CHECK(fcntl(board->fd, F_GETFD) < 0);
   CHECK(chdir("/etc") == 0);
   board->step = 3;

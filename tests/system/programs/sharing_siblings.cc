@@ -1,8 +1,6 @@
 // What two children of one parent share with each other, and not with the parent: one has created the other with
 // CLONE_PARENT.
-#include <sched.h>
-
-#include "probe.h"
+#include "common.h"
 
 namespace {
 
@@ -12,41 +10,25 @@ struct Board {
   volatile pid_t sibling;
 };
 Board* board;
-volatile int in_shared_memory = 0;
 char stacks[2][64 << 10];
 
 void wait_for_step(int step) {
   while (board->step < step) usleep(1000);
 }
 
-void handler(int) {}
-
 int younger(void*) {
   __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(2);
-  char byte = 0;
-  CHECK(pread(board->fd, &byte, 1, 0) == 1 && byte == 'x');
-  char here[4096];
-  CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/usr") == 0);
-  CHECK_EQUAL(in_shared_memory, 99);
-  struct sigaction action;
-  CHECK(sigaction(SIGUSR2, nullptr, &action) == 0 && action.sa_handler == handler);
+  common::expect_all_changed(board->fd);
   return 0;
 }
 
 int elder() {
-  constexpr int shared = CLONE_FILES | CLONE_FS | CLONE_VM | CLONE_SIGHAND;
-  board->sibling = clone(younger, stacks[0] + sizeof stacks[0], CLONE_PARENT | shared | SIGCHLD, nullptr);
+  board->sibling = clone(younger, stacks[0] + sizeof stacks[0], CLONE_PARENT | common::all_kinds | SIGCHLD, nullptr);
   CHECK(board->sibling > 0);
   __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(1);
-  char path[4096];
-  snprintf(path, sizeof path, "%s/shared", probe::directory);
-  board->fd = open(path, O_CREAT | O_RDWR, 0600);
-  CHECK(board->fd >= 0 && write(board->fd, "x", 1) == 1);
-  CHECK(chdir("/usr") == 0);
-  signal(SIGUSR2, handler);
-  in_shared_memory = 99;
+  board->fd = common::change_all();
   board->step = 2;
   pause();
   return 1;
@@ -67,7 +49,7 @@ int main(int argc, char** argv) {
   board->step = 1;
   probe::expect_child_passed(board->sibling);
   CHECK(kill(first, SIGKILL) == 0 && waitpid(first, nullptr, 0) == first);
-  CHECK_EQUAL(in_shared_memory, 0);
+  CHECK_EQUAL(common::in_memory, 0);
   char here[4096];
   CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/usr") != 0);
   CHECK(fcntl(board->fd, F_GETFD) < 0);
