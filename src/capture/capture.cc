@@ -23,12 +23,7 @@
 namespace stasis::capture {
 namespace {
 
-constexpr auto forever = std::chrono::hours(24);
 constexpr auto patience_for_each = std::chrono::milliseconds(20);  ///< thread, when all are asked something in turn
-
-uint64_t microseconds(Clock::duration duration) {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
-}
 
 class LiveTree final : public SeizedTree {
  public:
@@ -45,8 +40,7 @@ class LiveTree final : public SeizedTree {
 
   Status assemble() {
     const auto start = Clock::now();
-    const auto deadline =
-        options_.timeout_seconds != 0 ? start + std::chrono::seconds(options_.timeout_seconds) : start + forever;
+    const auto deadline = deadline_after(start, options_.timeout_seconds);
     frozen_at_ = start;
     Freezer freezer(context_.diagnostics, options_.at_point, deadline);
     auto frozen = TRY(freezer.freeze(options_.root_pid));

@@ -27,8 +27,7 @@ bool is_running(const Twin& twin) {
 /// How many bytes of a twin nobody else has any more: its owner has changed or given back his own. All pages of small
 /// memories are counted; of larger ones a part, in each round others.
 uint64_t own_bytes(const memory::HeldMemory& memory, const std::vector<model::PageRun>& runs, uint64_t round) {
-  uint64_t total = 0;
-  for (const auto& run : runs) total += run.range.size() / page_size;
+  const uint64_t total = memory::total_size(runs) / page_size;
   const uint64_t step = std::max(stretch, total / (pages_of_round / stretch));
   constexpr uint64_t odd = 40503;  // spreads the places that are looked at in consecutive rounds
   uint64_t next = step == stretch ? 0 : round * odd % step;  // counted in pages of all runs
@@ -40,8 +39,8 @@ uint64_t own_bytes(const memory::HeldMemory& memory, const std::vector<model::Pa
       const AddressRange part{begin, std::min(begin + stretch * page_size, run.range.end)};
       const auto words = kernel::read_pagemap(memory.pagemap(), part);
       if (!words) return 0;
-      constexpr uint64_t exclusively_mapped = uint64_t{1} << 56;
-      own += static_cast<uint64_t>(std::ranges::count_if(*words, [](uint64_t w) { return w & exclusively_mapped; }));
+      own += static_cast<uint64_t>(
+          std::ranges::count_if(*words, [](uint64_t w) { return w & kernel::word_exclusively_mapped; }));
       seen += words->size();
       // A small memory is counted in full: the rest of a stretch that its run was too short for belongs to the next.
       next += step == stretch ? words->size() : step;
@@ -118,8 +117,7 @@ void GrowthWatch::stop_tree() {
   if (problems.refused()) return abandon(problems.all().front().text());
   wait_for_end();
   stopped.clear();
-  seen_.stopped_us =
-      static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count());
+  seen_.stopped_us = microseconds(Clock::now() - start);
 }
 
 void GrowthWatch::abandon(const std::string& reason) {

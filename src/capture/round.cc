@@ -9,16 +9,11 @@
 #include "capture/freezer.h"
 #include "capture/release.h"
 #include "capture/trackers.h"
-#include "memory/increments.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
 
 namespace stasis::capture {
 namespace {
-
-uint64_t microseconds_since(Clock::time_point start) {
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count());
-}
 
 class RoundTree {
  public:
@@ -42,7 +37,7 @@ class RoundTree {
     round_.diagnostics = std::move(context_.diagnostics);
     Status released = release(processes_, AfterDump::let_run);
     processes_.clear();
-    round_.times.frozen_us = microseconds_since(start);
+    round_.times.frozen_us = microseconds(Clock::now() - start);
     options_.at_point("released");
     TRY(released);
     return std::move(round_);
@@ -50,11 +45,10 @@ class RoundTree {
 
  private:
   Status stop(Clock::time_point start) {
-    deadline_ = start + (options_.timeout_seconds != 0 ? std::chrono::seconds(options_.timeout_seconds)
-                                                       : std::chrono::hours(24));
+    deadline_ = deadline_after(start, options_.timeout_seconds);
     Freezer freezer(context_.diagnostics, options_.at_point, deadline_);
     auto frozen = TRY(freezer.freeze(options_.root_pid));
-    round_.times.freezing_us = microseconds_since(start);
+    round_.times.freezing_us = microseconds(Clock::now() - start);
     if (frozen.front().refused) return {};
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
     return find_sharing(processes_, context_);
@@ -81,17 +75,12 @@ class RoundTree {
     });
   }
 
-  /// Which tracker belongs to which address space. Under another number the images of the round before hold another
-  /// address space: then nothing is unchanged.
   Status recognise() {
     for (size_t index = 0; index < spaces_.size(); ++index) {
       auto& space = spaces_[index];
       auto& memory = round_.memories[index];
-      if (space.tracked && !trackers_.empty()) {
-        const auto pagemap = TRY(resource::open_pagemap(memory.witness));
-        space.tracker = TRY(trackers_.find(pagemap.get(), *space.tracked, memory.suffix));
-      }
-      if (space.tracker == nullptr || space.tracker->suffix != memory.suffix) memory.unchanged.clear();
+      space.tracker =
+          TRY(resource::recognise(trackers_, memory.witness, space.tracked, memory.suffix, memory.unchanged));
     }
     return {};
   }
@@ -100,13 +89,10 @@ class RoundTree {
     std::vector<RoundSpace> spaces;
     for (size_t index = 0; index < spaces_.size(); ++index) {
       auto& memory = round_.memories[index];
-      spaces.push_back({spaces_[index].id, memory.suffix, spaces_[index].tracker,
-                        [&memory](const kernel::Userfaultfd& tracker) -> Status {
-                          const auto pagemap = TRY(resource::open_pagemap(memory.witness));
-                          const auto written = TRY(memory::protect_own_pages(tracker, pagemap.get(), memory.mappings));
-                          memory.unchanged = memory::subtract(memory.unchanged, written);
-                          return {};
-                        }});
+      spaces.push_back(
+          {spaces_[index].id, memory.suffix, spaces_[index].tracker, [&memory](const kernel::Userfaultfd& tracker) {
+             return resource::protect(tracker, memory.witness, memory.mappings, memory.unchanged);
+           }});
     }
     return begin_round(processes_, context_.application, spaces, trackers_, options_.at_point, deadline_ + patience);
   }

@@ -38,12 +38,6 @@ class Newborn {
   pid_t pid_;
 };
 
-uint64_t size_of(std::span<const AddressRange> ranges) {
-  uint64_t size = 0;
-  for (const auto& range : ranges) size += range.size();
-  return size;
-}
-
 std::vector<AddressRange> ranges_of(std::span<const model::PageRun> runs) {
   std::vector<AddressRange> ranges;
   for (const auto& run : runs) ranges.push_back(run.range);
@@ -87,7 +81,7 @@ std::vector<TwinMaker::Space> TwinMaker::find_spaces() {
     if (!known.insert(id).second) continue;
     Space space{id, &process, 0, {}, {}};
     const auto& model = model_of(space);
-    space.size = size_of(ranges_of(model.pages));
+    space.size = memory::total_size(model.pages);
     for (const auto& mapping : model.mappings) {
       if (is_copied_by_fork(mapping)) continue;
       for (const auto& run : resource::runs_within(model.pages, mapping.range)) space.beside.push_back(run.range);
@@ -120,7 +114,7 @@ std::string TwinMaker::obstacle_to_twin(const Space& space, uint64_t limit) {
   if (!Infection::can_run_freely(unwelcome_signals(**status)))
     return "it waits for every signal that could tell us of its fork";
   constexpr uint64_t described_by_byte = 512;  // of a page table
-  return find_room(size_of(space.beside) + space.size / described_by_byte, limit);
+  return find_room(memory::total_size(space.beside) + space.size / described_by_byte, limit);
 }
 
 Status TwinMaker::copy_whole(std::span<Space> small) {

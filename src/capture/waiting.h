@@ -13,6 +13,15 @@ namespace stasis::capture {
 
 using Clock = std::chrono::steady_clock;
 
+inline uint64_t microseconds(Clock::duration duration) {
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
+}
+/// `seconds` 0: there is no limit.
+inline Clock::time_point deadline_after(Clock::time_point start, unsigned seconds) {
+  constexpr auto forever = std::chrono::hours(24);
+  return seconds != 0 ? start + std::chrono::seconds(seconds) : start + forever;
+}
+
 /// While it lives, SIGCHLD is blocked in this thread, so that a stop of a tracee can be slept for and not be missed:
 /// the kernel sends SIGCHLD to the tracer for each, and a blocked one stays pending.
 class Waiting {

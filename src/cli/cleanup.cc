@@ -52,13 +52,7 @@ void add_cleanup(CLI::App& app, Action& chosen, Face) {
   add_key_options(*command, options->keys);
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
-      const Status done = clean_up(*options, *session);
-      return done ? 0 : session->failed(done.error());
+      return run_in_session(options->common, [&](const Session& session) { return clean_up(*options, session); });
     };
   });
 }

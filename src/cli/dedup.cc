@@ -1,6 +1,5 @@
 // stasis dedup: what newer images have is released in their parents.
-
-#include <fmt/format.h>
+#include "cli/dedup.h"
 
 #include <CLI/CLI.hpp>
 
@@ -23,12 +22,16 @@ Status dedup(const Options& options, const Session& session) {
   if (images.encryption())
     return fail(Error::unsupported("release superseded pages",
                                    "pages of encrypted images must stay: holes are not authentic", images.path()));
+  return release_superseded(images, session);
+}
+
+}  // namespace
+
+Status release_superseded(const image::Directory& images, const Session& session) {
   const auto stats = TRY(memory::release_superseded(images));
   session.log().info("{} KiB released in {} pages files of parents", stats.bytes >> 10, stats.files);
   return {};
 }
-
-}  // namespace
 
 void add_dedup(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
@@ -39,13 +42,7 @@ void add_dedup(CLI::App& app, Action& chosen, Face) {
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
-      const Status done = dedup(*options, *session);
-      return done ? 0 : session->failed(done.error());
+      return run_in_session(options->common, [&](const Session& session) { return dedup(*options, session); });
     };
   });
 }

@@ -1,6 +1,5 @@
 // stasis dirty: how many pages a tree writes in how much time. It is stopped once, when the tracking begins; counting
 // and protecting anew go on beside it. Nothing remains of the tracking when the command ends, however it ends.
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,10 +16,13 @@
 #include "capture/round.h"
 #include "cli/dirty_curve.h"
 #include "cli/fault_points.h"
+#include "cli/progress.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
+#include "kernel/descriptor_limit.h"
 #include "kernel/proc.h"
 #include "memory/keeper.h"
+#include "memory/pages.h"
 #include "resource/memory_runs.h"
 
 namespace stasis::cli {
@@ -34,17 +36,9 @@ struct Options {
   bool json = false, plot = false, stop = false;
 };
 
-uint64_t pages_of(const std::vector<AddressRange>& ranges) {
-  uint64_t sum = 0;
-  for (const auto& range : ranges) sum += range.size() / page_size;
-  return sum;
-}
-
 /// What a round would have to copy: own pages less those that have not changed.
 uint64_t changed_pages(const capture::RoundMemory& memory) {
-  uint64_t own = 0;
-  for (const auto& run : memory.runs) own += run.range.size() / page_size;
-  return own - pages_of(memory.unchanged);
+  return (memory::total_size(memory.runs) - memory::total_size(memory.unchanged)) / page_size;
 }
 
 class Measurement {
@@ -91,9 +85,7 @@ class Measurement {
 
   Status protect(capture::RoundMemory& memory) {
     TRY(capture::look_at(memory));
-    const auto pagemap = TRY(resource::open_pagemap(memory.witness));
-    TRY(memory::protect_own_pages(*tracker_of_.at(memory.suffix), pagemap.get(), memory.mappings));
-    return {};
+    return resource::protect(*tracker_of_.at(memory.suffix), memory.witness, memory.mappings, memory.unchanged);
   }
 
   /// Nobody tracks it yet: the next round would store all of it.
@@ -110,9 +102,8 @@ class Measurement {
   std::set<pid_t> first_;
 };
 
-unsigned terminal_width() {
-  winsize size{};
-  if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+unsigned width_of_output() {
+  if (const auto width = terminal_width(STDOUT_FILENO)) return *width;
   const char* columns = std::getenv("COLUMNS");
   const int told = columns != nullptr ? std::atoi(columns) : 0;
   constexpr unsigned usual = 80;
@@ -137,12 +128,10 @@ Status measure(const Options& options, const Session& session) {
             .advise(
                 fmt::format("`stasis dirty --stop -t {}` ends that: the next dump stores everything", options.tree)));
   }
-  memory::allow_many_descriptors();
+  kernel::raise_descriptor_limit();
   memory::Trackers trackers;
   auto round = TRY(capture::hold_round({options.tree, options.common.timeout, fault_point, {}}, trackers));
-  session.report(round.diagnostics);
-  if (round.diagnostics.refused())
-    return fail(Error::unsupported("measure the tree", "part of it cannot be looked at (each case is named above)"));
+  TRY(session.accept(round.diagnostics, "measure the tree", "part of it cannot be looked at"));
   Measurement measurement(options.tree, std::move(round.memories), std::move(trackers));
   const size_t address_spaces = measurement.address_spaces();
   std::vector<DirtyPoint> points;
@@ -154,7 +143,7 @@ Status measure(const Options& options, const Session& session) {
   if (options.json) {
     fmt::print("{}", dirty_json(points, options.tree, address_spaces));
   } else {
-    fmt::print("{}", options.plot ? dirty_plot(points, terminal_width()) : dirty_table(points));
+    fmt::print("{}", options.plot ? dirty_plot(points, width_of_output()) : dirty_table(points));
   }
   return {};
 }
@@ -179,13 +168,9 @@ void add_dirty(CLI::App& app, Action& chosen, Face) {
   command->add_flag("--stop", options->stop, "End the tracking that pre-dump or dump --track-mem has begun instead");
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
-      const Status done = options->stop ? stop(*options) : measure(*options, *session);
-      return done ? 0 : session->failed(done.error());
+      return run_in_session(options->common, [&](const Session& session) {
+        return options->stop ? stop(*options) : measure(*options, session);
+      });
     };
   });
 }

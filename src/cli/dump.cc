@@ -11,6 +11,7 @@
 
 #include "capture/capture.h"
 #include "cli/criu_options.h"
+#include "cli/dedup.h"
 #include "cli/fault_points.h"
 #include "cli/key_options.h"
 #include "cli/network_options.h"
@@ -20,7 +21,6 @@
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
-#include "memory/dedup.h"
 #include "resource/codec.h"
 #include "resource/traces.h"
 
@@ -110,10 +110,7 @@ class Checkpointing {
   /// The tree is released by the caller, unless it has been let run before the end (see is_live).
   Status write() {
     auto& context = tree_.context();
-    session_.report(context.diagnostics);
-    if (context.diagnostics.refused()) {
-      return fail(Error::unsupported("dump the tree", "part of its state cannot be saved (each case is named above)"));
-    }
+    TRY(session_.accept(context.diagnostics, "dump the tree", "part of its state cannot be saved"));
     if (begins_round_) {
       TRY(rounds_.begin());
       TRY(tree_.begin_round(rounds_.trackers()));
@@ -219,10 +216,8 @@ Status dump(const Options& options, const Session& session) {
   if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
-  if (options.storage.auto_dedup && !images.encryption()) {  // not earlier: a dump that fails needs its parents whole
-    const auto released = TRY(memory::release_superseded(images));
-    session.log().info("{} KiB released in {} pages files of parents", released.bytes >> 10, released.files);
-  }
+  // Not earlier: a dump that fails needs its parents whole.
+  if (options.storage.auto_dedup && !images.encryption()) TRY(release_superseded(images, session));
   session.log().info("Dumping finished successfully");
   return {};
 }
@@ -287,13 +282,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
-      const Status done = dump(*options, *session);
-      return done ? 0 : session->failed(done.error());
+      return run_in_session(options->common, [&](const Session& session) { return dump(*options, session); });
     };
   });
 }

@@ -40,15 +40,10 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
-      const auto text = planned(*options, *session);
-      if (!text) return session->failed(text.error());
-      fmt::print("{}\n", *text);
-      return 0;
+      return run_in_session(options->common, [&](const Session& session) -> Status {
+        fmt::print("{}\n", TRY(planned(*options, session)));
+        return {};
+      });
     };
   });
 }

@@ -26,12 +26,6 @@ struct Options {
 /// criu's numbers, in the inventory.
 constexpr uint32_t number_of(std::string_view mode) { return mode == "read" ? 2 : 1; }
 
-uint64_t pages_of(const std::vector<model::PageRun>& runs) {
-  uint64_t sum = 0;
-  for (const auto& run : runs) sum += run.range.size() / page_size;
-  return sum;
-}
-
 /// Copies what has been written since the round before. The tree runs.
 Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory& memory, uint32_t pages_id,
             resource::EncodeStats& statistics) {
@@ -44,8 +38,9 @@ Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory
   memory::RunningPages source(memory.witness);
   const auto written =
       TRY(memory::write_pages(images, memory.suffix, pages_id, increment.changed, source, increment.in_parent));
-  statistics.pages_in_parent += pages_of(increment.in_parent);
-  statistics.pages_scanned += pages_of(increment.changed) + pages_of(increment.in_parent);
+  const uint64_t in_parent = memory::total_size(increment.in_parent) / page_size;
+  statistics.pages_in_parent += in_parent;
+  statistics.pages_scanned += memory::total_size(increment.changed) / page_size + in_parent;
   statistics.pages_written += written.pages_written;
   statistics.zero_pages_skipped += written.zero_pages_skipped;
   return {};
@@ -57,9 +52,7 @@ Status pre_dump(const Options& options, const Session& session) {
   TRY(session.run_scripts("pre-dump", options.tree));
   auto round = TRY(capture::hold_round(
       {options.tree, options.common.timeout, fault_point, [&] { return rounds.begin(); }}, rounds.trackers()));
-  session.report(round.diagnostics);
-  if (round.diagnostics.refused())
-    return fail(Error::unsupported("pre-dump the tree", "part of it cannot be looked at (each case is named above)"));
+  TRY(session.accept(round.diagnostics, "pre-dump the tree", "part of it cannot be looked at"));
 
   DumpStatistics statistics;
   statistics.times = round.times;
@@ -95,14 +88,8 @@ void add_pre_dump(CLI::App& app, Action& chosen, Face) {
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
-      auto session = Session::open(options->common);
-      if (!session) {
-        fmt::print(stderr, "Error: {}\n", session.error().message());
-        return 1;
-      }
       options->rounds.track = true;
-      const Status done = pre_dump(*options, *session);
-      return done ? 0 : session->failed(done.error());
+      return run_in_session(options->common, [&](const Session& session) { return pre_dump(*options, session); });
     };
   });
 }

@@ -7,15 +7,12 @@
 #include <algorithm>
 
 namespace stasis::cli {
-namespace {
 
-unsigned terminal_width() {
+std::optional<unsigned> terminal_width(int fd) {
   winsize size{};
-  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 80;
+  if (ioctl(fd, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return std::nullopt;
   return size.ws_col;
 }
-
-}  // namespace
 
 std::string progress_line(const std::string& title, uint64_t done, uint64_t total, unsigned width) {
   const unsigned percent = total == 0 ? 100 : static_cast<unsigned>(std::min<uint64_t>(done, total) * 100 / total);
@@ -51,7 +48,7 @@ void Progress::show(uint64_t done, uint64_t total) {
   last_ = now;
   drawn_ = true;
   // One column is left free: writing the last one makes some terminals wrap.
-  fmt::print(stderr, "\r\033[K{}", progress_line(title_, done, total, terminal_width() - 1));
+  fmt::print(stderr, "\r\033[K{}", progress_line(title_, done, total, terminal_width(STDERR_FILENO).value_or(80) - 1));
 }
 
 }  // namespace stasis::cli

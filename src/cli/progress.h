@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace stasis::cli {
@@ -22,6 +23,9 @@ class Progress {
   bool drawn_ = false;
   std::chrono::steady_clock::time_point start_, last_;
 };
+
+/// Columns of the terminal behind a descriptor; nothing: it is none, or does not say.
+std::optional<unsigned> terminal_width(int fd);
 
 /// One line of at most `width` columns: "dump [#####     ]  50%  512/1024 MiB". Never longer than the terminal.
 std::string progress_line(const std::string& title, uint64_t done, uint64_t total, unsigned width);

@@ -126,23 +126,17 @@ void wait_for_root(pid_t root) {
   }
 }
 
-int run_restore(const Options& options) {
-  auto session = Session::open(options.common);
-  if (!session) {
-    fmt::print(stderr, "Error: {}\n", session.error().message());
-    return 1;
-  }
-  const auto root = restore(options, *session);
-  if (!root) return session->failed(root.error());
+Status restore_and_follow(const Options& options, const Session& session) {
+  const pid_t root = TRY(restore(options, session));
   if (options.exec_cmd) {
     std::vector<char*> arguments;
     for (const auto& argument : options.restore.exec_cmd) arguments.push_back(const_cast<char*>(argument.c_str()));
     arguments.push_back(nullptr);
     execvp(arguments[0], arguments.data());
-    return session->failed(Error::system("run --exec-cmd", errno, arguments[0]));
+    return fail(Error::system("run --exec-cmd", errno, arguments[0]));
   }
-  if (!options.restore.detached && !options.restore.sibling) wait_for_root(*root);
-  return 0;
+  if (!options.restore.detached && !options.restore.sibling) wait_for_root(root);
+  return {};
 }
 
 }  // namespace
@@ -174,7 +168,10 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
     if (options->exec_cmd == options->restore.exec_cmd.empty()) {
       throw CLI::ValidationError("--exec-cmd", "goes with a command after --");
     }
-    chosen = [options] { return run_restore(*options); };
+    chosen = [options] {
+      return run_in_session(options->common,
+                            [&](const Session& session) { return restore_and_follow(*options, session); });
+    };
   });
 }
 

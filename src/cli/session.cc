@@ -89,6 +89,12 @@ void Session::report(const Diagnostics& diagnostics) const {
   }
 }
 
+Status Session::accept(const Diagnostics& diagnostics, std::string operation, std::string cause) const {
+  report(diagnostics);
+  if (!diagnostics.refused()) return {};
+  return fail(Error::unsupported(std::move(operation), std::move(cause) + " (each case is named above)"));
+}
+
 int Session::failed(const Error& error) const {
   log_->error("{}", error.message());
   if (!options_.log_file.empty() && options_.verbosity > 0) fmt::print(stderr, "Error: {}\n", error.message());
@@ -97,6 +103,16 @@ int Session::failed(const Error& error) const {
 
 uint64_t Session::microseconds() const {
   return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - start_).count();
+}
+
+int run_in_session(const CommonOptions& options, const std::function<Status(const Session&)>& work) {
+  const auto session = Session::open(options);
+  if (!session) {
+    fmt::print(stderr, "Error: {}\n", session.error().message());
+    return 1;
+  }
+  const Status done = work(*session);
+  return done ? 0 : session->failed(done.error());
 }
 
 }  // namespace stasis::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -26,6 +27,8 @@ class Session {
   Status run_scripts(const std::string& action, pid_t root) const;
 
   void report(const Diagnostics& diagnostics) const;
+  /// The same; an error if they refuse: `operation` cannot be done, because of `cause`.
+  Status accept(const Diagnostics&, std::string operation, std::string cause) const;
   /// Logs an error, and prints it on stderr when the log goes to a file. Returns the exit status 1.
   int failed(const Error& error) const;
 
@@ -37,5 +40,8 @@ class Session {
   std::shared_ptr<spdlog::logger> log_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+/// Opens a session for the work of a command and tells its error, if there is one. The exit status.
+int run_in_session(const CommonOptions&, const std::function<Status(const Session&)>& work);
 
 }  // namespace stasis::cli

@@ -4,7 +4,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/rseq.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -26,6 +25,7 @@
 #include "execute/lower.h"
 #include "execute/namespace_ends.h"
 #include "execute/resume.h"
+#include "kernel/descriptor_limit.h"
 #include "kernel/id_holder.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
@@ -114,12 +114,7 @@ class ImagesAtNumber {
  public:
   static Result<ImagesAtNumber> place(int fd, int number) {
     if (number < 0) return ImagesAtNumber(-1);
-    rlimit limit{};
-    getrlimit(RLIMIT_NOFILE, &limit);
-    if (limit.rlim_cur < limit.rlim_max) {  // children may need numbers up to what the images say
-      limit.rlim_cur = limit.rlim_max;
-      setrlimit(RLIMIT_NOFILE, &limit);
-    }
+    kernel::raise_descriptor_limit();  // children may need numbers up to what the images say
     if (fcntl(number, F_GETFD) >= 0) {
       return fail(
           Error::internal("place the image directory", fmt::format("descriptor {} is in use in stasis", number)));

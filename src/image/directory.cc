@@ -55,8 +55,6 @@ Status remove(int directory, const char* name) {
   return {};
 }
 
-std::string bytes_text(ByteView bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
-
 /// As the Writer will write it.
 Bytes serialised(const google::protobuf::Message& record) {
   Bytes bytes(record.ByteSizeLong());
@@ -134,7 +132,7 @@ Result<Directory> Directory::holding(std::string_view file) const {
   if (!here.fd_.valid()) return fail_errno("open image directory", path_);
   for (size_t slash = 0; (slash = file.find('/')) != std::string_view::npos; file.remove_prefix(slash + 1)) {
     auto next = TRY(unlock(here.path_ + "/" + std::string(file.substr(0, slash)), keys_));
-    if (here.encryption_ && (!next.encryption_ || bytes_text(next.encryption_->id()) != here.encryption_->parent_id()))
+    if (here.encryption_ && (!next.encryption_ || !next.encryption_->is_parent_of(*here.encryption_)))
       return fail(Error::conflict("open the parent images",
                                   "they are not those that the encrypted images were made for", next.path_));
     here = std::move(next);

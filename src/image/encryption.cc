@@ -155,6 +155,8 @@ Result<std::shared_ptr<Encryption>> Encryption::open(const encryption_entry& ent
   return opened;
 }
 
+bool Encryption::is_parent_of(const Encryption& child) const { return child.parent_id() == bytes_text(id_); }
+
 void Encryption::set_id() { derive(data_key_, "stasis checkpoint", id_); }
 
 Result<FileCipher> Encryption::cipher_of(std::string_view file) const {
@@ -226,8 +228,8 @@ constexpr size_t stored_block = SealedOutput::block_size + FileCipher::overhead;
 
 class SealedBytes final : public FileBytes {
  public:
-  SealedBytes(UniqueFd fd, FileCipher cipher, std::string name, uint64_t blocks, uint64_t size)
-      : fd_(std::move(fd)), cipher_(std::move(cipher)), name_(std::move(name)), blocks_(blocks), size_(size) {}
+  SealedBytes(std::unique_ptr<FileBytes> sealed, FileCipher cipher, std::string name, uint64_t blocks, uint64_t size)
+      : sealed_(std::move(sealed)), cipher_(std::move(cipher)), name_(std::move(name)), blocks_(blocks), size_(size) {}
 
   uint64_t size() const override { return size_; }
 
@@ -255,14 +257,7 @@ class SealedBytes final : public FileBytes {
     block_.resize(last ? size_ - number * SealedOutput::block_size : SealedOutput::block_size);
     stored_.resize(block_.size() + FileCipher::overhead);
     const Bytes header = SealedOutput::header();
-    for (size_t done = 0; done < stored_.size();) {
-      const ssize_t got = pread(fd_.get(), stored_.data() + done, stored_.size() - done,
-                                static_cast<off_t>(header.size() + number * stored_block + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return fail_errno("read image", name_);
-      if (got == 0) return false;
-      done += static_cast<size_t>(got);
-    }
+    if (!TRY(sealed_->read(header.size() + number * stored_block, stored_))) return false;
     // An empty vector has no address, and a cipher without one does not decipher: that is the same for no bytes.
     if (!cipher_.open(number, last ? is_last : 0, header, stored_, block_.data()))
       return not_authentic(fmt::format("{}, block {}", name_, number));
@@ -270,7 +265,7 @@ class SealedBytes final : public FileBytes {
     return true;
   }
 
-  UniqueFd fd_;
+  std::unique_ptr<FileBytes> sealed_;
   FileCipher cipher_;
   std::string name_;
   uint64_t blocks_, size_;
@@ -295,16 +290,14 @@ Bytes SealedOutput::block(ByteView plain, bool last) {
 Result<std::unique_ptr<FileBytes>> open_sealed(UniqueFd fd, uint64_t size, FileCipher cipher, const std::string& name) {
   const Bytes expected = SealedOutput::header();
   Bytes found(expected.size());
-  const ssize_t got = pread(fd.get(), found.data(), found.size(), 0);
-  if (got < 0) return fail_errno("read image", name);
-  if (static_cast<size_t>(got) != found.size() || found != expected)
+  auto sealed = plain_bytes(std::move(fd), size, name);
+  if (size < found.size() || !TRY(sealed->read(0, found)) || found != expected)
     return fail(Error::invalid("read an encrypted image", "it has not the header of one", name));
   const uint64_t body = size - expected.size();
   const uint64_t blocks = std::max<uint64_t>(1, (body + stored_block - 1) / stored_block);
-  if (size < expected.size() || body < blocks * FileCipher::overhead ||
-      (body - 1) % stored_block + 1 < FileCipher::overhead)
+  if (body < blocks * FileCipher::overhead || (body - 1) % stored_block + 1 < FileCipher::overhead)
     return not_authentic(name);
-  auto bytes = std::make_unique<SealedBytes>(std::move(fd), std::move(cipher), name, blocks,
+  auto bytes = std::make_unique<SealedBytes>(std::move(sealed), std::move(cipher), name, blocks,
                                              body - blocks * FileCipher::overhead);
   if (!TRY(bytes->decipher_last())) return not_authentic(name);
   return bytes;

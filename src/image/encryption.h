@@ -46,7 +46,6 @@ class Encryption {
   static Result<std::shared_ptr<Encryption>> open(const encryption_entry&, const KeyRing&, const std::string& where);
 
   Result<FileCipher> cipher_of(std::string_view file) const;
-  const CheckpointId& id() const { return id_; }
   const encryption_entry& entry() const { return entry_; }
 
   /// A file is being written: once, for its key must not seal two contents.
@@ -56,6 +55,7 @@ class Encryption {
   // -- what the manifest says
   Status load_manifest(const Directory&, ByteView inventory_record);
   const google::protobuf::RepeatedPtrField<std::string>& files() const { return manifest_.files(); }
+  bool is_parent_of(const Encryption& child) const;
   /// A parent's id; empty: there is none.
   const std::string& parent_id() const { return manifest_.parent_checkpoint_id(); }
 

@@ -91,7 +91,9 @@ struct PageScan {
 /// `inverted`).
 Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
                                          uint64_t inverted, uint64_t report);
-/// Raw /proc/PID/pagemap words (PFNs need CAP_SYS_ADMIN).
+/// Raw /proc/PID/pagemap words (PFNs need CAP_SYS_ADMIN), and bits of them.
+inline constexpr uint64_t word_exclusively_mapped = uint64_t{1} << 56, word_of_file = uint64_t{1} << 61,
+                          word_present = uint64_t{1} << 63;
 Result<std::vector<uint64_t>> read_pagemap(int pagemap_fd, AddressRange where);
 
 }  // namespace stasis::kernel

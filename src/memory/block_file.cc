@@ -1,8 +1,5 @@
 #include "memory/block_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -78,16 +75,12 @@ Result<std::unique_ptr<BlockFile>> BlockFile::open(const image::Directory& direc
   if (!named.pages_id) return fail(Error::invalid("read pages", "not the name of a pages file", file));
   std::unique_ptr<BlockFile> opened(new BlockFile(TRY(directory.holding(file)), file));
   opened->base_name_ = named.base;
-  opened->fd_ = UniqueFd(openat(opened->directory_.fd(), named.base.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!opened->fd_.valid()) return fail_errno("open image", file);
-  struct stat status{};
-  if (fstat(opened->fd_.get(), &status) < 0) return fail_errno("fstat", file);
-  if (!S_ISREG(status.st_mode)) return reject(file, "not a regular file");
-  TRY(opened->load(*named.pages_id, static_cast<uint64_t>(status.st_size)));
+  opened->bytes_ = TRY(opened->directory_.bytes_of(named.base));
+  TRY(opened->load(*named.pages_id));
   return opened;
 }
 
-Status BlockFile::load(uint64_t pages_id, uint64_t stored_size) {
+Status BlockFile::load(uint64_t pages_id) {
   auto reader = TRY(directory_.read(table_name(pages_id)));
   page_blocks_head head;
   if (!TRY(reader.next(head))) return reject(reader.name(), "it is empty: the head is missing");
@@ -107,22 +100,22 @@ Status BlockFile::load(uint64_t pages_id, uint64_t stored_size) {
     if (entry.pages_size() != entry.offset_size() || entry.pages_size() != entry.length_size())
       return reject(reader.where(), "its lists are not of one length");
     for (int i = 0; i < entry.pages_size(); ++i)
-      TRY(add({pages_, entry.pages(i), entry.offset(i), entry.length(i)}, stored_size, reader.where()));
+      TRY(add({pages_, entry.pages(i), entry.offset(i), entry.length(i)}, reader.where()));
   }
   if (pages_ != head.pages())
     return reject(reader.name(), fmt::format("field pages: {}, but its blocks have {}", head.pages(), pages_));
   return {};
 }
 
-Status BlockFile::add(const Block& block, uint64_t stored_size, const std::string& where) {
+Status BlockFile::add(const Block& block, const std::string& where) {
   constexpr uint32_t overhead = 256;  // no filter adds more to a block that does not shrink
   if (block.pages == 0 || block.pages > largest_pages_)
     return reject(where, fmt::format("field pages: block {} of {} pages", blocks_.size(), block.pages));
   if (block.length == 0 || block.length > block.pages * page_size + overhead)
     return reject(where, fmt::format("field length: {} bytes for {} pages are impossible", block.length, block.pages));
   const auto end = checked_add(block.offset, block.length);
-  if (!end || *end > stored_size) {
-    return reject(name_, fmt::format("it has {} bytes, but block {} is said to be at {}, {} bytes long", stored_size,
+  if (!end || *end > bytes_->size()) {
+    return reject(name_, fmt::format("it has {} bytes, but block {} is said to be at {}, {} bytes long", bytes_->size(),
                                      blocks_.size(), block.offset, block.length));
   }
   pages_ += block.pages;
@@ -140,16 +133,8 @@ std::string BlockFile::Reader::name_of(size_t index) const { return fmt::format(
 Status BlockFile::Reader::fetch(size_t index) {
   const Block& block = file_->blocks_[index];
   stored_.resize(block.length);
-  for (size_t done = 0; done < stored_.size();) {
-    const ssize_t got =
-        pread(file_->fd_.get(), stored_.data() + done, stored_.size() - done, static_cast<off_t>(block.offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return fail_errno("read pages", name_of(index));
-    if (got == 0)
-      return fail(Error::invalid("read pages", "the file became shorter while it was read", name_of(index)));
-    done += static_cast<size_t>(got);
-  }
-  return {};
+  if (TRY_IN("read " + name_of(index), file_->bytes_->read(block.offset, stored_))) return {};
+  return fail(Error::invalid("read pages", "the file became shorter while it was read", name_of(index)));
 }
 
 Status BlockFile::Reader::decode(size_t index, std::span<uint8_t> into) {

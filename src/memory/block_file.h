@@ -67,12 +67,12 @@ class BlockFile {
 
  private:
   BlockFile(image::Directory directory, std::string name) : directory_(std::move(directory)), name_(std::move(name)) {}
-  Status load(uint64_t pages_id, uint64_t stored_size);
-  Status add(const Block& block, uint64_t stored_size, const std::string& where);
+  Status load(uint64_t pages_id);
+  Status add(const Block& block, const std::string& where);
 
   image::Directory directory_;
   std::string name_, base_name_;
-  UniqueFd fd_;
+  std::unique_ptr<image::FileBytes> bytes_;  ///< as they are stored
   uint64_t pages_ = 0;
   uint32_t largest_pages_ = 0;  ///< of a block
   std::vector<const FilterKind*> filters_;

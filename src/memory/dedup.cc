@@ -20,11 +20,8 @@ using Needed = std::map<std::string, std::vector<AddressRange>>;
 
 Result<Needed> needed_of_parents(const image::Directory& directory) {
   Needed needed;
-  for (const std::string& file : TRY(directory.list())) {
-    const auto parsed = image::parse_name(file);
-    if (!parsed || !parsed->kind->pattern.starts_with("pagemap-")) continue;
-    const size_t prefix = std::string_view("pagemap-").size(), suffix = std::string_view(".img").size();
-    for (const StoredRun& run : TRY(read_pagemap(directory, file.substr(prefix, file.size() - prefix - suffix)))) {
+  for (const std::string& suffix : TRY(list_pagemaps(directory))) {
+    for (const StoredRun& run : TRY(read_pagemap(directory, suffix))) {
       if (run.zero || run.directory.empty()) continue;
       needed[run.directory + image::file_name("pages-{}", run.pages_id)].push_back(
           {run.file_offset, run.file_offset + run.range.size()});

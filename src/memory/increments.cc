@@ -125,10 +125,7 @@ Result<const std::vector<StoredRun>*> ParentImages::stored(const std::string& su
 }
 
 Status ParentImages::read_all() {
-  constexpr std::string_view prefix = "pagemap-", suffix = ".img";
-  for (const std::string& name : TRY(directory_.list())) {
-    if (name.starts_with(prefix)) TRY(stored(name.substr(prefix.size(), name.size() - prefix.size() - suffix.size())));
-  }
+  for (const std::string& suffix : TRY(list_pagemaps(directory_))) TRY(stored(suffix));
   return {};
 }
 

@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -19,6 +18,7 @@
 
 #include <fmt/format.h>
 
+#include "kernel/descriptor_limit.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 
@@ -228,18 +228,11 @@ class Service {
   close_range(3, first - 1, 0);
   close_range(first + 1, last - 1, 0);
   close_range(last + 1, ~0u, 0);
-  allow_many_descriptors();
+  kernel::raise_descriptor_limit();  // one descriptor for each address space
   Service(listener, root).run();
 }
 
 }  // namespace
-
-void allow_many_descriptors() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 Result<std::string> new_round() {
   uint64_t words[2]{};
@@ -289,7 +282,7 @@ Status Keeper::ask(uint32_t kind, const std::string& round) {
 }
 
 Result<Keeper::Kept> Keeper::fetch() {
-  allow_many_descriptors();
+  kernel::raise_descriptor_limit();  // one descriptor for each address space
   TRY(send_message(connection_.get(), message_of(ask_fetch)));
   const auto head = TRY(receive_message(connection_.get())).message;
   pid_ = head.pid;

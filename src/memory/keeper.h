@@ -25,9 +25,6 @@ namespace stasis::memory {
 /// A name for a round, in hexadecimal: random, so that images of one tree are never taken for those of another.
 Result<std::string> new_round();
 
-/// One descriptor for each address space may be more than are usually allowed: as many as may be.
-void allow_many_descriptors();
-
 /// A connection to a keeper.
 class Keeper {
  public:

@@ -68,6 +68,10 @@ struct PageStoreStats {
   uint64_t zero_pages_skipped = 0;
 };
 
+/// Bytes of all of them.
+uint64_t total_size(std::span<const AddressRange>);
+uint64_t total_size(std::span<const model::PageRun>);
+
 /// Runs of this size together are copied by two threads: less is copied before the second has started.
 inline constexpr uint64_t parallel_copy_from = 32ull << 20;
 
@@ -92,6 +96,8 @@ struct StoredRun {
 /// The pagemap of `suffix`, in_parent entries resolved through the chain of parents; validated: ascending, disjoint,
 /// page-aligned, inside the pages file.
 Result<std::vector<StoredRun>> read_pagemap(const image::Directory&, const std::string& suffix);
+/// The suffixes of all pagemaps in the directory.
+Result<std::vector<std::string>> list_pagemaps(const image::Directory&);
 
 /// Stored pages as memory; what is not stored reads as zeros. Keeps the directory's files open while it lives.
 class ImagePages : public PageSource {

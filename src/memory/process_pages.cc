@@ -14,6 +14,7 @@
 
 #include <fmt/format.h>
 
+#include "kernel/process.h"
 #include "memory/pages.h"
 
 namespace stasis::memory {
@@ -97,7 +98,6 @@ Status ProcessPages::read_ranges(std::span<const AddressRange> ranges, std::span
 }
 
 Result<std::vector<ProcessPages::Part>> ProcessPages::split_by_sharing(AddressRange range) {
-  constexpr uint64_t present = 1ull << 63, file_backed = 1ull << 61, exclusively_mapped = 1ull << 56;
   {
     const std::lock_guard lock(opening_);
     if (!pagemap_.valid()) {
@@ -114,7 +114,8 @@ Result<std::vector<ProcessPages::Part>> ProcessPages::split_by_sharing(AddressRa
   std::vector<Part> parts;
   uint64_t at = range.begin;
   for (const uint64_t word : words) {
-    const bool shared = (word & present) != 0 && (word & (file_backed | exclusively_mapped)) == 0;
+    const bool shared =
+        (word & kernel::word_present) != 0 && (word & (kernel::word_of_file | kernel::word_exclusively_mapped)) == 0;
     const uint64_t end = std::min((at / page_size + 1) * page_size, range.end);
     if (!parts.empty() && parts.back().shared == shared)
       parts.back().range.end = end;

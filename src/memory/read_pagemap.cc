@@ -162,4 +162,14 @@ Result<std::vector<StoredRun>> read_pagemap(const image::Directory& directory, c
   return Chain().read({directory, ""}, suffix);
 }
 
+Result<std::vector<std::string>> list_pagemaps(const image::Directory& directory) {
+  constexpr std::string_view prefix = "pagemap-", ending = ".img";
+  std::vector<std::string> suffixes;
+  for (const std::string& file : TRY(directory.list())) {
+    if (file.starts_with(prefix) && image::parse_name(file))
+      suffixes.push_back(file.substr(prefix.size(), file.size() - prefix.size() - ending.size()));
+  }
+  return suffixes;
+}
+
 }  // namespace stasis::memory

@@ -311,6 +311,18 @@ std::vector<Entry> merge(const std::vector<Entry>& stored, std::span<const model
 
 }  // namespace
 
+uint64_t total_size(std::span<const AddressRange> ranges) {
+  uint64_t sum = 0;
+  for (const AddressRange& range : ranges) sum += range.size();
+  return sum;
+}
+
+uint64_t total_size(std::span<const model::PageRun> runs) {
+  uint64_t sum = 0;
+  for (const model::PageRun& run : runs) sum += run.range.size();
+  return sum;
+}
+
 Result<PageStoreStats> write_pages(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
                                    std::span<const model::PageRun> runs, PageSource& source,
                                    std::span<const model::PageRun> in_parent) {
@@ -321,8 +333,7 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
   if (!fd.valid()) return fail_errno("create image", name);
   if (directory.encryption()) TRY(directory.encryption()->begin_file(name));
 
-  uint64_t total = 0;
-  for (const model::PageRun& run : runs) total += run.range.size();
+  const uint64_t total = total_size(runs);
   Copy copy(fd.get(), name, runs, total, source, directory);
   const unsigned workers = copy.filters().empty() ? std::min(2u, processor_count()) : processor_count();
   TRY(copy.run(total < parallel_copy_from ? 1 : workers));

@@ -12,7 +12,6 @@
 
 #include "base/parallel.h"
 #include "kernel/extents.h"
-#include "memory/increments.h"
 #include "resource/aio.h"
 #include "resource/descriptors.h"
 #include "resource/ipc_namespace.h"
@@ -211,13 +210,8 @@ Status TreeMemory::find_trackers(CaptureContext& context) {
   if (trackers_ == nullptr) return {};
   const auto owners = address_space_owners(context.application);
   for (auto& [id, tracked] : tracked_) {
-    const auto suffix = std::to_string(owners.at(id).value);
-    if (tracked.page && !trackers_->empty()) {
-      const auto pagemap = TRY(open_pagemap(spaces_.at(id)));
-      tracked.tracker = TRY(trackers_->find(pagemap.get(), *tracked.page, suffix));
-    }
-    // Under another number the images of the round before hold another address space.
-    if (tracked.tracker == nullptr || tracked.tracker->suffix != suffix) tracked.unchanged.clear();
+    tracked.tracker = TRY(
+        recognise(*trackers_, spaces_.at(id), tracked.page, std::to_string(owners.at(id).value), tracked.unchanged));
   }
   for (const auto& [space, range, subject] : write_protected_) {
     using Registration = kernel::Userfaultfd::Registration;
@@ -240,12 +234,8 @@ std::vector<AddressRange> TreeMemory::unchanged(ObjectId address_space) {
 
 Status TreeMemory::protect(const CaptureContext& context, ObjectId id, const kernel::Userfaultfd& tracker) {
   const auto& space = context.application.address_spaces.at(id);
-  const auto pagemap = TRY(open_pagemap(spaces_.at(id)));
-  const auto written =
-      TRY(memory::protect_own_pages(tracker, pagemap.get(), mappings_with_own_pages(space.mappings, space.pages)));
-  auto& unchanged = tracked_.at(id).unchanged;
-  unchanged = memory::subtract(unchanged, written);
-  return {};
+  return resource::protect(tracker, spaces_.at(id), mappings_with_own_pages(space.mappings, space.pages),
+                           tracked_.at(id).unchanged);
 }
 void TreeMemory::let_go() { segments_.clear(); }
 

@@ -33,11 +33,6 @@ void CaptureContext::roll_back() {
   rollback_.clear();
 }
 
-void CaptureContext::let_go() {
-  in_flight.clear();
-  kept_.clear();
-}
-
 std::string map_files_path(pid_t host_pid, AddressRange range) {
   return fmt::format("/proc/{}/map_files/{:x}-{:x}", host_pid, range.begin, range.end);
 }

@@ -73,9 +73,6 @@ class CaptureContext {
   /// Undone when the dump fails or the application is left running (link remaps, temporary files).
   void on_rollback(std::function<void()> undo) { rollback_.push_back(std::move(undo)); }
   void roll_back();
-  /// Before the tree runs on: nothing of what its tasks have is held by us any more. Nobody may be told that a peer or
-  /// a reader is still there because we are.
-  void let_go();
   /// The host's pid for a pid of the tree and back (they differ under a pid namespace). 0: not of the tree.
   std::map<pid_t, pid_t> host_to_tree;
   /// The host's id of the thread through which the kernel shows what a task has (ProcessView::witness).

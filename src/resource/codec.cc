@@ -77,7 +77,7 @@ class Encoder {
     for (Segment& segment : all)
       TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
     uint64_t total = 0;
-    for (const Segment& segment : all) total += bytes(segment.runs);
+    for (const Segment& segment : all) total += memory::total_size(segment.runs);
     Meter meter(progress_, total);
     const auto kept = std::ranges::stable_partition(all, [](const Segment& segment) { return !segment.kept; });
     const std::span<Segment> fleeting(all.begin(), kept.begin());
@@ -261,8 +261,10 @@ class Encoder {
     } else {
       return {};
     }
-    (segment.shared ? stats_.shared_pages_in_parent : stats_.pages_in_parent) += bytes(increment.in_parent) / page_size;
-    (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) += bytes(increment.in_parent) / page_size;
+    (segment.shared ? stats_.shared_pages_in_parent : stats_.pages_in_parent) +=
+        memory::total_size(increment.in_parent) / page_size;
+    (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) +=
+        memory::total_size(increment.in_parent) / page_size;
     segment.runs = std::move(increment.changed);
     segment.in_parent = std::move(increment.in_parent);
     return {};
@@ -279,22 +281,17 @@ class Encoder {
       segment.source.reset();
       const std::lock_guard lock(mutex);
       (segment.shared ? stats_.shared_pages_written : stats_.pages_written) += written.pages_written;
-      (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) += bytes(segment.runs) / page_size;
+      (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) +=
+          memory::total_size(segment.runs) / page_size;
       stats_.zero_pages_skipped += written.zero_pages_skipped;
       return {};
     };
-    const auto large =
-        std::ranges::partition(all, [](const Segment& s) { return bytes(s.runs) < memory::parallel_copy_from; });
+    const auto large = std::ranges::partition(
+        all, [](const Segment& s) { return memory::total_size(s.runs) < memory::parallel_copy_from; });
     const size_t small = all.size() - large.size();
     TRY(parallel_for(small, [&](size_t index) { return save(all[index]); }));
     for (Segment& segment : large) TRY(save(segment));
     return {};
-  }
-
-  static uint64_t bytes(const std::vector<model::PageRun>& runs) {
-    uint64_t sum = 0;
-    for (const model::PageRun& run : runs) sum += run.range.size();
-    return sum;
   }
 
   const model::Application& application_;

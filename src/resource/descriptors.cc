@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include <tuple>
 
 #include "base/parallel.h"
+#include "kernel/descriptor_limit.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "resource/file_locks.h"
@@ -153,17 +153,11 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   return read_info(reach, slot);
 }
 
-/// The descriptors that stasis may have open at once, over those it has anyway. The soft limit is raised: it guards
-/// programs that use select(2).
+/// The descriptors that stasis may have open at once, over those it has anyway.
 size_t duplicates_allowed() {
   constexpr size_t for_everything_else = 256;
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
-  if (limit.rlim_cur < limit.rlim_max) {
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-  }
-  return limit.rlim_cur > for_everything_else ? limit.rlim_cur - for_everything_else : 0;
+  const uint64_t limit = kernel::raise_descriptor_limit();
+  return limit > for_everything_else ? limit - for_everything_else : 0;
 }
 
 Result<model::OpenDescription> describe(CaptureContext& context, const DescriptorProbe& probe, ObjectId id) {

@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 
 #include "kernel/process.h"
-#include "memory/dirty_tracking.h"
+#include "memory/increments.h"
 
 namespace stasis::resource {
 namespace {
@@ -151,6 +151,23 @@ Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mapp
   const auto pagemap = TRY(open_pagemap(witness));
   const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
   return own_pages_in(mappings, found);
+}
+
+Result<const memory::Tracker*> recognise(const memory::Trackers& trackers, pid_t witness,
+                                         std::optional<uint64_t> tracked_page, std::string_view suffix,
+                                         std::vector<AddressRange>& unchanged) {
+  const memory::Tracker* found = nullptr;
+  if (tracked_page && !trackers.empty())
+    found = TRY(trackers.find(TRY(open_pagemap(witness)).get(), *tracked_page, suffix));
+  if (found == nullptr || found->suffix != suffix) unchanged.clear();
+  return found;
+}
+
+Status protect(const kernel::Userfaultfd& tracker, pid_t witness, const std::vector<AddressRange>& mappings,
+               std::vector<AddressRange>& unchanged) {
+  const auto pagemap = TRY(open_pagemap(witness));
+  unchanged = memory::subtract(unchanged, TRY(memory::protect_own_pages(tracker, pagemap.get(), mappings)));
+  return {};
 }
 
 std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>& mappings,

@@ -9,6 +9,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "kernel/process.h"
+#include "memory/dirty_tracking.h"
 #include "model/memory.h"
 
 namespace stasis::resource {
@@ -27,6 +28,15 @@ Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness);
 inline constexpr uint64_t end_of_scan = (uint64_t{1} << 47) - page_size;
 /// What it has found in these mappings, none of which lies higher; pure.
 OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found);
+/// Which tracker an address space has, by one of its pages that are under tracking; nullptr: none. `suffix` is that of
+/// its pagemap: if the images of the round before hold another address space under it, nothing is unchanged.
+Result<const memory::Tracker*> recognise(const memory::Trackers&, pid_t witness, std::optional<uint64_t> tracked_page,
+                                         std::string_view suffix, std::vector<AddressRange>& unchanged);
+/// Begins a round for the mappings: what is written from now on will count as written, and what has been before is not
+/// unchanged.
+Status protect(const kernel::Userfaultfd&, pid_t witness, const std::vector<AddressRange>& mappings,
+               std::vector<AddressRange>& unchanged);
+
 /// /proc/PID/pagemap; ErrorCode::gone when the task has died.
 Result<UniqueFd> open_pagemap(pid_t witness);
 /// Whether pages of the mapping can be somebody's own.

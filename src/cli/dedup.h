@@ -1,0 +1,12 @@
+// What newer images have is released in their parents.
+#pragma once
+
+#include "cli/session.h"
+#include "image/directory.h"
+
+namespace stasis::cli {
+
+/// memory::release_superseded, and says how much that was.
+Status release_superseded(const image::Directory&, const Session&);
+
+}  // namespace stasis::cli
