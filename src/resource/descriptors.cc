@@ -17,6 +17,7 @@
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "resource/file_locks.h"
+#include "resource/locked_files.h"
 #include "resource/registry.h"
 
 namespace stasis::resource {
@@ -121,17 +122,21 @@ Status look_through_duplicate(const CaptureContext& context, Slot& slot) {
   return {};
 }
 
+bool is_anonymous(const DescriptorProbe& probe) { return (probe.stat.st_mode & S_IFMT) == 0; }
+
 /// /proc/PID/fdinfo is only read where it says more: of locks, and of what is no file. Locks and leases show in fdinfo
-/// of whoever has the file open (fs/locks.c, show_fd_locks). /proc/locks would show all of them at once, but makes
-/// every processor wait (a percpu_rw_semaphore taken for writing), which takes milliseconds.
+/// of whoever has the file open (fs/locks.c, show_fd_locks).
+bool needs_info(const DescriptorProbe& probe, const LockedFiles& locked) {
+  if (is_anonymous(probe)) return true;
+  // Locks of pipes and sockets keep nobody out: only FIFOs can be opened by others, and those are known by their link.
+  const bool is_pipe = S_ISFIFO(probe.stat.st_mode) && !probe.link.starts_with('/');
+  return !is_pipe && !S_ISSOCK(probe.stat.st_mode) && locked.may_be_locked(probe);
+}
+
 Status read_info(const Reach& reach, Slot& slot) {
   auto& made = slot.probe;
-  const bool is_anonymous = (made.stat.st_mode & S_IFMT) == 0;
-  // Locks of pipes and sockets keep nobody out: only FIFOs can be opened by others, and those are known by their link.
-  const bool is_pipe = S_ISFIFO(made.stat.st_mode) && !made.link.starts_with('/');
-  if (is_pipe || S_ISSOCK(made.stat.st_mode)) return {};
   auto info = TRY(kernel::read_record_at(reach.infos.get(), fmt::format("{}", made.fd)));
-  if (is_anonymous) {
+  if (is_anonymous(made)) {
     made.info = std::move(info);
   } else if (info.find("\nlock:") != std::string::npos) {
     made.leased = info.find(" LEASE ") != std::string::npos;
@@ -149,8 +154,7 @@ Status look(const CaptureContext& context, const Reach& reach, Slot& slot) {
   slot.open = duplicate || duplicate.error().errno_value() != EBADF;
   if (!slot.open) return {};
   made.cached_duplicate = TRY(std::move(duplicate));
-  TRY(look_through_duplicate(context, slot));
-  return read_info(reach, slot);
+  return look_through_duplicate(context, slot);
 }
 
 /// The descriptors that stasis may have open at once, over those it has anyway.
@@ -190,6 +194,10 @@ class DescriptorCapture {
 
   Status run(std::span<const DescriptorHolder> holders) {
     TRY(list(holders));
+    const size_t needed = slots_.size() + reaches_.size() * Reach::descriptors;
+    has_duplicates_ = needed <= allowed_;
+    if (has_duplicates_) reserve_descriptors(needed);
+    LockedFiles locked(slots_.size());
     TRY(look_at_all());
     for (const auto& holder : holders) {
       if (holder.task->state != model::TaskState::zombie) TRY(capture_fs(holder));
@@ -198,6 +206,9 @@ class DescriptorCapture {
       return identify_in_flight(std::move(fd), subject);
     };
     TRY(share());
+    locked.wait();
+    TRY(read_infos(locked));
+    TRY(describe_all());
     context_.captured_in_flight = {};
     for (const auto* room : file_rooms()) TRY(room->finish_capture(context_));
     return {};
@@ -246,9 +257,6 @@ class DescriptorCapture {
 
   /// Duplicates are kept for comparing as long as there is room for all of them.
   Status look_at_all() {
-    const size_t needed = slots_.size() + reaches_.size() * Reach::descriptors;
-    has_duplicates_ = needed <= allowed_;
-    if (has_duplicates_) reserve_descriptors(needed);
     TRY(parallel_for(slots_.size(), [&](size_t index) -> Status {
       TRY(look(context_, reaches_[slots_[index].process], slots_[index]));
       if (!has_duplicates_) slots_[index].probe.cached_duplicate.reset();
@@ -272,7 +280,7 @@ class DescriptorCapture {
     TRY(parallel_for(to_read.size(), [&](size_t index) -> Status {
       auto& slot = slots_[to_read[index]];
       slot.probe.link = TRY(kernel::read_link_at(reaches_[slot.process].links.get(), fmt::format("{}", slot.probe.fd)));
-      return S_ISFIFO(slot.probe.stat.st_mode) ? read_info(reaches_[slot.process], slot) : Status{};
+      return {};
     }));
     for (size_t i = 0; i < slots_.size(); ++i) {
       auto& probe = slots_[i].probe;
@@ -298,7 +306,16 @@ class DescriptorCapture {
         "find out which descriptors are shared",
         parallel_for(
             groups.size(), [&](size_t index) { return group(groups[index]); }, slots_.size() >= 256 ? 2 : ~size_t{0}));
-    return describe_all();
+    return {};
+  }
+
+  Status read_infos(const LockedFiles& locked) {
+    std::vector<Slot*> needed;
+    for (auto& slot : slots_) {
+      if (needs_info(slot.probe, locked)) needed.push_back(&slot);
+    }
+    return parallel_for(needed.size(),
+                        [&](size_t index) { return read_info(reaches_[needed[index]->process], *needed[index]); });
   }
 
   /// Finds for each slot of a group the first one of the same description.
@@ -368,7 +385,7 @@ class DescriptorCapture {
     probe.subject = fmt::format("{}, in flight → {}", subject, probe.link);
     probe.cached_duplicate = std::move(fd);
     TRY(look_through_duplicate(context_, slot));
-    TRY(read_info(TRY(Reach::open(probe.witness)), slot));
+    if (needs_info(probe, LockedFiles(1))) TRY(read_info(TRY(Reach::open(probe.witness)), slot));
     const auto same = [&](const DescriptorProbe& other) -> Result<bool> {
       return TRY(kernel::kcmp(probe.witness, other.witness, kernel::KcmpType::file, probe.fd, other.fd)) == 0;
     };
