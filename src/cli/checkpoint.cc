@@ -86,6 +86,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   plan::PlanOptions options;
   options.pages = std::move(decoded.pages);
   options.occupied = TRY(execute::own_mappings());
+  options.stacks_are_never_huge = resource::host().stacks_are_never_huge;
   options.first_transient_pid = quiet_pids();
   options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
   options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));

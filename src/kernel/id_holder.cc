@@ -1,24 +1,15 @@
 #include "kernel/id_holder.h"
 
-#include <dirent.h>
 #include <fmt/format.h>
 
-#include <charconv>
-#include <memory>
-#include <string_view>
-
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 
 namespace stasis::kernel {
 namespace {
 
 std::string member_of(pid_t id) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> directory(opendir("/proc"), closedir);
-  if (!directory) return {};
-  while (const dirent* entry = readdir(directory.get())) {
-    const std::string_view name = entry->d_name;
-    pid_t pid = 0;
-    if (std::from_chars(name.begin(), name.end(), pid).ptr != name.end()) continue;
+  for (const pid_t pid : list_processes().value_or(std::vector<pid_t>{})) {
     const auto stat = read_stat(pid);
     if (!stat || (stat->pgrp != id && stat->session != id)) continue;
     return fmt::format("the {} of process {} '{}'", stat->session == id ? "session" : "process group", pid, stat->comm);

@@ -13,6 +13,7 @@
 #include "base/parallel.h"
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 #include "kernel/text.h"
 
 namespace stasis::kernel {
@@ -125,6 +126,8 @@ Result<size_t> count_threads(pid_t pid) {
   return directory.st_nlink < 2 ? 0 : directory.st_nlink - 2;
 }
 
+Result<std::vector<pid_t>> list_processes() { return list_numbers("/proc", 0); }
+
 Result<std::vector<pid_t>> list_threads(pid_t pid) {
   auto threads = TRY(list_numbers(fmt::format("/proc/{}/task", pid), pid));
   const auto leader = std::find(threads.begin(), threads.end(), pid);
@@ -139,6 +142,8 @@ Result<std::vector<pid_t>> list_children(pid_t pid) {
 }
 
 Result<std::vector<Child>> list_children(pid_t pid, std::span<const pid_t> tids) {
+  constexpr size_t many = 64;
+  if (tids.size() >= many && has_children(pid, tids.size()) == false) return {};
   std::vector<Result<std::string>> texts(tids.size());
   (void)parallel_for(tids.size(), [&](size_t index) -> Status {
     texts[index] = read_path(fmt::format("/proc/{}/task/{}/children", pid, tids[index]), pid);

@@ -21,6 +21,7 @@ enum class Stage {
   prepare,     ///< supervisor only, before anything exists: ghost files, link remaps
   process,     ///< leader, once its descriptors and memory are in place: handlers, limits, layout, fs context …
   thread,      ///< each thread: name, scheduling, stacks, robust list …
+  memory,      ///< each thread, once its memory is complete, whoever fills it: what the kernel writes to from then on
   settle,      ///< supervisor only, when every process is complete but none runs: removes what `prepare` left
   final,       ///< each thread (leader last), after all processes are complete: timers are armed, pending signals sent
   privileges,  ///< each thread, last of all: credentials, then seccomp

@@ -172,11 +172,18 @@ class MappingPlanner {
     }
     // These decide which pages the kernel takes to fill it.
     for (const int advice : {MADV_HUGEPAGE, MADV_NOHUGEPAGE}) {
-      if (!mapping.advice.contains(advice)) continue;
+      if (!mapping.advice.contains(advice) || (advice == MADV_NOHUGEPAGE && is_made_without_huge_pages(mapping)))
+        continue;
       sink().perform("huge page advice", "memory.state",
                      {call(SYS_madvise, mapping.range.begin, mapping.range.size(), advice)});
     }
     return {};
+  }
+
+  /// As stacks of threads are: no advice is needed then.
+  bool is_made_without_huge_pages(const model::Mapping& mapping) const {
+    return out_.options.stacks_are_never_huge && mapping.backing == model::Backing::private_anonymous &&
+           mapping.advice.contains(MADV_NOHUGEPAGE);
   }
 
   void set_up_aio(const model::Mapping& mapping) {
@@ -206,7 +213,8 @@ class MappingPlanner {
   Status map_part(const model::Mapping& mapping, AddressRange part) {
     const uint32_t protection = protection_while_loading(mapping);
     if (mapping.backing == model::Backing::private_anonymous) {
-      sink().add(MmapAnon{part.begin, part.size(), false, protection, mapping.map_flags});
+      const uint32_t never_huge = is_made_without_huge_pages(mapping) ? MAP_STACK : 0;
+      sink().add(MmapAnon{part.begin, part.size(), false, protection, mapping.map_flags | never_huge});
       return {};
     }
     const int fd = TRY(file_for(mapping));

@@ -99,6 +99,7 @@ class Planner {
           AddressRange agent_area)
       : application_(application), out_(application, contributors, options), options_(options) {
     out_.program.agent_area = agent_area;
+    for (const auto& task : application.tasks) ++users_[task.address_space];
   }
 
   Result<Program> run() {
@@ -327,11 +328,18 @@ class Planner {
       out_.start_threads(task);
       for (const auto& thread : task.threads) {
         auto sink = out_.thread(task.pid, thread.tid);
-        for (const auto* room : out_.contributors.rooms)
-          room->contribute(Stage::thread, application_, task, thread, sink);
+        contribute(Stage::thread, task, thread, sink);
+        if (!memory_is_shared(task)) contribute(Stage::memory, task, thread, sink);
       }
     }
   }
+
+  void contribute(Stage stage, const model::Task& task, const model::Thread& thread, Sink& sink) const {
+    for (const auto* room : out_.contributors.rooms) room->contribute(stage, application_, task, thread, sink);
+  }
+
+  /// Then somebody else may still be filling it when this task has all that is its own.
+  bool memory_is_shared(const model::Task& task) const { return users_.at(task.address_space) > 1; }
 
   void supervise(Stage stage) {
     auto sink = out_.process(Pid{0});
@@ -352,28 +360,15 @@ class Planner {
     out_.post(out_.process(Pid{0}), "settled");
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
+      std::set<Tid> waited;
       for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
-        auto sink = out_.thread(task.pid, thread.tid);
-        out_.await_all(sink, "settled");
-        out_.enter_childrens_namespace(task, thread);
-        if (thread.tid == leader_of(task.pid)) {
-          if (out_.bereaved.contains(task.pid)) forget_children(task, sink);
-          if (descriptors_->works_on_table(task)) {
-            sink.add(Close{out_.program.images_fd});
-            out_.close_pidfds(task.pid);
-            out_.close_given(task.pid);
-            out_.close_terminals(task.pid);
-            descriptors_->start(task.pid);
-          }
-          TRY(descriptors_->lock(task));
-        }
-        for (const auto* room : out_.contributors.rooms)
-          room->contribute(Stage::final, application_, task, thread, sink);
+        TRY(once_settled(task, thread, waited, [&](Sink& sink) { return finish(task, thread, sink); }));
       }
       for (const auto& thread : task.threads) {  // the last may wait for all others
-        auto sink = out_.thread(task.pid, thread.tid);
-        for (const auto* room : out_.contributors.rooms)
-          room->contribute(Stage::privileges, application_, task, thread, sink);
+        TRY(once_settled(task, thread, waited, [&](Sink& sink) -> Status {
+          contribute(Stage::privileges, task, thread, sink);
+          return {};
+        }));
       }
     }
     for (const auto& task : application_.tasks) {
@@ -381,6 +376,43 @@ class Planner {
       for (const auto& thread : task.threads) out_.end(task, thread);
     }
     descriptors_->end_repairs();
+    return {};
+  }
+
+  Status finish(const model::Task& task, const model::Thread& thread, Sink& sink) {
+    out_.enter_childrens_namespace(task, thread);
+    if (thread.tid == leader_of(task.pid)) {
+      if (out_.bereaved.contains(task.pid)) forget_children(task, sink);
+      if (descriptors_->works_on_table(task)) {
+        sink.add(Close{out_.program.images_fd});
+        out_.close_pidfds(task.pid);
+        out_.close_given(task.pid);
+        out_.close_terminals(task.pid);
+        descriptors_->start(task.pid);
+      }
+      TRY(descriptors_->lock(task));
+    }
+    if (memory_is_shared(task)) contribute(Stage::memory, task, thread, sink);
+    contribute(Stage::final, task, thread, sink);
+    return {};
+  }
+
+  /// What a thread does last waits until everything is settled. One that has nothing left to do is not made to wait: to
+  /// sleep and be woken once more is a good part of what a thread costs.
+  Status once_settled(const model::Task& task, const model::Thread& thread, std::set<Tid>& waited,
+                      const std::function<Status(Sink&)>& add) {
+    auto& commands = out_.program.commands;
+    const auto begin = static_cast<ptrdiff_t>(commands.size());
+    auto sink = out_.thread(task.pid, thread.tid);
+    TRY(add(sink));
+    const auto acts = [](const Command& command) {
+      const auto* perform = std::get_if<Perform>(&command.action);
+      return perform == nullptr || !perform->calls.empty();
+    };
+    const auto added = std::ranges::subrange(commands.begin() + begin, commands.end());
+    if (std::ranges::none_of(added, acts) || !waited.insert(thread.tid).second) return {};
+    out_.await_all(sink, "settled");
+    std::rotate(commands.begin() + begin, commands.end() - 1, commands.end());
     return {};
   }
 
@@ -405,6 +437,7 @@ class Planner {
   Emission out_;
   const PlanOptions& options_;
   int first_terminal_ = -1;
+  std::map<ObjectId, int> users_;  ///< of each address space
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table

@@ -37,6 +37,8 @@ struct PlanOptions {
   uint64_t agent_area_size = 1 << 20;
   pid_t first_transient_pid =
       0;  ///< processes that live only while the tree is built take pids from here on; 0: next to the tree's
+  /// Memory mapped with MAP_STACK gets no huge pages, without being advised so.
+  bool stacks_are_never_huge = false;
   Births likely_births;      ///< of session leaders: what was right for a tree of this shape
   int first_free_fd = 0;     ///< lowest number usable for service descriptors (0: above all in use)
   int descriptor_limit = 0;  ///< numbers are below this one (RLIMIT_NOFILE); 0: not known

@@ -4,6 +4,8 @@
 #include <linux/capability.h>
 #include <signal.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <iterator>
 
@@ -61,9 +63,11 @@ bool arms_timers(const model::Application&, const Task& task, const Thread&) {
 bool any_mapping(const model::Application& application, const Task& task, bool (*has)(const model::Mapping&)) {
   return std::ranges::any_of(space_of(application, task).mappings, has);
 }
+/// Beside what may come with the mapping itself (SpaceModel::keeps_huge_pages_out).
 bool has_memory_state(const model::Application& application, const Task& task, const Thread&) {
   return any_mapping(application, task, [](const model::Mapping& m) {
-    return !m.guards.empty() || !m.advice.empty() || !m.name.empty() || m.locked;
+    const size_t at_birth = m.backing == model::Backing::private_anonymous ? m.advice.count(MADV_NOHUGEPAGE) : 0;
+    return !m.guards.empty() || m.advice.size() > at_birth || !m.name.empty() || m.locked;
   });
 }
 
@@ -123,7 +127,8 @@ constexpr size_t index_of(std::string_view name) {
   while (index < std::size(rules) && rules[index].name != name) ++index;
   return index;
 }
-constexpr size_t seccomp = index_of("seccomp"), final_capabilities = index_of("credentials.capabilities");
+constexpr size_t seccomp = index_of("seccomp"), final_capabilities = index_of("credentials.capabilities"),
+                 memory_state = index_of("memory.state");
 /// A change of ids resets the other two (kernel/cred.c, commit_creds).
 constexpr size_t credentials = index_of("credentials"), dumpable = index_of("attributes.dumpable");
 
@@ -212,12 +217,13 @@ AttributeLedger::Counts& AttributeLedger::counts_of(const Known& who, size_t rul
   return by_thread_.at(who.thread->tid.value);
 }
 
-std::optional<std::string> AttributeLedger::compare(const model::Task& task) {
+std::optional<std::string> AttributeLedger::compare(const model::Task& task, bool keeps_huge_pages_out) {
   for (size_t rule = 0; rule < std::size(rules); ++rule) {
     const auto count = [&](const Thread& thread) { return counts_of({&task, &thread}, rule)[rule]; };
     const bool done_for_all = rules[rule].one_acts_for_all && std::ranges::any_of(task.threads, count);
     for (const auto& thread : task.threads) {
-      const bool demanded = rules[rule].demanded(wanted_, task, thread);
+      const bool demanded =
+          rules[rule].demanded(wanted_, task, thread) || (rule == memory_state && !keeps_huge_pages_out);
       if (demanded && count(thread) == 0 && !done_for_all)
         return fmt::format("nothing establishes '{}' in thread {}", rules[rule].name, thread.tid);
       if (!demanded && count(thread) != 0 && !rules[rule].optional)

@@ -24,8 +24,8 @@ class AttributeLedger {
 
   /// The rule that this command breaks; nothing: it is in order.
   std::optional<std::string> record(Pid pid, Tid tid, const Perform& perform);
-  /// What the task, which is no zombie, lacks.
-  std::optional<std::string> compare(const model::Task& task);
+  /// What the task, which is no zombie, lacks. `keeps_huge_pages_out`: its mappings need no advice for that.
+  std::optional<std::string> compare(const model::Task& task, bool keeps_huge_pages_out);
 
   static constexpr size_t most_attributes = 32;
 

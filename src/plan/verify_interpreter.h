@@ -226,7 +226,7 @@ class Interpreter {
   // ---- mappings
 
   bool spares_agent(uint64_t begin, uint64_t length);
-  void map(uint64_t begin, uint64_t length, uint32_t prot, bool shared);
+  void map(uint64_t begin, uint64_t length, uint32_t prot, bool shared, uint32_t flags = 0);
   void apply(const Mmap& mmap);
   void apply(const MmapAnon& mmap);
   void apply(const Mremap& remap);

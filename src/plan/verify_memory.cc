@@ -9,15 +9,17 @@ bool Interpreter::spares_agent(uint64_t begin, uint64_t length) {
   return !problem_;
 }
 
-void Interpreter::map(uint64_t begin, uint64_t length, uint32_t prot, bool shared) {
-  if (spares_agent(begin, length)) obey(now_->space->map(begin, length, prot, shared));
+void Interpreter::map(uint64_t begin, uint64_t length, uint32_t prot, bool shared, uint32_t flags) {
+  if (spares_agent(begin, length)) obey(now_->space->map(begin, length, prot, shared, flags));
 }
 
 void Interpreter::apply(const Mmap& mmap) {
   if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
 }
 
-void Interpreter::apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared); }
+void Interpreter::apply(const MmapAnon& mmap) { 
+  map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared, mmap.flags);
+}
 
 void Interpreter::apply(const Mremap& remap) {
   if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));

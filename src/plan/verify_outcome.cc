@@ -134,8 +134,9 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
   require(made.ready == threads, "only {} of its {} threads are READY", made.ready.size(), threads.size());
   compare_sharing(task, made);
   compare_table(task, *made.table);
-  if (!problem_) obey(made.space->compare(wanted_.address_spaces.at(task.address_space), wanted_.shared_memories));
-  if (!problem_) obey(attributes_.compare(task));
+  const auto& space = wanted_.address_spaces.at(task.address_space);
+  if (!problem_) obey(made.space->compare(space, wanted_.shared_memories));
+  if (!problem_) obey(attributes_.compare(task, made.space->keeps_huge_pages_out(space)));
 }
 
 void Interpreter::compare_parent_thread(const model::Task& task, const Process& made) {

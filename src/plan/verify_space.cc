@@ -51,14 +51,14 @@ Broken check_pages(uint64_t begin, uint64_t length) {
 
 }  // namespace
 
-Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared) {
+Broken SpaceModel::map(uint64_t begin, uint64_t length, uint32_t protection, bool shared, uint32_t flags) {
   if (auto broken = check_pages(begin, length)) return broken;
   const uint64_t end = begin + length;
   const auto above = areas_.lower_bound(begin);
   const bool overlaps = (above != areas_.end() && above->first < end) ||
                         (above != areas_.begin() && std::prev(above)->second.end > begin);
   if (overlaps) return fmt::format("something is mapped at {:#x} already (EEXIST)", begin);
-  areas_[begin] = {.end = end, .protection = protection, .shared = shared};
+  areas_[begin] = {.end = end, .protection = protection, .shared = shared, .never_huge = (flags & MAP_STACK) != 0};
   forget_filled({begin, end});
   return {};
 }
@@ -192,6 +192,8 @@ Broken SpaceModel::compare(const model::AddressSpace& wanted,
     }
     if (found->second.shared != is_shared(mapping))
       return fmt::format("{:#x} is {}shared", mapping.range.begin, is_shared(mapping) ? "not " : "");
+    if (found->second.never_huge && !mapping.advice.contains(MADV_NOHUGEPAGE))
+      return fmt::format("{:#x} never gets huge pages (MAP_STACK)", mapping.range.begin);
     const auto segment = segments.find(mapping.shared_memory);
     const bool system_v = segment != segments.end() && segment->second.system_v.has_value();
     if (auto broken = compare_attached(mapping, found->second, system_v)) return broken;
@@ -211,6 +213,15 @@ Broken SpaceModel::compare(const model::AddressSpace& wanted,
   }
   if (areas_.size() != ours) return fmt::format("it has {} mappings instead of {}", areas_.size(), ours);
   return {};
+}
+
+bool SpaceModel::keeps_huge_pages_out(const model::AddressSpace& wanted) const {
+  return std::ranges::all_of(wanted.mappings, [this](const model::Mapping& mapping) {
+    const bool anonymous = mapping.backing == model::Backing::private_anonymous;
+    if (!anonymous || !mapping.advice.contains(MADV_NOHUGEPAGE)) return true;
+    const auto found = areas_.find(mapping.range.begin);
+    return found != areas_.end() && found->second.never_huge;
+  });
 }
 
 }  // namespace stasis::plan

@@ -24,8 +24,8 @@ class SpaceModel {
     return space;
   }
 
-  /// mmap with MAP_FIXED_NOREPLACE.
-  Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared);
+  /// mmap with MAP_FIXED_NOREPLACE, and `flags` beside.
+  Broken map(uint64_t begin, uint64_t length, uint32_t protection, bool shared, uint32_t flags = 0);
   /// shmat(2) of a whole System V segment. One that is attached without PROT_WRITE never gets it.
   Broken attach(uint64_t begin, uint64_t length, uint32_t protection, ObjectId segment);
   Broken move(uint64_t from, uint64_t length, uint64_t to);
@@ -38,6 +38,8 @@ class SpaceModel {
   /// Everything wanted is there, nothing else is, and those private pages that the images hold have been filled, and no
   /// others. `segments` tells what is System V memory.
   Broken compare(const model::AddressSpace& wanted, const std::map<ObjectId, model::SharedMemory>& segments = {}) const;
+  /// Whether every private anonymous mapping that is to be without huge pages was made so.
+  bool keeps_huge_pages_out(const model::AddressSpace& wanted) const;
 
  private:
   struct Area {
@@ -47,6 +49,7 @@ class SpaceModel {
     ObjectId segment;     ///< of System V; 0: none
     uint64_t origin = 0;  ///< where its first byte would be: what is mapped may be a part of it
     bool read_only = false;
+    bool never_huge = false;  ///< mapped with MAP_STACK
   };
   Broken compare_attached(const model::Mapping&, const Area&, bool system_v) const;
 

@@ -2,10 +2,13 @@
 
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+#include <cstdio>
+#include <utility>
 
 #include "kernel/proc.h"
 
@@ -17,6 +20,13 @@ bool protection_keys() {
   if (key < 0) return false;
   pkey_free(key);
   return true;
+}
+
+bool kernel_is_at_least(int major, int minor) {
+  utsname names{};
+  int ours[2]{};
+  if (uname(&names) != 0 || sscanf(names.release, "%d.%d", &ours[0], &ours[1]) != 2) return false;
+  return std::pair(ours[0], ours[1]) >= std::pair(major, minor);
 }
 
 Host look() {
@@ -33,6 +43,7 @@ Host look() {
   if (const auto score = kernel::read_proc(getpid(), "oom_score_adj"))
     std::from_chars(score->data(), score->data() + score->size(), host.oom_score_adj);
   host.has_protection_keys = protection_keys();
+  host.stacks_are_never_huge = kernel_is_at_least(6, 7);
   if (const auto maps = kernel::read_maps(getpid())) {
     for (const auto& vma : *maps) {
       if (vma.path == "[vdso]") host.vdso.code_size += vma.range.size();

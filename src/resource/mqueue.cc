@@ -1,6 +1,5 @@
 #include "resource/mqueue.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <mqueue.h>
@@ -15,6 +14,7 @@
 #include <optional>
 
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 #include "model/places.h"
 #include "mqueue.pb.h"
 #include "resource/anonymous_room.h"
@@ -117,10 +117,8 @@ Result<Queue> look_at(int fd, const std::string& subject) {
 /// A process outside of the tree that has the same queue open.
 std::optional<pid_t> find_outsider(const CaptureContext& context, const struct stat& queue) {
   std::optional<pid_t> outsider;
-  DIR* const processes = opendir("/proc");
-  while (const auto* process = processes == nullptr ? nullptr : readdir(processes)) {
-    const auto pid = static_cast<pid_t>(strtol(process->d_name, nullptr, 10));
-    if (pid <= 0 || pid == getpid() || context.host_to_tree.contains(pid)) continue;
+  for (const pid_t pid : kernel::list_processes().value_or(std::vector<pid_t>{})) {
+    if (pid == getpid() || context.host_to_tree.contains(pid)) continue;
     const auto descriptors = kernel::list_descriptors(pid);
     for (const int fd : descriptors.value_or(std::vector<int>{})) {
       struct stat other{};
@@ -129,7 +127,6 @@ std::optional<pid_t> find_outsider(const CaptureContext& context, const struct s
         outsider = pid;
     }
   }
-  if (processes != nullptr) closedir(processes);
   return outsider;
 }
 

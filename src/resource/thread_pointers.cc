@@ -80,8 +80,8 @@ class ThreadPointersRoom final : public TaskRoom {
         calls.push_back(call(SYS_set_robust_list, thread.robust_list, thread.robust_list_length));
       sink.perform("futex addresses", "threads.pointers", std::move(calls));
     }
-    // The kernel writes to the area from the moment it is registered: its memory is in place by then.
-    if (stage == plan::Stage::final && thread.rseq.address != 0) {
+    // The kernel writes to the area from the moment it is registered.
+    if (stage == plan::Stage::memory && thread.rseq.address != 0) {
       sink.perform("restartable sequences", "threads.rseq",
                    {call(SYS_rseq, thread.rseq.address, thread.rseq.size, thread.rseq.flags, thread.rseq.signature)});
     }

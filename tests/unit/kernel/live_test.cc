@@ -24,6 +24,7 @@
 
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 #include "kernel/process.h"
 #include "kernel/ptrace.h"
 
@@ -112,6 +113,10 @@ TEST(ProcLive, ThreadsChildrenDescriptors) {
   });
   other.join();
   EXPECT_THAT(*list_children(getpid()), testing::Contains(child.pid()));
+  EXPECT_THAT(*list_processes(), testing::IsSupersetOf({child.pid(), getpid()}));
+  EXPECT_THAT(has_children(getpid(), 1 << 20), testing::AnyOf(true, std::nullopt));
+  EXPECT_THAT(has_children(child.pid(), 1 << 20), testing::AnyOf(false, std::nullopt));
+  EXPECT_EQ(has_children(getpid(), 1), std::nullopt) << "one question cannot do";
   const auto fds = list_descriptors(getpid());
   ASSERT_TRUE(fds);
   EXPECT_TRUE(std::is_sorted(fds->begin(), fds->end()));

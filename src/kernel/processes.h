@@ -1,0 +1,21 @@
+// All processes of the machine, as far as /proc shows them.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "base/result.h"
+
+namespace stasis::kernel {
+
+Result<std::vector<pid_t>> list_processes();
+
+/// Whether a process has children, zombies included: each process of the machine is asked for its parent
+/// (PIDFD_GET_INFO, Linux 6.13), which takes half as long as a look at the children of one thread. Nothing: that is not
+/// known, because they are more than `most`, the kernel does not tell, or /proc may hide some (hidepid, proc(5)).
+std::optional<bool> has_children(pid_t pid, size_t most);
+
+}  // namespace stasis::kernel
