@@ -48,8 +48,9 @@ class LiveTree final : public SeizedTree {
     // Nothing of the tree runs from here on.
     if (frozen.front().refused) return {};  // and said why: without its root nothing of a tree can be looked at
 
-    EarlyFacts facts(frozen);
-    processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
+    auto looks = look_at(frozen);
+    EarlyFacts facts(frozen);  // read while this thread reads registers
+    processes_ = TRY_IN("look at the tree", walk(std::move(frozen), std::move(looks), context_));
     find_pid_namespaces(processes_, context_);
     TRY(check_namespaces(processes_, context_));
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));

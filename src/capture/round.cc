@@ -50,7 +50,8 @@ class RoundTree {
     auto frozen = TRY(freezer.freeze(options_.root_pid));
     round_.times.freezing_us = microseconds(Clock::now() - start);
     if (frozen.front().refused) return {};
-    processes_ = TRY_IN("look at the tree", walk(std::move(frozen), context_));
+    auto looks = look_at(frozen);
+    processes_ = TRY_IN("look at the tree", walk(std::move(frozen), std::move(looks), context_));
     return find_sharing(processes_, context_);
   }
 

@@ -19,11 +19,10 @@ namespace {
 
 class Walk {
  public:
-  Walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context)
-      : frozen_(std::move(frozen)), context_(context) {}
+  Walk(std::vector<FrozenProcess> frozen, std::vector<Look> looks, resource::CaptureContext& context)
+      : frozen_(std::move(frozen)), looks_(std::move(looks)), context_(context) {}
 
   Result<std::vector<LiveProcess>> run() {
-    read_proc();
     for (size_t index = 0; index < frozen_.size(); ++index) TRY(take(frozen_[index], looks_[index]));
     if (processes_.empty()) return fail(Error::gone("look at the tree", "its root"));
     put_in_order();
@@ -42,37 +41,6 @@ class Walk {
   }
 
  private:
-  /// What the kernel says of a process and its threads.
-  struct Look {
-    Result<kernel::StatInfo> stat = kernel::StatInfo{};
-    std::vector<pid_t> tids;
-    std::vector<Result<kernel::StatusInfo>> statuses;
-  };
-
-  /// All of it is read before any of it is judged: reading is most of the work, and can be done on all processors.
-  void read_proc() {
-    std::vector<std::pair<size_t, size_t>> threads;  // index of the process, of the thread in it
-    looks_.resize(frozen_.size());
-    for (size_t index = 0; index < frozen_.size(); ++index) {
-      auto& look = looks_[index];
-      const bool ended_leader = frozen_[index].leader_ended && !frozen_[index].threads.empty();
-      if (frozen_[index].zombie || ended_leader) look.tids.push_back(frozen_[index].host_pid);
-      for (const auto& thread : frozen_[index].threads) look.tids.push_back(thread.tid());
-      look.statuses.resize(look.tids.size());
-      for (size_t i = 0; i < look.tids.size(); ++i) threads.emplace_back(index, i);
-    }
-    (void)parallel_for(frozen_.size(), [&](size_t index) -> Status {
-      looks_[index].stat = kernel::read_stat(frozen_[index].host_pid);
-      return {};
-    });
-    (void)parallel_for(threads.size(), [&](size_t at) -> Status {
-      const auto [index, thread] = threads[at];
-      auto& look = looks_[index];
-      look.statuses[thread] = kernel::read_thread_status(frozen_[index].host_pid, look.tids[thread]);
-      return {};
-    });
-  }
-
   /// A process whose parent has ended while we were freezing
   /// belongs to somebody else now (it has become a daemon): it is let go.
   Status take(FrozenProcess& frozen, Look& look) {
@@ -267,8 +235,33 @@ bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask) {
   return ((status.sig_pending | status.shared_pending) & ~status.blocked & status.caught) != 0;
 }
 
-Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context) {
-  return Walk(std::move(frozen), context).run();
+std::vector<Look> look_at(const std::vector<FrozenProcess>& frozen) {
+  std::vector<Look> looks(frozen.size());
+  std::vector<std::pair<size_t, size_t>> threads;  // index of the process, of the thread in it
+  for (size_t index = 0; index < frozen.size(); ++index) {
+    auto& look = looks[index];
+    const bool ended_leader = frozen[index].leader_ended && !frozen[index].threads.empty();
+    if (frozen[index].zombie || ended_leader) look.tids.push_back(frozen[index].host_pid);
+    for (const auto& thread : frozen[index].threads) look.tids.push_back(thread.tid());
+    look.statuses.resize(look.tids.size());
+    for (size_t i = 0; i < look.tids.size(); ++i) threads.emplace_back(index, i);
+  }
+  (void)parallel_for(frozen.size(), [&](size_t index) -> Status {
+    looks[index].stat = kernel::read_stat(frozen[index].host_pid);
+    return {};
+  });
+  (void)parallel_for(threads.size(), [&](size_t at) -> Status {
+    const auto [index, thread] = threads[at];
+    auto& look = looks[index];
+    look.statuses[thread] = kernel::read_thread_status(frozen[index].host_pid, look.tids[thread]);
+    return {};
+  });
+  return looks;
+}
+
+Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, std::vector<Look> looks,
+                                      resource::CaptureContext& context) {
+  return Walk(std::move(frozen), std::move(looks), context).run();
 }
 
 std::string subject_of(const LiveProcess& process) {

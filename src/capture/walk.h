@@ -20,9 +20,20 @@ struct LiveProcess {
   Tracee& tracee(size_t thread) { return frozen.threads.at(thread - (frozen.leader_ended ? 1 : 0)); }
 };
 
+/// What the kernel says of a frozen process and its threads.
+struct Look {
+  Result<kernel::StatInfo> stat = kernel::StatInfo{};
+  std::vector<pid_t> tids;
+  std::vector<Result<kernel::StatusInfo>> statuses;
+};
+/// All of it is read before any of it is judged: reading is most of the work, and is done on all processors. Nothing
+/// else should be: the texts are made under the same lock that ptrace(2) takes (sighand_struct.siglock).
+std::vector<Look> look_at(const std::vector<FrozenProcess>& frozen);
+
 /// Fills context.application.tasks with ids, names, states and registers, and context.host_to_tree. What stasis does
 /// not support is refused in the diagnostics.
-Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, resource::CaptureContext& context);
+Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, std::vector<Look> looks,
+                                      resource::CaptureContext& context);
 
 /// Gives the tasks the ids of their shared objects: descriptor table, fs context, signal handlers, address space.
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
