@@ -91,7 +91,7 @@ struct Slot {
   int32_t host_pid;          ///< set by the agent on entry: getpid() (as the process itself sees it)
   int32_t tid;               ///< set by the agent on entry: gettid()
   uint32_t state;            ///< 0 not started, 1 running, 2 done, 3 failed. A futex word
-  uint32_t program_counter;  ///< instruction being run
+  uint32_t program_counter;  ///< instruction being run, or to begin with
   uint32_t reserved;
 };
 static_assert(sizeof(Slot) == 64);

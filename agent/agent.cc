@@ -22,7 +22,7 @@ class Interpreter {
     slot_.tid = static_cast<int32_t>(raw_syscall(call_gettid));
     store(slot_.state, slot_running);
     const auto* program = at<const Instruction>(slot_.instructions);
-    for (uint32_t i = 0; i < slot_.instruction_count; ++i) {
+    for (uint32_t i = slot_.program_counter; i < slot_.instruction_count; ++i) {
       slot_.program_counter = i;
       const int64_t result = execute(program[i]);
       results_[i] = result;

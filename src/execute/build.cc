@@ -266,10 +266,11 @@ class Tree final : public BuiltTree {
     area_.emplace(TRY(SharedArea::create(program_.agent_area)));
     area_description_ = TRY(agent::build_area_in(area_->memory(), program_.agent_area.begin, std::move(lowered_.slots),
                                                  lowered_.counter_count));
+    resumption_ = Resumption::of(application_, program_.agent_area);
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
     Status outcome = run(images);
-    if (outcome && !options_.only_build) outcome = seize();
+    if (outcome && !options_.only_build) outcome = resumption_->stop_all(host_root_);
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
     if (!outcome) {
       destroy();
@@ -305,11 +306,6 @@ class Tree final : public BuiltTree {
   }
 
  private:
-  Status seize() {
-    resumption_ = TRY(Resumption::seize(application_, host_root_, program_.agent_area));
-    return {};
-  }
-
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
   Status run(const image::Directory& images) {
     const SignalsBlocked blocked;
@@ -321,7 +317,7 @@ class Tree final : public BuiltTree {
                              .has_failed = [this] { return area_->failed() != 0; },
                              .cancel = [this] { area_->cancel(); },
                              .host_pid = [this](Pid pid) { return host_pid(pid); }});
-    agent::run_here(area_->base(), 0);
+    run_supervisor();
     host_root_ = spawned_root();
     while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {
       const timespec pause{0, 100'000};
@@ -330,6 +326,33 @@ class Tree final : public BuiltTree {
     if (area_->failed() == 0) return {};
     if (auto error = decoding.error()) return fail(std::move(*error));
     return fail(failure(watchdog));
+  }
+
+  /// Runs slot 0. Before its last wait, threads that are ready are stopped: then that is done when the last one is.
+  void run_supervisor() {
+    auto& slot = area_->slot(0);
+    const uint32_t all = slot.instruction_count;
+    if (lowered_.last_wait && !options_.only_build) {
+      slot.instruction_count = *lowered_.last_wait;
+      agent::run_here(area_->base(), 0);
+      stop_ready_threads(
+          reinterpret_cast<const agent::Instruction*>(area_->base() + slot.instructions)[*lowered_.last_wait]);
+      slot.program_counter = *lowered_.last_wait, slot.instruction_count = all;
+    }
+    agent::run_here(area_->base(), 0);
+  }
+
+  void stop_ready_threads(const agent::Instruction& until) {
+    const auto counter = [&] { return __atomic_load_n(&area_->counters()[until.args[0]], __ATOMIC_ACQUIRE); };
+    const auto is_ready = [&](Pid pid, Tid tid) {
+      auto& slot = area_->slot(lowered_.slot_of.at({pid, tid}));
+      return __atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) == agent::slot_done;
+    };
+    // A test may have put a failure in its place.
+    while (until.operation == agent::Operation::wait && area_->failed() == 0 && counter() < until.args[1]) {
+      const timespec pause{0, 100'000};
+      if (!resumption_->stop_ready(is_ready)) nanosleep(&pause, nullptr);
+    }
   }
 
   /// Of a process that runs commands.

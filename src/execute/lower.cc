@@ -247,6 +247,7 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::Await& await) {
+    if (slot_ == 0) result_.last_wait = now().size();
     now().wait(counter(await.event), await.count, static_cast<uint32_t>(origin_));
     return {};
   }

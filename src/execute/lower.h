@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,8 +37,9 @@ struct Lowered {
   uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY
   uint32_t ready_threads = 0;
   std::vector<DecodingRequest> decodings;
-  uint32_t decoding_asked = 0;  ///< the counter that is posted with each request
-  uint32_t root_spawn = 0;      ///< instruction of slot 0 that creates the root: its result is the root's pid
+  uint32_t decoding_asked = 0;        ///< the counter that is posted with each request
+  uint32_t root_spawn = 0;            ///< instruction of slot 0 that creates the root: its result is the root's pid
+  std::optional<uint32_t> last_wait;  ///< of slot 0: while the tree is built
 };
 
 Result<Lowered> lower(const plan::Program&, const model::Application&, const LowerOptions&);

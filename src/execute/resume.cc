@@ -26,6 +26,7 @@ struct LiveThread {
   pid_t host_tid = 0;
   pid_t host_pid = 0;
   bool is_first = false;  ///< of its process
+  bool stopping = false;  ///< seized and interrupted
   Bytes general = {};     ///< the registers it is let go with
 };
 
@@ -58,9 +59,30 @@ class SeizedThreads final : public Resumption {
  public:
   SeizedThreads(const model::Application& application, AddressRange area) : application_(application), area_(area) {}
 
-  Status take(pid_t host_root) {
-    TRY(find_threads(host_root));
-    return seize();
+  bool stop_ready(const std::function<bool(Pid, Tid)>& is_ready) override {
+    if (application_.root_is_namespace_init) return false;  // whose numbers are to be found out first
+    if (threads_.empty() && !find_threads(0)) return false;
+    const size_t before = ready_;
+    for (; ready_ < threads_.size(); ++ready_) {
+      auto& live = threads_[ready_];
+      // First threads are ready when everything is.
+      if (live.is_first || live.task->leader_has_ended()) continue;
+      if (!is_ready(live.task->pid, live.thread->tid) || !stop(live)) break;
+    }
+    return ready_ != before;
+  }
+
+  Status stop_all(pid_t host_root) override {
+    if (threads_.empty()) TRY(find_threads(host_root));
+    for (const auto& live : threads_) {
+      if (live.is_first && live.task->leader_has_ended()) TRY(wait_for_end_of_leader(live.host_pid));
+    }
+    // All are asked to stop before the first is waited for: their latencies overlap.
+    for (auto& live : threads_) {
+      if (!live.stopping) TRY(stop(live));
+    }
+    for (const auto& live : threads_) TRY_IN(name_of(live), wait_for_stop(live));
+    return {};
   }
 
   Status let_go(bool leave_stopped, const std::function<Status(const std::map<Pid, pid_t>&)>& at_last) override {
@@ -102,7 +124,6 @@ class SeizedThreads final : public Resumption {
       if (task.state == model::TaskState::zombie) continue;
       const pid_t host_pid = TRY(host(task.pid.value));
       const size_t first = task.leader_has_ended() ? 1 : 0;
-      if (first != 0) TRY(wait_for_end_of_leader(host_pid));
       for (size_t index = first; index < task.threads.size(); ++index) {
         const auto& thread = task.threads[index];
         threads_.push_back({&task, &thread, TRY(host(thread.tid.value)), host_pid, index == first});
@@ -111,18 +132,13 @@ class SeizedThreads final : public Resumption {
     return {};
   }
 
-  /// Asks all to stop before waiting for the first: their latencies overlap.
-  Status seize() {
-    for (const auto& live : threads_) {
-      const bool filtered = live.thread->seccomp.mode != model::Seccomp::Mode::disabled;
-      // Our last call in the task is not one that its filter was written for.
-      TRY_IN(name_of(live), kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL |
-                                                                    (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
-      TRY_IN(name_of(live), kernel::ptrace_interrupt(live.host_tid));
-    }
-    for (auto& live : threads_) {
-      TRY_IN(name_of(live), wait_for_stop(live));
-    }
+  static Status stop(LiveThread& live) {
+    const bool filtered = live.thread->seccomp.mode != model::Seccomp::Mode::disabled;
+    // Our last call in the task is not one that its filter was written for.
+    TRY_IN(name_of(live), kernel::ptrace_seize(live.host_tid, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL |
+                                                                  (filtered ? PTRACE_O_SUSPEND_SECCOMP : 0)));
+    TRY_IN(name_of(live), kernel::ptrace_interrupt(live.host_tid));
+    live.stopping = true;
     return {};
   }
 
@@ -268,15 +284,13 @@ class SeizedThreads final : public Resumption {
   uint64_t syscall_instruction_ = 0;
   size_t machine_state_size_ = 0;
   std::vector<LiveThread> threads_;
+  size_t ready_ = 0;  ///< those before have been looked at by stop_ready
 };
 
 }  // namespace
 
-Result<std::unique_ptr<Resumption>> Resumption::seize(const model::Application& application, pid_t host_root,
-                                                      AddressRange agent_area) {
-  auto threads = std::make_unique<SeizedThreads>(application, agent_area);
-  TRY(threads->take(host_root));
-  return threads;
+std::unique_ptr<Resumption> Resumption::of(const model::Application& application, AddressRange agent_area) {
+  return std::make_unique<SeizedThreads>(application, agent_area);
 }
 
 }  // namespace stasis::execute

@@ -63,6 +63,8 @@ class Emission {
     }
   }
 
+  bool has_started(Tid thread) const { return started_.contains(thread); }
+
   /// Which of its parent's threads has to create a task. Where the leader has ended, those who are sent a signal when
   /// the thread that is their parent ends cannot be the leader's.
   Tid parent_thread(const model::Task& task) const;

@@ -325,11 +325,15 @@ class Planner {
   void build_threads() {
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
+      for (const auto& thread : task.threads) {
+        // It was there before the memory was, to create somebody.
+        if (out_.has_started(thread.tid)) early_threads_.insert(thread.tid);
+      }
       out_.start_threads(task);
       for (const auto& thread : task.threads) {
         auto sink = out_.thread(task.pid, thread.tid);
         contribute(Stage::thread, task, thread, sink);
-        if (!memory_is_shared(task)) contribute(Stage::memory, task, thread, sink);
+        if (has_all_memory(task, thread)) contribute(Stage::memory, task, thread, sink);
       }
     }
   }
@@ -338,8 +342,10 @@ class Planner {
     for (const auto* room : out_.contributors.rooms) room->contribute(stage, application_, task, thread, sink);
   }
 
-  /// Then somebody else may still be filling it when this task has all that is its own.
-  bool memory_is_shared(const model::Task& task) const { return users_.at(task.address_space) > 1; }
+  /// When the thread's own commands run: nobody else may still be filling it.
+  bool has_all_memory(const model::Task& task, const model::Thread& thread) const {
+    return users_.at(task.address_space) == 1 && !early_threads_.contains(thread.tid);
+  }
 
   void supervise(Stage stage) {
     auto sink = out_.process(Pid{0});
@@ -392,7 +398,7 @@ class Planner {
       }
       TRY(descriptors_->lock(task));
     }
-    if (memory_is_shared(task)) contribute(Stage::memory, task, thread, sink);
+    if (!has_all_memory(task, thread)) contribute(Stage::memory, task, thread, sink);
     contribute(Stage::final, task, thread, sink);
     return {};
   }
@@ -438,6 +444,7 @@ class Planner {
   const PlanOptions& options_;
   int first_terminal_ = -1;
   std::map<ObjectId, int> users_;  ///< of each address space
+  std::set<Tid> early_threads_;
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table

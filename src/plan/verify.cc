@@ -124,8 +124,8 @@ void Interpreter::apply(const Perform& perform) {
   }
   if (!problem_ && extent_ == Extent::whole) obey(attributes_.record(now_->pid, tid_, perform));
   // Both take away the right to reach into the process (kernel/ptrace.c, ptrace_may_access).
-  if (perform.attribute == "credentials" || perform.attribute == "attributes.dumpable")
-    writes(now_->reachable[tid_], "the right to take its descriptors");
+  const bool changes_rights = perform.attribute == "credentials" || perform.attribute == "attributes.dumpable";
+  if (changes_rights && !perform.calls.empty()) writes(now_->reachable[tid_], "the right to take its descriptors");
   if (perform.attribute == "attributes.dumpable") set_death_signal();
   // What the supervisor makes and removes in the file system, others open.
   if (now_->pid.value == 0)

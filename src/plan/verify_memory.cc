@@ -17,9 +17,7 @@ void Interpreter::apply(const Mmap& mmap) {
   if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
 }
 
-void Interpreter::apply(const MmapAnon& mmap) { 
-  map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared, mmap.flags);
-}
+void Interpreter::apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared, mmap.flags); }
 
 void Interpreter::apply(const Mremap& remap) {
   if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));

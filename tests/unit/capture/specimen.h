@@ -136,7 +136,8 @@ struct Captive {
     const auto deadline = Clock::now() + 60s;
     captive->context.policy.shell_job = true;
     auto frozen = TRY(Freezer(captive->context.diagnostics, at_point, deadline).freeze(root));
-    captive->processes = TRY(walk(std::move(frozen), captive->context));
+    auto looks = look_at(frozen);
+    captive->processes = TRY(walk(std::move(frozen), std::move(looks), captive->context));
     TRY(check_namespaces(captive->processes, captive->context));
     TRY(find_sharing(captive->processes, captive->context));
     at_point("walked");
