@@ -12,6 +12,8 @@
 
 #include <fmt/format.h>
 
+#include "memory/io_parts.h"
+
 namespace stasis::memory {
 namespace {
 
@@ -60,18 +62,10 @@ class PlainStream final : public Stream {
 
   using Stream::write;
   Status write(std::span<const iovec> parts) override {
-    std::vector<iovec> left(parts.begin(), parts.end());
-    for (size_t first = 0; first < left.size();) {
-      if (left[first].iov_len == 0) {
-        ++first;
-        continue;
-      }
-      const size_t count = std::min<size_t>(left.size() - first, IOV_MAX);
-      size_t sent = TRY(send_some(socket_.get(), std::span(left).subspan(first, count), peer()));
-      for (; sent > 0 && sent >= left[first].iov_len; ++first) sent -= left[first].iov_len;
-      if (sent == 0) continue;
-      left[first].iov_base = static_cast<uint8_t*>(left[first].iov_base) + sent;
-      left[first].iov_len -= sent;
+    std::vector<iovec> copy(parts.begin(), parts.end());
+    for (auto left = rest_of(copy, 0); !left.empty();) {
+      const size_t count = std::min<size_t>(left.size(), IOV_MAX);
+      left = rest_of(left, TRY(send_some(socket_.get(), left.first(count), peer())));
     }
     return {};
   }
