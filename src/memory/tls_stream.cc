@@ -20,6 +20,7 @@ constexpr const char* usual_revoked = "/etc/pki/CA/cacrl.pem";
 constexpr const char* usual_certificate = "/etc/pki/criu/cert.pem";
 constexpr const char* usual_key = "/etc/pki/criu/private/key.pem";
 constexpr size_t record_size = 16 << 10;  ///< the most that one record of TLS carries
+constexpr size_t send_at = 256 << 10;     ///< so many bytes of records are sent in one go
 
 /// What OpenSSL says of the last failure in this thread: the innermost of its layers.
 std::string reason() {
@@ -39,17 +40,31 @@ std::unexpected<Error> unusable(std::string operation, const std::string& file, 
 
 std::string either(const std::string& given, const char* usual) { return given.empty() ? usual : given; }
 
-/// The socket as OpenSSL sees it: its own would raise SIGPIPE.
+/// The socket as OpenSSL sees it: its own would raise SIGPIPE, and send every small record by itself.
 struct Socket {
   UniqueFd fd;
   std::string peer;
   std::optional<Error> error = std::nullopt;
+  Bytes unsent = {};
+
+  bool send() {
+    for (ByteView left = unsent; !left.empty();) {
+      const iovec part{const_cast<uint8_t*>(left.data()), left.size()};
+      auto sent = send_some(fd.get(), {&part, 1}, peer);
+      if (!sent) error = std::move(sent).error();
+      if (!sent) return false;
+      left = left.subspan(*sent);
+    }
+    unsent.clear();
+    return true;
+  }
 };
 
 Socket& socket_of(BIO* bio) { return *static_cast<Socket*>(BIO_get_data(bio)); }
 
 int bio_read(BIO* bio, char* buffer, int size) {
   Socket& socket = socket_of(bio);
+  if (!socket.send()) return -1;
   auto got =
       receive_some(socket.fd.get(), {reinterpret_cast<uint8_t*>(buffer), static_cast<size_t>(size)}, socket.peer);
   if (got) return static_cast<int>(*got);
@@ -59,14 +74,13 @@ int bio_read(BIO* bio, char* buffer, int size) {
 
 int bio_write(BIO* bio, const char* bytes, int size) {
   Socket& socket = socket_of(bio);
-  const iovec part{const_cast<char*>(bytes), static_cast<size_t>(size)};
-  auto sent = send_some(socket.fd.get(), {&part, 1}, socket.peer);
-  if (sent) return static_cast<int>(*sent);
-  socket.error = std::move(sent).error();
-  return -1;
+  socket.unsent.insert(socket.unsent.end(), bytes, bytes + size);
+  return socket.unsent.size() < send_at || socket.send() ? size : -1;
 }
 
-long bio_control(BIO*, int command, long, void*) { return command == BIO_CTRL_FLUSH ? 1 : 0; }
+long bio_control(BIO* bio, int command, long, void*) {
+  return command == BIO_CTRL_FLUSH && socket_of(bio).send() ? 1 : 0;
+}
 
 const BIO_METHOD* socket_method() {
   static const BIO_METHOD* const method = [] {
@@ -96,6 +110,7 @@ class TlsStream final : public Stream {
     TRY(expect(name));
     const int done = side == TlsSide::client ? SSL_connect(ssl_.get()) : SSL_accept(ssl_.get());
     if (done == 1) return {};
+    socket_.send();  // what OpenSSL has told the other side of it
     const long verdict = SSL_get_verify_result(ssl_.get());
     if (verdict == X509_V_OK) return failed("agree on TLS", done);
     ERR_clear_error();
@@ -111,19 +126,14 @@ class TlsStream final : public Stream {
   }
 
   using Stream::write;
-  /// Small parts travel together.
+  /// Each part begins a record: criu's page server takes records of pages for pages from their first byte to their
+  /// last.
   Status write(std::span<const iovec> parts) override {
-    Bytes record;
     for (const iovec& part : parts) {
-      const auto* bytes = static_cast<const uint8_t*>(part.iov_base);
-      for (size_t left = part.iov_len; left > 0;) {
-        const size_t step = std::min(left, record_size - record.size());
-        record.insert(record.end(), bytes, bytes + step);
-        bytes += step, left -= step;
-        if (record.size() == record_size) TRY(write_record(record));
-      }
+      for (size_t at = 0; at < part.iov_len; at += record_size)
+        TRY(write_record({static_cast<const uint8_t*>(part.iov_base) + at, std::min(record_size, part.iov_len - at)}));
     }
-    return record.empty() ? Status{} : write_record(record);
+    return flush("send");
   }
   int descriptor() const override { return socket_.fd.get(); }
   bool has_buffered() const override { return Stream::has_buffered() || SSL_pending(ssl_.get()) > 0; }
@@ -138,7 +148,7 @@ class TlsStream final : public Stream {
   }
   Status say_end() override {
     const int done = SSL_shutdown(ssl_.get());
-    return done < 0 ? failed("end the connection", done) : Status{};
+    return done < 0 ? failed("end the connection", done) : flush("end the connection");
   }
 
  private:
@@ -154,12 +164,12 @@ class TlsStream final : public Stream {
     return {};
   }
 
-  Status write_record(Bytes& record) {
+  Status write_record(ByteView record) {
     size_t written = 0;
     const int done = SSL_write_ex(ssl_.get(), record.data(), record.size(), &written);  // all of it, or an error
-    record.clear();
     return done == 1 ? Status{} : failed("send", done);
   }
+  Status flush(std::string operation) { return socket_.send() ? Status{} : failed(std::move(operation), -1); }
 
   std::unexpected<Error> failed(std::string operation, int done) {
     if (socket_.error) {
@@ -216,7 +226,10 @@ Result<TlsContext> TlsContext::load(TlsSide side, const TlsFiles& files) {
   if (!context) return fail(Error::internal("prepare TLS", reason()));
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);
   SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+  // Nobody resumes a session; and criu takes a ticket for an end of what there is to read.
   SSL_CTX_set_session_cache_mode(context.get(), SSL_SESS_CACHE_OFF);
+  SSL_CTX_set_options(context.get(), SSL_OP_NO_TICKET);
+  SSL_CTX_set_num_tickets(context.get(), 0);
   TRY(trust(context.get(), files));
   TRY(identify(context.get(), files));
   return TlsContext(side, std::move(context));
