@@ -10,9 +10,6 @@
 #include "cli/subcommands.h"
 
 namespace stasis::cli {
-
-void add_page_server(CLI::App&, Action& chosen, Face);
-
 namespace {
 
 /// The interface version that callers of criu compare against.
