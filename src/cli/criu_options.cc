@@ -48,6 +48,17 @@ constexpr Accepted accepted[] = {
 /// Criu's options are the same for all commands: those of another command are accepted, too.
 constexpr Accepted of_other_commands[] = {
     {"--auto-dedup", Takes::nothing},
+    {"--page-server", Takes::nothing},
+    {"--address", Takes::value},
+    {"--port", Takes::value},
+    {"--ps-socket", Takes::value},
+    {"--tls", Takes::nothing},
+    {"--tls-cacert", Takes::value},
+    {"--tls-cacrl", Takes::value},
+    {"--tls-cert", Takes::value},
+    {"--tls-key", Takes::value},
+    {"--tls-no-cn-verify", Takes::nothing},
+    {"--daemon", Takes::nothing},
     {"-t,--tree", Takes::value},
     {"-R,--leave-running", Takes::nothing},
     {"-s,--leave-stopped", Takes::nothing},
@@ -83,10 +94,8 @@ constexpr Refused refused[] = {
     {"--config", Takes::value, "configuration files are not read; pass the options themselves"},
     {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
     {"--lazy-pages", Takes::nothing, "all memory is restored before the tree runs"},
-    {"--page-server", Takes::nothing, "pages are written to the images directory only"},
     {"--status-fd", Takes::value, "wait for the end of stasis instead"},
     {"--stream", Takes::nothing, "images are written to a directory only"},
-    {"--tls", Takes::nothing, "nothing is sent over the network"},
 };
 
 /// "-x,--ext-unix-sk" → "--ext-unix-sk"
@@ -116,6 +125,7 @@ void add_criu_options(CLI::App& command) {
     if (command.get_option_no_throw(std::string(long_name(names))) == nullptr) accept(names, takes);
   }
   for (const auto& [name, takes, reason] : refused) {
+    if (command.get_option_no_throw(name) != nullptr) continue;
     const auto refuse = [name, reason] {
       // CLI11's way to say so; cli.cc turns it into the message and the exit status.
       throw CLI::ValidationError(fmt::format("{} is refused: {}", name, reason));

@@ -20,6 +20,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/transfer_options.h"
 #include "cli/until_exit.h"
 #include "resource/codec.h"
 #include "resource/traces.h"
@@ -32,6 +33,7 @@ struct Options {
   DumpOptions dump;
   resource::NetworkPolicy network;
   StorageOptions storage;
+  PageServerOptions page_server;
   RoundsOptions rounds;
   bool show_leftovers = false;
 };
@@ -121,6 +123,7 @@ class Checkpointing {
     const auto network = context.kept<resource::NetworkCapture>().facts();
     if (is_live()) TRY(take_snapshot());
     TRY(write_images());
+    TRY(complete_page_server(images_));
     fault_point("encoded");
     TRY(session_.run_scripts("post-dump", options_.tree));
     TRY(resource::commit(context.application, images_, network, rounds_.name()));
@@ -192,6 +195,7 @@ Status dump(const Options& options, const Session& session) {
   rounds_options.track = options.rounds.track && after != capture::AfterDump::kill;  // else nobody is there to track
   auto rounds = TRY(Rounds::open(session, images, wanted.root_pid, rounds_options));
   wanted.trackers = &rounds.trackers();
+  TRY(use_page_server(options.page_server, images, session));
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
@@ -216,8 +220,9 @@ Status dump(const Options& options, const Session& session) {
   if (traces) report_leftovers(tree->context(), *traces, session, options.show_leftovers);
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
-  // Not earlier: a dump that fails needs its parents whole.
-  if (options.storage.auto_dedup && !images.encryption()) TRY(release_superseded(images, session));
+  // Not earlier: a dump that fails needs its parents whole. A page server has its own --auto-dedup.
+  if (options.storage.auto_dedup && !images.encryption() && !options.page_server.use)
+    TRY(release_superseded(images, session));
   session.log().info("Dumping finished successfully");
   return {};
 }
@@ -276,6 +281,7 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->type_name("DIR")
       ->allow_extra_args(false);
   add_storage_options(*command, options->storage);
+  add_page_server_options(*command, options->page_server);
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
   add_rounds_options(*command, options->rounds);

@@ -10,6 +10,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/transfer_options.h"
 #include "memory/running_pages.h"
 #include "resource/inventory.h"
 
@@ -19,6 +20,7 @@ namespace {
 struct Options {
   CommonOptions common;
   RoundsOptions rounds;
+  PageServerOptions page_server;
   pid_t tree = 0;
   std::string mode = "splice";
 };
@@ -49,6 +51,7 @@ Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory
 Status pre_dump(const Options& options, const Session& session) {
   const auto images = TRY(image::Directory::open(options.common.images_dir));
   auto rounds = TRY(Rounds::open(session, images, options.tree, options.rounds));
+  TRY(use_page_server(options.page_server, images, session));
   TRY(session.run_scripts("pre-dump", options.tree));
   auto round = TRY(capture::hold_round(
       {options.tree, options.common.timeout, fault_point, [&] { return rounds.begin(); }}, rounds.trackers()));
@@ -64,6 +67,7 @@ Status pre_dump(const Options& options, const Session& session) {
     TRY_IN("save memory " + memory.suffix, copy(images, rounds, memory, index + 1, statistics.encoded));
     fault_point("copied");
   }
+  TRY(complete_page_server(images));
   statistics.write_us = session.microseconds() - start;
   TRY(resource::commit_pre_dump(images, number_of(options.mode), rounds.name()));
   fault_point("committed");
@@ -81,6 +85,7 @@ void add_pre_dump(CLI::App& app, Action& chosen, Face) {
   command->add_option("-t,--tree", options->tree, "The root of the tree")->required()->type_name("PID");
   add_common_options(*command, options->common);
   add_rounds_options(*command, options->rounds);
+  add_page_server_options(*command, options->page_server);
   command
       ->add_option("--pre-dump-mode", options->mode,
                    "splice or read: accepted as criu does; pages are always read while the tree runs")

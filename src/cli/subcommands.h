@@ -26,6 +26,7 @@ void add_plan(CLI::App&, Action& chosen, Face);
 void add_check(CLI::App&, Action& chosen, Face);
 void add_diff(CLI::App&, Action& chosen, Face);
 void add_dedup(CLI::App&, Action& chosen, Face);
+void add_page_server(CLI::App&, Action& chosen, Face);
 void add_keygen(CLI::App&, Action& chosen, Face);
 void add_tree(CLI::App&, Action& chosen, Face);
 

@@ -9,6 +9,7 @@
 
 #include "image/encryption.h"
 #include "image/names.h"
+#include "image/page_sink.h"
 #include "inventory.pb.h"
 
 namespace stasis::image {
@@ -43,11 +44,20 @@ Bytes magics_of(const FileKind& kind) {
 
 bool is_encrypted_kind(const FileKind& kind) { return !kind.service && kind.pattern != "inventory"; }
 
-Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind, const Encryption* encryption) {
-  auto file = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
-  Writer writer(std::move(file.fd), name, is_encrypted_kind(kind) ? encryption : nullptr);
+Result<Writer> start_in(UniqueFd fd, const std::string& name, const FileKind& kind, const Encryption* encryption) {
+  Writer writer(std::move(fd), name, is_encrypted_kind(kind) ? encryption : nullptr);
   TRY(writer.append_raw(magics_of(kind)));
   return writer;
+}
+
+Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind, const Encryption* encryption) {
+  auto file = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
+  return start_in(std::move(file.fd), name, kind, encryption);
+}
+
+Result<ParsedName> parse_or_fail(std::string_view file) {
+  if (auto parsed = parse_name(file)) return *parsed;
+  return fail(Error::internal("create image", fmt::format("'{}' is no name of an image file", file)));
 }
 
 Status remove(int directory, const char* name) {
@@ -151,9 +161,11 @@ bool Directory::has(std::string_view file) const {
 }
 
 Result<Writer> Directory::create(std::string_view file) const {
-  const auto parsed = parse_name(file);
-  if (!parsed) return fail(Error::internal("create image", fmt::format("'{}' is no name of an image file", file)));
-  return start_file(fd_.get(), std::string(file), *parsed->kind, encryption_.get());
+  return start_file(fd_.get(), std::string(file), *TRY(parse_or_fail(file)).kind, encryption_.get());
+}
+
+Result<Writer> create_in(const Directory& directory, UniqueFd fd, std::string_view file) {
+  return start_in(std::move(fd), std::string(file), *TRY(parse_or_fail(file)).kind, directory.encryption().get());
 }
 
 Result<Reader> Directory::read(std::string_view file) const {

@@ -20,8 +20,6 @@ std::unexpected<Error> reject(const std::string& where, std::string cause) {
   return fail(Error::invalid("read the table of page blocks", std::move(cause), where));
 }
 
-std::string table_name(uint64_t pages_id) { return image::file_name("page-blocks-{}", pages_id); }
-
 struct Named {
   std::string inner;  ///< "parent/"
   std::string base;   ///< "pages-3.img"
@@ -40,9 +38,10 @@ Named parts_of(const std::string& file) {
 
 }  // namespace
 
-Status write_block_table(const image::Directory& directory, uint32_t pages_id,
-                         std::span<const FilterKind* const> filters, const std::vector<Block>& blocks) {
-  auto writer = TRY(directory.create(table_name(pages_id)));
+std::string block_table_name(uint64_t pages_id) { return image::file_name("page-blocks-{}", pages_id); }
+
+Status write_block_table(image::Writer& writer, std::span<const FilterKind* const> filters,
+                         const std::vector<Block>& blocks) {
   page_blocks_head head;
   head.set_version(table_version);
   head.set_block_pages(block_pages);
@@ -62,12 +61,12 @@ Status write_block_table(const image::Directory& directory, uint32_t pages_id,
     TRY(writer.append(entry));
     entry.Clear();
   }
-  return writer.finish();
+  return {};
 }
 
 bool BlockFile::is_one(const image::Directory& directory, const std::string& file) {
   const Named named = parts_of(file);
-  return named.pages_id && directory.has(named.inner + table_name(*named.pages_id));
+  return named.pages_id && directory.has(named.inner + block_table_name(*named.pages_id));
 }
 
 Result<std::unique_ptr<BlockFile>> BlockFile::open(const image::Directory& directory, const std::string& file) {
@@ -81,7 +80,7 @@ Result<std::unique_ptr<BlockFile>> BlockFile::open(const image::Directory& direc
 }
 
 Status BlockFile::load(uint64_t pages_id) {
-  auto reader = TRY(directory_.read(table_name(pages_id)));
+  auto reader = TRY(directory_.read(block_table_name(pages_id)));
   page_blocks_head head;
   if (!TRY(reader.next(head))) return reject(reader.name(), "it is empty: the head is missing");
   if (head.version() != table_version)

@@ -23,9 +23,10 @@ struct Block {
   BlockPlace place(uint64_t number) const { return {number, first_page, pages}; }
 };
 
-/// Writes page-blocks-`pages_id`.img.
-Status write_block_table(const image::Directory&, uint32_t pages_id, std::span<const FilterKind* const> filters,
-                         const std::vector<Block>& blocks);
+/// "page-blocks-3.img".
+std::string block_table_name(uint64_t pages_id);
+/// Writes its records.
+Status write_block_table(image::Writer&, std::span<const FilterKind* const> filters, const std::vector<Block>& blocks);
 
 /// A pages file in blocks, open for reading.
 class BlockFile {

@@ -11,6 +11,7 @@
 #include "image/names.h"
 #include "memory/block_file.h"
 #include "memory/pages.h"
+#include "memory/sent_pages.h"
 
 namespace stasis::memory {
 namespace {
@@ -88,6 +89,12 @@ class Puncher {
 }  // namespace
 
 Result<DedupStats> release_superseded(const image::Directory& directory) {
+  for (const std::string& suffix : TRY(list_sent_pagemaps(directory))) {
+    if (directory.has(image::file_name("pagemap-" + suffix))) continue;
+    return fail(Error::conflict("release superseded pages",
+                                "its pages are at a page server: what they need is not known", directory.path())
+                    .advise("do it where the pages are"));
+  }
   const Needed needed = TRY(needed_of_parents(directory));
   DedupStats stats;
   std::string prefix;

@@ -12,6 +12,7 @@
 
 #include "base/parallel.h"
 #include "image/names.h"
+#include "memory/sent_pages.h"
 
 namespace stasis::memory {
 namespace {
@@ -97,6 +98,11 @@ Result<std::vector<AddressRange>> equal_pages(AddressRange chunk, PageSource& ou
   return equal;
 }
 
+/// Or they are at a page server.
+bool has_pages(const image::Directory& directory, const std::string& suffix) {
+  return directory.has(image::file_name("pagemap-" + suffix));
+}
+
 }  // namespace
 
 Result<std::unique_ptr<ParentImages>> ParentImages::open(const image::Directory& images, const std::string& previous) {
@@ -119,13 +125,16 @@ Result<std::unique_ptr<ParentImages>> ParentImages::linked(const image::Director
 Result<const std::vector<StoredRun>*> ParentImages::stored(const std::string& suffix) {
   const std::lock_guard lock(mutex_);
   const auto [known, fresh] = stored_.try_emplace(suffix);
-  if (fresh && directory_.has(image::file_name("pagemap-" + suffix)))
+  if (fresh && has_pages(directory_, suffix))
     known->second = TRY_IN("read the parent images", read_pagemap(directory_, suffix));
+  else if (fresh && directory_.has(image::file_name(sent_prefix + suffix)))
+    known->second = TRY_IN("read the parent images", read_sent_pagemap(directory_, suffix));
   return known->second ? &*known->second : nullptr;
 }
 
 Status ParentImages::read_all() {
   for (const std::string& suffix : TRY(list_pagemaps(directory_))) TRY(stored(suffix));
+  for (const std::string& suffix : TRY(list_sent_pagemaps(directory_))) TRY(stored(suffix));
   return {};
 }
 
@@ -170,7 +179,7 @@ Result<Increment> compare_with(ParentImages& parent, const std::string& suffix, 
   const auto* stored = TRY(parent.stored(suffix));
   std::vector<AddressRange> ours, chunks;
   for (const model::PageRun& run : runs) append(ours, run.range);
-  if (stored != nullptr) {
+  if (stored != nullptr && has_pages(parent.directory(), suffix)) {
     for (const AddressRange& common : intersect(ours, ranges_of(*stored))) {
       for (uint64_t at = common.begin; at < common.end; at += chunk_size)
         chunks.push_back({at, std::min(at + chunk_size, common.end)});

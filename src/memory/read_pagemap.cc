@@ -10,15 +10,18 @@
 
 #include "base/checked.h"
 #include "image/names.h"
+#include "image/page_sink.h"
 #include "memory/block_file.h"
+#include "memory/page_protocol.h"
 #include "memory/pages.h"
+#include "memory/sent_pages.h"
 #include "pagemap.pb.h"
 
 namespace stasis::memory {
 namespace {
 
-constexpr uint32_t in_parent = 1 << 0, present = 1 << 2;  // pagemap_entry.flags; 1 << 1 (lazy) is of no interest here
-constexpr size_t parents_limit = 256;                     // a path of "parent/" has to stay below PATH_MAX
+using image::page_flag::in_parent, image::page_flag::present;
+constexpr size_t parents_limit = 256;  // a path of "parent/" has to stay below PATH_MAX
 
 struct Level {
   const image::Directory& directory;
@@ -27,6 +30,68 @@ struct Level {
 
 std::unexpected<Error> reject(const std::string& where, std::string cause) {
   return fail(Error::invalid("read pagemap", std::move(cause), where));
+}
+
+struct Unresolved {
+  StoredRun run;
+  bool in_parent = false;
+};
+
+Result<Unresolved> parse(const pagemap_entry& entry, const std::string& where) {
+  const uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
+  const auto size = checked_multiply(pages, page_size);
+  const auto end = size ? checked_add(entry.vaddr(), *size) : std::nullopt;
+  if (entry.vaddr() % page_size != 0)
+    return reject(where, fmt::format("field vaddr: {:#x} is no page boundary", entry.vaddr()));
+  if (pages == 0 || !end)
+    return reject(where, fmt::format("field nr_pages: {} pages at {:#x} are impossible", pages, entry.vaddr()));
+  // Before flags there were only pages in the file and, with a field of their own, pages in the parent.
+  uint32_t flags = entry.has_flags() ? entry.flags() : present;
+  if (entry.in_parent()) flags = (entry.has_flags() ? entry.flags() : 0) | in_parent;
+  if ((flags & in_parent) != 0 && (flags & present) != 0)
+    return reject(where, "field flags: both here and in the parent");
+  Unresolved parsed;
+  parsed.run.range = {entry.vaddr(), *end};
+  // A page server of criu leaves our flag where it has come.
+  parsed.run.shared_with_parent = entry.shared_with_parent() || (flags & wire::shared_with_parent) != 0;
+  parsed.run.zero = (flags & (in_parent | present)) == 0;
+  parsed.in_parent = (flags & in_parent) != 0;
+  return parsed;
+}
+
+std::vector<StoredRun> plain(std::vector<Unresolved> runs) {
+  std::vector<StoredRun> result;
+  result.reserve(runs.size());
+  for (auto& run : runs) result.push_back(std::move(run.run));
+  return result;
+}
+
+struct Entries {
+  uint32_t pages_id = 0;
+  std::vector<Unresolved> runs;
+  uint64_t size = 0;  ///< of the pages that are here
+};
+
+Result<Entries> entries(const Level& level, const std::string& file) {
+  auto reader = TRY(level.directory.read(file));
+  pagemap_head head;
+  if (!TRY(reader.next(head))) return reject(level.prefix + reader.name(), "it is empty: the head is missing");
+  Entries found{.pages_id = head.pages_id()};
+  uint64_t end = 0;
+  for (pagemap_entry entry; TRY(reader.next(entry));) {
+    auto run = TRY(parse(entry, level.prefix + reader.where()));
+    if (run.run.range.begin < end)
+      return reject(level.prefix + reader.where(), "field vaddr: out of order, or overlaps the entry before");
+    end = run.run.range.end;
+    run.run.directory = level.prefix;
+    run.run.pages_id = head.pages_id();
+    if (!run.in_parent && !run.run.zero) {
+      run.run.file_offset = found.size;
+      found.size += run.run.range.size();  // cannot overflow: the runs are disjoint parts of 64 bits
+    }
+    found.runs.push_back(std::move(run));
+  }
+  return found;
 }
 
 class Chain {
@@ -47,55 +112,12 @@ class Chain {
   }
 
  private:
-  struct Unresolved {
-    StoredRun run;
-    bool in_parent = false;
-  };
-
   /// The entries of this level alone.
   Result<std::vector<Unresolved>> own(const Level& level, const std::string& suffix) {
-    auto reader = TRY(level.directory.read(image::file_name("pagemap-" + suffix)));
-    pagemap_head head;
-    if (!TRY(reader.next(head))) return reject(level.prefix + reader.name(), "it is empty: the head is missing");
-    std::vector<Unresolved> runs;
-    uint64_t end = 0, offset = 0;
-    for (pagemap_entry entry; TRY(reader.next(entry));) {
-      auto run = TRY(parse(entry, level.prefix + reader.where()));
-      if (run.run.range.begin < end)
-        return reject(level.prefix + reader.where(), "field vaddr: out of order, or overlaps the entry before");
-      end = run.run.range.end;
-      run.run.directory = level.prefix;
-      run.run.pages_id = head.pages_id();
-      if (!run.in_parent && !run.run.zero) {
-        run.run.file_offset = offset;
-        offset += run.run.range.size();  // cannot overflow: the runs are disjoint parts of 64 bits
-      }
-      runs.push_back(std::move(run));
-    }
-    const bool in_blocks = TRY(check_size(level, head.pages_id(), offset));
+    auto [pages_id, runs, size] = TRY(entries(level, image::file_name("pagemap-" + suffix)));
+    const bool in_blocks = TRY(check_size(level, pages_id, size));
     for (Unresolved& run : runs) run.run.in_blocks = in_blocks && !run.in_parent && !run.run.zero;
     return runs;
-  }
-
-  static Result<Unresolved> parse(const pagemap_entry& entry, const std::string& where) {
-    const uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
-    const auto size = checked_multiply(pages, page_size);
-    const auto end = size ? checked_add(entry.vaddr(), *size) : std::nullopt;
-    if (entry.vaddr() % page_size != 0)
-      return reject(where, fmt::format("field vaddr: {:#x} is no page boundary", entry.vaddr()));
-    if (pages == 0 || !end)
-      return reject(where, fmt::format("field nr_pages: {} pages at {:#x} are impossible", pages, entry.vaddr()));
-    // Before flags there were only pages in the file and, with a field of their own, pages in the parent.
-    uint32_t flags = entry.has_flags() ? entry.flags() : present;
-    if (entry.in_parent()) flags = (entry.has_flags() ? entry.flags() : 0) | in_parent;
-    if ((flags & in_parent) != 0 && (flags & present) != 0)
-      return reject(where, "field flags: both here and in the parent");
-    Unresolved parsed;
-    parsed.run.range = {entry.vaddr(), *end};
-    parsed.run.shared_with_parent = entry.shared_with_parent();
-    parsed.run.zero = (flags & (in_parent | present)) == 0;
-    parsed.in_parent = (flags & in_parent) != 0;
-    return parsed;
   }
 
   /// That the pages file has what is needed of it; whether it is stored in blocks.
@@ -117,13 +139,6 @@ class Chain {
     if (!S_ISREG(status.st_mode)) return reject(level.prefix + name, "not a regular file");
     if (static_cast<uint64_t>(status.st_size) < needed) return too_short(static_cast<uint64_t>(status.st_size));
     return false;
-  }
-
-  static std::vector<StoredRun> plain(std::vector<Unresolved> runs) {
-    std::vector<StoredRun> result;
-    result.reserve(runs.size());
-    for (auto& run : runs) result.push_back(std::move(run.run));
-    return result;
   }
 
   static Result<std::vector<StoredRun>> resolve(const Level& level, const std::string& suffix,
@@ -156,20 +171,33 @@ class Chain {
   std::set<std::pair<dev_t, ino_t>> visited_;
 };
 
+/// Of the images whose names begin so.
+Result<std::vector<std::string>> suffixes(const image::Directory& directory, std::string_view prefix) {
+  constexpr std::string_view ending = ".img";
+  std::vector<std::string> found;
+  for (const std::string& file : TRY(directory.list())) {
+    if (file.starts_with(prefix) && image::parse_name(file))
+      found.push_back(file.substr(prefix.size(), file.size() - prefix.size() - ending.size()));
+  }
+  return found;
+}
+
 }  // namespace
 
 Result<std::vector<StoredRun>> read_pagemap(const image::Directory& directory, const std::string& suffix) {
   return Chain().read({directory, ""}, suffix);
 }
 
+Result<std::vector<StoredRun>> read_sent_pagemap(const image::Directory& directory, const std::string& suffix) {
+  return plain(TRY(entries({directory, ""}, image::file_name(sent_prefix + suffix))).runs);
+}
+
 Result<std::vector<std::string>> list_pagemaps(const image::Directory& directory) {
-  constexpr std::string_view prefix = "pagemap-", ending = ".img";
-  std::vector<std::string> suffixes;
-  for (const std::string& file : TRY(directory.list())) {
-    if (file.starts_with(prefix) && image::parse_name(file))
-      suffixes.push_back(file.substr(prefix.size(), file.size() - prefix.size() - ending.size()));
-  }
-  return suffixes;
+  return suffixes(directory, "pagemap-");
+}
+
+Result<std::vector<std::string>> list_sent_pagemaps(const image::Directory& directory) {
+  return suffixes(directory, sent_prefix);
 }
 
 }  // namespace stasis::memory

@@ -2,20 +2,15 @@
 //
 // Pages are copied in chunks that fit into a core's second-level cache, so that the copy into the page cache reads what
 // the copy out of the task has just put there. Large memories are copied by two threads: while one waits for its pages
-// the other writes. Chunks get their place in the file in order, so that the file has no holes.
+// the other writes. Chunks are written in order: the file has no holes, and a stream can take its place. (The kernel
+// would let only one thread write into a file anyway, inode_lock.)
 //
 // Where pages are compressed or encrypted, each chunk makes blocks of its own. Their place among the pages is known
 // before they are encoded, for encryption binds them to it; where they lie in the file, which does not follow that
 // order, only afterwards.
-#include <fcntl.h>
-#include <sys/uio.h>
-
 #include <algorithm>
-#include <atomic>
-#include <climits>
 #include <cstring>
 #include <condition_variable>
-#include <iterator>
 #include <optional>
 #include <thread>
 
@@ -24,27 +19,22 @@
 #include "base/parallel.h"
 #include "image/encryption.h"
 #include "image/names.h"
+#include "image/page_sink.h"
 #include "memory/block_file.h"
+#include "memory/local_pages.h"
 #include "memory/page_scan.h"
 #include "memory/pages.h"
-#include "pagemap.pb.h"
 
 namespace stasis::memory {
 namespace {
 
 constexpr uint64_t chunk_size = 1 << 20;
-constexpr uint32_t in_parent_images = 1 << 0, present = 1 << 2;  ///< pagemap_entry.flags
 
-struct Entry {
-  AddressRange range;
-  bool shared_with_parent = false;
-  bool in_parent_images = false;
-};
+using image::PageEntry;
 
-void append(std::vector<Entry>& entries, Entry next) {
+void append(std::vector<PageEntry>& entries, const PageEntry& next) {
   if (!entries.empty() && entries.back().range.end == next.range.begin &&
-      entries.back().shared_with_parent == next.shared_with_parent &&
-      entries.back().in_parent_images == next.in_parent_images) {
+      entries.back().shared_with_parent == next.shared_with_parent) {
     entries.back().range.end = next.range.end;
   } else {
     entries.push_back(next);
@@ -67,12 +57,13 @@ struct Placement {
 
 class Copy {
  public:
-  Copy(int fd, std::string name, std::span<const model::PageRun> runs, uint64_t total, PageSource& source,
-       const image::Directory& directory)
-      : fd_(fd),
+  Copy(image::PageSink& sink, std::string name, std::span<const model::PageRun> runs,
+       std::span<const model::PageRun> in_parent, PageSource& source, const image::Directory& directory)
+      : sink_(sink),
         name_(std::move(name)),
         runs_(runs),
-        buffer_size_(std::min(chunk_size, total)),
+        in_parent_(in_parent),
+        buffer_size_(std::min(chunk_size, total_size(runs))),
         source_(source),
         directory_(directory),
         filters_(filters_of(directory)) {}
@@ -83,9 +74,8 @@ class Copy {
     work();
     for (auto& helper : helpers) helper.join();
     if (error_) return fail(std::move(*error_));
-    return {};
+    return sink_.add(with_parents({}, UINT64_MAX), {});
   }
-  const std::vector<Entry>& entries() const { return entries_; }
   const std::vector<const FilterKind*>& filters() const { return filters_; }
   const std::vector<Block>& blocks() const { return blocks_; }
   PageStoreStats stats() const { return stats_; }
@@ -130,16 +120,12 @@ class Copy {
     while (take(chunk)) {
       TRY(source_.read_ranges(chunk.ranges, {buffer.get(), chunk.size}));
       std::vector<iovec> parts;
-      std::vector<Entry> entries;
+      std::vector<PageEntry> entries;
       uint64_t size = 0;
       sift(chunk, buffer.get(), parts, entries, size);
-      const auto placement = place(chunk, entries, size);
+      const auto placement = TRY(place(chunk, std::move(entries), size, pipeline ? std::span<iovec>{} : parts));
       if (!placement) return {};  // another worker has failed: it has said why
-      if (!pipeline) {
-        TRY(write(parts, placement->offset));
-        continue;
-      }
-      TRY(write_blocks(*pipeline, {compact(parts, buffer.get()), size}, *placement, encoded));
+      if (pipeline) TRY(write_blocks(*pipeline, {compact(parts, buffer.get()), size}, *placement, encoded));
     }
     return {};
   }
@@ -169,26 +155,27 @@ class Copy {
       length += block.length;
       blocks.push_back(block);
     }
-    std::vector<iovec> parts{{encoded.data(), length}};
-    return write(parts, keep(blocks, placement, length));
+    const iovec part{encoded.data(), length};
+    const std::lock_guard lock(storing_);
+    keep(blocks, placement);
+    encoded_size_ += length;
+    return sink_.add({}, {&part, 1});
   }
 
   /// Gives blocks, whose offsets count from the first of them, their place in the file.
-  uint64_t keep(std::vector<Block>& blocks, const Placement& placement, uint64_t length) {
-    const std::lock_guard lock(mutex_);
+  void keep(std::vector<Block>& blocks, const Placement& placement) {
     if (blocks_.size() < placement.first_block + blocks.size()) blocks_.resize(placement.first_block + blocks.size());
     for (Block& block : blocks) block.offset += encoded_size_;
     std::ranges::copy(blocks, blocks_.begin() + static_cast<ptrdiff_t>(placement.first_block));
-    return std::exchange(encoded_size_, encoded_size_ + length);
   }
 
   /// What is worth storing: as stretches of the buffer and as entries.
-  static void sift(const Chunk& chunk, uint8_t* bytes, std::vector<iovec>& parts, std::vector<Entry>& entries,
+  static void sift(const Chunk& chunk, uint8_t* bytes, std::vector<iovec>& parts, std::vector<PageEntry>& entries,
                    uint64_t& size) {
     for (const model::PageRun& piece : chunk.pieces) {
       for (uint64_t at = piece.range.begin; at < piece.range.end; at += page_size, bytes += page_size) {
         if (!piece.keep_zeros && is_zero_page(bytes)) continue;
-        append(entries, {{at, at + page_size}, piece.shared_with_parent});
+        append(entries, {{at, at + page_size}, image::page_flag::present, piece.shared_with_parent});
         if (!parts.empty() && static_cast<uint8_t*>(parts.back().iov_base) + parts.back().iov_len == bytes) {
           parts.back().iov_len += page_size;
         } else {
@@ -199,59 +186,50 @@ class Copy {
     }
   }
 
-  /// Waits for the chunk's turn and gives it its place in the file.
-  std::optional<Placement> place(const Chunk& chunk, const std::vector<Entry>& entries, uint64_t size) {
+  /// Waits for the chunk's turn, gives it its place in the file and stores it there (in blocks: only its entries).
+  /// Nothing if another worker has failed.
+  Result<std::optional<Placement>> place(const Chunk& chunk, std::vector<PageEntry> entries, uint64_t size,
+                                         std::span<const iovec> bytes) {
     std::unique_lock lock(mutex_);
     turn_changed_.wait(lock, [&] { return error_ || turn_ == chunk.turn; });
     if (error_) return std::nullopt;
-    for (const Entry& entry : entries) append(entries_, entry);
     stats_.pages_written += size / page_size;
     stats_.zero_pages_skipped += (chunk.size - size) / page_size;
     const Placement placement{size_, blocks_given_};
     size_ += size;
     blocks_given_ += (size + block_size - 1) / block_size;
+    lock.unlock();
+    if (!entries.empty()) {
+      const uint64_t end = entries.back().range.end;
+      const std::lock_guard storing(storing_);
+      TRY(sink_.add(with_parents(std::move(entries), end), bytes));
+    }
+    lock.lock();
     ++turn_;
     turn_changed_.notify_all();
     return placement;
   }
 
-  /// One after the other: the kernel would let only one write into a file (inode_lock), and the others spin meanwhile
-  /// instead of reading what comes next.
-  Status write(std::vector<iovec>& parts, uint64_t offset) {
-    const std::lock_guard lock(writing_);
-    size_t first = 0;
-    while (first < parts.size()) {
-      const int count = static_cast<int>(std::min<size_t>(parts.size() - first, IOV_MAX));
-      const ssize_t written = pwritev(fd_, parts.data() + first, count, static_cast<off_t>(offset));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) return write_error(errno);
-      offset += static_cast<uint64_t>(written);
-      for (auto left = static_cast<size_t>(written); left > 0;) {
-        const size_t step = std::min(left, parts[first].iov_len);
-        parts[first].iov_base = static_cast<uint8_t*>(parts[first].iov_base) + step;
-        parts[first].iov_len -= step;
-        left -= step;
-        if (parts[first].iov_len == 0) ++first;
-      }
-    }
-    return {};
+  /// The entries and what the parent images hold before `end`, in order.
+  std::vector<PageEntry> with_parents(std::vector<PageEntry> entries, uint64_t end) {
+    const auto middle = static_cast<ptrdiff_t>(entries.size());
+    for (; !in_parent_.empty() && in_parent_.front().range.begin < end; in_parent_ = in_parent_.subspan(1))
+      entries.push_back({in_parent_.front().range, image::page_flag::in_parent, in_parent_.front().shared_with_parent});
+    std::ranges::inplace_merge(entries, entries.begin() + middle, {},
+                               [](const PageEntry& entry) { return entry.range.begin; });
+    return entries;
   }
 
-  std::unexpected<Error> write_error(int errno_value) const {
-    auto error = Error::system("write pages", errno_value, name_);
-    if (errno_value != ENOSPC && errno_value != EDQUOT) return fail(std::move(error));
-    return fail(std::move(error).advise("free space there, or name another image directory with -D"));
-  }
-
-  int fd_;
+  image::PageSink& sink_;
   std::string name_;
   std::span<const model::PageRun> runs_;
+  std::span<const model::PageRun> in_parent_;  // what is not told yet
   uint64_t buffer_size_;
   PageSource& source_;
   const image::Directory& directory_;
   const std::vector<const FilterKind*> filters_;
 
-  std::mutex writing_;
+  std::mutex storing_;  // the sink, and where blocks lie
   std::mutex mutex_;
   std::condition_variable turn_changed_;
   size_t index_ = 0;     // next run
@@ -261,7 +239,6 @@ class Copy {
   uint64_t blocks_given_ = 0;
   uint64_t encoded_size_ = 0;  // of the blocks so far
   std::vector<Block> blocks_;
-  std::vector<Entry> entries_;
   PageStoreStats stats_;
   std::optional<Error> error_;
 };
@@ -277,36 +254,6 @@ Status check_runs(std::span<const model::PageRun> runs) {
     end = run.range.end;
   }
   return {};
-}
-
-Status write_pagemap(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
-                     const std::vector<Entry>& entries) {
-  auto writer = TRY(directory.create(image::file_name("pagemap-" + suffix)));
-  pagemap_head head;
-  head.set_pages_id(pages_id);
-  TRY(writer.append(head));
-  pagemap_entry record;
-  for (const Entry& entry : entries) {
-    const uint64_t pages = entry.range.size() / page_size;
-    record.Clear();
-    record.set_vaddr(entry.range.begin);
-    record.set_compat_nr_pages(static_cast<uint32_t>(pages));
-    record.set_nr_pages(pages);
-    record.set_flags(entry.in_parent_images ? in_parent_images : present);
-    if (entry.shared_with_parent) record.set_shared_with_parent(true);
-    TRY(writer.append(record));
-  }
-  return writer.finish();
-}
-
-/// What has been stored and what the parent images hold, in order.
-std::vector<Entry> merge(const std::vector<Entry>& stored, std::span<const model::PageRun> in_parent) {
-  std::vector<Entry> all, theirs;
-  for (const model::PageRun& run : in_parent) append(theirs, {run.range, run.shared_with_parent, true});
-  std::ranges::merge(
-      stored, theirs, std::back_inserter(all), {}, [](const Entry& entry) { return entry.range.begin; },
-      [](const Entry& entry) { return entry.range.begin; });
-  return all;
 }
 
 }  // namespace
@@ -329,19 +276,20 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
   TRY(check_runs(runs));
   TRY(check_runs(in_parent));
   const std::string name = image::file_name("pages-{}", pages_id);
-  UniqueFd fd(openat(directory.fd(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!fd.valid()) return fail_errno("create image", name);
   if (directory.encryption()) TRY(directory.encryption()->begin_file(name));
+  LocalPages here(directory);
+  const auto elsewhere = image::page_store(directory);
+  image::PageStore& store = elsewhere ? *elsewhere : here;
+  const auto sink = TRY(store.open({suffix, pages_id}, !in_parent.empty()));
 
-  const uint64_t total = total_size(runs);
-  Copy copy(fd.get(), name, runs, total, source, directory);
+  Copy copy(*sink, name, runs, in_parent, source, directory);
   const unsigned workers = copy.filters().empty() ? std::min(2u, processor_count()) : processor_count();
-  TRY(copy.run(total < parallel_copy_from ? 1 : workers));
-  // close(2) is where a network file system reports that the data never arrived.
-  if (::close(fd.release()) < 0) return fail_errno("close image", name);
-  if (!copy.filters().empty()) TRY(write_block_table(directory, pages_id, copy.filters(), copy.blocks()));
-  TRY(write_pagemap(directory, suffix, pages_id,
-                    in_parent.empty() ? copy.entries() : merge(copy.entries(), in_parent)));
+  TRY(copy.run(total_size(runs) < parallel_copy_from ? 1 : workers));
+  if (!copy.filters().empty()) {
+    TRY(sink->store(block_table_name(pages_id),
+                    [&](image::Writer& writer) { return write_block_table(writer, copy.filters(), copy.blocks()); }));
+  }
+  TRY(sink->finish());
   return copy.stats();
 }
 

@@ -1,0 +1,135 @@
+// stasis page-server: stores the pages of a dump that is made elsewhere, or gives those of a checkpoint to a restore
+// that is.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+
+#include "cli/criu_options.h"
+#include "cli/dedup.h"
+#include "cli/key_options.h"
+#include "cli/session.h"
+#include "cli/subcommands.h"
+#include "cli/transfer_options.h"
+#include "memory/increments.h"
+#include "memory/page_receiver.h"
+#include "memory/page_sender.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  TransferOptions transfer;
+  std::string previous;
+  KeyOptions keys;
+  bool daemon = false, auto_dedup = false, lazy = false;
+  int status_fd = -1;
+};
+
+Status write_pidfile(const Session& session, pid_t pid) {
+  const auto& name = session.options().pidfile;
+  if (name.empty()) return {};
+  std::ofstream file(session.work_path(name));
+  file << pid;
+  if (file.flush()) return {};
+  return fail_errno("write the pidfile", session.work_path(name));
+}
+
+/// Goes on in a process without a terminal; the one that was called returns its pid. It inherits what listens, so that
+/// clients can come as soon as that one has ended.
+Result<pid_t> detach() {
+  const pid_t child = fork();
+  if (child < 0) return fail_errno("fork");
+  if (child > 0) return child;
+  setsid();
+  const UniqueFd nothing(open("/dev/null", O_RDWR | O_CLOEXEC));
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(nothing.get(), fd);
+  return 0;
+}
+
+/// Says that clients may come, to whom it concerns.
+Status say_ready(const Options& options, const Session& session) {
+  TRY(session.run_scripts("status-ready", 0));
+  if (options.status_fd < 0) return {};
+  const UniqueFd fd(options.status_fd);
+  const char byte = 0;
+  if (write(fd.get(), &byte, 1) != 1) return fail_errno("write to --status-fd", std::to_string(fd.get()));
+  return {};
+}
+
+/// The client has its last answer. Where its socket is ours alone, criu's clients wait for the end.
+void end(memory::Stream& stream, const Options& options, const Session& session) {
+  if (options.transfer.socket >= 0) return;
+  if (const auto ended = stream.finish(); !ended) session.log().warn("{}", ended.error().message());
+}
+
+Status store(memory::Stream& stream, const Options& options, const Session& session, const image::Directory& images) {
+  const auto received = TRY(memory::PageReceiver(images).receive(stream));
+  session.log().info("{} memories with {} KiB of pages are stored", received.memories, received.bytes >> 10);
+  end(stream, options, session);
+  if (!options.auto_dedup) return {};
+  if (!received.sealed) return release_superseded(images, session);
+  session.log().warn("--auto-dedup has released nothing: pages of encrypted images must stay");
+  return {};
+}
+
+Status give(memory::Stream& stream, const Options& options, const Session& session, const image::Directory& images) {
+  TRY(memory::PageSender(images).serve(stream));
+  end(stream, options, session);
+  return {};
+}
+
+Status prepare_store(const Options& options, const image::Directory& images) {
+  TRY(memory::PageReceiver::clear(images));
+  TRY(memory::link_parent(images, options.previous));
+  if (!options.previous.empty()) TRY_IN("use --prev-images-dir", memory::ParentImages::linked(images));
+  return {};
+}
+
+Status page_server(const Options& options, const Session& session) {
+  const auto& path = options.common.images_dir;
+  const auto images = options.lazy ? TRY(open_images(path, options.keys)) : TRY(image::Directory::open(path));
+  auto host = TRY(Host::open(options.transfer, session));
+  if (!options.lazy) TRY(prepare_store(options, images));
+  session.log().flush();  // where it listens; and what is not written would be written by both processes
+  const pid_t child = options.daemon ? TRY(detach()) : 0;
+  if (child > 0) return write_pidfile(session, child);
+  if (!options.daemon) TRY(write_pidfile(session, getpid()));
+  TRY(say_ready(options, session));
+  const auto stream = TRY(host.await(session));
+  return options.lazy ? give(*stream, options, session, images) : store(*stream, options, session, images);
+}
+
+}  // namespace
+
+void add_page_server(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand(
+      "page-server", "Store the pages of a dump that is made elsewhere, or give those of a checkpoint");
+  add_common_options(*command, options->common);
+  add_transfer_options(*command, options->transfer);
+  command
+      ->add_option("--prev-images-dir", options->previous,
+                   "What the round before has sent here, relative to the images directory")
+      ->type_name("DIR");
+  add_switch(*command, "--auto-dedup", options->auto_dedup,
+             "Release pages in the parent images that have come anew (stasis dedup)");
+  add_switch(*command, "--lazy-pages", options->lazy,
+             "Give the pages of the checkpoint in the images directory to a restore that asks for them");
+  add_key_options(*command, options->keys);
+  auto* daemon = add_switch(*command, "--daemon", options->daemon, "Go on in the background once clients can come");
+  command->add_option("--status-fd", options->status_fd, "Write a zero byte to this descriptor when clients can come")
+      ->type_name("FD")
+      ->check(CLI::NonNegativeNumber)
+      ->excludes(daemon);
+  add_criu_options(*command);
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_in_session(options->common, [&](const Session& session) { return page_server(*options, session); });
+    };
+  });
+}
+
+}  // namespace stasis::cli
