@@ -205,6 +205,8 @@ Result<KernelMemory> KernelMemory::open() {
   memory.reader_ = TRY(load_reader());
   const auto text = TRY(read_file(std::string(btf_path)));
   memory.types_ = TRY(KernelTypes::parse(Bytes(text.begin(), text.end())));
+  // A kernel that is locked down loads the program, and lets it read nothing (kernel_lockdown(7)).
+  TRY(memory.get(TRY(memory.run(0)), "task_struct", "tgid"));
   return memory;
 }
 
