@@ -32,6 +32,8 @@ enum class Operation : uint16_t {
   open_at,          ///< args: path, flags, mode, wanted number: opens it there
   setup_aio,        ///< args: requests, address, length, AioRingState: an AIO context whose ring is just there
   open_terminal,    ///< args: index, flags, room for as many descriptors
+  setup_io_uring,   ///< args: IoUringParameters, IoUringState: an io_uring whose queues have come just so far
+  map_in_place,     ///< args: descriptor, address, length, offset, protection, AddressSpan[spans_of_address_space]
   halt,             ///< the end. `end_mode` of the slot decides what follows
 };
 
@@ -39,6 +41,32 @@ enum class Operation : uint16_t {
 struct AioRingState {
   uint32_t slots, head, tail, reserved;
 };
+
+/// struct io_uring_params of linux/io_uring.h.
+struct IoUringParameters {
+  uint32_t sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd, reserved[3];
+  struct {
+    uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, reserved;
+    uint64_t user_address;
+  } sq;
+  struct {
+    uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags, reserved;
+    uint64_t user_address;
+  } cq;
+};
+static_assert(sizeof(IoUringParameters) == 120);
+
+/// How an io_uring stands that nobody has given it work that it has not done. What follows, as large as the parameters
+/// make it: the submission entries, the completion entries, and the array that leads to submission entries.
+struct IoUringState {
+  uint32_t sq_head, sq_tail, sq_dropped, sq_flags, cq_head, cq_tail, cq_overflow, cq_flags;
+  uint32_t sqes_size, cqes_size, array_size, reserved;  ///< in bytes
+};
+
+struct AddressSpan {
+  uint64_t begin, size;
+};
+inline constexpr uint64_t spans_of_address_space = 4096;
 
 enum class ArgumentKind : uint8_t {
   immediate,

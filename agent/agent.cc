@@ -96,6 +96,10 @@ class Interpreter {
         return setup_aio(a[0], a[1], a[2], reinterpret_cast<const AioRingState*>(a[3]));
       case Operation::open_terminal:
         return open_terminal(a[0], a[1], reinterpret_cast<uint32_t*>(a[2]));
+      case Operation::setup_io_uring:
+        return setup_io_uring(reinterpret_cast<IoUringParameters*>(a[0]), reinterpret_cast<const IoUringState*>(a[1]));
+      case Operation::map_in_place:
+        return map_in_place(a[0], a[1], a[2], a[3], a[4], reinterpret_cast<AddressSpan*>(a[5]));
       case Operation::halt:
         return 0;
     }
@@ -193,7 +197,7 @@ class Interpreter {
   /// Where the ring's tail stands only the kernel knows, which moves it with each request that completes: so many reads
   /// of nothing. Those that come before the events that nobody has taken are taken at once, the others are replaced.
   static int64_t setup_aio(uint64_t requests, uint64_t address, uint64_t length, const AioRingState* wanted) {
-    constexpr uint64_t may_move_to_fixed = 3, event_words = 4, error_invalid = 22;
+    constexpr uint64_t may_move_to_fixed = 3, event_words = 4;
     struct Ring {
       uint32_t id, slots, head, tail, magic, compatible, incompatible, header_length;
       uint64_t events[1];
@@ -201,7 +205,7 @@ class Interpreter {
     uint64_t context = 0;
     const int64_t made = raw_syscall(call_io_setup, requests, reinterpret_cast<uint64_t>(&context));
     if (made < 0) return made;
-    if (reinterpret_cast<Ring*>(context)->slots != wanted->slots) return -static_cast<int64_t>(error_invalid);
+    if (reinterpret_cast<Ring*>(context)->slots != wanted->slots) return error_invalid;
     if (context != address) {
       const int64_t moved = raw_syscall(call_mremap, context, length, length, may_move_to_fixed, address);
       if (moved < 0 && moved > -4096) return moved;
@@ -221,11 +225,156 @@ class Interpreter {
       if (left > unread) ring->head = ring->tail;
     }
     raw_syscall(call_close, static_cast<uint64_t>(file));
-    if (result != 1) return result < 0 ? result : -static_cast<int64_t>(error_invalid);
+    if (result != 1) return result < 0 ? result : error_invalid;
     const auto* events = reinterpret_cast<const uint64_t*>(wanted + 1);
     for (uint32_t i = 0; i < unread; ++i) {
       for (uint64_t word = 0; word < event_words; ++word)
         ring->events[(wanted->head + i) % slots * event_words + word] = events[i * event_words + word];
+    }
+    return 0;
+  }
+
+  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7;
+  static bool is_error(int64_t result) { return result < 0 && result > -4096; }
+  static int64_t map(uint64_t at, uint64_t size, uint64_t protection, uint64_t flags, uint64_t fd, uint64_t offset) {
+    return raw_syscall(call_mmap, at, size, protection, flags, fd, offset);
+  }
+
+  /// Everything that is free but the wanted place is taken for the moment, large pieces first: then the kernel's choice
+  /// is ours. What it looks for is the same for both (io_uring/memmap.c, io_uring_get_unmapped_area).
+  static int64_t map_in_place(uint64_t fd, uint64_t address, uint64_t size, uint64_t offset, uint64_t protection,
+                              AddressSpan* taken) {
+    constexpr uint64_t shared = 0x01, reserved = 0x4022, not_over = 0x100000;  // PRIVATE | ANONYMOUS | NORESERVE
+    constexpr uint64_t nothing = ~0ull, largest = 1ull << 46, page = 4096;
+    uint64_t count = 0;
+    int64_t result = map(address, size, 0, reserved | not_over, nothing, 0);
+    if (is_error(result)) return result;
+    for (uint64_t piece = largest; piece >= page && !is_error(result);) {
+      const int64_t at = map(0, piece, 0, reserved, nothing, 0);
+      if (is_error(at))
+        piece /= 2;
+      else if (!add_span(taken, count, {static_cast<uint64_t>(at), piece}))
+        result = error_too_many;
+    }
+    raw_syscall(call_munmap, address, size);
+    if (!is_error(result)) result = map(0, size, protection, shared, fd, offset);
+    while (count > 0) --count, raw_syscall(call_munmap, taken[count].begin, taken[count].size);
+    if (is_error(result) || static_cast<uint64_t>(result) == address) return result;
+    raw_syscall(call_munmap, static_cast<uint64_t>(result), size);
+    return error_exists;
+  }
+
+  /// Joins it with one that it touches: there are as many in the end as there were gaps.
+  static bool add_span(AddressSpan* spans, uint64_t& count, AddressSpan added) {
+    for (uint64_t i = 0; i < count; ++i) {
+      if (spans[i].begin + spans[i].size != added.begin && added.begin + added.size != spans[i].begin) continue;
+      if (added.begin < spans[i].begin) spans[i].begin = added.begin;
+      spans[i].size += added.size;
+      return true;
+    }
+    if (count == spans_of_address_space) {
+      raw_syscall(call_munmap, added.begin, added.size);
+      return false;
+    }
+    spans[count++] = added;
+    return true;
+  }
+
+  /// An io_uring of ours and its queues, mapped somewhere.
+  struct IoUring {
+    int64_t fd = -1;
+    uint64_t rings = 0, entries = 0;
+    const IoUringParameters& made;
+    uint64_t ring_size = 0, entries_size = 0;
+
+    volatile uint32_t& word(uint32_t offset) const { return *reinterpret_cast<volatile uint32_t*>(rings + offset); }
+    bool has_array() const { return (made.flags & no_array) == 0; }
+    uint64_t entry_size() const { return (made.flags & large_entries) != 0 ? 128 : 64; }
+    uint64_t completion_size() const { return (made.flags & large_completions) != 0 ? 32 : 16; }
+
+    static constexpr uint32_t large_entries = 1 << 10, large_completions = 1 << 11, no_array = 1 << 16;
+  };
+
+  static int64_t open_io_uring(IoUring& ring, IoUringParameters* parameters) {
+    constexpr uint64_t read_write = 3, shared_populated = 0x8001, of_entries = 0x10000000;
+    ring.fd = raw_syscall(call_io_uring_setup, parameters->sq_entries, reinterpret_cast<uint64_t>(parameters));
+    if (ring.fd < 0) return ring.fd;
+    const uint64_t completions = parameters->cq.cqes + parameters->cq_entries * ring.completion_size();
+    const uint64_t array = parameters->sq.array + uint64_t{parameters->sq_entries} * sizeof(uint32_t);
+    ring.ring_size = ring.has_array() && array > completions ? array : completions;
+    ring.entries_size = parameters->sq_entries * ring.entry_size();
+    const auto fd = static_cast<uint64_t>(ring.fd);
+    const int64_t rings = map(0, ring.ring_size, read_write, shared_populated, fd, 0);
+    const int64_t entries = map(0, ring.entries_size, read_write, shared_populated, fd, of_entries);
+    if (!is_error(rings)) ring.rings = static_cast<uint64_t>(rings);
+    if (!is_error(entries)) ring.entries = static_cast<uint64_t>(entries);
+    return is_error(rings) ? rings : is_error(entries) ? entries : 0;
+  }
+
+  static int64_t close_io_uring(const IoUring& ring, int64_t result) {
+    if (ring.rings != 0) raw_syscall(call_munmap, ring.rings, ring.ring_size);
+    if (ring.entries != 0) raw_syscall(call_munmap, ring.entries, ring.entries_size);
+    if (result >= 0) return ring.fd;
+    if (ring.fd >= 0) raw_syscall(call_close, static_cast<uint64_t>(ring.fd));
+    return result;
+  }
+
+  /// How far its queues have come the kernel knows by itself: the submission queue by what it has taken, the completion
+  /// queue by what it has told. So it is given as much that does nothing. Completions that nobody is to have read yet
+  /// are not read on the way either: the kernel looks ahead which places are free (io_uring/io_uring.c,
+  /// io_cqe_cache_refill).
+  static int64_t setup_io_uring(IoUringParameters* parameters, const IoUringState* wanted) {
+    IoUring ring{.made = *parameters};
+    int64_t result = open_io_uring(ring, parameters);
+    if (result < 0) return close_io_uring(ring, result);
+    for (uint32_t i = 0; ring.has_array() && i < parameters->sq_entries; ++i)
+      ring.word(parameters->sq.array + i * sizeof(uint32_t)) = i;
+    const uint32_t told = wanted->cq_tail, read = wanted->cq_head;
+    const uint32_t silent = wanted->sq_head - told;
+    if (wanted->sq_head < told) return close_io_uring(ring, error_invalid);
+    result = submit_nothing(ring, silent, true, read);
+    if (result == 0) result = submit_nothing(ring, told, false, read);
+    if (result == 0 &&
+        (ring.word(parameters->sq.head) != wanted->sq_head || ring.word(parameters->cq.tail) != wanted->cq_tail))
+      result = error_invalid;
+    if (result != 0) return close_io_uring(ring, result);
+    const auto* content = reinterpret_cast<const uint8_t*>(wanted + 1);
+    content = fill(ring.entries, content, wanted->sqes_size);
+    content = fill(ring.rings + parameters->cq.cqes, content, wanted->cqes_size);
+    fill(ring.rings + parameters->sq.array, content, wanted->array_size);
+    ring.word(parameters->sq.tail) = wanted->sq_tail;
+    ring.word(parameters->sq.dropped) = wanted->sq_dropped;
+    ring.word(parameters->sq.flags) = wanted->sq_flags;
+    ring.word(parameters->cq.head) = wanted->cq_head;
+    ring.word(parameters->cq.overflow) = wanted->cq_overflow;
+    ring.word(parameters->cq.flags) = wanted->cq_flags;
+    return close_io_uring(ring, 0);
+  }
+
+  static const uint8_t* fill(uint64_t to, const uint8_t* from, uint32_t size) {
+    auto* bytes = reinterpret_cast<volatile uint8_t*>(to);
+    for (uint32_t i = 0; i < size; ++i) bytes[i] = from[i];
+    return from + size;
+  }
+
+  /// IORING_OP_NOP is 0, and so are all its fields. `last_read`: completions are read up to there.
+  static int64_t submit_nothing(const IoUring& ring, uint32_t left, bool silently, uint32_t last_read) {
+    constexpr uint8_t skip_success = 1 << 6;  // IOSQE_CQE_SKIP_SUCCESS
+    const auto& at = ring.made;
+    for (uint64_t i = 0; i < at.sq_entries; ++i)
+      reinterpret_cast<volatile uint8_t*>(ring.entries + i * ring.entry_size())[1] = silently ? skip_success : 0;
+    while (left != 0) {
+      const uint32_t told = ring.word(at.cq.tail);
+      const uint32_t read = told < last_read ? told : last_read;
+      ring.word(at.cq.head) = read;
+      const uint32_t room = at.cq_entries - (told - read);
+      uint32_t count = left < at.sq_entries ? left : at.sq_entries;
+      if (!silently && count > room) count = room;
+      ring.word(at.sq.tail) = ring.word(at.sq.head) + count;
+      const int64_t done = raw_syscall(call_io_uring_enter, static_cast<uint64_t>(ring.fd), count, 0, 0, 0, 0);
+      if (done < 0) return done;
+      if (done != count) return error_invalid;
+      left -= count;
     }
     return 0;
   }

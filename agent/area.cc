@@ -39,6 +39,11 @@ Operation operation_of(uint32_t number) {
       return Operation::open_at;
     case plan::Call::setup_aio:
       return Operation::setup_aio;
+    case plan::Call::setup_io_uring:
+      return Operation::setup_io_uring;
+    case plan::Call::map_in_place:
+      static_assert(plan::Call::room_for_choices == spans_of_address_space * sizeof(AddressSpan));
+      return Operation::map_in_place;
     case plan::Call::open_terminal:
       return Operation::open_terminal;
     default:

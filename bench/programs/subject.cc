@@ -1,6 +1,7 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `small`, `increments MIB FILE`, `pause MIB`. Prints "ready" once set up. With `pause` it prints at each SIGUSR1 the
-// longest time in nanoseconds for which it did not run since the one before.
+// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `pause MIB`. Prints "ready" once set
+// up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run since the one
+// before.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -10,9 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,6 +70,34 @@ static int connect_all(long count) {
   }
   for (long i = 0; i < count; ++i) {
     if (accept(listener, nullptr, nullptr) < 0) return 3;
+  }
+  return 0;
+}
+
+/// One or two descriptors, as many as the kind comes in; 0: it is not known.
+static int open_some(const char* kind) {
+  int pair[2];
+  const auto is = [kind](const char* name) { return strcmp(kind, name) == 0; };
+  if (is("pipe")) return pipe(pair) == 0 ? 2 : 0;
+  if (is("unix")) return socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 ? 2 : 0;
+  if (is("udp")) return socket(AF_INET, SOCK_DGRAM, 0) >= 0;
+  if (is("eventfd")) return eventfd(1, 0) >= 0;
+  if (is("timerfd")) return timerfd_create(CLOCK_MONOTONIC, 0) >= 0;
+  if (is("epoll")) return epoll_create1(0) >= 0;
+  if (is("memfd")) return memfd_create("memfd", 0) >= 0;
+  if (!is("signalfd")) return 0;
+  sigset_t mask;
+  sigemptyset(&mask);
+  return signalfd(-1, &mask, 0) >= 0;
+}
+
+static int open_kind(const char* kind, long count) {
+  const rlimit limit = {8192, 8192};
+  setrlimit(RLIMIT_NOFILE, &limit);
+  for (long have = 0; have < count;) {
+    const int more = open_some(kind);
+    if (more == 0) return 3;
+    have += more;
   }
   return 0;
 }
@@ -143,6 +176,8 @@ int main(int argc, char** argv) {
     for (long i = 3; i < count; ++i) {
       if (open(i % 2 ? "/dev/null" : argv[0], O_RDONLY) < 0) return 3;
     }
+  } else if (strcmp(what, "kind") == 0) {
+    if (argc < 4 || open_kind(argv[2], atol(argv[3])) != 0) return 3;
   } else if (strcmp(what, "connections") == 0) {
     if (connect_all(count) != 0) return 3;
   } else if (strcmp(what, "memory") == 0 || strcmp(what, "pause") == 0) {

@@ -21,6 +21,7 @@ enum class Backing : uint8_t {
   vvar,      ///< also vvar_vclock
   vsyscall,  ///< never mapped by us: it is there or it is not
   aio_ring,  ///< mapped by io_setup(2): an AioContext
+  io_uring,  ///< queues of the io_uring `file`, shared with the kernel, which alone chooses where they are mapped
 };
 
 /// One VMA as /proc/PID/smaps shows it.

@@ -18,7 +18,9 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"start_overrun_timer", Call::start_overrun_timer},
                                                                   {"epoll_add_fired", Call::epoll_add_fired},
                                                                   {"setup_aio", Call::setup_aio},
-                                                                  {"open_terminal", Call::open_terminal}};
+                                                                  {"open_terminal", Call::open_terminal},
+                                                                  {"setup_io_uring", Call::setup_io_uring},
+                                                                  {"map_in_place", Call::map_in_place}};
 
 constexpr std::string_view unnamed = "syscall ";
 

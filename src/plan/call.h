@@ -71,6 +71,13 @@ struct Call {
   /// index; -EBUSY if somebody else has it.
   static constexpr uint32_t open_terminal = 0x10008;
 
+  /// args: InOut of struct io_uring_params, agent::IoUringState with the entries. Makes an io_uring that stands so.
+  static constexpr uint32_t setup_io_uring = 0x10009;
+  /// args: descriptor, address, length, offset, protection, Out for the kernel's choices. Maps what can only be mapped
+  /// where the kernel chooses: for the moment nothing else is left to choose.
+  static constexpr uint32_t map_in_place = 0x1000a;
+  static constexpr uint64_t room_for_choices = 65536;
+
   uint32_t number = 0;
   std::vector<Argument> arguments;
   Expectation expect;

@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <cerrno>
 
 namespace stasis::plan {
 namespace {
@@ -14,16 +16,33 @@ std::string taken_from(Pid pid) { return fmt::format("taken from {}", pid); }
 std::string borrowed_from(Pid pid) { return fmt::format("borrowed from {}", pid); }
 std::string is_there(Pid pid) { return fmt::format("{} is there", pid); }
 
-/// F_SETOWN_EX records the caller's ids as the sender's: the ids that stasis restores with, not the original ones,
-/// which only matter when a signal is sent to a process of another user (fs/fcntl.c, sigio_perm). `id` is the owner as
-/// the caller's pid namespace has it.
+/// F_SETOWN_EX records the caller's ids as those of the sender, which decide whether a signal reaches a process of
+/// another user (fs/fcntl.c, f_setown_ex, sigio_perm): the caller takes the original ones for the moment, where it may.
+/// To change ids costs a process its death signal and its dumpable flag (kernel/cred.c, commit_creds).
+Calls as_setter(const model::FileOwner& owner, Call set_owner) {
+  if (owner.uid == 0 && owner.euid == 0) return {std::move(set_owner)};  // what whoever may take ids has anyway
+  constexpr uint32_t kept = ~0u;
+  constexpr auto may_fail = Expectation::Kind::success_or;
+  return {call(SYS_prctl, PR_GET_PDEATHSIG, Out{sizeof(int)}),
+          call(SYS_prctl, PR_GET_DUMPABLE),
+          call(SYS_getuid),
+          call(SYS_geteuid),
+          expecting(call(SYS_setresuid, owner.uid, owner.euid, kept), may_fail, -EPERM),
+          std::move(set_owner),
+          call(SYS_setresuid, ResultOf{-4}, ResultOf{-3}, kept),
+          call(SYS_prctl, PR_SET_PDEATHSIG, WordOf{-7, 0}),
+          call(SYS_prctl, PR_SET_DUMPABLE, ResultOf{-7})};
+}
+
+/// `id` is the owner as the caller's pid namespace has it.
 Calls owner_calls(int fd, const model::FileOwner& owner, pid_t id) {
   Calls calls;
   if (owner.kind != model::FileOwner::Kind::none) {
     const int type = owner.kind == model::FileOwner::Kind::thread    ? F_OWNER_TID
                      : owner.kind == model::FileOwner::Kind::process ? F_OWNER_PID
                                                                      : F_OWNER_PGRP;
-    calls.push_back(call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(f_owner_ex{static_cast<__pid_type>(type), id})));
+    calls =
+        as_setter(owner, call(SYS_fcntl, fd, F_SETOWN_EX, struct_in(f_owner_ex{static_cast<__pid_type>(type), id})));
   }
   if (owner.signal != 0) calls.push_back(call(SYS_fcntl, fd, F_SETSIG, owner.signal));
   return calls;

@@ -169,6 +169,8 @@ class MappingPlanner {
       case model::Backing::aio_ring:
         set_up_aio(mapping);
         return {};
+      case model::Backing::io_uring:
+        return map_queues(mapping);
     }
     // These decide which pages the kernel takes to fill it.
     for (const int advice : {MADV_HUGEPAGE, MADV_NOHUGEPAGE}) {
@@ -194,6 +196,14 @@ class MappingPlanner {
     in.bytes.insert(in.bytes.end(), context->events.begin(), context->events.end());
     sink().perform("AIO context", "memory.aio",
                    {call(Call::setup_aio, context->requests, context->ring, mapping.range.size(), std::move(in))});
+  }
+
+  Status map_queues(const model::Mapping& mapping) {
+    const int fd = TRY(file_for(mapping));
+    sink().perform("queues of an io_uring", "memory.io_uring",
+                   {call(Call::map_in_place, fd, mapping.range.begin, mapping.range.size(), mapping.offset,
+                         mapping.protection, Out{Call::room_for_choices})});
+    return {};
   }
 
   /// The whole mapping, or what is missing between its inherited parts.

@@ -102,6 +102,14 @@ constexpr Rule rules[] = {
      .demanded = [](const auto& application, const Task& t,
                     const Thread&) { return !space_of(application, t).aio.empty(); },
      .repeatable = true},
+    {.name = "memory.io_uring",
+     .scope = Scope::space,
+     .demanded =
+         [](const auto& application, const Task& t, const Thread&) {
+           return any_mapping(application, t,
+                              [](const model::Mapping& m) { return m.backing == model::Backing::io_uring; });
+         },
+     .repeatable = true},
     {"memory.keys", Scope::space,
      [](const auto& application, const Task& t, const Thread&) {
        return any_mapping(application, t, [](const model::Mapping& m) { return m.protection_key > 0; });

@@ -34,10 +34,11 @@ void cut(Entries& entries, AddressRange range, EndOf end_of) {
 }
 
 /// vDSO, vvar and vsyscall are the kernel's own: they are placed when the program has run. So are rings of AIO
-/// contexts.
+/// contexts, and queues of io_urings.
 bool placed_by_kernel(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar ||
-         mapping.backing == model::Backing::vsyscall || mapping.backing == model::Backing::aio_ring;
+         mapping.backing == model::Backing::vsyscall || mapping.backing == model::Backing::aio_ring ||
+         mapping.backing == model::Backing::io_uring;
 }
 bool is_shared(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::shared_anonymous || mapping.backing == model::Backing::shared_file;

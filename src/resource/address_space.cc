@@ -14,7 +14,9 @@
 #include "kernel/extents.h"
 #include "resource/aio.h"
 #include "resource/descriptors.h"
+#include "resource/io_uring.h"
 #include "resource/ipc_namespace.h"
+#include "resource/kernel_access.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
 #include "resource/system_v.h"
@@ -65,6 +67,15 @@ Result<uint32_t> open_flags(pid_t witness, const kernel::MapsEntry& vma) {
   return (link.st_mode & S_IWUSR) != 0 ? O_RDWR : O_RDONLY;
 }
 
+/// Where nobody may look they are taken to have ended.
+Status check_requests(CaptureContext& context, const ProcessView& view, AddressRange ring, std::string subject) {
+  const auto& memory = context.kept<KernelAccess>().memory;
+  if (memory && TRY(waits_for_aio(*memory, view.witness(), ring.begin)))
+    context.diagnostics.refuse_for_now(std::move(subject), "requests of it wait for others (IOCB_CMD_POLL)",
+                                       "let the program wait for them before it is dumped, or cancel them");
+  return {};
+}
+
 }  // namespace
 
 TreeMemory::TreeMemory() = default;
@@ -104,8 +115,17 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
                  return {};
                }));
     }
-    if (found.kind == VmaKind::aio_ring)
+    if (found.kind == VmaKind::io_uring) {
+      const auto ring = find_io_uring(context, makedev(vma.device_major, vma.device_minor), vma.inode);
+      if (!ring)
+        context.diagnostics.refuse(subject_of(task, vma), "the io_uring that these queues are of nobody has open",
+                                   let_go_of_it);
+      mapping.file = ring.value_or(ObjectId{});
+    }
+    if (found.kind == VmaKind::aio_ring) {
       space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));
+      TRY_IN("look at " + subject_of(task, vma), check_requests(context, view, vma.range, subject_of(task, vma)));
+    }
     space.mappings.push_back(std::move(mapping));
   }
   return {};

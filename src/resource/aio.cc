@@ -52,6 +52,20 @@ Result<model::AioContext> look_at_aio(pid_t witness, AddressRange ring) {
   return context;
 }
 
+Result<bool> waits_for_aio(const kernel::KernelMemory& memory, pid_t witness, uint64_t ring) {
+  const uint64_t space = TRY(memory.get(TRY(memory.task(witness)), "task_struct", "mm"));
+  const uint64_t table = TRY(memory.get(space, "mm_struct", "ioctx_table"));
+  const uint64_t count = TRY(memory.get(table, "kioctx_table", "nr"));
+  const uint64_t contexts = TRY(memory.address(table, "kioctx_table", "table"));
+  for (uint64_t index = 0; index < count; ++index) {
+    const uint64_t context = TRY(memory.word(contexts + index * sizeof(uint64_t)));
+    if (context == 0 || TRY(memory.get(context, "kioctx", "user_id")) != ring) continue;
+    const uint64_t list = TRY(memory.address(context, "kioctx", "active_reqs"));
+    return TRY(memory.word(list)) != list;
+  }
+  return fail(Error::conflict("look at an AIO context", "the kernel has none with this ring"));
+}
+
 void encode_aio(const model::AddressSpace& space, mm_entry& mm) {
   for (const auto& context : space.aio) {
     auto& entry = *mm.add_aios();

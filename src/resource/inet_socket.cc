@@ -78,6 +78,17 @@ struct Connections {
   }
 };
 
+/// Of two sockets with the same port: whether their addresses overlap (net/ipv4/inet_connection_sock.c,
+/// inet_rcv_saddr_equal).
+bool are_in_each_others_way(const InetSocket& a, const InetSocket& b) {
+  const auto& on = a.options.device;
+  if (!on.empty() && !b.options.device.empty() && on != b.options.device) return false;
+  if (a.what.family == b.what.family)
+    return !a.local.has_address() || !b.local.has_address() || a.local.address == b.local.address;
+  const auto& six = a.what.family == AF_INET6 ? a : b;
+  return !six.only_ipv6 && (!six.local.has_address() || kernel::as_sent(six.local).family == AF_INET);
+}
+
 class InetSocketRoom final : public FileRoom {
  public:
   std::string_view kind() const override { return "inet socket"; }
@@ -173,7 +184,8 @@ class InetSocketRoom final : public FileRoom {
     return description;
   }
 
-  /// A port that listening sockets share, some without saying so any more, can only be had by who says it.
+  /// A port that a listening socket shares with another, some without saying so any more, can only be had by who says
+  /// it. Those that do not listen need say no more than SO_REUSEADDR, which all do while they are made.
   Status finish_decode(model::Application& application) const override {
     std::map<uint16_t, std::vector<ObjectId>> by_port;
     for (const auto& [id, description] : application.descriptions) {
@@ -182,10 +194,15 @@ class InetSocketRoom final : public FileRoom {
         by_port[socket->local.port].push_back(id);
     }
     for (const auto& [port, sharers] : by_port) {
-      if (sharers.size() < 2) continue;
       for (const ObjectId id : sharers) {
         auto& description = application.descriptions.at(id);
-        auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
+        const auto& own = *description.state.as<InetSocket>();
+        const bool shares = std::ranges::any_of(sharers, [&](ObjectId other) {
+          const auto& theirs = *application.descriptions.at(other).state.as<InetSocket>();
+          return other != id && (own.is_listening() || theirs.is_listening()) && are_in_each_others_way(own, theirs);
+        });
+        if (!shares) continue;
+        auto socket = std::make_shared<InetSocket>(own);
         socket->shares_port = true;
         set_state(description, std::move(socket));
       }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -19,6 +20,8 @@
 #include "image/names.h"
 #include "kernel/proc.h"
 #include "namespaces.pb.h"
+#include "resource/kernel_access.h"
+#include "resource/semaphore_undo.h"
 #include "resource/system_v.h"
 
 namespace stasis::resource {
@@ -76,12 +79,13 @@ struct Identity {
 struct SemaphoreSet {
   Identity identity;
   std::vector<uint16_t> values;
+  SemaphoreUndo undo = {};
   friend bool operator==(const SemaphoreSet&, const SemaphoreSet&) = default;
 };
 
-Bytes bytes_of_values(const SemaphoreSet& set) {
-  const auto* first = reinterpret_cast<const uint8_t*>(set.values.data());
-  return {first, first + set.values.size() * sizeof(uint16_t)};
+Bytes bytes_of_values(const std::vector<uint16_t>& values) {
+  const auto* first = reinterpret_cast<const uint8_t*>(values.data());
+  return {first, first + values.size() * sizeof(uint16_t)};
 }
 
 struct Message {
@@ -287,8 +291,9 @@ class ImageWriter {
       ipc_sem_entry entry;
       *entry.mutable_desc() = encode_identity(set.identity);
       entry.set_nsems(static_cast<uint32_t>(set.values.size()));
+      encode_undo(set.undo, entry);
       TRY(writer.append(entry));
-      TRY(writer.append_raw(padded(bytes_of_values(set), semaphore_unit)));
+      TRY(writer.append_raw(padded(bytes_of_values(set.values), semaphore_unit)));
     }
     return writer.finish();
   }
@@ -369,6 +374,7 @@ class ImageReader {
         set.values.push_back(static_cast<uint16_t>(bytes[at] | bytes[at + 1] << 8));
       if (std::ranges::any_of(set.values, [](uint16_t value) { return value > highest_value; }))
         return reject(reader, "nsems", "a value is out of range");
+      set.undo = TRY(decode_undo(entry, set.values, reader.where()));
       space.semaphores.push_back(std::move(set));
     }
     return {};
@@ -427,7 +433,7 @@ void make(const SemaphoreSet& set, plan::Sink& sink) {
   semid_ds owner{};
   owner.sem_perm.uid = uid, owner.sem_perm.gid = gid, owner.sem_perm.mode = static_cast<unsigned short>(mode);
   calls.push_back(call(SYS_semctl, id, 0, IPC_SET, plan::struct_in(owner)));
-  calls.push_back(call(SYS_semctl, id, 0, SETALL, plan::In{bytes_of_values(set)}));
+  calls.push_back(call(SYS_semctl, id, 0, SETALL, plan::In{bytes_of_values(values_before_undo(set.values, set.undo))}));
   sink.perform(fmt::format("semaphore set {} (key {:#x})", id, static_cast<uint32_t>(key)), "", std::move(calls));
 }
 
@@ -465,7 +471,12 @@ class IpcNamespaceRoom final : public TaskRoom {
   std::string_view name() const override { return "IPC namespace"; }
 
   Status capture(CaptureContext& context, const ProcessView& view, model::Task& task) const override {
-    if (task.pid != context.application.root || lives_with_us(view.witness())) return {};
+    if (task.pid == context.application.root && !lives_with_us(view.witness())) TRY(capture_namespace(context, view));
+    return capture_undo(context, view, task);
+  }
+
+ private:
+  static Status capture_namespace(CaptureContext& context, const ProcessView& view) {
     auto space = std::make_shared<IpcNamespace>();
     TRY_IN("look at the tree's IPC namespace",
            in_ipc_namespace_of(view.witness(), [&space] { return Reader(*space).run(); }));
@@ -479,6 +490,26 @@ class IpcNamespaceRoom final : public TaskRoom {
     return {};
   }
 
+  /// Where the kernel's memory cannot be read, nobody can see it.
+  static Status capture_undo(CaptureContext& context, const ProcessView& view, const model::Task& task) {
+    const auto* found = namespace_of(context.application);
+    if (found == nullptr || found->semaphores.empty() || task.state == model::TaskState::zombie) return {};
+    const auto& memory = context.kept<KernelAccess>().memory;
+    if (!memory) return {};
+    std::map<int32_t, size_t> sizes;
+    for (const auto& set : found->semaphores) sizes[set.identity.id] = set.values.size();
+    const auto undo = TRY(look_at_undo(*memory, view.host_tids, sizes));
+    if (undo.empty()) return {};
+    auto space = std::make_shared<IpcNamespace>(*found);
+    for (auto& set : space->semaphores) {
+      if (const auto adjustments = undo.find(set.identity.id); adjustments != undo.end())
+        set.undo[task.pid] = adjustments->second;
+    }
+    context.application.objects[the_namespace] = {std::move(space)};
+    return {};
+  }
+
+ public:
   Status encode(const model::Application& application, const model::Task& task,
                 image::TaskRecords& records) const override {
     const auto* space = namespace_of(application);
@@ -486,18 +517,39 @@ class IpcNamespaceRoom final : public TaskRoom {
     return ImageWriter(*records.directory, records.ids.ipc_ns_id()).run(*space);
   }
 
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  plan::Sink& sink) const override {
+    const auto* space = namespace_of(application);
+    if (stage != plan::Stage::process || space == nullptr) return;
+    for (const auto& set : space->semaphores) {
+      if (const auto undo = set.undo.find(task.pid); undo != set.undo.end())
+        sink.perform(fmt::format("what is undone of semaphore set {}", set.identity.id), "",
+                     undo_calls(set.identity.id, undo->second));
+    }
+  }
+
   void contribute(plan::Stage stage, const model::Application& application, plan::Sink& sink) const override {
     const auto* space = namespace_of(application);
-    if (stage != plan::Stage::prepare || space == nullptr) return;
+    if (space == nullptr) return;
+    if (stage == plan::Stage::prepare) create(*space, sink);
+    if (stage != plan::Stage::settle) return;
+    for (const auto& set : space->semaphores) {
+      if (auto calls = calls_after_undo(set.identity.id, set.undo); !calls.empty())
+        sink.perform(fmt::format("values of semaphore set {}", set.identity.id), "", std::move(calls));
+    }
+  }
+
+ private:
+  static void create(const IpcNamespace& space, plan::Sink& sink) {
     sink.perform("IPC namespace", "", {call(SYS_unshare, CLONE_NEWIPC)}, {"CAP_SYS_ADMIN"});
     plan::Calls calls;
     for (size_t index = 0; index < std::size(variables); ++index)
-      write_variable(variables[index].file, fmt::format("{}", space->values[index]), calls);
-    write_variable(semaphore_limits, fmt::format("{}", fmt::join(space->semaphore_values, " ")), calls);
+      write_variable(variables[index].file, fmt::format("{}", space.values[index]), calls);
+    write_variable(semaphore_limits, fmt::format("{}", fmt::join(space.semaphore_values, " ")), calls);
     sink.perform("limits of the IPC namespace", "", std::move(calls));
-    for (const auto& set : space->semaphores) make(set, sink);
-    for (const auto& queue : space->queues) make(queue, sink);
-    for (const auto& segment : space->segments) {
+    for (const auto& set : space.semaphores) make(set, sink);
+    for (const auto& queue : space.queues) make(queue, sink);
+    for (const auto& segment : space.segments) {
       create_segment(segment.segment, sink);
       fill(segment, sink);
     }

@@ -5,9 +5,10 @@
 // A restore begins by moving stasis itself into a new namespace, where it makes everything, and where all are born. So
 // what a failed restore has made goes with stasis.
 //
-// What SEM_UNDO would undo the kernel tells nobody: nothing is undone after a restore. kcmp(2) tells whether a process
-// has a list of it, but each that has created a thread has one, used or not (ipc/sem.c, copy_semundo). Nobody who
-// sleeps in semop(2) goes on sleeping: the call returns EINTR, as after a stop and continue (signal(7)).
+// What SEM_UNDO would undo is looked at in the kernel's memory (semaphore_undo.h); where that cannot be read, nothing
+// is undone after a restore: kcmp(2) tells whether a process has a list of it, but each that has created a thread has
+// one, used or not (ipc/sem.c, copy_semundo). Nobody who sleeps in semop(2) goes on sleeping: the call returns EINTR,
+// as after a stop and continue (signal(7)).
 #pragma once
 
 #include <functional>

@@ -6,6 +6,8 @@
 #include <bit>
 #include <string_view>
 
+#include "resource/io_uring.h"
+
 namespace stasis::resource {
 namespace {
 
@@ -67,6 +69,12 @@ Classified classify_name(const kernel::MapsEntry& vma) {
   }
   if (path.starts_with("socket:"))
     return refuse("a packet socket's ring, in which the kernel goes on where nobody can see");
+  if (path == "anon_inode:[io_uring]") {
+    constexpr uint64_t completions = 0x8000000;  // IORING_OFF_CQ_RING: the same as 0
+    if (vma.shared && (vma.offset == 0 || vma.offset == completions || vma.offset == uring::offset_of_entries))
+      return {VmaKind::io_uring, {}};
+    return refuse("a part of an io_uring's queues, or a ring of buffers of its");
+  }
   if (path.starts_with("anon_inode:")) return refuse("memory shared with a kernel object (a ring) cannot be saved");
   const bool huge = vma.vm_flags.contains("ht");
   if (huge && path == "/anon_hugepage (deleted)")
@@ -86,6 +94,8 @@ model::Backing backing_of(VmaKind kind, bool shared) {
       return model::Backing::shared_anonymous;
     case VmaKind::aio_ring:
       return model::Backing::aio_ring;
+    case VmaKind::io_uring:
+      return model::Backing::io_uring;
     case VmaKind::vdso:
       return model::Backing::vdso;
     case VmaKind::vvar:
@@ -107,7 +117,7 @@ std::string given_name(std::string_view path) {
 
 bool has_offset(model::Backing backing) {
   return backing == model::Backing::private_file || backing == model::Backing::shared_file ||
-         backing == model::Backing::shared_anonymous;
+         backing == model::Backing::shared_anonymous || backing == model::Backing::io_uring;
 }
 
 }  // namespace
@@ -148,7 +158,7 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   mapping.accounted = has("ac");
   mapping.protection_key = vma.protection_key;
   mapping.sealed = has("sl");
-  if (kind != VmaKind::file) mapping.name = given_name(vma.path);
+  if (kind != VmaKind::file && kind != VmaKind::io_uring) mapping.name = given_name(vma.path);
   mapping.read_only_attach = kind == VmaKind::system_v && !has("mw");
   return mapping;
 }

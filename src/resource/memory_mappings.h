@@ -16,6 +16,7 @@ enum class VmaKind {
   shared_segment,  ///< MAP_SHARED | MAP_ANONYMOUS: an unnamed file in the kernel's own tmpfs or hugetlbfs
   system_v,        ///< attached by shmat(2): a file in the kernel's own tmpfs whose inode number is the segment's id
   aio_ring,        ///< of a context of io_setup(2)
+  io_uring,        ///< queues of one
   vdso,
   vvar,
   vsyscall,

@@ -35,6 +35,7 @@ constexpr uint32_t memfd = 1 << 14;
 constexpr uint32_t shadow_stack = 1 << 15;
 constexpr uint32_t guard = 1 << 16;
 constexpr uint32_t uprobes = 1 << 17;
+constexpr uint32_t io_uring_queues = 1 << 30;  ///< ours
 
 /// Kept as they are in vma_entry.flags; type, MAP_ANONYMOUS and MAP_LOCKED follow from elsewhere.
 constexpr uint32_t kept_flags = MAP_GROWSDOWN | MAP_NORESERVE | MAP_HUGETLB | model::map_droppable |
@@ -68,6 +69,8 @@ uint32_t status_of(const model::Application& application, const model::Mapping& 
       return vsyscall | anonymous_private;
     case Backing::aio_ring:
       return regular | aio_ring;
+    case Backing::io_uring:
+      return regular | io_uring_queues;
     case Backing::private_file:
     case Backing::shared_file:
       break;
@@ -79,8 +82,12 @@ uint32_t status_of(const model::Application& application, const model::Mapping& 
          (mapping.is_heap ? heap : 0u);
 }
 
-bool is_file(Backing backing) { return backing == Backing::private_file || backing == Backing::shared_file; }
-bool is_shared(Backing backing) { return backing == Backing::shared_anonymous || backing == Backing::shared_file; }
+bool is_file(Backing backing) {
+  return backing == Backing::private_file || backing == Backing::shared_file || backing == Backing::io_uring;
+}
+bool is_shared(Backing backing) {
+  return backing == Backing::shared_anonymous || backing == Backing::shared_file || backing == Backing::io_uring;
+}
 
 void encode_extensions(const model::Application& application, const model::Mapping& mapping, vma_entry& entry) {
   if (mapping.locked_on_fault) entry.set_locked_on_fault(true);
@@ -164,6 +171,7 @@ class MappingDecoder {
     }
     if ((status & vsyscall) != 0) return Backing::vsyscall;
     if ((status & aio_ring) != 0) return Backing::aio_ring;
+    if ((status & io_uring_queues) != 0) return Backing::io_uring;
     if ((status & vdso) != 0) return Backing::vdso;
     if ((status & vvar) != 0) return Backing::vvar;
     constexpr std::pair<uint32_t, Backing> kinds[] = {{file_private, Backing::private_file},

@@ -337,8 +337,9 @@ class PipeRoom final : public PipeRoomBase {
     const int read_end = placements.front().scratch, write_end = read_end + 1;
     plan::Perform perform{fmt::format("pipe {}", end.buffer), "", {}, {}, {}};
     perform.calls.push_back(call(SYS_pipe2, plan::Out{8}, 0));
-    perform.calls.push_back(call(plan::Call::move_fd, WordOf{-1, 0}, read_end, O_CLOEXEC));
-    perform.calls.push_back(call(plan::Call::move_fd, WordOf{-2, 4}, write_end, O_CLOEXEC));
+    // The write end has the higher number, which may be the one that the read end is to have: it gives way first.
+    perform.calls.push_back(call(plan::Call::move_fd, WordOf{-1, 4}, write_end, O_CLOEXEC));
+    perform.calls.push_back(call(plan::Call::move_fd, WordOf{-2, 0}, read_end, O_CLOEXEC));
     for (auto& one : fill(*application.objects.at(end.buffer).as<PipeBuffer>(), write_end))
       perform.calls.push_back(std::move(one));
     open_placements(placements, read_end, write_end, true, perform);

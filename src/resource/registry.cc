@@ -15,6 +15,7 @@
 #include "resource/fs_context.h"
 #include "resource/inet_socket.h"
 #include "resource/inotify.h"
+#include "resource/io_uring.h"
 #include "resource/ipc_namespace.h"
 #include "resource/limits.h"
 #include "resource/memfd.h"
@@ -72,10 +73,11 @@ std::span<const TaskRoom* const> task_rooms() {
 std::span<const FileRoom* const> file_rooms() {
   // The first that recognises a descriptor has it: what takes everything comes last.
   static const std::vector<const FileRoom*> rooms = {
-      &mqueue_room(),   &regular_file_room(), &pipe_room(),        &fifo_room(),           &memfd_room(),
-      &terminal_room(), &unix_socket_room(),  &inet_socket_room(), &netlink_socket_room(), &packet_socket_room(),
-      &eventfd_room(),  &timerfd_room(),      &signalfd_room(),    &epoll_room(),          &pidfd_room(),
-      &inotify_room(),  &fanotify_room(),     &bpf_map_room(),     &namespace_file_room(), &unsupported_room()};
+      &mqueue_room(),     &regular_file_room(), &pipe_room(),        &fifo_room(),           &memfd_room(),
+      &terminal_room(),   &unix_socket_room(),  &inet_socket_room(), &netlink_socket_room(), &packet_socket_room(),
+      &eventfd_room(),    &timerfd_room(),      &signalfd_room(),    &epoll_room(),          &pidfd_room(),
+      &inotify_room(),    &fanotify_room(),     &bpf_map_room(),     &namespace_file_room(), &io_uring_room(),
+      &unsupported_room()};
   return rooms;
 }
 

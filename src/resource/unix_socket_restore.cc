@@ -153,7 +153,8 @@ class Builder {
     add(call(SYS_prctl, PR_SET_PDEATHSIG, WordOf{first + 2 - static_cast<int>(calls_.size()), 0}));
   }
 
-  /// Through numbers of our own: each end might have got the number that the other is to have.
+  /// Through numbers of our own: each end might have got the number that the other is to have. The second end has the
+  /// higher number, which may be that of the first helper: it gives way first.
   void create_pair(const End& end, int other_fd) {
     int pair = 0;
     as(end.socket->peer_ids, [&] {
@@ -161,8 +162,8 @@ class Builder {
       add(call(SYS_socketpair, AF_UNIX, end.socket->type, 0, plan::Out{8}));
     });
     const auto made = [&](uint32_t offset) { return WordOf{pair - static_cast<int>(calls_.size()), offset}; };
-    add(call(plan::Call::move_fd, made(0), end.helper(), 0));
     add(call(plan::Call::move_fd, made(4), end.helper_file(), 0));
+    add(call(plan::Call::move_fd, made(0), end.helper(), 0));
     add(call(plan::Call::move_fd, end.helper(), end.fd, 0));
     add(call(plan::Call::move_fd, end.helper_file(), other_fd, 0));
   }

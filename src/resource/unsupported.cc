@@ -30,11 +30,6 @@ struct Reason {
 };
 
 std::optional<Reason> reason_of_object(std::string_view link) {
-  if (link == "anon_inode:[io_uring]")
-    return Reason{
-        "it is an io_uring: the kernel alone chooses where its rings are mapped, so that they cannot be put back where "
-        "the program expects them",
-        "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)"};
   if (link == "anon_inode:[userfaultfd]")
     return Reason{
         "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",

@@ -429,6 +429,32 @@ TEST_F(HostileFile, Pidfd) {
     EXPECT_THAT(with([&](auto& p) { p.set_nspid(-1), p.set_exit_status(status); }), at("pidfd.exit_status")) << status;
 }
 
+TEST_F(HostileFile, IoUring) {
+  const auto with = [&](const std::function<void(io_uring_file_entry&)>& change) {
+    return error_of(IO_URING, [&](auto& file) {
+      auto& ring = begun(file.mutable_iou());
+      ring.set_setup_flags(0), ring.set_sq_entries(4), ring.set_cq_entries(8);
+      ring.set_sq_head(5), ring.set_sq_tail(6), ring.set_sq_dropped(0), ring.set_sq_flags(0);
+      ring.set_cq_head(3), ring.set_cq_tail(5), ring.set_cq_overflow(0), ring.set_cq_flags(0);
+      ring.set_sqes(std::string(4 * 64, '\0')), ring.set_cqes(std::string(8 * 16, '\0'));
+      ring.set_sq_array(std::string(4 * 4, '\0'));
+      change(ring);
+    });
+  };
+  EXPECT_EQ(with([](auto&) {}), "none");
+  EXPECT_THAT(with([](auto& r) { r.set_setup_flags(2); }), at("iou.setup_flags"));  // IORING_SETUP_SQPOLL
+  EXPECT_THAT(with([](auto& r) { r.set_sq_entries(3); }), at("iou.sq_entries"));
+  EXPECT_THAT(with([](auto& r) { r.set_sq_entries(65536); }), at("iou.sq_entries"));
+  EXPECT_THAT(with([](auto& r) { r.set_cq_entries(16); }), at("iou.cq_entries"));
+  EXPECT_THAT(with([](auto& r) { r.set_sq_tail(10); }), at("iou.sq_tail"));
+  EXPECT_THAT(with([](auto& r) { r.set_cq_head(~0u - 3); }), at("iou.cq_tail"));
+  EXPECT_THAT(with([](auto& r) { r.set_cq_tail(6); }), at("iou.cq_tail"));
+  EXPECT_THAT(with([](auto& r) { r.set_setup_flags(1 << 10); }), at("iou.sqes"));  // IORING_SETUP_SQE128
+  EXPECT_THAT(with([](auto& r) { r.set_sq_array(""); }), at("iou.sqes"));
+  EXPECT_THAT(with([](auto& r) { r.add_files(4711); }), at("iou.files"));
+  EXPECT_THAT(with([](auto& r) { r.set_eventfd(4711); }), at("iou.files"));
+}
+
 TEST_F(HostileFile, BpfMap) {
   const auto with = [&](const std::function<void(bpfmap_file_entry&, bpfmap_data_entry&)>& change) {
     bpfmap_data_entry data;
@@ -678,6 +704,17 @@ TEST_F(HostileIpcNamespace, ObjectsThatCannotBe) {
               at("sem", "desc.id"));
   EXPECT_THAT(error_with([](Set& s, Queue&, Message&, Segment&) { s.mutable_desc()->set_mode(01600); }),
               at("sem", "desc.mode"));
+  const auto undone = [&](uint32_t pid, std::initializer_list<int32_t> values) {
+    return error_with([&](Set& s, Queue&, Message&, Segment&) {
+      auto& undo = *s.add_undo();
+      undo.set_pid(pid);
+      for (const int32_t value : values) undo.add_values(value);
+    });
+  };
+  EXPECT_THAT(undone(7, {1, -1, 0}), HasSubstr("field ipc_ns_id"));  // as with nothing to undo
+  EXPECT_THAT(undone(0, {1, -1, 0}), at("sem", "undo.pid"));
+  EXPECT_THAT(undone(7, {1, -1}), at("sem", "undo.values"));
+  EXPECT_THAT(undone(7, {1, -32768, 0}), at("sem", "undo.values"));
   EXPECT_THAT(error_with([](Set&, Queue& q, Message&, Segment&) { q.set_qnum(~0u); }), at("msg", "qnum"));
   EXPECT_THAT(error_with([](Set&, Queue& q, Message&, Segment&) { q.set_qnum(2); }), at("msg", "qnum"));
   EXPECT_THAT(error_with([](Set&, Queue&, Message& m, Segment&) { m.set_mtype(0); }), at("msg", "mtype"));

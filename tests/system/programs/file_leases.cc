@@ -1,7 +1,6 @@
 // Leases: for reading and for writing, of root and of another user, with an owner and a signal of its own, and such
 // that are being broken. Nobody is told again what he has been told before the dump.
 // DUMP: --file-locks
-// IGNORE: files.owner  the ids of who has set it are those of stasis
 // FAIL_RESTORE
 // ROOT: has a process of another user
 #include "probe.h"

@@ -1,0 +1,264 @@
+#include "kernel/kernel_memory.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/bpf.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "kernel/proc.h"
+#include "kernel/process.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr std::string_view btf_path = "/sys/kernel/btf/vmlinux";
+constexpr uint16_t btf_magic = 0xeb9f;
+constexpr uint32_t kind_int = 1, kind_pointer = 2, kind_array = 3, kind_struct = 4, kind_union = 5, kind_enum = 6,
+                   kind_typedef = 8, kind_volatile = 9, kind_const = 10, kind_restrict = 11, kind_function_type = 13,
+                   kind_variable = 14, kind_section = 15, kind_decl_tag = 17, kind_type_tag = 18, kind_enum64 = 19,
+                   last_kind = 19;
+constexpr size_t member_size = 12;
+
+/// What follows a type of this kind with so many members.
+size_t size_behind(uint32_t kind, uint32_t count) {
+  switch (kind) {
+    case kind_int:
+    case kind_variable:
+    case kind_decl_tag:
+      return 4;
+    case kind_array:
+      return 12;
+    case kind_struct:
+    case kind_union:
+    case kind_section:
+    case kind_enum64:
+      return size_t{12} * count;
+    case kind_enum:
+    case kind_function_type:
+      return size_t{8} * count;
+    default:
+      return 0;
+  }
+}
+
+std::unexpected<Error> malformed(std::string cause) {
+  return fail(Error::invalid("read the kernel's types", std::move(cause), std::string(btf_path)));
+}
+
+// ---- the program. Its argument is a word at the beginning of the context, its answer the one after it.
+
+struct Context {
+  uint64_t argument = 0, answer = 0;
+};
+
+constexpr bpf_insn instruction(int code, int to, int from, int offset, int value) {
+  return {static_cast<uint8_t>(code), static_cast<uint8_t>(to & 15), static_cast<uint8_t>(from & 15),
+          static_cast<int16_t>(offset), value};
+}
+constexpr bpf_insn move(int to, int from) { return instruction(BPF_ALU64 | BPF_MOV | BPF_X, to, from, 0, 0); }
+constexpr bpf_insn set(int to, int value) { return instruction(BPF_ALU64 | BPF_MOV | BPF_K, to, 0, 0, value); }
+constexpr bpf_insn add(int to, int value) { return instruction(BPF_ALU64 | BPF_ADD | BPF_K, to, 0, 0, value); }
+constexpr bpf_insn load(int to, int from, int offset) {
+  return instruction(BPF_LDX | BPF_MEM | BPF_DW, to, from, offset, 0);
+}
+constexpr bpf_insn store(int to, int offset, int from) {
+  return instruction(BPF_STX | BPF_MEM | BPF_DW, to, from, offset, 0);
+}
+constexpr bpf_insn helper(int number) { return instruction(BPF_JMP | BPF_CALL, 0, 0, 0, number); }
+constexpr bpf_insn leave() { return instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0); }
+constexpr bpf_insn skip_if_zero(int what, int count) {
+  return instruction(BPF_JMP | BPF_JEQ | BPF_K, what, 0, count, 0);
+}
+constexpr int frame = 10, answer_at = sizeof(uint64_t);
+
+/// The word at an address; of address 0 the calling task's own.
+constexpr std::array reading{
+    move(6, 1),
+    load(3, 6, 0),
+    skip_if_zero(3, 7),
+    move(1, frame),
+    add(1, -8),
+    set(2, 8),
+    helper(BPF_FUNC_probe_read_kernel),
+    load(1, frame, -8),
+    store(6, answer_at, 1),
+    leave(),
+    helper(BPF_FUNC_get_current_task),
+    store(6, answer_at, 0),
+    set(0, 0),
+    leave(),
+};
+
+int64_t bpf(int command, bpf_attr& attributes) { return syscall(SYS_bpf, command, &attributes, sizeof attributes); }
+
+Result<UniqueFd> load_reader() {
+  bpf_attr attributes{};
+  attributes.prog_type = BPF_PROG_TYPE_SYSCALL;
+  attributes.insns = reinterpret_cast<uint64_t>(reading.data());
+  attributes.insn_cnt = static_cast<uint32_t>(reading.size());
+  attributes.license = reinterpret_cast<uint64_t>("GPL");  // the helpers ask for it
+  attributes.prog_flags = BPF_F_SLEEPABLE;
+  UniqueFd program(static_cast<int>(bpf(BPF_PROG_LOAD, attributes)));
+  if (!program.valid()) return fail_errno("load a BPF program that reads kernel memory");
+  return program;
+}
+
+}  // namespace
+
+std::string_view KernelTypes::name_at(uint32_t offset) const {
+  if (offset >= text_.size() - strings_) return {};
+  const auto* begin = reinterpret_cast<const char*>(text_.data()) + strings_ + offset;
+  return {begin, strnlen(begin, text_.size() - strings_ - offset)};
+}
+
+uint32_t KernelTypes::word_at(size_t offset) const {
+  uint32_t word = 0;
+  std::memcpy(&word, text_.data() + offset, sizeof word);
+  return word;
+}
+
+Result<KernelTypes> KernelTypes::parse(Bytes btf) {
+  constexpr size_t header = 24;
+  KernelTypes types;
+  types.text_ = std::move(btf);
+  const auto& text = types.text_;
+  if (text.size() < header) return malformed("it is too short");
+  const uint64_t begin = types.word_at(4), type_begin = begin + types.word_at(8),
+                 type_end = type_begin + types.word_at(12), strings = begin + types.word_at(16),
+                 strings_end = strings + types.word_at(20);
+  if ((types.word_at(0) & 0xffff) != btf_magic || begin < header || type_end > text.size() || strings_end > text.size())
+    return malformed("its header is wrong");
+  types.strings_ = strings;
+  types.types_.emplace_back();  // void
+  for (size_t at = type_begin; at < type_end;) {
+    Type type;
+    if (type_end - at < member_size) return malformed("it ends within a type");
+    type.name = types.word_at(at), type.info = types.word_at(at + 4), type.size_or_type = types.word_at(at + 8);
+    type.more = at + member_size;
+    const uint32_t kind = types.kind(type);
+    if (kind == 0 || kind > last_kind) return malformed(fmt::format("a type of an unknown kind, {}", kind));
+    at = type.more + size_behind(kind, types.count(type));
+    if (at > type_end) return malformed("it ends within a type");
+    if (kind == kind_struct) types.structures_.try_emplace(types.name_at(type.name), types.types_.size());
+    types.types_.push_back(type);
+  }
+  return types;
+}
+
+std::optional<KernelField> KernelTypes::field(std::string_view structure, std::string_view name) const {
+  const auto found = structures_.find(structure);
+  return found == structures_.end() ? std::nullopt : find(types_[found->second], name, 0);
+}
+
+std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_view name, int depth) const {
+  constexpr int deepest = 8;
+  const bool has_bit_fields = structure.info >> 31 != 0;
+  for (uint32_t i = 0; i < count(structure) && depth < deepest; ++i) {
+    const size_t at = structure.more + i * member_size;
+    const uint32_t place = word_at(at + 8), type = word_at(at + 4);
+    const uint32_t bits = has_bit_fields ? place >> 24 : 0, offset = has_bit_fields ? place & 0xffffff : place;
+    const auto own_name = name_at(word_at(at));
+    if (own_name == name) return KernelField{offset / 8, bits == 0 ? size_of(type) : 0, offset % 8, bits};
+    const bool is_open = own_name.empty() && type < types_.size() &&
+                         (kind(types_[type]) == kind_struct || kind(types_[type]) == kind_union);
+    auto inner = is_open ? find(types_[type], name, depth + 1) : std::nullopt;
+    if (!inner) continue;
+    inner->offset += offset / 8;
+    return inner;
+  }
+  return std::nullopt;
+}
+
+uint32_t KernelTypes::size_of(uint32_t id) const {
+  constexpr int deepest = 16;
+  for (int depth = 0; depth < deepest && id < types_.size(); ++depth) {
+    const auto& type = types_[id];
+    switch (kind(type)) {
+      case kind_pointer:
+        return sizeof(uint64_t);
+      case kind_typedef:
+      case kind_volatile:
+      case kind_const:
+      case kind_restrict:
+      case kind_type_tag:
+        id = type.size_or_type;
+        continue;
+      case kind_int:
+      case kind_enum:
+      case kind_enum64:
+      case kind_struct:
+      case kind_union:
+        return type.size_or_type;
+      default:
+        return 0;
+    }
+  }
+  return 0;
+}
+
+Result<KernelMemory> KernelMemory::open() {
+  KernelMemory memory;
+  memory.reader_ = TRY(load_reader());
+  const auto text = TRY(read_file(std::string(btf_path)));
+  memory.types_ = TRY(KernelTypes::parse(Bytes(text.begin(), text.end())));
+  // A kernel that is locked down loads the program, and lets it read nothing (kernel_lockdown(7)).
+  TRY(memory.get(TRY(memory.run(0)), "task_struct", "tgid"));
+  return memory;
+}
+
+Result<uint64_t> KernelMemory::run(uint64_t argument) const {
+  Context context{argument, 0};
+  bpf_attr attributes{};
+  attributes.test.prog_fd = static_cast<uint32_t>(reader_.get());
+  attributes.test.ctx_in = reinterpret_cast<uint64_t>(&context);
+  attributes.test.ctx_size_in = sizeof context;
+  if (bpf(BPF_PROG_TEST_RUN, attributes) != 0) return fail_errno("read kernel memory");
+  if (attributes.test.retval != 0)
+    return fail(Error::conflict("read kernel memory", fmt::format("nothing is at {:#x}", argument)));
+  return context.answer;
+}
+
+Result<uint64_t> KernelMemory::word(uint64_t address) const {
+  if (address < sizeof(uint64_t)) return fail(Error::conflict("read kernel memory", "a pointer leads nowhere"));
+  return run(address);
+}
+
+Result<uint64_t> KernelMemory::address(uint64_t object, std::string_view structure, std::string_view name) const {
+  const auto field = types_.field(structure, name);
+  if (!field)
+    return fail(Error::unsupported("read kernel memory", fmt::format("this kernel has no {}.{}", structure, name)));
+  return object + field->offset;
+}
+
+Result<uint64_t> KernelMemory::get(uint64_t object, std::string_view structure, std::string_view name) const {
+  const uint64_t at = TRY(address(object, structure, name));
+  const auto field = *types_.field(structure, name);
+  const uint64_t value = TRY(word(at)) >> field.bit;
+  const uint32_t width = field.bits != 0 ? field.bits : field.size * 8;
+  return width == 0 || width >= 64 ? value : value & ((uint64_t{1} << width) - 1);
+}
+
+Result<uint64_t> KernelMemory::file(int fd) const {
+  const uint64_t task = TRY(run(0));
+  const uint64_t files = TRY(get(task, "task_struct", "files"));
+  const uint64_t table = TRY(get(TRY(get(files, "files_struct", "fdt")), "fdtable", "fd"));
+  return word(table + static_cast<uint64_t>(fd) * sizeof(uint64_t));
+}
+
+/// By a pidfd of it: struct pid leads to the thread (kernel/pid.c, pid_task).
+Result<uint64_t> KernelMemory::task(pid_t tid) const {
+  const auto pidfd = TRY(pidfd_open_thread(tid));
+  const uint64_t opened = TRY(file(pidfd.get()));
+  // Since Linux 6.9 it is an inode of pidfs.
+  uint64_t pid = TRY(get(TRY(get(opened, "file", "f_inode")), "inode", "i_private"));
+  if (pid == 0) pid = TRY(get(opened, "file", "private_data"));
+  const uint64_t first = TRY(word(TRY(address(pid, "pid", "tasks"))));
+  if (first == 0) return fail(Error::gone("read kernel memory", fmt::format("thread {}", tid)));
+  return first - TRY(address(0, "task_struct", "pid_links"));
+}
+
+}  // namespace stasis::kernel

@@ -1,0 +1,88 @@
+// Kernel memory, for what no interface tells of an object.
+//
+// A BPF program of a few instructions reads a word of it (bpf_probe_read_kernel; an address where nothing is gives an
+// error), and the kernel's description of its own types says where fields are (/sys/kernel/btf/vmlinux,
+// Documentation/bpf/btf.rst). That needs CAP_BPF and CAP_PERFMON, and a kernel with CONFIG_DEBUG_INFO_BTF. Nothing is
+// ever written. What is read must not change meanwhile: it belongs to tasks that stand still.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/result.h"
+#include "base/types.h"
+#include "base/unique_fd.h"
+
+namespace stasis::kernel {
+
+/// Where a field of a structure is. Fields of unnamed members count as the structure's own.
+struct KernelField {
+  uint64_t offset = 0;  ///< in bytes
+  uint32_t size = 0;    ///< likewise; of a bit field 0
+  uint32_t bit = 0, bits = 0;
+  friend bool operator==(const KernelField&, const KernelField&) = default;
+};
+
+/// The kernel's types, from the text of BTF. Hostile input is an error.
+class KernelTypes {
+ public:
+  KernelTypes() = default;
+  KernelTypes(KernelTypes&&) = default;
+  KernelTypes& operator=(KernelTypes&&) = default;
+  static Result<KernelTypes> parse(Bytes btf);
+  /// Nothing: there is no such structure or field.
+  std::optional<KernelField> field(std::string_view structure, std::string_view name) const;
+
+ private:
+  struct Type {
+    uint32_t name = 0, info = 0, size_or_type = 0;
+    size_t more = 0;  ///< where its members are
+  };
+  uint32_t kind(const Type& type) const { return type.info >> 24 & 31; }
+  uint32_t count(const Type& type) const { return type.info & 0xffff; }
+  std::string_view name_at(uint32_t offset) const;
+  uint32_t word_at(size_t offset) const;
+  std::optional<KernelField> find(const Type& structure, std::string_view name, int depth) const;
+  uint32_t size_of(uint32_t type) const;
+
+  Bytes text_;
+  size_t strings_ = 0;
+  std::vector<Type> types_;
+  std::unordered_map<std::string_view, size_t> structures_;  ///< by name, which is part of the text
+};
+
+class KernelMemory {
+ public:
+  static Result<KernelMemory> open();
+
+  bool has(std::string_view structure, std::string_view name) const {
+    return types_.field(structure, name).has_value();
+  }
+  /// In bytes; 0: it is an array, or a bit field.
+  uint32_t size(std::string_view structure, std::string_view name) const {
+    return types_.field(structure, name).value_or(KernelField{}).size;
+  }
+  /// The address of a field of the object at `address`.
+  Result<uint64_t> address(uint64_t object, std::string_view structure, std::string_view name) const;
+  /// Its value: a number or a pointer.
+  Result<uint64_t> get(uint64_t object, std::string_view structure, std::string_view name) const;
+  /// 8 bytes.
+  Result<uint64_t> word(uint64_t address) const;
+
+  /// struct task_struct of a thread.
+  Result<uint64_t> task(pid_t tid) const;
+  /// struct file behind a descriptor of ours.
+  Result<uint64_t> file(int fd) const;
+
+ private:
+  /// Of address 0 the calling thread's struct task_struct.
+  Result<uint64_t> run(uint64_t address) const;
+
+  KernelTypes types_;
+  UniqueFd reader_;
+};
+
+}  // namespace stasis::kernel
