@@ -12,7 +12,7 @@ _stasis() {
     -o|--log-file|--pidfile|--action-script|--identity|--key-file|--recipient) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump restore dirty cleanup plan show diff check tree keygen dedup --help --version" -- "$current")
+    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump restore dirty cleanup plan show diff check tree keygen dedup lazy-pages --help --version" -- "$current")
     return
   fi
   local words=""
@@ -20,9 +20,10 @@ _stasis() {
     dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers --compress --encrypt --recipient --key-file --auto-dedup" ;;
     pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd --identity --key-file" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --lazy-pages --exec-cmd --identity --key-file" ;;
+    lazy-pages) words="$common --daemon --status-fd --identity --key-file" ;;
     cleanup|dedup) words="$common --identity --key-file" ;;
-    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --identity --key-file" ;;
+    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --lazy-pages --identity --key-file" ;;
     show) words="--images-dir --tree --compact --identity --key-file --help" ;;
     diff) words="--ignore --identity --key-file --help" ;;
     keygen) words="--shared --help" ;;

@@ -46,10 +46,19 @@ struct Command {
   std::string_view name;
   void (*add)(CLI::App&, Action& chosen, Face);
 };
-constexpr Command commands[] = {{"dump", add_dump},       {"pre-dump", add_pre_dump}, {"restore", add_restore},
-                                {"check", add_check},     {"show", add_show},         {"plan", add_plan},
-                                {"diff", add_diff},       {"dirty", add_dirty},       {"tree", add_tree},
-                                {"cleanup", add_cleanup}, {"keygen", add_keygen},     {"dedup", add_dedup}};
+constexpr Command commands[] = {{"dump", add_dump},
+                                {"pre-dump", add_pre_dump},
+                                {"restore", add_restore},
+                                {"check", add_check},
+                                {"show", add_show},
+                                {"plan", add_plan},
+                                {"diff", add_diff},
+                                {"dirty", add_dirty},
+                                {"tree", add_tree},
+                                {"cleanup", add_cleanup},
+                                {"keygen", add_keygen},
+                                {"dedup", add_dedup},
+                                {"lazy-pages", add_lazy_pages}};
 
 bool is_command(const std::string& text) {
   return std::ranges::find(commands, text, &Command::name) != std::end(commands);

@@ -82,7 +82,7 @@ struct Refused {
 constexpr Refused refused[] = {
     {"--config", Takes::value, "configuration files are not read; pass the options themselves"},
     {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
-    {"--lazy-pages", Takes::nothing, "all memory is restored before the tree runs"},
+    {"--lazy-pages", Takes::nothing, "only restore and plan leave memory for later"},
     {"--page-server", Takes::nothing, "pages are written to the images directory only"},
     {"--status-fd", Takes::value, "wait for the end of stasis instead"},
     {"--stream", Takes::nothing, "images are written to a directory only"},
@@ -116,6 +116,7 @@ void add_criu_options(CLI::App& command) {
     if (command.get_option_no_throw(std::string(long_name(names))) == nullptr) accept(names, takes);
   }
   for (const auto& [name, takes, reason] : refused) {
+    if (command.get_option_no_throw(name) != nullptr) continue;
     const auto refuse = [name, reason] {
       // CLI11's way to say so; cli.cc turns it into the message and the exit status.
       throw CLI::ValidationError(fmt::format("{} is refused: {}", name, reason));
