@@ -96,11 +96,6 @@ Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root) {
 
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
-  std::optional<memory::LazyDaemon> daemon;
-  if (options.restore.lazy_pages) {
-    TRY(kernel::MissingPages::probe());
-    daemon = TRY(memory::LazyDaemon::connect(session.work_path(".")));
-  }
   const auto& checkpoint = until_exit(
       TRY(load_checkpoint(images, session,
                           {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
@@ -108,6 +103,11 @@ Result<pid_t> restore(const Options& options, const Session& session) {
                            options.restore.lazy_pages})));
   // Pages are deciphered while the tree is built. That they are what was written is known before it begins.
   TRY_IN("check the encrypted images", memory::check_images(images));
+  std::optional<memory::LazyDaemon> daemon;
+  if (options.restore.lazy_pages) {
+    TRY(kernel::MissingPages::probe());
+    daemon = TRY(memory::LazyDaemon::connect(session.work_path(".")));
+  }
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);

@@ -89,7 +89,7 @@ Result<std::vector<MissingPages::Event>> MissingPages::events() const {
     std::array<uffd_msg, 16> messages;
     const ssize_t got = read(fd_.get(), messages.data(), sizeof messages);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno == EAGAIN) return events;
+    if (got < 0 && (errno == EAGAIN || !events.empty())) return events;
     if (got < 0) return fail_errno("read what happens to memory");
     for (size_t i = 0; i < static_cast<size_t>(got) / sizeof(uffd_msg); ++i) {
       const auto& [event, reserved1, reserved2, reserved3, arg] = messages[i];

@@ -46,10 +46,13 @@ Status LazyService::wait_for_restore() {
 Status LazyService::serve() {
   for (;;) {
     std::vector<LazySpace> children;
-    for (size_t i = 0; i < is_ready_.size(); ++i) {
-      if (is_ready_[i] || spaces_[i].is_held_up()) TRY(spaces_[i].answer(children));
+    Status answered;
+    for (size_t i = 0; i < is_ready_.size() && answered; ++i) {
+      if (is_ready_[i] || spaces_[i].is_held_up()) answered = spaces_[i].answer(children);
     }
+    // Also after an error: as long as we have their descriptors, nobody takes what is missing for zeros.
     std::ranges::move(children, std::back_inserter(spaces_));
+    TRY(answered);
     if (is_committed_) {
       std::erase_if(spaces_, [](const LazySpace& space) { return space.is_complete(); });
       if (spaces_.empty()) break;
