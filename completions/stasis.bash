@@ -13,7 +13,7 @@ _stasis() {
     -o|--log-file|--pidfile|--action-script|--identity|--key-file|--recipient|--tls-cacert|--tls-cacrl|--tls-cert|--tls-key) mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
   esac
   if [ "$COMP_CWORD" = 1 ]; then
-    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump page-server restore dirty cleanup plan show diff check tree keygen dedup --help --version" -- "$current")
+    mapfile -t COMPREPLY < <(compgen -W "dump pre-dump page-server restore dirty cleanup plan show diff check tree keygen dedup lazy-pages --help --version" -- "$current")
     return
   fi
   local words=""
@@ -22,9 +22,10 @@ _stasis() {
     pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode --page-server $transfer" ;;
     page-server) words="$common --prev-images-dir --auto-dedup --lazy-pages --identity --key-file --daemon --status-fd $transfer" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
-    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --exec-cmd --identity --key-file" ;;
+    restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --lazy-pages --exec-cmd --identity --key-file" ;;
+    lazy-pages) words="$common --daemon --status-fd --identity --key-file" ;;
     cleanup|dedup) words="$common --identity --key-file" ;;
-    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --identity --key-file" ;;
+    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --lazy-pages --identity --key-file" ;;
     show) words="--images-dir --tree --compact --identity --key-file --help" ;;
     diff) words="--ignore --identity --key-file --help" ;;
     keygen) words="--shared --help" ;;

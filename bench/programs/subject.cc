@@ -1,6 +1,6 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `pause MIB`. Prints "ready" once set
-// up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run since the one
+// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `lazy MIB FILE`, `pause MIB`. Prints "ready"
+// once set up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run since the one
 // before.
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -154,6 +154,22 @@ static int write_in_rounds(size_t size, const char* path) {
   }
 }
 
+/// Notes in the file when it ran again after it had not run for a while, in nanoseconds of the monotonic clock.
+static int note_return(size_t size, const char* path) {
+  const int file = open(path, O_RDWR | O_CREAT, 0600);
+  if (map_full(size) == nullptr || file < 0 || ftruncate(file, sizeof(long)) != 0) return 3;
+  void* note = mmap(nullptr, sizeof(long), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (note == MAP_FAILED) return 3;
+  printf("ready\n");
+  fflush(stdout);
+  constexpr long while_away = 300'000'000;
+  for (long before = nanoseconds();;) {
+    const long now = nanoseconds();
+    if (now - before > while_away) *static_cast<volatile long*>(note) = now;
+    before = now;
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const char* what = argv[1];
@@ -184,6 +200,8 @@ int main(int argc, char** argv) {
     if (map_full(static_cast<size_t>(count) << 20) == nullptr) return 3;
   } else if (strcmp(what, "increments") == 0) {
     return argc < 4 ? 2 : write_in_rounds(static_cast<size_t>(count) << 20, argv[3]);
+  } else if (strcmp(what, "lazy") == 0) {
+    return argc < 4 ? 2 : note_return(static_cast<size_t>(count) << 20, argv[3]);
   }
   signal(SIGUSR1, ask);
   printf("ready\n");

@@ -85,6 +85,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
 
   plan::PlanOptions options;
   options.pages = std::move(decoded.pages);
+  options.lazy = policy.lazy_pages;
   options.occupied = TRY(execute::own_mappings());
   options.stacks_are_never_huge = resource::host().stacks_are_never_huge;
   options.first_transient_pid = quiet_pids();

@@ -17,6 +17,7 @@ struct CheckpointPolicy {
   std::string file_validation = "buildid";
   std::string plan_cache;  ///< directory; empty: none
   std::vector<std::string> inherit_fd = {};
+  bool lazy_pages = false;
 };
 
 struct Checkpoint {

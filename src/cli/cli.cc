@@ -58,7 +58,8 @@ constexpr Command commands[] = {{"dump", add_dump},
                                 {"cleanup", add_cleanup},
                                 {"keygen", add_keygen},
                                 {"dedup", add_dedup},
-                                {"page-server", add_page_server}};
+                                {"page-server", add_page_server},
+                                {"lazy-pages", add_lazy_pages}};
 
 bool is_command(const std::string& text) {
   return std::ranges::find(commands, text, &Command::name) != std::end(commands);

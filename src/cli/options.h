@@ -46,6 +46,7 @@ struct RestoreOptions {
   bool detached = false, sibling = false;
   bool leave_stopped = false;
   bool shell_job = false;
+  bool lazy_pages = false;
   std::string root;
   std::string file_validation = "buildid";
   std::string plan_cache;  ///< directory; empty: none

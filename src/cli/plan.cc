@@ -32,6 +32,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "-j,--shell-job", options->policy.shell_job, "As for restore");
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
+  add_switch(*command, "--lazy-pages", options->policy.lazy_pages, "As for restore");
   add_switch(*command, "--tcp-established", options->policy.tcp_established,
              "As for restore; so unless --no- is given");
   add_switch(*command, "--tcp-close", options->policy.tcp_close, "As for restore");

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fstream>
+#include <optional>
 
 #include "cli/criu_options.h"
 #include "cli/checkpoint.h"
@@ -15,7 +16,11 @@
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
 #include "execute/execute.h"
+#include "kernel/missing_pages.h"
+#include "kernel/proc.h"
+#include "kernel/process.h"
 #include "memory/check_images.h"
+#include "memory/lazy_link.h"
 #include "resource/inet_socket.h"
 
 namespace stasis::cli {
@@ -80,14 +85,29 @@ class NetworkOpening {
   bool was_locked_ = false;
 };
 
+/// From here on the daemon alone is answerable for the memory that is missing.
+Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root) {
+  for (const pid_t pid : kernel::list_descendants(root)) {
+    const auto process = kernel::pidfd_open(pid);
+    if (process) TRY(daemon.add_process(process->get()));  // a zombie may have been reaped
+  }
+  return daemon.commit();
+}
+
 Result<pid_t> restore(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
   const auto& checkpoint = until_exit(
       TRY(load_checkpoint(images, session,
                           {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
-                           options.restore.file_validation, options.restore.plan_cache, options.restore.inherit_fd})));
+                           options.restore.file_validation, options.restore.plan_cache, options.restore.inherit_fd,
+                           options.restore.lazy_pages})));
   // Pages are deciphered while the tree is built. That they are what was written is known before it begins.
   TRY_IN("check the encrypted images", memory::check_images(images));
+  std::optional<memory::LazyDaemon> daemon;
+  if (options.restore.lazy_pages) {
+    TRY(kernel::MissingPages::probe());
+    daemon = TRY(memory::LazyDaemon::connect(session.work_path(".")));
+  }
   TRY(session.run_scripts("pre-restore", 0));
 
   Pidfile pidfile(session);
@@ -102,11 +122,15 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   NetworkOpening network(checkpoint);
   execution.at_last = [&] { return network.open(); };
   execution.undo_last = [&] { network.close(session); };
+  execution.hand_over = [&](const execute::OwedPages& owed) {
+    return daemon->hand_over(owed.owner.value, owed.descriptor.fd(), owed.runs);
+  };
   const uint64_t start = session.microseconds();
   auto tree = TRY(execute::BuiltTree::build(checkpoint.program, checkpoint.application, images, execution));
   const uint64_t built = session.microseconds();
   const pid_t root = tree->host_root();
   TRY(session.run_scripts("pre-resume", root));
+  if (daemon) TRY(leave_memory_to(*daemon, root));
   TRY(tree->resume());
   pidfile.keep();
   RestoreStatistics statistics = checkpoint.pages;
@@ -151,6 +175,8 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "-s,--leave-stopped", options->restore.leave_stopped, "Leave the restored tree stopped");
   add_switch(*command, "-j,--shell-job", options->restore.shell_job,
              "Take session and terminal from the shell we run under");
+  add_switch(*command, "--lazy-pages", options->restore.lazy_pages,
+             "Let the tree run before its memory is there: `stasis lazy-pages` brings it");
   add_network_options_of_restore(*command, options->network);
   add_key_options(*command, options->keys);
   command

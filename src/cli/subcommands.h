@@ -21,6 +21,7 @@ void add_pre_dump(CLI::App&, Action& chosen, Face);
 void add_dirty(CLI::App&, Action& chosen, Face);
 void add_cleanup(CLI::App&, Action& chosen, Face);
 void add_restore(CLI::App&, Action& chosen, Face);
+void add_lazy_pages(CLI::App&, Action& chosen, Face);
 void add_show(CLI::App&, Action& chosen, Face);
 void add_plan(CLI::App&, Action& chosen, Face);
 void add_check(CLI::App&, Action& chosen, Face);

@@ -24,6 +24,7 @@
 #include "execute/execute.h"
 #include "execute/lower.h"
 #include "execute/namespace_ends.h"
+#include "execute/owing.h"
 #include "execute/resume.h"
 #include "kernel/descriptor_limit.h"
 #include "kernel/id_holder.h"
@@ -312,11 +313,12 @@ class Tree final : public BuiltTree {
     std::vector<Runner> runners(area_->header().slot_count);
     for (const auto& [runner, slot] : lowered_.slot_of) runners.at(slot) = runner;
     const Watchdog watchdog(*area_, std::move(runners), !application_.root_is_namespace_init, options_.timeout_seconds);
-    const Decoding decoding(program_, lowered_, images,
-                            {.counters = area_->counters(),
+    const RequestScene scene{.counters = area_->counters(),
                              .has_failed = [this] { return area_->failed() != 0; },
                              .cancel = [this] { area_->cancel(); },
-                             .host_pid = [this](Pid pid) { return host_pid(pid); }});
+                             .host_pid = [this](Pid pid) { return host_pid(pid); }};
+    const Decoding decoding(program_, lowered_, images, scene);
+    const Owing owing(program_, lowered_, scene, options_.hand_over);
     run_supervisor();
     host_root_ = spawned_root();
     while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {
@@ -325,6 +327,7 @@ class Tree final : public BuiltTree {
     }
     if (area_->failed() == 0) return {};
     if (auto error = decoding.error()) return fail(std::move(*error));
+    if (auto error = owing.error()) return fail(std::move(*error));
     return fail(failure(watchdog));
   }
 

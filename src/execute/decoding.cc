@@ -3,10 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <limits.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,17 +16,11 @@ namespace {
 
 constexpr uint64_t piece_size = 1 << 20;
 
-/// Bounded: a wake-up that was lost costs a moment and not forever.
-void sleep_on(uint32_t& word, uint32_t seen) {
-  const timespec pause{0, 20'000'000};
-  syscall(SYS_futex, &word, FUTEX_WAIT, seen, &pause, nullptr, 0);
-}
-
 }  // namespace
 
 /// One command.
 struct Decoding::Job {
-  const DecodingRequest* request = nullptr;
+  const Request* request = nullptr;
   Pid pid;
   std::string file;
   uint64_t offset = 0, length = 0;
@@ -107,9 +98,9 @@ Status write_file(int fd, uint64_t position, std::span<const uint8_t> bytes) {
 }  // namespace
 
 Decoding::Decoding(const plan::Program& program, const Lowered& lowered, const image::Directory& images,
-                   DecodingScene scene)
+                   RequestScene scene)
     : program_(program), lowered_(lowered), images_(images), scene_(std::move(scene)) {
-  for (const auto& request : lowered_.decodings) {
+  for (const auto& request : lowered_.decodings.all) {
     auto job = std::make_unique<Job>();
     job->request = &request;
     const auto& command = program_.commands[request.command];
@@ -146,11 +137,8 @@ std::optional<Error> Decoding::error() const {
   return error_;
 }
 
-uint32_t Decoding::load(uint32_t counter) const { return __atomic_load_n(&scene_.counters[counter], __ATOMIC_ACQUIRE); }
-
 void Decoding::wake_all() {
-  if (!jobs_.empty())
-    syscall(SYS_futex, &scene_.counters[lowered_.decoding_asked], FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  if (!jobs_.empty()) scene_.wake(lowered_.decodings.asked);
 }
 
 void Decoding::work() {
@@ -166,7 +154,7 @@ void Decoding::work() {
 
 std::optional<Decoding::Piece> Decoding::take() {
   for (;;) {
-    const uint32_t seen = load(lowered_.decoding_asked);
+    const uint32_t seen = scene_.value(lowered_.decodings.asked);
     Job* asked = nullptr;
     {
       const std::lock_guard lock(mutex_);
@@ -175,7 +163,7 @@ std::optional<Decoding::Piece> Decoding::take() {
       if (asked == nullptr && !open_.empty()) return next_piece(*open_.front());
     }
     if (asked == nullptr) {
-      sleep_on(scene_.counters[lowered_.decoding_asked], seen);
+      scene_.sleep_on(lowered_.decodings.asked, seen);
     } else if (auto begun = begin(*asked); !begun) {
       give_up(std::move(begun).error(), *asked);
     } else {
@@ -186,7 +174,8 @@ std::optional<Decoding::Piece> Decoding::take() {
 }
 
 Decoding::Job* Decoding::next_request() {
-  const auto asked = std::ranges::find_if(unasked_, [&](const Job* job) { return load(job->request->asked) != 0; });
+  const auto asked =
+      std::ranges::find_if(unasked_, [&](const Job* job) { return scene_.value(job->request->asked) != 0; });
   if (asked == unasked_.end()) return nullptr;
   Job* job = *asked;
   unasked_.erase(asked);
@@ -250,9 +239,7 @@ void Decoding::finish(const Piece& piece) {
   job.filled += piece.length;
   if (job.filled < job.length) return;
   job.target.reset();
-  uint32_t& done = scene_.counters[job.request->done];
-  __atomic_add_fetch(&done, 1, __ATOMIC_ACQ_REL);
-  syscall(SYS_futex, &done, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+  scene_.post(job.request->done);
   if (--unfinished_ == 0) wake_all();
 }
 

@@ -19,24 +19,17 @@
 
 #include "base/unique_fd.h"
 #include "execute/lower.h"
+#include "execute/requests.h"
 #include "image/directory.h"
 #include "memory/block_file.h"
 #include "plan/program.h"
 
 namespace stasis::execute {
 
-/// What the decoding needs of the tree being built.
-struct DecodingScene {
-  std::span<uint32_t> counters;                ///< of the agent area
-  std::function<bool()> has_failed;            ///< nobody waits for anything any more
-  std::function<void()> cancel;                ///< makes all who wait give up
-  std::function<Result<pid_t>(Pid)> host_pid;  ///< of a process that runs commands, as we see it
-};
-
 class Decoding {
  public:
   /// Nothing is started where the program decodes nothing. All arguments must outlive it.
-  Decoding(const plan::Program&, const Lowered&, const image::Directory&, DecodingScene);
+  Decoding(const plan::Program&, const Lowered&, const image::Directory&, RequestScene);
   ~Decoding();
   Decoding(const Decoding&) = delete;
   Decoding& operator=(const Decoding&) = delete;
@@ -69,12 +62,11 @@ class Decoding {
   void finish(const Piece&);
   void give_up(Error, const Job&);
   void wake_all();
-  uint32_t load(uint32_t counter) const;
 
   const plan::Program& program_;
   const Lowered& lowered_;
   const image::Directory& images_;
-  const DecodingScene scene_;
+  const RequestScene scene_;
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Job>> jobs_;

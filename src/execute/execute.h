@@ -5,16 +5,25 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "image/directory.h"
+#include "kernel/missing_pages.h"
 #include "model/application.h"
 #include "plan/program.h"
 
 namespace stasis::execute {
+
+/// Private memory of one address space whose pages come when they are used, or later.
+struct OwedPages {
+  Pid owner;                        ///< as the images name the memory
+  kernel::MissingPages descriptor;  ///< watches it: who touches it waits
+  std::span<const uint64_t> runs;   ///< address, length: the pages that are missing
+};
 
 struct ExecuteOptions {
   bool sibling = false;          ///< --restore-sibling: the root becomes our sibling
@@ -22,6 +31,8 @@ struct ExecuteOptions {
   int fail_at_command = -1;      ///< fault injection: this command's first system call fails with EIO
   unsigned timeout_seconds = 0;  ///< 0: none
   bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
+  /// Called once for each address space of which pages are owed (OWE_PAGES), by a thread of its own.
+  std::function<Status(OwedPages)> hand_over;
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.
   std::function<Status(pid_t)> before_resume;
   /// Called when all tasks are as they will be, and stopped, just before connections leave repair mode (END_REPAIR) and

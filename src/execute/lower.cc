@@ -461,17 +461,24 @@ class Lowering {
     return {};
   }
 
-  Status lower(const plan::Command&, const plan::DecodePages&) { return request_decoding(); }
-  Status lower(const plan::Command&, const plan::DecodeFile&) { return request_decoding(); }
-  Status request_decoding() {
+  Status lower(const plan::Command&, const plan::DecodePages&) { return ask(result_.decodings, "decode"); }
+  Status lower(const plan::Command&, const plan::DecodeFile&) { return ask(result_.decodings, "decode"); }
+  Status lower(const plan::Command&, const plan::OwePages& owe) {
+    add(call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+    add(call(plan::Call::move_fd, ResultOf{-1}, owe.fd, O_CLOEXEC, 1));
+    TRY(ask(result_.owings, "owe"));
+    add(call(SYS_close, owe.fd));
+    return {};
+  }
+  Status ask(Requests& requests, std::string_view what) {
     const auto origin = static_cast<uint32_t>(origin_);
     // Names that no event of a program has.
-    const auto own = [&](std::string_view what) { return counter(fmt::format("\n{} {}", what, origin)); };
-    const DecodingRequest request{origin, own("asked"), own("done")};
-    result_.decodings.push_back(request);
-    result_.decoding_asked = counter("\nasked");
+    const Request request{origin, counter(fmt::format("\nasked {}", origin)),
+                          counter(fmt::format("\ndone {}", origin))};
+    requests.all.push_back(request);
+    requests.asked = counter(fmt::format("\n{}", what));
     now().post(request.asked, 1, ~0u, origin);
-    now().post(result_.decoding_asked, 1, 1, origin);
+    now().post(requests.asked, 1, 1, origin);
     now().wait(request.done, 1, origin);
     return {};
   }

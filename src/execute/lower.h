@@ -24,11 +24,15 @@ struct LowerOptions {
   AddressRange rseq_area;  ///< of the thread that creates the root: unregistered by the child before it unmaps it
 };
 
-/// A command whose runner waits for stasis to decode something (execute/decoding.h): it posts one counter and awaits
-/// the other.
-struct DecodingRequest {
+/// A command whose runner waits for stasis to do something for it: it posts one counter and awaits the other.
+struct Request {
   uint32_t command = 0;
   uint32_t asked = 0, done = 0;
+};
+/// Those of one kind, and the counter that is posted with each.
+struct Requests {
+  std::vector<Request> all;
+  uint32_t asked = 0;
 };
 
 struct Lowered {
@@ -36,9 +40,9 @@ struct Lowered {
   std::map<Runner, uint32_t> slot_of;
   uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY
   uint32_t ready_threads = 0;
-  std::vector<DecodingRequest> decodings;
-  uint32_t decoding_asked = 0;        ///< the counter that is posted with each request
-  uint32_t root_spawn = 0;            ///< instruction of slot 0 that creates the root: its result is the root's pid
+  Requests decodings;       ///< execute/decoding.h
+  Requests owings;          ///< execute/owing.h
+  uint32_t root_spawn = 0;  ///< instruction of slot 0 that creates the root: its result is the root's pid
   std::optional<uint32_t> last_wait;  ///< of slot 0: while the tree is built
 };
 

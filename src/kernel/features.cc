@@ -21,6 +21,7 @@
 #include "base/unique_fd.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/missing_pages.h"
 #include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {
@@ -152,6 +153,16 @@ std::string probe_seccomp_filters() {
   return failed("PTRACE_SECCOMP_GET_FILTER");
 }
 
+std::string probe_userfaultfd() {
+  const UniqueFd made(static_cast<int>(syscall(SYS_userfaultfd, userfaultfd_flags)));
+  return made.valid() ? std::string() : failed("userfaultfd");
+}
+
+std::string probe_missing_pages() {
+  const auto possible = MissingPages::probe();
+  return possible ? std::string() : possible.error().message();
+}
+
 /// As it will be used: a page is protected, found unwritten, written and found again.
 std::string probe_tracking() {
   const Userfaultfd tracker(UniqueFd(static_cast<int>(syscall(SYS_userfaultfd, userfaultfd_flags))));
@@ -238,6 +249,10 @@ const std::vector<Feature>& features() {
        probe_rseq},
       {"userfaultfd WP_ASYNC", "mem_dirty_track", false, "pre-dump, increments, the dirtying curve",
        "every dump is a full dump", probe_tracking},
+      {"userfaultfd", "uffd", false, "live snapshots, lazy-pages", "memory is written and restored while nobody runs",
+       probe_userfaultfd},
+      {"userfaultfd events", "uffd-noncoop", false, "lazy-pages", "memory is restored before anybody runs",
+       probe_missing_pages},
       {"CAP_CHECKPOINT_RESTORE", "", false, "set_tid, map_files, PR_SET_MM_MAP without root", "CAP_SYS_ADMIN is needed",
        [] { return probe_capability(40, "CAP_CHECKPOINT_RESTORE"); }},
       {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers",

@@ -1,6 +1,8 @@
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "image/names.h"
@@ -18,9 +20,23 @@ struct ImagePages::File {
   std::mutex reading;
 
   Status read(uint64_t offset, std::span<uint8_t> buffer) {
-    if (!reader) return FilePages(raw.get(), name).read(offset, buffer);
+    if (!reader) return read_raw(offset, buffer);
     const std::lock_guard lock(reading);
     return reader->read(offset, buffer);
+  }
+
+ private:
+  /// It was long enough when it was opened.
+  Status read_raw(uint64_t offset, std::span<uint8_t> buffer) const {
+    while (!buffer.empty()) {
+      const ssize_t got = pread(raw.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return fail_errno("read pages", name);
+      if (got == 0) return fail(Error::invalid("read pages", "the file became shorter while it was read", name));
+      buffer = buffer.subspan(static_cast<size_t>(got));
+      offset += static_cast<uint64_t>(got);
+    }
+    return {};
   }
 };
 

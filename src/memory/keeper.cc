@@ -19,6 +19,7 @@
 #include <fmt/format.h>
 
 #include "kernel/descriptor_limit.h"
+#include "kernel/local_socket.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 
@@ -42,42 +43,16 @@ struct Received {
 };
 
 Status send_message(int socket, const Message& message, int descriptor = -1) {
-  iovec part{const_cast<Message*>(&message), sizeof message};
-  alignas(cmsghdr) char space[CMSG_SPACE(sizeof(int))]{};
-  msghdr header{};
-  header.msg_iov = &part, header.msg_iovlen = 1;
-  if (descriptor >= 0) {
-    header.msg_control = space, header.msg_controllen = sizeof space;
-    cmsghdr* control = CMSG_FIRSTHDR(&header);
-    control->cmsg_level = SOL_SOCKET, control->cmsg_type = SCM_RIGHTS, control->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(control), &descriptor, sizeof descriptor);
-  }
-  while (sendmsg(socket, &header, MSG_NOSIGNAL) < 0) {
-    if (errno != EINTR) return fail_errno("speak with the keeper of the trackers");
-  }
+  TRY_IN("speak with the keeper of the trackers", kernel::send_packet(socket, bytes_of(message), descriptor));
   return {};
 }
 
 /// ErrorCode::gone at the end of the conversation.
 Result<Received> receive_message(int socket) {
-  Received received;
-  iovec part{&received.message, sizeof received.message};
-  alignas(cmsghdr) char space[CMSG_SPACE(sizeof(int))]{};
-  msghdr header{};
-  header.msg_iov = &part, header.msg_iovlen = 1, header.msg_control = space, header.msg_controllen = sizeof space;
-  ssize_t got = 0;
-  do got = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-  while (got < 0 && errno == EINTR);
-  if (got == 0 || (got < 0 && errno == ECONNRESET))
-    return fail(Error::gone("speak with the keeper of the trackers", "the other side"));
-  if (got < 0) return fail_errno("speak with the keeper of the trackers");
-  for (cmsghdr* control = CMSG_FIRSTHDR(&header); control != nullptr; control = CMSG_NXTHDR(&header, control)) {
-    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
-    int descriptor = -1;
-    std::memcpy(&descriptor, CMSG_DATA(control), sizeof descriptor);
-    received.descriptor = UniqueFd(descriptor);
-  }
-  if (static_cast<size_t>(got) != sizeof received.message || received.message.version != Message{}.version)
+  auto packet = TRY_IN("speak with the keeper of the trackers", kernel::receive_packet(socket, sizeof(Message)));
+  Received received{{}, std::move(packet.descriptor)};
+  if (packet.bytes.size() == sizeof(Message)) std::memcpy(&received.message, packet.bytes.data(), sizeof(Message));
+  if (packet.bytes.size() != sizeof(Message) || received.message.version != Message{}.version)
     return fail(Error::conflict("speak with the keeper of the trackers", "it is of another version of stasis")
                     .advise("end it by `stasis dirty --stop -t PID` of that version"));
   received.message.text[sizeof received.message.text - 1] = 0;
@@ -116,13 +91,6 @@ Address address_of(const std::string& name) {
   return address;
 }
 
-bool is_ours(int socket) {
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
-  return peer.uid == geteuid() || peer.uid == 0;
-}
-
 // ---- the keeper's side
 
 constexpr int patience_with_caller_ms = 30'000;  ///< for whoever has started it to call: it may have died
@@ -135,7 +103,7 @@ class Service {
     for (;;) {
       wait_for(listener_, !round_.empty() ? -1 : patience_with_caller_ms);
       const UniqueFd connection(accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC));
-      if (!connection.valid() || !is_ours(connection.get())) continue;
+      if (!connection.valid() || !kernel::is_trusted_peer(connection.get())) continue;
       while (answer(connection.get())) {
       }
       coming_.clear();
@@ -248,7 +216,7 @@ Result<std::optional<Keeper>> Keeper::connect(const std::string& name) {
     if (errno == ECONNREFUSED) return std::nullopt;
     return fail_errno("speak with the keeper of the trackers", "@" + name);
   }
-  if (!is_ours(socket.get())) {
+  if (!kernel::is_trusted_peer(socket.get())) {
     return fail(Error::conflict("speak with the keeper of the trackers", "it belongs to another user", "@" + name)
                     .advise("run as the user who began the tracking"));
   }

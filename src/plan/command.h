@@ -475,6 +475,20 @@ struct DecodePages {
     v("runs", s.runs);
   }
 };
+/// Pages of `runs` (as in LOAD_PAGES) come when they are used, or some time later: the runner makes a userfaultfd under
+/// the passing number `fd`, which stasis takes, has it watch `mappings` (address, length pairs, flattened), and gives
+/// to whoever serves their pages, `stasis lazy-pages`. The last command that touches that memory from outside.
+struct OwePages {
+  static constexpr std::string_view name = "OWE_PAGES";
+  int fd = 0;
+  std::vector<uint64_t> mappings, runs;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("fd", s.fd);
+    v("mappings", s.mappings);
+    v("runs", s.runs);
+  }
+};
 /// Stasis writes `length` bytes of an image that is compressed or encrypted to `position` of a descriptor of the
 /// runner, which waits for it, or of the file at `path` (then fd is -1).
 struct DecodeFile {
@@ -567,11 +581,12 @@ struct EndRepair {
   }
 };
 
-using Action = std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetChildReaper, SetSid,
-                            SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd,
-                            OpenPidfd, TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal,
-                            SetForegroundGroup, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory,
-                            DropPages, LoadPages, DecodePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
+using Action =
+    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetChildReaper, SetSid, SetPgid,
+                 Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd,
+                 InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd, Lock,
+                 Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, DecodePages, OwePages,
+                 DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

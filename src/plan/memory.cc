@@ -363,7 +363,7 @@ class MappingPlanner {
 
   // ---- contents
 
-  /// Calls `visit` for every stretch of pages that has to be read.
+  /// Calls `visit` for every stretch of pages of a mapping that has to be read.
   template <typename Visit>
   void each_missing_page(Visit visit) const {
     for (const auto* mapping : mappings_) {
@@ -371,9 +371,9 @@ class MappingPlanner {
       const auto inherited = inherited_in(mapping->range);
       for (const auto& page : pages_within(pages_, mapping->range)) {
         if (!page.shared_with_parent || inherited.empty())
-          visit(page);
+          visit(*mapping, page);
         else
-          each_outside(page, inherited, visit);
+          each_outside(page, inherited, [&](const PageLocation& part) { visit(*mapping, part); });
       }
     }
   }
@@ -396,12 +396,16 @@ class MappingPlanner {
   }
 
   void load() {
-    each_missing_page([&](const PageLocation& page) {
+    std::vector<PageLocation> needed;
+    each_missing_page([&](const model::Mapping& mapping, const PageLocation& page) {
+      plan_.lazy->each_needed(*plan_.space, mapping, page, [&](const PageLocation& part) { needed.push_back(part); });
+    });
+    for (const PageLocation& page : needed) {
       auto into = sink();
       populate(into, page.range);
-    });
+    }
     PageLoader loader(out_, plan_.pid);
-    each_missing_page([&](const PageLocation& page) { loader.load(page, page.range.begin); });
+    for (const PageLocation& page : needed) loader.load(page, page.range.begin);
   }
 
   void protect() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "plan/emission.h"
+#include "plan/lazy_memory.h"
 
 namespace stasis::plan {
 
@@ -28,6 +29,7 @@ struct MemoryPlan {
   /// Files that can be made only once come with the descriptors: memory that is built before those has to do without.
   enum class Part { all, without_passed_files, passed_files_only };
   Part part = Part::all;
+  LazyMemory* lazy = nullptr;
 };
 
 /// Mappings and their contents. Shared segments are made by `plan_segments` before.

@@ -106,6 +106,7 @@ class Planner {
     const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
     find_inheritance(tree);
+    lazy_.emplace(out_, inherits_);
     out_.program.commands.reserve(guessed_commands(application_));
     segments_.emplace(out_, memory_order(tree));
     descriptors_.emplace(out_, tree);
@@ -237,12 +238,12 @@ class Planner {
     for (const int fd : held->second) out_.process(pid).add(Close{fd});
   }
 
-  MemoryPlan memory_plan(const model::Task& task) const {
+  MemoryPlan memory_plan(const model::Task& task) {
     const auto* space = &application_.address_spaces.at(task.address_space);
     const model::AddressSpace* from = nullptr;
     if (inherits_.contains(task.pid))
       from = &application_.address_spaces.at(out_.tasks.find(task.parent)->address_space);
-    return {task.pid, space, from};
+    return {.pid = task.pid, .space = space, .inherited_from = from, .lazy = &*lazy_};
   }
 
   Status build_memory(const model::Task& task) {
@@ -311,7 +312,9 @@ class Planner {
       if (!done.insert(task.address_space).second) return {};
       out_.take_table(task.pid);
       close_segments(out_, task.pid, *segments_);
-      return plan_memory_state(out_, memory_plan(task), descriptors_->open_in(task.pid));
+      TRY(plan_memory_state(out_, memory_plan(task), descriptors_->open_in(task.pid)));
+      lazy_->plan(out_, task);
+      return {};
     }));
     return each_live([&](const model::Task& task) -> Status {
       out_.take_table(task.pid);
@@ -449,6 +452,7 @@ class Planner {
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table
   std::optional<SharedSegments> segments_;
+  std::optional<LazyMemory> lazy_;
   std::optional<DescriptorPlan> descriptors_;
 };
 

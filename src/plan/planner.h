@@ -33,6 +33,7 @@ struct PageLocation {
 
 struct PlanOptions {
   std::map<ObjectId, std::vector<PageLocation>> pages;  ///< of address spaces and shared memory segments, ascending
+  bool lazy = false;                                    ///< pages that can come later do: OWE_PAGES
   std::vector<AddressRange> occupied;  ///< addresses the agent area must avoid besides the images' (stasis' own)
   uint64_t agent_area_size = 1 << 20;
   pid_t first_transient_pid =

@@ -236,6 +236,9 @@ class Interpreter {
   void apply(const ClearMemory&);
   void apply(const LoadPages& load);
   void apply(const DecodePages& decode);
+  void apply(const OwePages& owe);
+  /// A whole mapping that a userfaultfd can watch for missing pages, and in which nothing needs them before.
+  void require_patient(AddressRange mapping);
   void apply(const DecodeFile& decode);
   void fill(const std::vector<uint64_t>& runs);
   void apply(const AttachSegment& attach);

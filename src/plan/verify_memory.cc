@@ -1,4 +1,8 @@
 // Mappings: the kernel's rules are in SpaceModel; those about the agent and the images' descriptor are ours.
+#include <sys/mman.h>
+
+#include <algorithm>
+
 #include "plan/verify_interpreter.h"
 
 namespace stasis::plan::verifier {
@@ -60,6 +64,41 @@ void Interpreter::apply(const LoadPages& load) {
 void Interpreter::apply(const DecodePages& decode) {
   require(now_->pid.value != 0, "the supervisor's own memory is not the application's");
   fill(decode.runs);
+}
+
+/// The number is free again at the end, and was for nobody to see.
+void Interpreter::apply(const OwePages& owe) {
+  put(owe.fd, {});
+  apply(Close{owe.fd});
+  require(owe.mappings.size() % 2 == 0 && owe.runs.size() % 2 == 0, "its ranges are not pairs of address and length");
+  if (problem_) return;
+  auto mapping = owe.mappings.begin();
+  const auto watched_until = [&](uint64_t address) {  // runs ascend as the mappings do
+    while (mapping != owe.mappings.end() && mapping[0] + mapping[1] <= address) mapping += 2;
+    return mapping == owe.mappings.end() || mapping[0] > address ? address : mapping[0] + mapping[1];
+  };
+  for (size_t i = 0; i < owe.mappings.size(); i += 2)
+    require_patient({owe.mappings[i], owe.mappings[i] + owe.mappings[i + 1]});
+  for (size_t i = 0; i < owe.runs.size(); i += 2) {
+    const AddressRange run{owe.runs[i], owe.runs[i] + owe.runs[i + 1]};
+    require(run.end <= watched_until(run.begin), "the pages at {:#x} are not in a mapping that is watched", run.begin);
+    obey(now_->space->owe(run));
+  }
+}
+
+void Interpreter::require_patient(AddressRange range) {
+  const auto* task = tasks_wanted_.find(now_->pid);
+  if (task == nullptr) return reject("only a task of the application has pages that come later");
+  const auto& mappings = wanted_.address_spaces.at(task->address_space).mappings;
+  const auto found = std::ranges::find(mappings, range, &model::Mapping::range);
+  require(found != mappings.end(), "{:#x}-{:#x} is no mapping of the application", range.begin, range.end);
+  if (problem_) return;
+  // mm/userfaultfd.c knows no private pages of files. Huge pages are promised when they are mapped; mlock(2) fills all
+  // pages; and a child's copy with MADV_WIPEONFORK is watched as well, but must stay empty.
+  require(found->backing == model::Backing::private_anonymous &&
+              (found->map_flags & (MAP_HUGETLB | model::map_droppable)) == 0 && !found->locked &&
+              !found->advice.contains(MADV_WIPEONFORK),
+          "the mapping at {:#x} cannot wait for its pages", range.begin);
 }
 
 /// The file has been made by then, and is filled: which one that is, its room knows.

@@ -47,6 +47,8 @@ void Interpreter::create(const Birth& birth, Pid parent, Tid parent_thread, Pid 
   const auto released = released_.find(pid.value);
   require(released == released_.end() || is_before(released->second), "{} may still be in use (EEXIST)", pid);
   require(!birth.share_handlers || birth.share_memory, "handlers are shared only with the memory (EINVAL)");
+  require(birth.share_memory || !now_->space->owes(),
+          "pages of its memory are still to come: a copy would wait for somebody to take note");
   require(space == pid || has_live_init(space), "the init of its pid namespace, {}, has ended (ENOMEM)", space);
   if (problem_) return;
   if (space == pid) spaces_.begin(pid, now_->pid_space);

@@ -76,6 +76,7 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
   if (found == areas_.end() || found->second.end != from + length)
     return fmt::format("no mapping {:#x}+{:#x} (EFAULT)", from, length);
   const Area area = found->second;
+  if (auto broken = spares_owed({from, area.end})) return broken;
   Ranges moved;
   for (const auto& [begin, end] : filled_) {
     if (begin < area.end && end > from) moved[std::max(begin, from) - from + to] = std::min(end, area.end) - from + to;
@@ -92,6 +93,7 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
 Broken SpaceModel::unmap(uint64_t begin, uint64_t length) {
   if (auto broken = check_pages(begin, length)) return broken;
   const AddressRange range{begin, begin + length};
+  if (auto broken = spares_owed(range)) return broken;
   cut(areas_, range, [](auto& area) -> auto& { return area.end; });
   forget_filled(range);
   return {};
@@ -117,9 +119,28 @@ Broken SpaceModel::fill(AddressRange range) {
   if (range.empty()) return fmt::format("the range {:#x}-{:#x} is empty (EINVAL)", range.begin, range.end);
   if (const uint64_t covered = covered_until(range, PROT_WRITE); covered < range.end)
     return fmt::format("the page at {:#x} is not writable memory (EFAULT)", covered);
+  if (auto broken = spares_owed(range)) return broken;
   forget_filled(range);  // so that entries stay disjoint
   filled_[range.begin] = range.end;
   return {};
+}
+
+Broken SpaceModel::owe(AddressRange range) {
+  if (auto broken = check_pages(range.begin, range.size())) return broken;
+  if (const uint64_t covered = covered_until(range, 0); covered < range.end)
+    return fmt::format("nothing is mapped at {:#x} (EINVAL)", covered);
+  if (const uint64_t filled = first_filled(range); filled < range.end)
+    return fmt::format("the page at {:#x} is there already (EEXIST)", filled);
+  filled_[range.begin] = range.end;
+  owed_[range.begin] = range.end;
+  return {};
+}
+
+Broken SpaceModel::spares_owed(AddressRange range) const {
+  auto at = owed_.upper_bound(range.begin);
+  if (at != owed_.begin() && std::prev(at)->second > range.begin) --at;
+  if (at == owed_.end() || at->first >= range.end) return {};
+  return fmt::format("the page at {:#x} is still to come", std::max(at->first, range.begin));
 }
 
 Broken SpaceModel::drop(uint64_t begin, uint64_t length) {
@@ -127,6 +148,7 @@ Broken SpaceModel::drop(uint64_t begin, uint64_t length) {
   const AddressRange range{begin, begin + length};
   if (const uint64_t covered = covered_until(range, 0); covered < range.end)
     return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
+  if (auto broken = spares_owed(range)) return broken;
   forget_filled(range);
   return {};
 }

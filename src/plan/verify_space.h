@@ -33,6 +33,9 @@ class SpaceModel {
   Broken protect(uint64_t begin, uint64_t length, uint32_t protection);
   /// Bytes are written to it.
   Broken fill(AddressRange range);
+  /// Bytes will be written to it, by somebody else: it must be empty, and nothing may touch it from now on.
+  Broken owe(AddressRange range);
+  bool owes() const { return !owed_.empty(); }
   /// What was written to private pages is gone again.
   Broken drop(uint64_t begin, uint64_t length);
   /// Everything wanted is there, nothing else is, and those private pages that the images hold have been filled, and no
@@ -51,6 +54,7 @@ class SpaceModel {
     bool read_only = false;
     bool never_huge = false;  ///< mapped with MAP_STACK
   };
+  Broken spares_owed(AddressRange range) const;
   Broken compare_attached(const model::Mapping&, const Area&, bool system_v) const;
 
   /// Disjoint ranges: begin → end.
@@ -65,7 +69,8 @@ class SpaceModel {
 
   bool foreign_ = false;
   std::map<uint64_t, Area> areas_;  ///< by begin, disjoint
-  Ranges filled_;
+  Ranges filled_;                   ///< those that are owed as well
+  Ranges owed_;
 };
 
 }  // namespace stasis::plan

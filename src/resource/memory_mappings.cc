@@ -30,7 +30,9 @@ struct Refused {
 /// State of a VMA that is somebody else's as well: a device's or another descriptor's.
 constexpr Refused refused_flags[] = {
     {"ss", "a shadow stack: its protection cannot be rebuilt"},
-    {"um", "watched by a userfaultfd, whose handler cannot be saved"},
+    {"um",
+     "watched by a userfaultfd, whose handler cannot be saved; after a restore with --lazy-pages, when lazy-pages has "
+     "ended, it is not any more"},
     {write_protected, write_protected_problem},
     {"ui", "watched by a userfaultfd, whose handler cannot be saved"},
     {"pf", "memory of a device: only its driver knows what is in it"},

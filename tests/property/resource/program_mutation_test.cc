@@ -71,7 +71,8 @@ struct FakeMaker : DescriptionMaker {
 /// taken from a process that cannot be named, an epoll whose targets are under their numbers, in another process and
 /// under the number that it has itself by now, something that is started last, two connections that are in repair mode
 /// until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a
-/// child inherits, pages and a file that are stored in blocks, System V memory, and locks of all kinds.
+/// child inherits, one that comes later, pages and a file that are stored in blocks, System V memory, and locks of all
+/// kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -119,6 +120,8 @@ class Sample : private SampleTree {
     map(100, 0x10000, 4);
     map(105, 0x20000, 2);
     options_.pages.at(task(105).address_space).front().in_blocks = true;
+    task(105).threads.front().clear_child_tid = 0x20000;  // of that page: it cannot wait
+    options_.lazy = true;
     // 104 has the first page of 100 in common with it, and not the second.
     store(100, 0x12000, false);
     map_file(105, 0x40000, 516);
@@ -413,6 +416,7 @@ bool is_opaque(std::string_view command, std::string_view field) {
   if (command == "LOAD_PAGES" || command == "MMAP") return field == "offset" || field == "flags";
   if (command == "DECODE_PAGES") return field == "file" || field == "offset";
   if (command == "DECODE_FILE") return true;
+  if (command == "OWE_PAGES") return field == "fd";  // it is free again at once
   if (command == "MMAP_ANON") return field == "flags";
   if (command == "LOCK") return field == "path";
   if (command == "END_REPAIR") return field == "reuse_address";

@@ -1,6 +1,7 @@
 // Contexts of asynchronous I/O: events that nobody has taken yet, also where the ring's end is passed, in contexts of a
 // process and of another user's child.
 // ROOT: has a process of another user
+// LAZY
 #include <linux/aio_abi.h>
 
 #include <initializer_list>

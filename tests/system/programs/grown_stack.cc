@@ -1,4 +1,5 @@
 // The stack of a child that has called deeper than its parent ever did: one mapping, which goes on growing.
+// LAZY
 #include "probe.h"
 
 /// Calls itself until so many bytes of stack have been written to; returns what it finds there on its way back.

@@ -1,4 +1,5 @@
 // System calls that sleep go on after the cycle as after a stop and continue: no EINTR, nothing lost.
+// LAZY
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>

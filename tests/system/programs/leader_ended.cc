@@ -2,6 +2,7 @@
 // first thread leaves behind (its name, its exit status, its nice value), what belongs to the process (files, timers,
 // pending signals, children), and who is whose child, are as they were.
 // FAIL_RESTORE
+// LAZY
 #include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>

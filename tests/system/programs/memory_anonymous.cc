@@ -1,5 +1,6 @@
 // Private and shared anonymous memory, protections, holes, and a reservation of terabytes.
 // FILTERS
+// LAZY
 #include "probe.h"
 
 namespace {

@@ -1,5 +1,6 @@
 // Private and shared file mappings, of named and of unlinked files, and a memfd.
 // FILTERS
+// LAZY
 #include "probe.h"
 
 namespace {

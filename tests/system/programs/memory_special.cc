@@ -1,4 +1,5 @@
 // Stacks that grow, locked memory, madvise states, protection keys, vDSO time, named and huge mappings.
+// LAZY
 #include <pthread.h>
 #include <sys/prctl.h>
 

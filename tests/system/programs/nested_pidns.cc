@@ -3,6 +3,7 @@
 // signals, timers, owners of descriptors, and pipes between namespaces that cannot name each other.
 // FAIL_RESTORE
 // ROOT: makes pid namespaces
+// LAZY
 #include <pthread.h>
 #include <sched.h>
 

@@ -1,5 +1,6 @@
 // General, SSE, AVX and (where the CPU has it) AVX-512 registers survive in a thread that computes without system
 // calls.
+// LAZY
 #include <immintrin.h>
 #include <pthread.h>
 

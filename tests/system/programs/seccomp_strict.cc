@@ -1,4 +1,5 @@
 // A child in strict mode: it may read, write and exit, nothing else.
+// LAZY
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 

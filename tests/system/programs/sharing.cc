@@ -1,4 +1,5 @@
 // Descriptor tables, fs contexts, handlers and address spaces shared between processes by clone flags.
+// LAZY
 #include <sched.h>
 
 #include "probe.h"

@@ -1,4 +1,5 @@
 // Handlers, masks, pending signals of process and thread with their siginfo and order, alternate stack.
+// LAZY
 #include <pthread.h>
 
 #include <initializer_list>

@@ -1,6 +1,7 @@
 // Sleeps go on with what remains of them: the driver compares what the images say, dump after dump. After the cycle
 // each ends as its call should: by a signal with EINTR, by an event, or by its time, and with its registers as they
 // were.
+// LAZY
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>

@@ -1,4 +1,5 @@
 // Robust futexes, restartable sequences and clear_child_tid still work.
+// LAZY
 #include <pthread.h>
 #include <sys/rseq.h>
 

@@ -1,6 +1,7 @@
 // Threads come back with their tids, names and thread-local storage.
 // FAIL_RESTORE
 // FILTERS
+// LAZY
 #include <pthread.h>
 #include <sys/prctl.h>
 

@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include <array>
+
 #include "plan/page_loading.h"
 
 namespace stasis::plan {
@@ -73,9 +75,13 @@ class MemoryPlans : public testing::Test {
     Emission out(application, contributors, options);
     prepare(out);
     SharedSegments segments(out, {Pid{7}, Pid{8}});
-    const MemoryPlan plan{Pid{static_cast<pid_t>(id)}, &space(id), inherits ? &space(7) : nullptr};
+    LazyMemory lazy(out, heirs);
+    const Pid pid{static_cast<pid_t>(id)};
+    const MemoryPlan plan{
+        .pid = pid, .space = &space(id), .inherited_from = inherits ? &space(7) : nullptr, .lazy = &lazy};
     auto status = plan_segments(out, plan, segments);
     if (status) status = plan_mappings(out, plan, segments, {});
+    lazy.plan(out, *out.tasks.find(pid));
     return status ? lines(out.program) : std::vector{status.error().message()};
   }
   std::vector<std::string> planned_state(uint32_t id = 7) {
@@ -88,12 +94,18 @@ class MemoryPlans : public testing::Test {
   model::Application application;
   Contributors contributors;
   PlanOptions options;
+  std::set<Pid> heirs;
 
  private:
   static void prepare(Emission& out) {
     out.program.agent_area = {0x10000000, 0x10100000};
     out.program.images_fd = 100;
     out.set_first_temporary(101);
+  }
+  static std::string ranges(const std::vector<uint64_t>& runs) {
+    std::string text;
+    for (size_t i = 0; i < runs.size(); i += 2) text += fmt::format(" {:x}-{:x}", runs[i], runs[i] + runs[i + 1]);
+    return text;
   }
   static std::string show(const Call& call) {
     std::string text = call_name(call.number);
@@ -119,10 +131,10 @@ class MemoryPlans : public testing::Test {
       return fmt::format("drop {:x}-{:x}", d.addr, d.addr + d.length);
     }
     std::string operator()(const LoadPages& l) const {
-      std::string text = fmt::format("load {} at {:x}:", l.fd, l.offset);
-      for (size_t i = 0; i < l.runs.size(); i += 2)
-        text += fmt::format(" {:x}-{:x}", l.runs[i], l.runs[i] + l.runs[i + 1]);
-      return text;
+      return fmt::format("load {} at {:x}:{}", l.fd, l.offset, ranges(l.runs));
+    }
+    std::string operator()(const OwePages& o) const {
+      return fmt::format("owe {}:{} in{}", o.fd, ranges(o.runs), ranges(o.mappings));
     }
     std::string operator()(const Open& o) const { return fmt::format("open {} as {}", o.path, o.fd); }
     std::string operator()(const Close& c) const { return fmt::format("close {}", c.fd); }
@@ -183,6 +195,48 @@ TEST_F(MemoryPlans, a_gap_or_another_file_begins_a_new_read) {
 TEST_F(MemoryPlans, once_writable_memory_is_mapped_writable) {
   map(7, 0x400000, 0x401000, PROT_NONE).accounted = true;
   EXPECT_EQ(planned(), (Lines{"anon 400000-401000 2 flags 0", "protect 400000-401000 0"}));
+}
+
+TEST_F(MemoryPlans, lazily_all_is_owed_but_what_threads_touch_before) {
+  options.lazy = true;
+  model::Thread thread;
+  thread.rseq.address = 0x402f80;  // reaches into the next page
+  thread.registers.general = bytes_of(std::array<uint64_t, 2>{0x405800, 3});
+  application.tasks[0].threads.push_back(thread);
+  map(7, 0x400000, 0x410000, PROT_READ);
+  map(7, 0x500000, 0x510000);
+  store(7, 0x400000, 0x408000, 0);
+  store(7, 0x500000, 0x501000, 0x8000);
+  EXPECT_EQ(planned(), (Lines{"anon 400000-410000 3 flags 0", "anon 500000-510000 3 flags 0",
+                              "perform: openat 64 80000 0: move_fd 65 80000", "load 101 at 2000: 402000-404000",
+                              "load 101 at 5000: 405000-406000", "close 101", "protect 400000-410000 1",
+                              "owe 101: 400000-402000 404000-405000 406000-408000 500000-501000 in 400000-410000 "
+                              "500000-510000"}));
+}
+
+TEST_F(MemoryPlans, lazily_some_memory_cannot_wait) {
+  options.lazy = true;
+  map(7, 0x400000, 0x401000).locked = true;
+  map(7, 0x600000, 0x800000).map_flags = MAP_HUGETLB;
+  map(7, 0x800000, 0x801000).advice = {MADV_WIPEONFORK};
+  map(7, 0x900000, 0x901000, read_write, Backing::private_file);
+  map(7, 0xa00000, 0xa01000).map_flags = model::map_droppable;
+  for (const uint64_t begin : {0x400000, 0x600000, 0x800000, 0x900000, 0xa00000})
+    store(7, begin, begin + 0x1000, begin);
+  EXPECT_THAT(planned(), testing::Not(testing::Contains(HasSubstr("owe"))));
+}
+
+TEST_F(MemoryPlans, lazily_what_children_share_comes_before_they_are_born) {
+  options.lazy = true;
+  heirs = {Pid{8}};
+  map(7, 0x400000, 0x404000);
+  map(8, 0x400000, 0x404000);
+  store(7, 0x400000, 0x404000, 0);
+  store(8, 0x401000, 0x403000, 0, true, "pages-2.img");
+  store(8, 0x403000, 0x404000, 0, false, "pages-2.img");
+  EXPECT_THAT(planned(7), testing::IsSupersetOf({"load 101 at 1000: 401000-403000",
+                                                 "owe 101: 400000-401000 403000-404000 in 400000-404000"}));
+  EXPECT_THAT(planned(8, true), testing::Contains("owe 101: 403000-404000 in 400000-404000"));
 }
 
 TEST_F(MemoryPlans, files_are_opened_once_and_closed) {

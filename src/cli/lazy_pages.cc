@@ -1,0 +1,120 @@
+// stasis lazy-pages: brings the memory of a tree that `stasis restore --lazy-pages` lets run before.
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+
+#include "cli/criu_options.h"
+#include "cli/key_options.h"
+#include "cli/session.h"
+#include "cli/subcommands.h"
+#include "memory/lazy_guard.h"
+#include "memory/lazy_link.h"
+#include "memory/lazy_service.h"
+
+namespace stasis::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  KeyOptions keys;
+  bool daemon = false;
+  int status_fd = -1;
+  bool only_faults = false;
+};
+
+/// The restore can find us now.
+Status announce(const Options& options, const Session& session) {
+  if (!options.common.pidfile.empty()) {
+    const std::string path = session.work_path(options.common.pidfile);
+    std::ofstream file(path, std::ios::trunc);
+    file << getpid();
+    file.flush();
+    if (!file)
+      return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
+  }
+  if (options.status_fd < 0) return {};
+  const char ready = 0;
+  const bool told = write(options.status_fd, &ready, 1) == 1;
+  const int error = errno;
+  close(options.status_fd);
+  if (!told) return fail(Error::system("tell that the daemon is ready", error, "--status-fd"));
+  return {};
+}
+
+/// With a session of our own, and nothing of the caller's terminal. The caller's command waits for a byte of zero to be
+/// written to the result, and succeeds then.
+Result<UniqueFd> become_daemon() {
+  int ends[2] = {-1, -1};
+  if (pipe2(ends, O_CLOEXEC) != 0) return fail_errno("pipe", "the daemon");
+  UniqueFd waits(ends[0]), ready(ends[1]);
+  const pid_t child = fork();
+  if (child < 0) return fail_errno("fork", "the daemon");
+  if (child != 0) {
+    ready.reset();
+    char byte = 1;
+    _exit(read(waits.get(), &byte, 1) == 1 && byte == 0 ? 0 : 1);
+  }
+  setsid();
+  const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  if (!null.valid()) return fail_errno("open", "/dev/null");
+  for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null.get(), standard);
+  return ready;
+}
+
+Status lazy_pages(const Options& options, const Session& session) {
+  const auto images = TRY(open_images(options.common.images_dir, options.keys));
+  TRY(kernel::MissingPages::probe());
+  auto listener = TRY(memory::LazyListener::open(session.work_path(".")));
+  UniqueFd caller;
+  if (options.daemon) caller = TRY(become_daemon());
+  TRY(announce(options, session));
+  if (const char ready = 0; caller.valid()) (void)!write(caller.get(), &ready, 1);
+  caller.reset();
+  const auto log = [&](const std::string& text) {
+    session.log().info("{}", text);
+    session.log().flush();  // there are two processes, neither of which may keep lines of its own
+  };
+  const auto source = [&](pid_t owner) -> Result<std::shared_ptr<memory::PageSource>> {
+    return std::shared_ptr<memory::PageSource>(TRY(memory::ImagePages::open(images, std::to_string(owner))));
+  };
+  sigset_t ending;
+  sigemptyset(&ending);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ending, number);
+  sigprocmask(SIG_BLOCK, &ending, nullptr);
+  const UniqueFd signals(signalfd(-1, &ending, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!signals.valid()) return fail_errno("signalfd");
+  session.log().flush();
+  const auto guard = TRY(memory::LazyGuard::start([&](const Error& error) {
+    (void)session.failed(error);
+    session.log().flush();
+  }));
+  return memory::LazyService(std::move(listener), signals.get(), {source, log, options.only_faults}).run();
+}
+
+}  // namespace
+
+void add_lazy_pages(CLI::App& app, Action& chosen, Face) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("lazy-pages", "Bring the memory of a tree that `restore --lazy-pages` lets run before");
+  add_common_options(*command, options->common);
+  add_key_options(*command, options->keys);
+  add_switch(*command, "--daemon", options->daemon, "Go to the background once a restore can come");
+  command
+      ->add_option("--status-fd", options->status_fd, "Write a zero byte here, and close it, once a restore can come")
+      ->type_name("FD");
+  command->add_flag("--only-faults", options->only_faults)->group("");  // for tests: memory stays missing
+  add_criu_options(*command);
+  command->callback([options, &chosen] {
+    chosen = [options] {
+      return run_in_session(options->common, [&](const Session& session) { return lazy_pages(*options, session); });
+    };
+  });
+}
+
+}  // namespace stasis::cli

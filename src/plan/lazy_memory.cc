@@ -1,0 +1,90 @@
+#include "plan/lazy_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "plan/page_loading.h"
+
+namespace stasis::plan {
+namespace {
+
+/// Overlapping and adjacent ranges become one.
+void normalise(std::vector<AddressRange>& ranges) {
+  std::ranges::sort(ranges);
+  size_t kept = 0;
+  for (const AddressRange& range : ranges) {
+    if (kept != 0 && range.begin <= ranges[kept - 1].end)
+      ranges[kept - 1].end = std::max(ranges[kept - 1].end, range.end);
+    else
+      ranges[kept++] = range;
+  }
+  ranges.resize(kept);
+}
+
+}  // namespace
+
+LazyMemory::LazyMemory(const Emission& out, const std::set<Pid>& heirs) : enabled_(out.options.lazy) {
+  if (!enabled_) return;
+  for (const Pid heir : heirs) {
+    const auto* child = out.tasks.find(heir);
+    auto& needed = needed_[out.tasks.find(child->parent)->address_space];
+    for (const auto& page : stored_pages(out, child->address_space)) {
+      if (page.shared_with_parent) needed.push_back(page.range);
+    }
+  }
+  for (const auto& task : out.application.tasks) {
+    if (task.state == model::TaskState::zombie) continue;
+    for (const auto& thread : task.threads) need_pages_of(thread, task.address_space);
+  }
+  for (auto& [space, needed] : needed_) normalise(needed);
+}
+
+/// The kernel finds the pages of a robust list and clear_child_tid missing, instead of waiting for them, when the
+/// thread exits (fs/userfaultfd.c, handle_userfault: PF_EXITING), and an rseq area must not be missing in a signal or
+/// preemption. What registers point to is needed first, and by calls that are begun again while a stop is pending:
+/// they would fail (arch/x86/mm/fault.c, fault_signal_pending).
+void LazyMemory::need_pages_of(const model::Thread& thread, ObjectId space) {
+  constexpr uint64_t reach = 256;  // bytes of a structure, and the red zone below a stack pointer
+  auto& needed = needed_[space];
+  const auto need = [&](uint64_t address, uint64_t before, uint64_t after) {
+    if (address < page_size || address > ~uint64_t{0} - 2 * page_size) return;
+    needed.push_back({(address - before) & ~(page_size - 1), ((address + after) & ~(page_size - 1)) + page_size});
+  };
+  need(thread.robust_list, 0, reach);
+  need(thread.rseq.address, 0, reach);
+  need(thread.clear_child_tid, 0, sizeof(int) - 1);
+  const auto& general = thread.registers.general;
+  for (size_t at = 0; at + sizeof(uint64_t) <= general.size(); at += sizeof(uint64_t)) {
+    uint64_t word = 0;
+    std::memcpy(&word, general.data() + at, sizeof word);
+    need(word, reach, reach);
+  }
+}
+
+bool LazyMemory::may_wait(const model::Mapping& mapping) const {
+  return enabled_ && mapping.backing == model::Backing::private_anonymous && !mapping.locked &&
+         (mapping.map_flags & (MAP_HUGETLB | model::map_droppable)) == 0 && !mapping.advice.contains(MADV_WIPEONFORK);
+}
+
+void LazyMemory::owe(ObjectId space, AddressRange mapping, AddressRange pages) {
+  if (pages.empty()) return;
+  auto& [mappings, runs] = owed_[space];
+  const bool is_first = mappings.empty() || mappings[mappings.size() - 2] != mapping.begin;
+  if (is_first) mappings.insert(mappings.end(), {mapping.begin, mapping.size()});
+  if (!is_first && runs[runs.size() - 2] + runs.back() == pages.begin)
+    runs.back() += pages.size();
+  else
+    runs.insert(runs.end(), {pages.begin, pages.size()});
+}
+
+void LazyMemory::plan(Emission& out, const model::Task& task) {
+  const auto owed = owed_.find(task.address_space);
+  if (owed == owed_.end()) return;
+  out.process(task.pid).add(
+      OwePages{out.temporary_fd(), std::move(owed->second.mappings), std::move(owed->second.runs)});
+  owed_.erase(owed);
+}
+
+}  // namespace stasis::plan

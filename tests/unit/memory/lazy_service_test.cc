@@ -1,0 +1,211 @@
+// Serving the missing pages of a process of our own: no images, no restore.
+#include "memory/lazy_service.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <gmock/gmock.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "kernel/process.h"
+#include "kernel/proc.h"
+#include "memory/lazy_guard.h"
+#include "scratch.h"
+
+namespace stasis::memory {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr uint64_t count = 512;
+
+uint8_t value_of(uint64_t page) { return static_cast<uint8_t>(page * 7 % 251 + 1); }
+
+/// What the parent and the process whose pages are missing share.
+struct Board {
+  std::atomic<int> userfaultfd{-1};
+  std::atomic<int> may_run{0};
+};
+
+class LazyServing : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto possible = kernel::MissingPages::probe(); !possible) GTEST_SKIP() << possible.error().message();
+    void* shared = mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board_ = new (shared) Board;
+    void* area = mmap(nullptr, count * page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    area_ = {reinterpret_cast<uint64_t>(area), reinterpret_cast<uint64_t>(area) + count * page_size};
+  }
+  ~LazyServing() override {
+    for (const pid_t pid : {application_, daemon_}) {
+      if (pid > 0) kill(pid, SIGKILL);
+    }
+    while (waitpid(-1, nullptr, 0) > 0) {
+    }
+  }
+
+  uint8_t last_byte_of(uint64_t page) const {
+    return *reinterpret_cast<volatile uint8_t*>(area_.begin + (page + 1) * page_size - 1);
+  }
+  uint8_t expected(uint64_t page) const { return value_of(area_.begin / page_size + page); }
+
+  /// A process that runs `life` when its tree is complete; its exit status.
+  void begin_application(const std::function<int()>& life) {
+    application_ = fork();
+    if (application_ != 0) return;
+    board_->userfaultfd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+    while (board_->may_run == 0) usleep(1000);
+    close(board_->userfaultfd);
+    _exit(life());
+  }
+  /// The daemon; what it says goes into a pipe.
+  void begin_daemon(bool only_faults = false, std::function<Status()> on_read = {}) {
+    auto listener = LazyListener::open(scratch_.root().string());
+    ASSERT_TRUE(listener) << listener.error().message();
+    ASSERT_EQ(pipe2(said_, O_CLOEXEC | O_NONBLOCK), 0);
+    daemon_ = fork();
+    if (daemon_ != 0) return;
+    struct Pages : FakePages {
+      using FakePages::FakePages;
+      std::function<Status()> on_read;
+      Status read(uint64_t address, std::span<uint8_t> buffer) override {
+        if (on_read) TRY(on_read());
+        return FakePages::read(address, buffer);
+      }
+    };
+    const auto source = [&](pid_t) -> Result<std::shared_ptr<PageSource>> {
+      auto pages = std::make_shared<Pages>(value_of);
+      pages->on_read = on_read;
+      return pages;
+    };
+    const auto tell = [&](const Error& error) {
+      (void)!write(said_[1], error.message().data(), error.message().size());
+    };
+    const auto guard = LazyGuard::start(tell);
+    const auto served = LazyService(std::move(*listener), -1, {source, [](const std::string&) {}, only_faults}).run();
+    const std::string text = served ? "served" : served.error().message();
+    _exit(write(said_[1], text.data(), text.size()) > 0 ? 0 : 1);
+  }
+  /// The restore.
+  void hand_over() {
+    auto link = LazyDaemon::connect(scratch_.root().string());
+    ASSERT_TRUE(link) << link.error().message();
+    while (board_->userfaultfd < 0) usleep(1000);
+    const auto process = kernel::pidfd_open(application_);
+    ASSERT_TRUE(process);
+    const kernel::MissingPages descriptor(std::move(*kernel::pidfd_getfd(process->get(), board_->userfaultfd)));
+    ASSERT_TRUE(descriptor.begin());
+    ASSERT_TRUE(descriptor.watch(area_));
+    const std::vector<uint64_t> runs{area_.begin, area_.size()};
+    ASSERT_TRUE(link->hand_over(application_, descriptor.fd(), runs));
+    ASSERT_TRUE(link->add_process(process->get()));
+    const auto committed = link->commit();
+    ASSERT_TRUE(committed) << committed.error().message();
+    board_->may_run = 1;
+  }
+  int status_of(pid_t& pid) {
+    int status = -1;
+    waitpid(std::exchange(pid, 0), &status, 0);
+    return status;
+  }
+  std::string said() {
+    status_of(daemon_);
+    pollfd wanted{said_[0], POLLIN, 0};
+    poll(&wanted, 1, 10'000);
+    char text[4096]{};
+    const ssize_t size = read(said_[0], text, sizeof text);
+    return {text, size > 0 ? static_cast<size_t>(size) : 0};
+  }
+  pid_t guard() const {
+    for (;;) {
+      if (const auto children = kernel::list_children(daemon_); children && children->size() == 1)
+        return children->front();
+      usleep(1000);
+    }
+  }
+  int check_all() const {
+    for (uint64_t i = 0; i < count; ++i) {
+      if (const uint64_t page = i * 389 % count; last_byte_of(page) != expected(page)) return 1;
+    }
+    return 0;
+  }
+
+  Scratch scratch_;
+  Board* board_ = nullptr;
+  AddressRange area_;
+  pid_t application_ = 0, daemon_ = 0;
+  int said_[2] = {-1, -1};
+};
+
+TEST_F(LazyServing, everything_comes) {
+  begin_application([this] { return check_all(); });
+  begin_daemon();
+  hand_over();
+  EXPECT_EQ(status_of(application_), 0);
+  EXPECT_EQ(said(), "served");
+}
+
+TEST_F(LazyServing, nothing_comes_but_what_is_used) {
+  begin_application([this] {
+    if (last_byte_of(5) != expected(5)) return 1;
+    std::vector<unsigned char> present(count);
+    if (mincore(reinterpret_cast<void*>(area_.begin), area_.size(), present.data()) != 0) return 2;
+    return std::ranges::count_if(present, [](unsigned char one) { return (one & 1) != 0; }) == 1 ? 0 : 3;
+  });
+  begin_daemon(true);
+  hand_over();
+  EXPECT_EQ(status_of(application_), 0);
+  EXPECT_EQ(said(), "served");
+}
+
+TEST_F(LazyServing, an_application_without_its_pages_is_ended) {
+  begin_application([this] {
+    if (last_byte_of(5) != expected(5)) return 1;
+    for (;;) pause();
+  });
+  begin_daemon(true);
+  guard();
+  hand_over();
+  kill(daemon_, SIGKILL);
+  EXPECT_EQ(status_of(application_), SIGKILL);
+  EXPECT_THAT(said(), AllOf(HasSubstr("lazy-pages was killed"), HasSubstr("its 1 processes have been ended")));
+}
+
+TEST_F(LazyServing, an_error_of_the_source_ends_the_application) {
+  begin_application([this] { return last_byte_of(5) != 0 ? 1 : 2; });
+  begin_daemon(true, [] { return fail(Error::invalid("read pages", "they are gone", "pages-1.img")); });
+  hand_over();
+  EXPECT_EQ(status_of(application_), SIGKILL);
+  EXPECT_THAT(said(),
+              AllOf(HasSubstr("they are gone"), HasSubstr("the restored application, 1 processes, has been ended")));
+}
+
+TEST_F(LazyServing, a_service_goes_on_without_its_guard) {
+  begin_application([this] { return check_all(); });
+  begin_daemon(true);
+  const pid_t killed = guard();
+  kill(killed, SIGKILL);
+  hand_over();
+  EXPECT_EQ(status_of(application_), 0);
+  EXPECT_EQ(said(), "served");
+}
+
+TEST_F(LazyServing, a_restore_that_goes_away_is_told) {
+  begin_daemon();
+  {
+    const auto link = LazyDaemon::connect(scratch_.root().string());
+  }
+  EXPECT_THAT(said(), HasSubstr("the restore has ended before its tree was complete"));
+  const auto late = LazyDaemon::connect(scratch_.root().string());
+  ASSERT_FALSE(late);
+  EXPECT_THAT(late.error().message(), HasSubstr("start `stasis lazy-pages`"));
+}
+
+}  // namespace
+}  // namespace stasis::memory
