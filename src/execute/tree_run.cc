@@ -56,12 +56,14 @@ class Specimen {
   Specimen(const BuiltTree& built, const std::map<Pid, size_t>& asking, const model::Application& wanted)
       : built_(built), asking_(asking), wanted_(wanted) {}
 
-  /// Zombies and stops come about when they come about: looked at until it is equal, or for a while.
+  /// Zombies and stops come about when they come about: looked at until all have, or for a while.
   Result<Differences> compare(bool with_stops) const {
     const auto end = std::chrono::steady_clock::now() + patience;
     for (;;) {
-      auto differences = plan::tree_differences(wanted_, TRY(look()), with_stops);
-      if (differences.empty() || std::chrono::steady_clock::now() > end) return differences;
+      const auto found = TRY(look());
+      auto differences = plan::tree_differences(wanted_, found, with_stops);
+      if (differences.empty() || has_come_to_rest(found, with_stops) || std::chrono::steady_clock::now() > end)
+        return differences;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
@@ -79,6 +81,17 @@ class Specimen {
   }
 
  private:
+  /// Everybody who is to end or to stop has done so: what differs now differs for good.
+  bool has_come_to_rest(const model::Application& found, bool with_stops) const {
+    const model::TaskIndex tasks(found);
+    return std::ranges::all_of(wanted_.tasks, [&](const model::Task& task) {
+      const auto* now = tasks.find(task.pid);
+      if (now == nullptr) return true;
+      if (task.state == model::TaskState::stopped) return !with_stops || now->state == task.state;
+      return task.state == model::TaskState::zombie ? now->state == task.state
+                                                    : task.leader_has_ended() == now->leader_has_ended();
+    });
+  }
   Result<model::Application> look() const {
     auto found = TRY(look_at_tree(built_.host_root()));
     for (auto& task : found.tasks) {
