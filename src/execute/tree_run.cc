@@ -286,8 +286,6 @@ class TreeLook {
     return kernel::read_link(fmt::format("/proc/{}/ns/{}", host_pid, name)).value_or("");
   }
   void place_in_namespaces() {
-    const bool any = std::ranges::any_of(tree_.tasks, [](const auto& task) { return !task.nested_pids.empty(); });
-    if (!any) return;
     std::map<std::string, Pid> inits;
     for (size_t i = 0; i < seen_.size(); ++i) {
       const auto& task = tree_.tasks[i];
@@ -300,9 +298,12 @@ class TreeLook {
       if (task.state == model::TaskState::zombie) continue;
       auto* witness = task.first_living();
       if (witness == nullptr) continue;
-      const auto childrens = inits.find(link_of(seen_[i].witness, "pid_for_children"));
+      const auto link = link_of(seen_[i].witness, "pid_for_children");
+      const auto childrens = inits.find(link);
       if (childrens != inits.end() && childrens->second != task.pid_namespace)
         witness->childrens_namespace = childrens->second;
+      else if (link.empty())  // it leads nowhere as long as nobody has been born there
+        witness->childrens_namespace = model::empty_namespace;
     }
     for (size_t i = 0; i < seen_.size(); ++i) {
       model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].group, seen_[i].groups);
