@@ -17,9 +17,7 @@ void Interpreter::apply(const Mmap& mmap) {
   if (open_slot(mmap.fd) != nullptr) map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared);
 }
 
-void Interpreter::apply(const MmapAnon& mmap) { 
-  map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared, mmap.flags);
-}
+void Interpreter::apply(const MmapAnon& mmap) { map(mmap.addr, mmap.length, mmap.prot, mmap.is_shared, mmap.flags); }
 
 void Interpreter::apply(const Mremap& remap) {
   if (spares_agent(remap.new_addr, remap.length)) obey(now_->space->move(remap.addr, remap.length, remap.new_addr));
@@ -56,6 +54,7 @@ void Interpreter::apply(const LoadPages& load) {
   if (problem_) return;
   require(slot->description.value == 0, "descriptor {} is the application's own file {}, not one of pages", load.fd,
           slot->description);
+  require(slot->terminal == 0 && slot->pidfd_of.value == 0, "descriptor {} is no file of pages", load.fd);
   fill(load.runs);
 }
 
