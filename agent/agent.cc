@@ -3,6 +3,7 @@
 // Freestanding and without vector instructions: the extended state of the task must stay untouched. It is compiled
 // twice, into the blob and into stasis itself, where it runs the supervisor's slot.
 #include "agent/abi.h"
+#include "agent/arch/x86_64/fault.h"
 #include "agent/arch/x86_64/syscall.h"
 
 namespace stasis::agent {
@@ -431,6 +432,8 @@ class Interpreter {
   static void leave(uint64_t how, uint64_t value) {
     if (how == 0) raw_syscall(call_exit_group, value);
     if (how == 2) raw_syscall(call_exit, value);
+    if (how == 3) raw_syscall(call_getpid);
+    if (how == 4) fault(value);
     const uint64_t default_action[4] = {0, 0, 0, 0};
     const uint64_t only = 1ull << (value - 1);
     raw_syscall(call_rt_sigaction, value, reinterpret_cast<uint64_t>(default_action), 0, 8);

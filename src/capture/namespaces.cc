@@ -38,6 +38,8 @@ class NamespaceLinks {
  public:
   explicit NamespaceLinks(const std::string& who)
       : directory_(open(fmt::format("/proc/{}/ns", who).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)) {}
+  /// Its links can be read, as far as they lead anywhere.
+  bool reachable() const { return !id("pid").empty(); }
   /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is
   /// quicker than following it, which makes an inode.
   std::string id(const char* file) const {
@@ -91,24 +93,25 @@ class PidNamespaceFinder {
     }
     task.pid_namespace = own->second;
     if (process.frozen.zombie) return;
-    // Each thread has its own. Where there are no others than the tree's, one stands for all.
-    const size_t threads = inits_.size() > 1 ? task.threads.size() : 1 + (task.leader_has_ended() ? 1 : 0);
-    for (size_t i = 0; i < std::min(threads, task.threads.size()); ++i) {
+    for (size_t i = 0; i < task.threads.size(); ++i) {
       if (!task.threads[i].has_ended()) place_children(process, task, i);
     }
   }
 
-  /// The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c, pidns_for_children_get). A
-  /// thread that has ended has none.
+  /// Each thread has its own. The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c,
+  /// pidns_for_children_get). A thread that has ended has none.
   void place_children(const LiveProcess& process, model::Task& task, size_t thread) {
     const NamespaceLinks links(fmt::format("{}", process.view.host_tids[thread]));
-    const auto childrens = inits_.find(links.id("pid_for_children"));
-    if (childrens == inits_.end()) {
+    const auto link = links.id("pid_for_children");
+    const auto childrens = inits_.find(link);
+    if (link.empty() && links.reachable()) {
+      task.threads[thread].childrens_namespace = model::empty_namespace;
+    } else if (childrens == inits_.end()) {
       context_.diagnostics.refuse(
           subject_of(process),
-          "has left its pid namespace for its children (unshare, setns), to one that has no "
-          "init in the tree",
-          "Dump it when its first child is there: only that makes a namespace that can be kept");
+          "has left its pid namespace for its children (unshare, setns), to one whose init is not in the tree, or has "
+          "ended",
+          "Dump a tree that contains the init, or let the task enter its own namespace again");
     } else if (childrens->second != task.pid_namespace) {
       task.threads[thread].childrens_namespace = childrens->second;
     }

@@ -1,6 +1,6 @@
 // Children belong to threads: to the one that has created them, or, when that has ended or they are adopted, to the
-// first that lives (kernel/exit.c, find_new_reaper). Where the first is the leader that is how a restore comes by them,
-// too. Any other thread has to create them itself, which it does if they have not come to the process as orphans.
+// first that lives (kernel/exit.c, find_new_reaper). That is how a restore comes by them, too. Any other thread has to
+// create them itself, which it does if they have not come to the process as orphans.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -12,7 +12,9 @@ namespace stasis::capture {
 
 void check_parent_threads(resource::CaptureContext& context) {
   const auto& application = context.application;
-  const auto depends = [&](const model::Task& task) { return plan::depends_on_parent_thread(application, task); };
+  const auto depends = [&](const model::Task& task) {
+    return task.parent_thread.value != 0 && plan::depends_on_parent_thread(application, task);
+  };
   if (context.diagnostics.refused() || std::ranges::none_of(application.tasks, depends)) return;
   const auto tree = plan::plan_tree(application);
   if (!tree) return;  // the plan says why

@@ -2,7 +2,10 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/filter.h>
+#include <linux/reboot.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
@@ -186,7 +189,8 @@ class Lowering {
     const uint32_t child = result_.slot_of.at({clone.child_pid, leader_of(clone.child_pid)});
     // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
     if (!clone.nested_pids.empty()) nested_pids_[clone.child_pid] = clone.nested_pids;
-    now().spawn(CLONE_PARENT | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
+    const uint64_t flags = CLONE_PARENT | (clone.new_pid_namespace ? CLONE_NEWPID : 0);
+    now().spawn(flags | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     const auto* sibling = tasks_.find(command.pid);
     if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent, leader_of(sibling->parent)))
@@ -209,7 +213,18 @@ class Lowering {
     return {};
   }
   Status lower(const plan::Command&, const plan::Unshare& unshare) {
-    add(call(SYS_unshare, (unshare.files ? CLONE_FILES : 0) | (unshare.fs ? CLONE_FS : 0)));
+    add(call(SYS_unshare, (unshare.files ? CLONE_FILES : 0) | (unshare.fs ? CLONE_FS : 0) |
+                              (unshare.pid_namespace ? CLONE_NEWPID : 0)));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::SetDeathSignal& set) {
+    add(call(SYS_prctl, PR_SET_PDEATHSIG, set.signal));
+    return {};
+  }
+  Status lower(const plan::Command&, const plan::AwaitDeathSignal& await) {
+    const uint64_t only = 1ull << (await.signal - 1);
+    add(expecting(call(SYS_rt_sigtimedwait, plan::struct_in(only), 0, 0, sizeof only), Expected::exactly,
+                  await.signal));
     return {};
   }
   Status lower(const plan::Command&, const plan::SetChildReaper& reaper) {
@@ -230,7 +245,7 @@ class Lowering {
     add(call(SYS_close, ResultOf{-2}));
     return {};
   }
-  Status lower(const plan::Command&, const plan::Exit& exit) {
+  Status lower(const plan::Command& command, const plan::Exit& exit) {
     const auto origin = static_cast<uint32_t>(origin_);
     if (!WIFSIGNALED(exit.status)) {
       now().exit(0, static_cast<uint64_t>(WEXITSTATUS(exit.status)), origin);
@@ -238,8 +253,34 @@ class Lowering {
     }
     const rlimit none{0, 0};  // the core was written in the first life
     add(call(SYS_prlimit64, 0, RLIMIT_CORE, plan::struct_in(none), 0));
-    now().exit(1, static_cast<uint64_t>(WTERMSIG(exit.status)), origin);
+    const auto nested = nested_pids_.find(command.pid);
+    const bool is_init = nested != nested_pids_.end() && nested->second.back() == 1;
+    if (is_init)
+      end_init(WTERMSIG(exit.status), origin);
+    else
+      now().exit(1, static_cast<uint64_t>(WTERMSIG(exit.status)), origin);
     return {};
+  }
+  /// It is shielded from signals of its own (kernel/signal.c, SIGNAL_UNKILLABLE), but not from what a fault or a filter
+  /// brings about, and reboot(2) is its end (kernel/pid_namespace.c, reboot_pid_ns).
+  void end_init(int signal, uint32_t origin) {
+    constexpr uint64_t forbidden_call = 3, fault = 4;
+    if (signal == SIGHUP || signal == SIGINT) {
+      add(call(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2,
+               signal == SIGHUP ? LINUX_REBOOT_CMD_RESTART : LINUX_REBOOT_CMD_HALT, 0));
+    } else if (signal == SIGKILL) {
+      add(call(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_STRICT));
+      now().exit(forbidden_call, 0, origin);
+    } else if (signal == SIGSYS) {
+      const sock_filter kill = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
+      const auto filter = plan::struct_pointing_to(sock_fprog{.len = 1, .filter = nullptr},
+                                                   offsetof(sock_fprog, filter), bytes_of(kill));
+      add(call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+      add(call(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter));
+      now().exit(forbidden_call, 0, origin);
+    } else {
+      now().exit(fault, static_cast<uint64_t>(signal), origin);
+    }
   }
   Status lower(const plan::Command& command, const plan::Wait& wait) {
     const pid_t child = TRY(seen_by(command, wait.child_pid));

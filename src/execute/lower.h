@@ -40,9 +40,9 @@ struct Lowered {
   std::map<Runner, uint32_t> slot_of;
   uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY
   uint32_t ready_threads = 0;
-  Requests decodings;       ///< execute/decoding.h
-  Requests owings;          ///< execute/owing.h
-  uint32_t root_spawn = 0;  ///< instruction of slot 0 that creates the root: its result is the root's pid
+  Requests decodings;                 ///< execute/decoding.h
+  Requests owings;                    ///< execute/owing.h
+  uint32_t root_spawn = 0;            ///< instruction of slot 0 that creates the root: its result is the root's pid
   std::optional<uint32_t> last_wait;  ///< of slot 0: while the tree is built
 };
 

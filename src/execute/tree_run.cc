@@ -56,12 +56,14 @@ class Specimen {
   Specimen(const BuiltTree& built, const std::map<Pid, size_t>& asking, const model::Application& wanted)
       : built_(built), asking_(asking), wanted_(wanted) {}
 
-  /// Zombies and stops come about when they come about: looked at until it is equal, or for a while.
+  /// Zombies and stops come about when they come about: looked at until all have, or for a while.
   Result<Differences> compare(bool with_stops) const {
     const auto end = std::chrono::steady_clock::now() + patience;
     for (;;) {
-      auto differences = plan::tree_differences(wanted_, TRY(look()), with_stops);
-      if (differences.empty() || std::chrono::steady_clock::now() > end) return differences;
+      const auto found = TRY(look());
+      auto differences = plan::tree_differences(wanted_, found, with_stops);
+      if (differences.empty() || has_come_to_rest(found, with_stops) || std::chrono::steady_clock::now() > end)
+        return differences;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
@@ -79,6 +81,17 @@ class Specimen {
   }
 
  private:
+  /// Everybody who is to end or to stop has done so: what differs now differs for good.
+  bool has_come_to_rest(const model::Application& found, bool with_stops) const {
+    const model::TaskIndex tasks(found);
+    return std::ranges::all_of(wanted_.tasks, [&](const model::Task& task) {
+      const auto* now = tasks.find(task.pid);
+      if (now == nullptr) return true;
+      if (task.state == model::TaskState::stopped) return !with_stops || now->state == task.state;
+      return task.state == model::TaskState::zombie ? now->state == task.state
+                                                    : task.leader_has_ended() == now->leader_has_ended();
+    });
+  }
   Result<model::Application> look() const {
     auto found = TRY(look_at_tree(built_.host_root()));
     for (auto& task : found.tasks) {
@@ -273,8 +286,6 @@ class TreeLook {
     return kernel::read_link(fmt::format("/proc/{}/ns/{}", host_pid, name)).value_or("");
   }
   void place_in_namespaces() {
-    const bool any = std::ranges::any_of(tree_.tasks, [](const auto& task) { return !task.nested_pids.empty(); });
-    if (!any) return;
     std::map<std::string, Pid> inits;
     for (size_t i = 0; i < seen_.size(); ++i) {
       const auto& task = tree_.tasks[i];
@@ -287,9 +298,12 @@ class TreeLook {
       if (task.state == model::TaskState::zombie) continue;
       auto* witness = task.first_living();
       if (witness == nullptr) continue;
-      const auto childrens = inits.find(link_of(seen_[i].witness, "pid_for_children"));
+      const auto link = link_of(seen_[i].witness, "pid_for_children");
+      const auto childrens = inits.find(link);
       if (childrens != inits.end() && childrens->second != task.pid_namespace)
         witness->childrens_namespace = childrens->second;
+      else if (link.empty())  // it leads nowhere as long as nobody has been born there
+        witness->childrens_namespace = model::empty_namespace;
     }
     for (size_t i = 0; i < seen_.size(); ++i) {
       model::note_dead_leader(tree_, tree_.tasks[i], tree_.tasks[i].group, seen_[i].groups);

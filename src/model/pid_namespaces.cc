@@ -128,12 +128,13 @@ std::string PidNamespaces::problem_of(const Task& task) const {
   for (const auto& thread : task.threads) {
     const Pid childrens = thread.childrens_namespace;
     if (childrens.value == 0) continue;
+    if (task.state == TaskState::zombie || thread.has_ended())
+      return fmt::format("{} has ended, but its children are born in another pid namespace", thread.tid);
+    if (childrens == empty_namespace) continue;
     if (!spaces_.contains(childrens) || spaces_.at(childrens).has_ended || childrens == space ||
         !contains(space, childrens))
       return fmt::format("the children of {} are born in the pid namespace of {}, which is none below its own",
                          task.pid, childrens);
-    if (task.state == TaskState::zombie || thread.has_ended())
-      return fmt::format("{} has ended, but its children are born in another pid namespace", thread.tid);
   }
   return {};
 }

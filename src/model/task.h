@@ -88,14 +88,18 @@ struct InterruptedCall {
   friend bool operator==(const InterruptedCall&, const InterruptedCall&) = default;
 };
 
+/// Thread::childrens_namespace: one that nobody has been born in yet (unshare).
+inline constexpr Pid empty_namespace{-1};
+
 struct Thread {
   Tid tid;  ///< in the tree's namespace
   /// Of a leader that has ended while other threads of its process go on: as wait(2) would give it. Nothing else of it
   /// is left but its ids, name, credentials and scheduling. Any other thread that ends is gone.
   std::optional<int> exit_status;
   std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
-  Pid childrens_namespace;  ///< the init of the one that its children are born in, if that is another; 0: it is not
-  std::string name;         ///< comm, at most 15 bytes
+  /// The init of the pid namespace that its children are born in, if that is another; 0: it is not.
+  Pid childrens_namespace;
+  std::string name;  ///< comm, at most 15 bytes
   Registers registers;
   std::optional<InterruptedCall> interrupted_call;
   Credentials credentials;

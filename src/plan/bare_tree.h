@@ -12,8 +12,8 @@
 // the root's namespace has them. One whose last nested id is 1 is the init of a namespace; any other lives where its
 // parent does, unless `pid_namespace`, the pid of an init, says where it has come by setns. `nested_tids` are the
 // nested ids of each of `threads`. `childrens_namespace` is the pid of the init of the one that the children of its
-// first living thread are born in, where unshare or setns have made that another. Dead leaders of sessions and groups
-// are listed where they have nested ids:
+// first living thread are born in, where unshare or setns have made that another; 0: one that is still empty. Dead
+// leaders of sessions and groups are listed where they have nested ids:
 //
 //   {"processes": [{"pid": 9, "ppid": 1, "pgid": 9, "sid": 9, "nested_pids": [1], "threads": [11], "nested_tids":
 //   [[4]]},
@@ -47,6 +47,9 @@ Program completed(Program program);
 
 /// Of every process that has any, its children by ascending pid.
 std::map<Pid, std::vector<const model::Task*>> children_in(const model::Application&);
+
+/// The ids of its threads, with those in nested namespaces.
+std::map<Tid, std::vector<pid_t>> threads_of(const model::Task&);
 
 /// What differs between two trees with the same pids, one sentence each; nothing: they are equal. States of stopped
 /// processes count only if `with_stops`.

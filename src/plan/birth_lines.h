@@ -35,7 +35,7 @@ class BirthLines {
   /// Whether its final parent restricts where it can have been born: the root is above everybody, and an init may take
   /// over those whom others have created.
   bool is_restricted(const Node& node) const {
-    return node.pid != tree_.root && !node.transient && node.parent != tree_.root &&
+    return node.pid != tree_.root && node.has_parent() && node.parent != tree_.root &&
            !tree_.adopters.contains(node.parent) && !tree_.siblings.contains(node.pid);
   }
   /// From `session` up towards the root's: ends at `until`, at the root's, or at a session whose birth is not known.

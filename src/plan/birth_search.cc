@@ -58,7 +58,7 @@ void BirthSearch::list_demands() {
 /// other is hardly ever needed.
 void BirthSearch::list_related() {
   for (const auto& [pid, node] : tree_.nodes) {
-    if (!node.transient && node.session != node.parent && node.session != pid)
+    if (node.has_parent() && node.session != node.parent && node.session != pid)
       foreign_children_[node.parent].push_back(node.session);
   }
   for (const auto& leader : leaders_) related_[leader.pid];
@@ -66,7 +66,7 @@ void BirthSearch::list_related() {
     if (const auto led = related_.find(leader); led != related_.end()) led->second.insert(session);
   };
   for (const auto& [pid, node] : tree_.nodes) {
-    if (node.transient || pid == tree_.root) continue;
+    if (!node.has_parent() || pid == tree_.root) continue;
     // What is above a parent has been seen when its session was entered.
     const bool enters = tree_.nodes.at(node.parent).session != node.session;
     for (Pid at = node.parent;; at = tree_.nodes.at(at).parent) {
@@ -85,7 +85,7 @@ std::vector<Pid> BirthSearch::candidates(Pid leader, bool any_session) const {
     if (listed.insert(session).second) list.push_back(session);
   };
   const auto& node = tree_.nodes.at(leader);
-  if (!node.transient) {
+  if (node.has_parent()) {
     if (const auto foreign = foreign_children_.find(leader); foreign != foreign_children_.end())
       std::ranges::for_each(foreign->second, add);
     add(tree_.nodes.at(node.parent).session);

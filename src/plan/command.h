@@ -43,11 +43,13 @@ struct Clone {
   static constexpr std::string_view name = "CLONE";
   Pid child_pid;
   std::vector<pid_t> nested_pids;
+  bool new_pid_namespace = false;
   bool share_files = false, share_fs = false, share_handlers = false, share_memory = false;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("child_pid", s.child_pid);
     v("nested_pids", s.nested_pids);
+    v("new_pid_namespace", s.new_pid_namespace);
     v("share_files", s.share_files);
     v("share_fs", s.share_fs);
     v("share_handlers", s.share_handlers);
@@ -83,14 +85,34 @@ struct EnterPidNamespace {
     v("target", s.target);
   }
 };
-/// The runner has a descriptor table, or a working directory, root and umask, of its own: a copy of what it shared.
+/// The runner has a descriptor table, or a working directory, root and umask, of its own: a copy of what it shared. Or
+/// its next child begins a pid namespace, which is there from now on, and empty.
 struct Unshare {
   static constexpr std::string_view name = "UNSHARE";
-  bool files = false, fs = false;
+  bool files = false, fs = false, pid_namespace = false;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("files", s.files);
     v("fs", s.fs);
+    v("pid_namespace", s.pid_namespace);
+  }
+};
+/// The runner is sent this signal, which it has blocked, when the thread ends that is its parent. It waits for it with
+/// AWAIT_DEATH_SIGNAL, and is the child of the parent's next thread then.
+struct SetDeathSignal {
+  static constexpr std::string_view name = "SET_DEATH_SIGNAL";
+  int signal = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("signal", s.signal);
+  }
+};
+struct AwaitDeathSignal {
+  static constexpr std::string_view name = "AWAIT_DEATH_SIGNAL";
+  int signal = 0;
+  template <typename S, typename V>
+  static void fields(S& s, V&& v) {
+    v("signal", s.signal);
   }
 };
 struct SetChildReaper {
@@ -582,11 +604,11 @@ struct EndRepair {
 };
 
 using Action =
-    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetChildReaper, SetSid, SetPgid,
-                 Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd, TakeFd,
-                 InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd, Lock,
-                 Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, DecodePages, OwePages,
-                 DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
+    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetDeathSignal, AwaitDeathSignal,
+                 SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek,
+                 TransferFd, OpenPidfd, TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal,
+                 SetForegroundGroup, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages,
+                 LoadPages, DecodePages, OwePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -9,6 +9,7 @@
 
 #include "model/application.h"
 #include "model/pid_namespaces.h"
+#include "plan/carried.h"
 #include "plan/contributor.h"
 #include "plan/planner.h"
 
@@ -52,6 +53,17 @@ class Emission {
   std::map<std::string, uint32_t> posted;  ///< how often an event is posted so far
   /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
   std::set<Pid> bereaved;
+  /// Tasks that are sent a signal when a thread of their parent ends, and have come to the first of these threads,
+  /// which has ended in the Application: they go on to the next with its end.
+  std::set<Pid> passed_on;
+  /// What processes have that is not theirs, as long as they have it.
+  Carried carried;
+  /// The descriptor table that it has, or is to be born with: its own, one that it carries, or none that is known.
+  ObjectId table_of(Pid pid) const {
+    if (const auto found = carried.files.find(pid); found != carried.files.end()) return found->second;
+    const auto* task = tasks.find(pid);
+    return task == nullptr || task->state == model::TaskState::zombie ? ObjectId{} : task->descriptors;
+  }
 
   /// START_THREAD of all but the leader, or those up to `last`, that are not there yet. In their order: children of one
   /// that ends go to the first that lives.
@@ -76,6 +88,7 @@ class Emission {
     const Pid init = thread.childrens_namespace;
     if (init.value == 0) return;
     auto sink = this->thread(task.pid, thread.tid);
+    if (init == model::empty_namespace) return sink.add(Unshare{.pid_namespace = true});
     sink.add(EnterPidNamespace{init});
     if (tasks.find(init)->leader_has_ended()) post(sink, entered(init));
   }
@@ -85,7 +98,23 @@ class Emission {
     auto sink = this->thread(task.pid, thread.tid);
     if (!thread.has_ended()) return sink.add(Ready{});
     await_all(sink, entered(task.pid));
+    await_all(sink, children_wait(task.pid));
     sink.add(ExitThread{*thread.exit_status});
+  }
+  /// Before its own death signal is set: with another one the task waits until it has been passed on.
+  void prepare_to_be_passed_on(const model::Task& task) {
+    if (!passed_on.contains(task.pid)) return;
+    process(task.pid).add(SetDeathSignal{unused_signal(task)});
+    post(process(task.pid), children_wait(task.parent));
+  }
+  void await_passing_on(const model::Task& task) {
+    if (!passed_on.contains(task.pid)) return;
+    const auto event = fmt::format("{} has been passed on", task.pid);
+    process(task.pid).add(AwaitDeathSignal{unused_signal(task)});
+    post(process(task.pid), event);
+    for (const auto& thread : task.threads) {
+      if (thread.tid != leader_of(task.pid)) await_all(this->thread(task.pid, thread.tid), event);
+    }
   }
 
   /// With another task that lives in the end.
@@ -107,12 +136,12 @@ class Emission {
   /// for a moment under the lowest free number may be the number that another's dup3 wants (which replaces it, or is
   /// refused with EBUSY, fs/file.c), and a child copies whatever is open at its birth.
   void take_table(Pid pid) {
-    const auto* task = tasks.find(pid);
-    if (task == nullptr || task->state == model::TaskState::zombie || task->descriptors.value == 0) return;
-    auto& table = tables_.at(task->descriptors);
+    const ObjectId id = table_of(pid);
+    if (id.value == 0) return;
+    auto& table = tables_.at(id);
     if (table.users < 2 || table.last == pid) return;
     if (table.last.value != 0) {
-      const auto event = fmt::format("table {} is free, {}", task->descriptors, ++table.turns);
+      const auto event = fmt::format("table {} is free, {}", id, ++table.turns);
       post(process(table.last), event);
       await_all(process(pid), event);
     }
@@ -179,6 +208,10 @@ class Emission {
     Pid last;  ///< whose turn it is
   };
   static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
+  static std::string children_wait(Pid parent) {
+    return fmt::format("children wait for the first thread of {}", parent);
+  }
+  int unused_signal(const model::Task&) const;
   int pidfd_in_root(Pid);
 
   std::set<Tid> started_;

@@ -25,7 +25,8 @@ Inheritance::Inheritance(const Emission& out, const CreationTree& tree) {
     // Until they end, zombies are like transient processes: what they do not close their children have.
     const bool ends = task == nullptr || (!birth.lives && creators.contains(pid));
     birth.closes = birth.lives || ends;
-    birth.passes = ends || (birth.lives && task->descriptors.value != 0 && !out.shares_table(pid));
+    birth.passes = !out.carried.files.contains(pid) &&
+                   (ends || (birth.lives && task->descriptors.value != 0 && !out.shares_table(pid)));
     if (birth.closes && birth.creator.value != 0) births_.at(birth.creator).children += closing;
     // Every node is counted once: the climb ends where the depth is known.
     std::vector<Birth*> above;

@@ -1,6 +1,7 @@
 #include "plan/namespace_births.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -8,16 +9,27 @@
 #include <vector>
 
 namespace stasis::plan {
+namespace {
+
+/// It is shielded from others (kernel/signal.c, SIGNAL_UNKILLABLE) until a fault or seccomp has begun to end it:
+/// SIGKILL comes from outside or from strict seccomp, SIGHUP and SIGINT stand for what it has asked reboot(2) for
+/// (kernel/pid_namespace.c, reboot_pid_ns).
+bool can_end_init(int signal) {
+  constexpr int possible[] = {SIGHUP, SIGINT, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSYS};
+  return std::ranges::find(possible, signal) != std::end(possible);
+}
+
+}  // namespace
 
 NamespaceBirths::NamespaceBirths(const model::Application& application, const model::PidNamespaces& spaces,
                                  Arrival arrival)
     : application_(application), tasks_(application), spaces_(spaces), arrival_(arrival) {
   if (!spaces_.any()) return;
   for (const auto& task : application.tasks) {
-    if (!spaces_.is_init(task.pid) || !WIFSIGNALED(task.exit_status)) continue;
-    is_undecided_ = true;
-    object(fmt::format("{} was ended by signal {}: the init of a pid namespace does not end by one of its own",
-                       task.pid, WTERMSIG(task.exit_status)));
+    if (!spaces_.is_init(task.pid) || !WIFSIGNALED(task.exit_status) || can_end_init(WTERMSIG(task.exit_status)))
+      continue;
+    object(fmt::format("{} was ended by signal {}, from which the init of a pid namespace is shielded", task.pid,
+                       WTERMSIG(task.exit_status)));
   }
   if (arrival == Arrival::by_setns)
     check_by_setns();
@@ -36,16 +48,15 @@ void NamespaceBirths::check_by_clones() {
 
 void NamespaceBirths::check_by_setns() {
   adopters_.insert(spaces_.inits().begin(), spaces_.inits().end());
+  std::map<Pid, Pid> parents;  // of dead leaders
   for (const auto& task : application_.tasks) {
     if (task.pid == application_.root || task.session == task.pid) continue;
     if (spaces_.contains(spaces_.of(task.session), spaces_.of(task.parent))) continue;
+    // From now on they have one parent, whoever takes them over.
     siblings_.insert(task.pid);
     const auto* leader = tasks_.find(task.session);
-    const bool is_sibling = leader != nullptr && leader->parent == task.parent &&
-                            spaces_.born_in(task.pid) == spaces_.of(task.session) && !spaces_.is_init(task.session);
-    // One that is dead, or another of its session, may have done so, too.
-    is_undecided_ = is_undecided_ || leader == nullptr || leader->parent == task.parent;
-    if (is_sibling) continue;
+    const Pid parent = leader == nullptr ? parents.emplace(task.session, task.parent).first->second : leader->parent;
+    if (parent == task.parent && !spaces_.is_init(task.session)) continue;
     object(
         fmt::format("{} is in session {}, which is led from further inside than its parent {} lives: only its "
                     "leader can have created it, as a sibling",
@@ -55,7 +66,7 @@ void NamespaceBirths::check_by_setns() {
 
 Pid NamespaceBirths::creators_space(const Node& node) const {
   if (siblings_.contains(node.pid)) return spaces_.of(node.session);
-  return node.transient ? spaces_.of(node.pid) : spaces_.of(node.parent);
+  return node.has_parent() ? spaces_.of(node.parent) : spaces_.of(node.pid);
 }
 
 bool NamespaceBirths::allows(Pid space, Pid session) const {
@@ -146,8 +157,7 @@ class Deferral {
                          *required.begin(), *std::next(required.begin())));
     } else if (!required.empty() && *required.begin() != inherited) {
       const Pid group = *required.begin(), creator = tree_.creator.at(pid);
-      const bool can_be_founded =
-          tree_.nodes.contains(group) || (spaces_.of(group) == spaces_.of(creator) && group != group_of_root());
+      const bool can_be_founded = tree_.nodes.contains(group) || group != group_of_root();
       if (!sees(creator, group) || !can_be_founded)
         object(
             fmt::format("{} would have to be born in group {}, which its creator {} cannot join", pid, group, creator));
@@ -184,7 +194,12 @@ class Deferral {
     const auto group = tree_.birth_groups.find(pid);
     return born_.contains(tree_.creator.at(pid)) && (by == from || born_.contains(by)) &&
            (spaces_.born_in(pid) == by || born_.contains(spaces_.born_in(pid))) &&
-           (group == tree_.birth_groups.end() || !tree_.nodes.contains(group->second) || born_.contains(group->second));
+           (group == tree_.birth_groups.end() || can_be_joined(group->second, from));
+  }
+  /// If it is dead somebody stands in for it, in the namespace that it was led from.
+  bool can_be_joined(Pid group, Pid from) const {
+    if (tree_.nodes.contains(group)) return born_.contains(group);
+    return spaces_.of(group) == from || born_.contains(spaces_.of(group));
   }
   void put_in_order(const std::vector<Pid>& order) {
     std::vector<Pid> waiting;

@@ -105,6 +105,7 @@ class Planner {
   Result<Program> run() {
     const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
+    out_.carried = carried_in(application_, tree);
     find_inheritance(tree);
     lazy_.emplace(out_, inherits_);
     out_.program.commands.reserve(guessed_commands(application_));
@@ -112,7 +113,9 @@ class Planner {
     descriptors_.emplace(out_, tree);
 
     supervise(Stage::prepare);
-    TreeEmission emission(out_, tree, {[this](Pid pid, Origin origin) { return born(pid, origin); }});
+    TreeEmission emission(out_, tree,
+                          {[this](Pid pid, Origin origin) { return born(pid, origin); },
+                           [this](Pid pid, ObjectId table) { close_held(pid, table); }});
     TRY(emission.create());
     emission.groups();
     emission.terminals();
@@ -188,6 +191,8 @@ class Planner {
     for (const auto& [child, creator] : tree.creator) {
       const auto& node = tree.nodes.at(child);
       if (node.transient || node.parent != creator || !shares_pages(child)) continue;
+      // What is held open for others while memory is early would stay in the table that it does not keep.
+      if (out_.carried.files.contains(child) || out_.carried.files.contains(creator)) continue;
       if (heirs.at({creator, out_.tasks.find(child)->address_space}) > 1) continue;
       const auto* parent = out_.tasks.find(creator);
       if (parent == nullptr || parent->address_space == out_.tasks.find(child)->address_space) continue;
@@ -216,11 +221,12 @@ class Planner {
       out_.open_terminals(first_terminal_);
     }
     const auto* task = out_.tasks.find(pid);
-    const auto *tables = out_.tasks.find(origin.table), *memorys = out_.tasks.find(origin.memory);
+    const auto* memorys = out_.tasks.find(origin.memory);
     const bool shares_memory = task != nullptr && memorys != nullptr && task->address_space == memorys->address_space &&
                                task->state != model::TaskState::zombie;
-    const bool shares_files = task != nullptr && tables != nullptr && task->descriptors == tables->descriptors;
-    if (!shares_files) close_inherited(pid, origin.table);
+    const ObjectId table = out_.table_of(pid);
+    const bool shares_files = table.value != 0 && table == out_.table_of(origin.table);
+    if (!shares_files) close_held(pid, out_.table_of(origin.table));
     TRY(descriptors_->born(pid, origin.table));
     if (shares_memory) return {};
     const bool creator_has_memory = memory_first_.contains(origin.memory);
@@ -230,10 +236,9 @@ class Planner {
     return build_memory(*task);
   }
 
-  /// The creator, or who shares its table, may hold shared segments open for others: the copy does not.
-  void close_inherited(Pid pid, Pid creator) {
-    const auto* task = out_.tasks.find(creator);
-    const auto held = held_for_others_.find(task == nullptr ? ObjectId{} : task->descriptors);
+  /// Whoever has this table may hold shared segments open in it for others: who has a copy does not.
+  void close_held(Pid pid, ObjectId table) {
+    const auto held = held_for_others_.find(table);
     if (held == held_for_others_.end()) return;
     for (const int fd : held->second) out_.process(pid).add(Close{fd});
   }
@@ -373,15 +378,17 @@ class Planner {
       for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
         TRY(once_settled(task, thread, waited, [&](Sink& sink) { return finish(task, thread, sink); }));
       }
+      out_.prepare_to_be_passed_on(task);
+    }
+    for (const auto& task : application_.tasks) {  // parents first: their threads end
+      if (task.state == model::TaskState::zombie) continue;
+      out_.await_passing_on(task);
       for (const auto& thread : task.threads) {  // the last may wait for all others
         TRY(once_settled(task, thread, waited, [&](Sink& sink) -> Status {
           contribute(Stage::privileges, task, thread, sink);
           return {};
         }));
       }
-    }
-    for (const auto& task : application_.tasks) {
-      if (task.state == model::TaskState::zombie) continue;
       for (const auto& thread : task.threads) out_.end(task, thread);
     }
     descriptors_->end_repairs();

@@ -56,8 +56,9 @@ class Graph {
       const bool entered = task.pid_namespace != task.pid && task.pid_namespace != spaces.of(task.parent);
       if (entered) connect(task.pid, pid_space, task.pid_namespace);
       const Pid childrens = task.childrens_namespace();
-      if (childrens.value != 0) connect(task.pid, childrens_space, childrens);
-      if (entered || childrens.value != 0) links_ = links_with_spaces;
+      const bool have_another = childrens.value != 0 && childrens != model::empty_namespace;
+      if (have_another) connect(task.pid, childrens_space, childrens);
+      if (entered || have_another) links_ = links_with_spaces;
     }
     for (const auto& [number, terminal] : tree.terminals) {
       if (terminal.session.value == 0) continue;
@@ -70,7 +71,7 @@ class Graph {
   const std::vector<Pid>& ids() const { return ids_; }
 
  private:
-  enum Kind : uint8_t { process, dead_leader, outside, has_terminal };
+  enum Kind : uint8_t { process, dead_leader, outside, has_terminal, has_empty_namespace };
 
   static Color label_of(const model::Application& tree, const model::Task& task) {
     const bool zombie = task.state == model::TaskState::zombie;
@@ -80,6 +81,7 @@ class Graph {
     Color label = mix(process, zombie, stopped, status, task.child_subreaper, task.threads.size(),
                       task.pid == tree.root, task.pid == tree.root && tree.root_is_namespace_init);
     if (tree.terminals.contains(task.controlling_terminal)) label = mix(label, has_terminal);
+    if (task.childrens_namespace() == model::empty_namespace) label = mix(label, has_empty_namespace);
     return task.nested_pids.empty() ? label : mix(label, task.nested_pids.size(), task.pid == task.pid_namespace);
   }
   Index add(Pid id, Color label) {

@@ -68,7 +68,8 @@ class TreeWriter {
     link("session", task.session, task.pid, parent == nullptr ? Pid{-1} : parent->session);
     link("group", task.group, task.pid, parent == nullptr ? Pid{-1} : parent->group);
     link("namespace", task.pid_namespace, task.pid, parent == nullptr ? Pid{0} : parent->pid_namespace);
-    if (task.childrens_namespace().value != 0) add(tokens_, "births", task.childrens_namespace().value);
+    if (const Pid childrens = task.childrens_namespace(); childrens.value != 0)
+      add(tokens_, "births", childrens == model::empty_namespace ? 0 : childrens.value);
     if (task.state == model::TaskState::stopped) tokens_.emplace_back("stopped");
     if (task.state == model::TaskState::zombie) {
       tokens_.emplace_back("zombie");
@@ -195,7 +196,10 @@ class Reader {
     Pid space = spaces_[parent];
     if (take("namespace")) space = Pid{take("self") ? pid : TRY(id())};
     spaces_[Pid{pid}] = space;
-    if (take("births")) childrens_spaces_[Pid{pid}] = Pid{TRY(id())};
+    if (take("births")) {
+      const Pid space{TRY(id())};
+      childrens_spaces_[Pid{pid}] = space.value == 0 ? model::empty_namespace : space;
+    }
     return {};
   }
   /// Nested ids are not spelled out: they follow from the pids.

@@ -167,13 +167,16 @@ class TreePlanner {
 
   // ---- sessions
 
+  /// One who has created siblings had the same parent.
   void add_dead_leaders() {
-    std::set<Pid> missing;
+    std::map<Pid, Pid> missing;  // their parents
     for (const auto& [pid, node] : tree_.nodes) {
-      if (!exists(node.session) && !inherited(node.session)) missing.insert(node.session);
+      if (exists(node.session) || inherited(node.session)) continue;
+      auto& parent = missing[node.session];
+      if (!spaces_.contains(spaces_.of(node.session), spaces_.of(node.parent))) parent = node.parent;
     }
-    for (const Pid pid : missing) {
-      Node dead{pid, Pid{0}, pid, pid};
+    for (const auto& [pid, parent] : missing) {
+      Node dead{pid, parent, pid, pid};
       dead.transient = true;
       tree_.nodes.emplace(pid, dead);
     }
@@ -275,7 +278,7 @@ class TreePlanner {
     const auto& node = tree_.nodes.at(pid);
     const Pid space = births_->creators_space(node);
     // Only to an init come those whom others have created from further outside.
-    const bool from_outside = !node.transient && tree_.adopters.contains(node.parent);
+    const bool from_outside = node.has_parent() && tree_.adopters.contains(node.parent);
     const bool by_leader = !tree_.siblings.contains(pid) || creator == node.session;
     if ((by_leader && spaces_.of(creator) == space) || (from_outside && spaces_.contains(spaces_.of(creator), space)))
       return true;

@@ -22,7 +22,10 @@ struct Node {
   Pid pid, parent, group, session;
   bool zombie = false;
   int exit_status = 0;
-  bool transient = false;  ///< a dead session leader that must be re-created for a while
+  /// A dead session leader that must be re-created for a while: the child of whoever creates it, unless it has a
+  /// parent.
+  bool transient = false;
+  bool has_parent() const { return parent.value != 0; }
 };
 
 struct CreationTree {

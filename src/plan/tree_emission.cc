@@ -7,40 +7,17 @@
 #include <utility>
 
 namespace stasis::plan {
-namespace {
-
-std::string began(Pid space) { return fmt::format("the pid namespace of {} has begun", space); }
-std::string founded_early(Pid group) { return fmt::format("early group {}", group); }
-
-/// What tasks can have in common with CLONE_FILES, CLONE_FS, CLONE_VM and CLONE_SIGHAND.
-struct Shareable {
-  ObjectId model::Task::* object;
-  bool Fork::* flag;
-  const char* what;
-};
-constexpr Shareable shareable[] = {
-    {&model::Task::descriptors, &Fork::share_files, "descriptor table"},
-    {&model::Task::fs, &Fork::share_fs, "working directory"},
-    {&model::Task::address_space, &Fork::share_memory, "memory"},
-    {&model::Task::handlers, &Fork::share_handlers, "signal handlers"},
-};
-
-/// Their indices.
-enum Kind : size_t { files_kind, fs_kind, memory_kind, handlers_kind };
-
-}  // namespace
-
 TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks hooks)
     : out_(out), tree_(tree), hooks_(std::move(hooks)) {
   out.reserve_numbers(tree.taken, tree.root_is_namespace_init ? 0 : out.options.first_transient_pid);
   for (const auto& [terminal, about] : out.application.terminals) {
     if (about.session.value != 0) terminals_[about.session] = terminal;
   }
+  for (const auto& [pid, group] : tree.birth_groups) entered_.insert(out.spaces.of(group));
   for (const Pid pid : tree.deferred) {
     entries_[pid] = {};
     entered_.insert({out.spaces.of(tree.nodes.at(pid).parent), out.spaces.born_in(pid)});
   }
-  find_carriers();
   for (const auto* of : {&tree.before_setsid, &tree.children}) {
     for (const auto& [creator, children] : *of) find_families(creator, children);
   }
@@ -72,7 +49,7 @@ Status TreeEmission::grow(std::vector<Growing>& line) {
     } else {
       const Growing grown = std::move(last);
       line.pop_back();
-      if (carried_fs_.contains(grown.pid)) out_.process(grown.pid).add(Unshare{.fs = true});
+      unshare(grown);
       if (grown.relay.value != 0) lift(grown);
     }
   }
@@ -108,92 +85,6 @@ void TreeEmission::lead(Growing& leader) {
   leader.born.clear();
 }
 
-/// What it has at birth of one kind. 0: nothing that it could have in common with others.
-ObjectId TreeEmission::born_with(Pid pid, size_t kind) const {
-  if (const auto carried = carried_fs_.find(pid); kind == fs_kind && carried != carried_fs_.end())
-    return carried->second;
-  const auto* task = out_.tasks.find(pid);
-  return task == nullptr || task->state == model::TaskState::zombie ? ObjectId{} : task->*shareable[kind].object;
-}
-bool TreeEmission::share_at_birth(Pid a, Pid b, size_t kind) const {
-  return born_with(a, kind).value != 0 && born_with(a, kind) == born_with(b, kind);
-}
-
-/// A FORK or CLONE by the giver.
-template <typename Birth>
-Birth TreeEmission::birth_of(Pid giver, Pid child) const {
-  Birth birth;
-  birth.child_pid = child;
-  birth.nested_pids = out_.spaces.nested(child.value);
-  birth.share_files = share_at_birth(giver, child, files_kind);
-  birth.share_fs = share_at_birth(giver, child, fs_kind);
-  birth.share_memory = share_at_birth(giver, child, memory_kind);
-  birth.share_handlers = birth.share_memory && share_at_birth(giver, child, handlers_kind);
-  return birth;
-}
-
-void TreeEmission::note_objects(Pid pid) {
-  for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-    if (const ObjectId object = born_with(pid, kind); object.value != 0) born_objects_[kind].insert(object);
-  }
-}
-
-/// Where a working directory is common to some, and not to those between them in the tree of creators, these have it
-/// until they have created all others.
-void TreeEmission::find_carriers() {
-  std::map<ObjectId, std::vector<Pid>> users;
-  for (const auto& task : out_.application.tasks) {
-    if (const ObjectId fs = born_with(task.pid, fs_kind); fs.value != 0) users[fs].push_back(task.pid);
-  }
-  std::map<Pid, ObjectId> carriers;
-  for (const auto& [fs, all] : users) {
-    if (all.size() < 2) continue;
-    std::map<Pid, size_t> above;  // how many of them are at or below
-    for (const Pid user : all) {
-      ++above[user];
-      for (Pid at = user; at != tree_.root;) ++above[at = tree_.creator.at(at)];
-    }
-    Pid top = all.front();
-    while (above.at(top) < all.size()) top = tree_.creator.at(top);
-    std::vector<Pid> between;
-    for (const auto& [pid, below] : above) {
-      const bool is_between = pid == top || below < all.size();
-      if (is_between && born_with(pid, fs_kind) != fs) between.push_back(pid);
-    }
-    if (between == std::vector{top}) continue;  // they are siblings
-    for (const Pid pid : between) {
-      const auto own = users.find(born_with(pid, fs_kind));
-      if (own == users.end() || own->second.size() == 1) carriers.emplace(pid, fs);
-    }
-  }
-  carried_fs_ = std::move(carriers);
-}
-
-/// Who creates the child: whoever has what it shares with those who are there already. That is its creator in the tree,
-/// or a sibling (CLONE_PARENT) that was born in the same session.
-Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const {
-  const char* lacking = nullptr;
-  const auto has_all = [&](Pid giver) {
-    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-      if (!born_objects_[kind].contains(born_with(child, kind)) || share_at_birth(giver, child, kind)) continue;
-      lacking = shareable[kind].what;
-      return false;
-    }
-    return true;
-  };
-  if (has_all(creator)) return creator;
-  for (const Pid sibling : siblings) {
-    // An init can neither create siblings nor be created as one.
-    const bool is_init = out_.spaces.is_init(sibling) || out_.spaces.is_init(child);
-    const bool of_one_thread = thread_for(creator, sibling) == thread_for(creator, child);
-    if (!tree_.is_leader(sibling) && !is_init && of_one_thread && has_all(sibling)) return sibling;
-  }
-  return fail(Error::conflict("plan the process tree",
-                              fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
-                                          "sibling",
-                                          child, out_.tasks.find(child)->name, lacking)));
-}
-
 Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   auto& parent = line.back();
   const Pid creator = parent.pid;
@@ -201,13 +92,10 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   if (entries_.contains(child)) return await_entry(creator, child);
   if (family_of_.contains(child)) return spawn_from_holder(line, child);
   if (tree_.siblings.contains(child)) {
-    // Whoever adopts its creator adopts it, too.
     TRY(giver_of(creator, child, {}));
-    out_.take_table(creator);
-    out_.process(creator).add(birth_of<Clone>(creator, child));
-    return begin(line, {child, creator, {creator, creator}});
+    return spawn_sibling(line, creator, child);
   }
-  const bool moves = !node.transient && node.parent != creator;
+  const bool moves = node.has_parent() && node.parent != creator;
   const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
   if (moves) {
     const Pid relay = fork_through_relay(creator, fork_of(creator, child));
@@ -222,9 +110,27 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   return begin(line, {child, creator, {giver, giver}});
 }
 
+/// By the leader of its session. Whoever adopts that one adopts it, too.
+Status TreeEmission::spawn_sibling(std::vector<Growing>& line, Pid leader, Pid child) {
+  out_.take_table(leader);
+  // Into a namespace further inside, and back: the leader has children of its own.
+  const Pid own = out_.spaces.of(leader), space = out_.spaces.born_in(child);
+  if (space != own) enter_space(leader, space);
+  out_.process(leader).add(birth_of<Clone>(leader, child));
+  if (space != own) out_.process(leader).add(EnterPidNamespace{leader});
+  note_parent_thread(child);
+  return begin(line, {child, leader, {leader, leader}});
+}
+
 Tid TreeEmission::thread_for(Pid creator, Pid child) const {
   const auto* task = out_.tasks.find(child);
   return task != nullptr && task->parent == creator ? out_.parent_thread(*task) : leader_of(creator);
+}
+
+/// Whoever is adopted is the child of his parent's first thread.
+void TreeEmission::note_parent_thread(Pid child) {
+  const auto* task = out_.tasks.find(child);
+  if (task != nullptr && depends_on_parent_thread(out_.application, *task)) out_.passed_on.insert(child);
 }
 
 Fork TreeEmission::fork_of(Pid giver, Pid child) const {
@@ -250,166 +156,13 @@ Pid TreeEmission::fork_through_relay(Pid giver, const Fork& born) {
   return passing.child_pid;
 }
 
-// ---- siblings that share what their creator does not have
-
-/// Of those who are born in one session: all of a family share the same, or another way is tried (giver_of).
-void TreeEmission::find_families(Pid creator, const std::vector<Pid>& children) {
-  std::map<std::pair<size_t, ObjectId>, std::vector<Pid>> sharers;
-  for (const Pid child : children) {
-    const auto* task = out_.tasks.find(child);
-    if (task == nullptr || task->state == model::TaskState::zombie || entries_.contains(child)) continue;
-    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-      const ObjectId object = born_with(child, kind);
-      if (object.value != 0 && !share_at_birth(creator, child, kind)) sharers[{kind, object}].push_back(child);
-    }
-  }
-  std::set<std::vector<Pid>> families;
-  std::map<Pid, size_t> of_how_many;
-  for (auto& [object, members] : sharers) {
-    if (members.size() > 1) families.insert(members);
-  }
-  for (const auto& members : families) {
-    for (const Pid member : members) ++of_how_many[member];
-  }
-  for (const auto& members : families) {
-    const bool is_alone = std::ranges::all_of(members, [&](Pid member) { return of_how_many.at(member) == 1; });
-    if (!is_alone || !needs_holder(creator, members)) continue;
-    for (const Pid member : members) family_of_[member] = families_.size();
-    families_.push_back({creator, {}, members});
-  }
-}
-
-/// The eldest could create the others (CLONE_PARENT) if it stays what it is born as.
-bool TreeEmission::needs_holder(Pid creator, const std::vector<Pid>& family) const {
-  return tree_.is_leader(family.front()) || std::ranges::any_of(family, [&](Pid member) {
-           return tree_.nodes.at(member).parent != creator || out_.spaces.is_init(member) ||
-                  thread_for(creator, member) != leader_of(creator);
-         });
-}
-
-/// creator → holder → relay → child: the child is the relay's orphan, the holder stays for the others.
-Status TreeEmission::spawn_from_holder(std::vector<Growing>& line, Pid child) {
-  auto& family = families_.at(family_of_.at(child));
-  const Pid creator = family.creator;
-  const Pid eldest = family.members[0];
-  if (family.born == 0) {
-    Fork holder = out_.transient(creator);
-    for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-      holder.*shareable[kind].flag =
-          std::ranges::any_of(family.members, [&](Pid member) { return share_at_birth(creator, member, kind); });
-    }
-    family.holder = holder.child_pid;
-    out_.take_table(creator);
-    out_.process(creator).add(holder);
-  }
-  Fork born = fork_of(creator, child);
-  for (size_t kind = 0; kind < std::size(shareable); ++kind) {
-    auto& shared = born.*shareable[kind].flag;
-    shared = shared || share_at_birth(eldest, family.members[1], kind);
-  }
-  const bool is_eldest = family.born++ == 0;
-  const auto origin_of = [&](size_t kind) {
-    return !is_eldest && share_at_birth(eldest, child, kind) ? eldest : creator;
-  };
-  const Origin origin{origin_of(files_kind), origin_of(memory_kind)};
-  const Pid relay = fork_through_relay(family.holder, born);
-  return begin(line, {child, creator, origin, relay, family.holder, family.born == family.members.size()});
-}
-
-// ---- who comes into a pid namespace from outside
-
-/// The child is born when all others are. A porter is forked already: later it would not have, from its creator, the
-/// session and the group that the child is to be born in.
-Status TreeEmission::await_entry(Pid creator, Pid child) {
-  TRY(giver_of(creator, child, {}));
-  const auto group = tree_.birth_groups.find(child);
-  if (group != tree_.birth_groups.end()) stand_in(creator, group->second);
-  const Fork passing = out_.transient(creator);
-  Fork fork = birth_of<Fork>(creator, child);
-  fork.child_pid = passing.child_pid, fork.nested_pids = passing.nested_pids;
-  out_.take_table(creator);
-  out_.process(creator).add(fork);
-  entries_[child] = {creator, passing.child_pid};
-  return {};
-}
-
-/// creator → porter → child, or porter → relay → child where the child's parent is the init of a namespace that the
-/// creator is not in: the relay, who lives there, leaves it an orphan.
-Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
-  const auto [creator, porter] = entries_.at(child);
-  const auto& spaces = out_.spaces;
-  const Pid parents = spaces.of(tree_.nodes.at(child).parent), own = spaces.born_in(child);
-  Fork born = fork_of(creator, child);
-  // What the porter opens for a moment is in the table that the child is to share: nobody else uses it now.
-  const auto turn = fmt::format("turn of {}", porter), over = fmt::format("turn of {} is over", porter);
-  if (born.share_files) {
-    out_.take_table(creator);
-    out_.post(out_.process(creator), turn);
-    out_.await_all(out_.process(porter), turn);
-  }
-  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end()) {
-    found_early(group->second);
-    out_.await_all(out_.process(porter), founded_early(group->second));
-    out_.process(porter).add(SetPgid{porter, group->second});
-  }
-  Pid relay = porter;
-  if (spaces.of(creator) != parents) {
-    enter_space(porter, parents);
-    const Fork passing = out_.transient_in(parents);
-    Fork fork = born;
-    fork.child_pid = relay = passing.child_pid, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
-    out_.process(porter).add(fork);
-  }
-  if (own != parents) enter_space(relay, own);
-  out_.process(relay).add(born);
-  if (born.share_files) {
-    out_.post(out_.process(relay), over);
-    out_.await_all(out_.process(creator), over);
-  }
-  return begin(line, {child, creator, {creator, creator}, relay, relay == porter ? creator : porter});
-}
-
-void TreeEmission::enter_space(Pid runner, Pid space) {
-  out_.await_all(out_.process(runner), began(space));
-  out_.process(runner).add(EnterPidNamespace{space});
-}
-
-/// Somebody stands in for the dead leader of a group that a child is to be born in.
-void TreeEmission::stand_in(Pid creator, Pid group) {
-  if (tree_.nodes.contains(group) || !founded_early_.insert(group).second) return;
-  Fork leader;
-  leader.child_pid = group;
-  leader.nested_pids = out_.spaces.nested(group.value);
-  out_.take_table(creator);
-  out_.process(creator).add(leader);
-  out_.process(group).add(SetPgid{group, group});
-  out_.post(out_.process(group), founded_early(group));
-  held_groups_[group] = {group, creator};
-  out_.bereaved.insert(creator);
-}
-
-/// Its leader has created all that it creates, but for porters. Where it belongs to another group itself, somebody
-/// stays in this one.
-void TreeEmission::found_early(Pid group) {
-  const auto leader = tree_.nodes.find(group);
-  if (leader == tree_.nodes.end() || leader->second.session == group || !founded_early_.insert(group).second) return;
-  out_.process(group).add(SetPgid{group, group});
-  if (leader->second.group != group) {
-    const Fork holder = out_.transient(group);
-    out_.take_table(group);
-    out_.process(group).add(holder);
-    held_groups_[group] = {holder.child_pid, group};
-    out_.bereaved.insert(group);
-  }
-  out_.post(out_.process(group), founded_early(group));
-}
-
 /// When the child's own work is done its final parent adopts it: it becomes the nearest living subreaper among the
 /// relay's ancestors, and the relay ends. One such lift at a time: two subreapers on one line would take each other's
 /// children.
 void TreeEmission::lift(const Growing& grown) {
   const Pid child = grown.pid, relay = grown.relay, creator = grown.creator;
   const Pid adopter = tree_.nodes.at(child).parent;
+  note_parent_thread(child);
   const bool is_reaper_anyway = adopts_anyway(adopter);
   const auto lift = fmt::format("lift {}", ++lifts_);
   if (!last_lift_.empty()) out_.await_all(out_.process(adopter), last_lift_);
@@ -486,9 +239,10 @@ void TreeEmission::end_dead_leaders() {
     if (!tree_.nodes.at(pid).transient) continue;
     out_.await_all(out_.process(pid), "grouped");
     out_.process(pid).add(Exit{0});
-    const Pid creator = tree_.creator.at(pid);
-    out_.process(creator).add(Wait{pid});
-    out_.bereaved.insert(creator);
+    const auto& node = tree_.nodes.at(pid);
+    const Pid parent = node.has_parent() ? node.parent : tree_.creator.at(pid);
+    out_.process(parent).add(Wait{pid});
+    out_.bereaved.insert(parent);
   }
 }
 

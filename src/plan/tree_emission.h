@@ -20,6 +20,8 @@ struct Origin {
 struct TreeHooks {
   /// The process has just been created and has created nobody yet.
   std::function<Status(Pid pid, Origin)> born;
+  /// It has created everybody, and has a copy of this table, which it has had in common with others, for itself.
+  std::function<void(Pid pid, ObjectId table)> unshared = [](Pid, ObjectId) {};
 };
 
 class TreeEmission {
@@ -51,10 +53,14 @@ class TreeEmission {
   Status begin(std::vector<Growing>& line, Growing born);
   void lead(Growing&);
   Status spawn(std::vector<Growing>& line, Pid child);
+  Status spawn_sibling(std::vector<Growing>& line, Pid leader, Pid child);
   Pid fork_through_relay(Pid giver, const Fork& born);
   void lift(const Growing&);
+  /// Event.
+  static std::string began(Pid space) { return fmt::format("the pid namespace of {} has begun", space); }
   static const std::vector<Pid>& listed(const std::map<Pid, std::vector<Pid>>& children_of, Pid);
   Tid thread_for(Pid creator, Pid child) const;
+  void note_parent_thread(Pid child);
   Fork fork_of(Pid giver, Pid child) const;
   bool adopts_anyway(Pid pid) const;
   Status await_entry(Pid creator, Pid child);
@@ -62,13 +68,15 @@ class TreeEmission {
   void enter_space(Pid runner, Pid space);
   Status grow(std::vector<Growing>& line);
   void stand_in(Pid creator, Pid group);
+  void found_by(Pid parent, Pid group);
   void found_early(Pid group);
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   ObjectId born_with(Pid pid, size_t kind) const;
   bool share_at_birth(Pid a, Pid b, size_t kind) const;
   template <typename Birth>
   Birth birth_of(Pid giver, Pid child) const;
-  void find_carriers();
+  ObjectId carried_by(Pid pid, size_t kind) const;
+  void unshare(const Growing& grown);
   void note_objects(Pid pid);
   void find_families(Pid creator, const std::vector<Pid>& children);
   bool needs_holder(Pid creator, const std::vector<Pid>& family) const;
@@ -83,6 +91,7 @@ class TreeEmission {
   std::set<Pid> founded_early_;
   struct Entry {
     Pid creator, porter;
+    Fork birth;  ///< with what it is to have in common with its creator as he was then
   };
   std::map<Pid, Entry> entries_;  ///< of those whose births are deferred: each has a porter that waits for its time
   std::set<Pid> entered_;         ///< pid namespaces that somebody enters
@@ -95,9 +104,8 @@ class TreeEmission {
   };
   std::vector<Family> families_;
   std::map<Pid, size_t> family_of_;
-  std::map<Pid, ObjectId> carried_fs_;  ///< what processes have at birth that is not theirs
-  std::map<Pid, uint64_t> terminals_;   ///< by the session that they control
-  std::string last_lift_;               ///< event: the lift before is over
+  std::map<Pid, uint64_t> terminals_;  ///< by the session that they control
+  std::string last_lift_;              ///< event: the lift before is over
   unsigned lifts_ = 0;
   std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };

@@ -28,7 +28,7 @@ class Groups {
     std::vector<Pid> members;
     bool is_left = false;     ///< by its leader
     bool is_safe = false;     ///< somebody is in it who stays until all have come
-    Pid helper, helped_by;    ///< a process that holds its number, and that one's parent
+    Held helper;              ///< a process that holds its number
     std::vector<Pid> movers;  ///< leaders of other groups that have come
   };
 
@@ -70,17 +70,17 @@ class Groups {
   void found(Pid id, Group& group) {
     const auto held = held_.find(id);
     if (held != held_.end()) {
-      group.helper = held->second.holder, group.helped_by = held->second.parent;
+      group.helper = held->second;
     } else if (!tree_.nodes.contains(id)) {
       Fork leader;
-      leader.child_pid = group.helper = id;
+      leader.child_pid = id;
       leader.nested_pids = out_.spaces.nested(id.value);
       // Only in its own namespace can it be born, and one of its members lives there.
-      group.helped_by = *std::ranges::find_if(group.members,
-                                              [&](Pid member) { return out_.spaces.of(member) == out_.spaces.of(id); });
-      fork(group.helped_by, leader);
+      const auto inside = [&](Pid member) { return out_.spaces.of(member) == out_.spaces.of(id); };
+      group.helper = {id, *std::ranges::find_if(group.members, inside)};
+      fork(group.helper.parent, leader);
     }
-    group.is_safe = group.helper.value != 0 || !leaves(id);
+    group.is_safe = group.helper.holder.value != 0 || !leaves(id);
     const bool is_founded = held != held_.end() && !tree_.nodes.contains(id);
     if (!is_founded) out_.process(id).add(SetPgid{id, id});
     out_.post(out_.process(id), founded(id));
@@ -108,7 +108,7 @@ class Groups {
         next = left.begin();
         auto& group = groups_.at(*next);
         const Fork holder = out_.transient(*next);
-        group.helper = holder.child_pid, group.helped_by = *next;
+        group.helper = {holder.child_pid, *next};
         fork(*next, holder);
         group.is_safe = true;
       }
@@ -141,10 +141,14 @@ class Groups {
   }
 
   void end_helper(Pid id, const Group& group) {
-    if (group.helper.value == 0) return;
-    await_members(group.helper, id);
-    out_.process(group.helper).add(Exit{0});
-    out_.process(group.helped_by).add(Wait{group.helper});
+    const auto& [holder, parent, grandparent] = group.helper;
+    if (holder.value == 0) return;
+    await_members(holder, id);
+    out_.process(holder).add(Exit{0});
+    out_.process(parent).add(Wait{holder});
+    if (grandparent.value == 0) return;
+    out_.process(parent).add(Exit{0});
+    out_.process(grandparent).add(Wait{parent});
   }
 
   Emission& out_;

@@ -15,6 +15,7 @@ namespace stasis::plan {
 /// Groups that have been founded while the tree was created: somebody stays in each, until the others have come.
 struct Held {
   Pid holder, parent;
+  Pid grandparent = {};  ///< of a holder in a pid namespace that its parent has entered for that alone; 0: it has not
 };
 using HeldGroups = std::map<Pid, Held>;
 

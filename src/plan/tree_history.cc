@@ -255,8 +255,6 @@ class History {
   }
   void clone(const Task& task) {
     if (is_init(task)) return;  // it has no siblings (EINVAL)
-    // Those of one that has come by setns have a parent outside, too: not all such trees are decided.
-    if (tasks_.at(task.parent).pid_namespace != task.pid_namespace) return;
     Clone clone;
     clone.child_pid = Pid{fresh_number()};
     clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);

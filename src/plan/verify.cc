@@ -81,10 +81,10 @@ void Interpreter::begin_runner(pid_t tid) {
 void Interpreter::apply(const Post& post) {
   auto& event = posts_[post.event];
   if (++event.count == 1) {
-    event.all = snapshot();
+    event.all = event.first = snapshot();
     return;
   }
-  if (event.count == 2) Knowledge::merge(event.all, event.sum, event.merged);
+  for (auto layer = event.first; event.count == 2 && layer != nullptr; layer = layer->below) event.merged.insert(layer);
   event.all.reset();
   runner_->knowledge.merge_into(event.sum, event.merged);
   auto& known = event.sum[tid_.value];
@@ -101,7 +101,7 @@ void Interpreter::apply(const Await& await) {
   // Posts beyond the awaited ones may be any: only a wait for all of them orders.
   if (problem_ || count != await.count || count == 0) return;
   auto& event = found->second;
-  if (!event.all) event.all = std::make_shared<Snapshot>(Snapshot{event.sum, nullptr});
+  if (!event.all) event.all = Knowledge::stacked(event.sum, event.first);
   learn(event.all);
 }
 
@@ -138,7 +138,9 @@ void Interpreter::set_death_signal() {
   const auto* task = tasks_wanted_.find(now_->pid);
   const auto sends = [](const model::Thread& thread) { return thread.parent_death_signal != 0; };
   if (task == nullptr || std::ranges::none_of(task->threads, sends)) return;
+  require(now_->awaited_death_signal == 0, "it replaces the one that is to be waited for");
   reads(now_->parentage, "its parent");
+  reads(now_->parents_life, "the thread that is its parent");
   now_->has_death_signal = true;
 }
 

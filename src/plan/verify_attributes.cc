@@ -175,7 +175,7 @@ AttributeLedger::AttributeLedger(const model::Application& wanted) : wanted_(wan
 }
 
 std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perform& perform) {
-  if (auto lost = check_rights(perform, tid)) return lost;
+  if (auto lost = check_rights(tid, perform.needs, perform.attribute == rules[final_capabilities].name)) return lost;
   if (perform.attribute.empty()) return {};
   if (perform.attribute == only_on_success || perform.attribute == only_on_failure) {
     if (pid.value == 0) return {};
@@ -195,14 +195,15 @@ std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perfo
 }
 
 /// Filters and the final capabilities end what a thread may do.
-std::optional<std::string> AttributeLedger::check_rights(const Perform& perform, Tid tid) const {
+std::optional<std::string> AttributeLedger::check_rights(Tid tid, std::span<const std::string> needs,
+                                                         bool unfiltered) const {
   const auto counts = by_thread_.find(tid.value);
   const bool known_thread = counts != by_thread_.end();
-  if (known_thread && counts->second[seccomp] > 0 && perform.attribute != rules[final_capabilities].name)
+  if (known_thread && counts->second[seccomp] > 0 && !unfiltered)
     return "it comes after the thread's seccomp filters, which may forbid it (EPERM)";
   const bool reduced = known_thread && counts->second[final_capabilities] > 0;
   const uint64_t held = reduced ? threads_.at(tid.value).thread->credentials.effective : ~uint64_t{0};
-  for (const auto& need : perform.needs) {
+  for (const auto& need : needs) {
     const auto* known = std::ranges::find(capabilities, need, &Capability::name);
     if (known == std::end(capabilities)) return fmt::format("no capability is called '{}'", need);
     if ((held >> known->number & 1) == 0)

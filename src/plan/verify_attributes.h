@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 
@@ -24,6 +25,9 @@ class AttributeLedger {
 
   /// The rule that this command breaks; nothing: it is in order.
   std::optional<std::string> record(Pid pid, Tid tid, const Perform& perform);
+  /// Why a thread may not do any more what needs these capabilities; nothing: it may. `unfiltered`: no seccomp filter
+  /// that a thread is given forbids it.
+  std::optional<std::string> check_rights(Tid tid, std::span<const std::string> needs, bool unfiltered = false) const;
   /// What the task, which is no zombie, lacks. `keeps_huge_pages_out`: its mappings need no advice for that.
   std::optional<std::string> compare(const model::Task& task, bool keeps_huge_pages_out);
 
@@ -36,7 +40,6 @@ class AttributeLedger {
     const model::Thread* thread = nullptr;
   };
 
-  std::optional<std::string> check_rights(const Perform& perform, Tid tid) const;
   Counts& counts_of(const Known& who, size_t rule);
 
   const model::Application& wanted_;

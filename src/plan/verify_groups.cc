@@ -1,4 +1,6 @@
 // Sessions and groups (kernel/sys.c).
+#include <algorithm>
+
 #include "plan/verify_interpreter.h"
 
 namespace stasis::plan::verifier {
@@ -42,23 +44,40 @@ void Interpreter::apply(const SetPgid& set) {
 }
 
 void Interpreter::rely_on_member(Pid group) {
-  Reliance reliance{stamp(), now_->pid, {}};
-  for (const Pid pid : group_members_[group]) {
-    auto& member = processes_.at(pid);
-    if (member.session == now_->session && is_before(member.identity.written())) reliance.members.insert(pid);
-  }
-  require(!reliance.members.empty(), "no process of its session is certain to be in group {} (EPERM)", group);
-  if (!problem_) reliances_[group].push_back(std::move(reliance));
+  Reliance reliance{stamp(), now_->pid, now_->session, runner_->knowledge};
+  const Pid member = certain_member(group, reliance, Pid{0});
+  require(member.value != 0, "no process of its session is certain to be in group {} (EPERM)", group);
+  if (!problem_) reliances_[{group, member}].push_back(std::move(reliance));
 }
 
+/// One who had come before. One is enough: groups can be large, and many may join. 0: there is none but `leaver`.
+Pid Interpreter::certain_member(Pid group, const Reliance& reliance, Pid leaver) {
+  const auto is_past = [&](const Stamp& then) {
+    if (then.tid == 0 && then.step == 0) return true;
+    return then.tid == reliance.when.tid ? then.step < reliance.when.step
+                                         : reliance.knowledge.reaches(then.tid, then.step);
+  };
+  const auto is_certain = [&](Pid pid) {
+    const auto& member = processes_.at(pid);
+    return pid != leaver && member.session == reliance.session && is_past(member.identity.written());
+  };
+  const auto& members = group_members_[group];
+  // Mostly its leader.
+  if (members.contains(group) && is_certain(group)) return group;
+  const auto found = std::ranges::find_if(members, is_certain);
+  return found == members.end() ? Pid{} : *found;
+}
+
+/// Who has relied on it, and may join only when it has left, relies on another.
 void Interpreter::leaves_group(const Process& leaver) {
-  const auto relying = reliances_.find(leaver.group);
-  if (relying == reliances_.end()) return;
-  for (auto& reliance : relying->second) {
+  const auto relying = reliances_.extract({leaver.group, leaver.pid});
+  if (relying.empty()) return;
+  for (auto& reliance : relying.mapped()) {
     if (is_before(reliance.when)) continue;
-    reliance.members.erase(leaver.pid);
-    require(!reliance.members.empty(), "group {} may be empty by the time that {} joins it (EPERM)", leaver.group,
+    const Pid member = certain_member(leaver.group, reliance, leaver.pid);
+    require(member.value != 0, "group {} may be empty by the time that {} joins it (EPERM)", leaver.group,
             reliance.joiner);
+    if (!problem_) reliances_[{leaver.group, member}].push_back(std::move(reliance));
   }
 }
 

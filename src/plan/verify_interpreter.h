@@ -45,9 +45,11 @@ struct Process {
   bool alive = true, zombie = false, reaped = false;
   int status = 0;
   bool subreaper = false;
-  uint64_t terminal = 0;          ///< that controls it; 0: none
-  Tid parent_thread;              ///< of the parent's
-  bool has_death_signal = false;  ///< is sent one when that ends
+  uint64_t terminal = 0;                               ///< that controls it; 0: none
+  Tid parent_thread;                                   ///< of the parent's
+  bool has_death_signal = false;                       ///< is sent one when that ends
+  int awaited_death_signal = 0;                        ///< likewise, and will wait for it; 0: there is none
+  std::shared_ptr<const Snapshot> parent_threads_end;  ///< it has been sent
   Stamp born;
   Pid pid_space;                        ///< its pid namespace
   std::map<Tid, Pid> childrens_spaces;  ///< where those of threads are born that have entered others
@@ -56,6 +58,7 @@ struct Process {
   Shared control;                       ///< terminal
   Shared reaper_flag;                   ///< subreaper
   Shared parentage;                     ///< parent
+  Shared parents_life;                  ///< of the thread that is its parent
   std::map<Tid, Shared> reachable;  ///< whether others may take its descriptors: until a thread's credentials change
   std::shared_ptr<Table> table;
   std::shared_ptr<SpaceModel> space;
@@ -80,6 +83,13 @@ struct TerminalState {
   Pid session, foreground;
   bool slave_opened = false;
   Shared control;  ///< session and foreground
+};
+
+/// Somebody has joined a group because of one of its members.
+struct Reliance {
+  Stamp when;
+  Pid joiner, session;
+  Knowledge knowledge;  ///< the joiner's at that time
 };
 
 class Interpreter {
@@ -158,11 +168,18 @@ class Interpreter {
   /// `space` is where the child lives: where the runner's children do, or a namespace that begins with it.
   template <typename Birth>
   void create(const Birth& birth, Pid parent, Tid parent_thread, Pid space);
+  /// The pid namespace that the child lives in.
+  template <typename Birth>
+  Pid birthplace(const Birth& birth);
   void claim(pid_t id, Pid space, const std::vector<pid_t>& nested);
   void apply(const Fork& fork);
   void apply(const Clone& clone);
   void apply(const EnterPidNamespace& enter);
   void apply(const Unshare& unshare);
+  /// What makes a pid namespace, or enters one, does not wait until rights and filters are final.
+  void require_admin();
+  void apply(const SetDeathSignal& set);
+  void apply(const AwaitDeathSignal& await);
   /// A living process that the runner can name.
   Process* named(Pid pid);
   void apply(const StartThread& thread);
@@ -175,6 +192,8 @@ class Interpreter {
   /// (kernel/pid_namespace.c, zap_pid_ns_processes). A group of somebody who lived there keeps its id as long as it has
   /// members: outside, or the init itself.
   void end_namespace();
+  /// The init of a pid namespace is shielded from signals, but not from all.
+  void check_end_of_init(int status);
   void apply(const Exit& exit);
   void apply(const Wait& wait);
 
@@ -185,6 +204,7 @@ class Interpreter {
   /// To join a group somebody must be in it, whatever the scheduler does: one whose coming is certain, and whose going
   /// is certain to be later.
   void rely_on_member(Pid group);
+  Pid certain_member(Pid group, const Reliance& reliance, Pid leaver);
   void leaves_group(const Process& leaver);
 
   // ---- terminals
@@ -260,17 +280,12 @@ class Interpreter {
   void compare_carried(ObjectId id);
 
   using Watches = std::map<std::pair<ObjectId, int>, std::pair<uint32_t, uint64_t>>;  ///< target, number → events, data
-  /// Somebody has joined a group because of these members.
-  struct Reliance {
-    Stamp when;
-    Pid joiner;
-    std::set<Pid> members;
-  };
   struct Event {
     uint32_t count = 0, awaited = 0;
-    Clock sum;  ///< of several: what all who have posted it know
+    std::shared_ptr<const Snapshot> first;  ///< what the first to post it knows
+    Clock sum;                              ///< and what the others know beyond that
     Merged merged;
-    std::shared_ptr<const Snapshot> all;  ///< the same, shared, as long as nobody else posts
+    std::shared_ptr<const Snapshot> all;  ///< all of it, as long as nobody else posts
   };
 
   const Program& program_;
@@ -298,7 +313,7 @@ class Interpreter {
   std::map<Pid, std::shared_ptr<const Snapshot>> ends_;
   std::unordered_map<std::string, Event> posts_;
   Shared files_;  ///< what the supervisor makes in the file system for others to open
-  std::unordered_map<Pid, std::vector<Reliance>> reliances_;
+  std::map<std::pair<Pid, Pid>, std::vector<Reliance>> reliances_;   ///< by group, and the member of it
   std::unordered_map<pid_t, Stamp> released_;                        ///< numbers: when the last to use them was reaped
   std::unordered_map<Pid, std::set<Pid>> group_members_, children_;  // until they are reaped
   std::unordered_map<pid_t, int> numbers_;  ///< how often an id is in use as a pid, tid, group or session

@@ -58,6 +58,7 @@ void Interpreter::apply(const LoadPages& load) {
   if (problem_) return;
   require(slot->description.value == 0, "descriptor {} is the application's own file {}, not one of pages", load.fd,
           slot->description);
+  require(slot->terminal == 0 && slot->pidfd_of.value == 0, "descriptor {} is no file of pages", load.fd);
   fill(load.runs);
 }
 

@@ -79,15 +79,25 @@ class Knowledge {
     Merged merged;
     for (auto layer = sum->below; layer != nullptr; layer = layer->below) merged.insert(layer);
     merge_into(sum->steps, merged);
-    while (sum->below != nullptr && 2 * sum->steps.size() >= sum->below->steps.size()) {
-      merge(sum->below->steps, sum->steps);
-      sum->below = sum->below->below;
-    }
+    settle(*sum);
+    return sum;
+  }
+  /// `more` above what is in `base`.
+  static std::shared_ptr<const Snapshot> stacked(const Clock& more, std::shared_ptr<const Snapshot> base) {
+    auto sum = std::make_shared<Snapshot>(Snapshot{more, std::move(base)});
+    settle(*sum);
     return sum;
   }
 
  private:
   static constexpr size_t most_held = 32;
+  /// Lower layers that are not large enough become one with the uppermost.
+  static void settle(Snapshot& sum) {
+    while (sum.below != nullptr && 2 * sum.steps.size() >= sum.below->steps.size()) {
+      merge(sum.below->steps, sum.steps);
+      sum.below = sum.below->below;
+    }
+  }
   static void merge(const Clock& more, Clock& sum) {
     for (const auto& [tid, step] : more) {
       auto& known = sum[tid];

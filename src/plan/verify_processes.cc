@@ -1,5 +1,9 @@
 // Processes and threads: ids, births, ends, and who takes over the children of whom (kernel/fork.c, kernel/exit.c).
+#include <signal.h>
+#include <sys/wait.h>
+
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -87,19 +91,32 @@ void Interpreter::apply(const Fork& fork) {
   const bool is_root = now_->pid.value == 0;
   require(!is_root || fork.new_pid_namespace == wanted_.root_is_namespace_init,
           "the root must be the init of a pid namespace if, and only if, the tree has one of its own");
-  const Pid space = now_->childrens_space(tid_);
-  require(!fork.new_pid_namespace || now_->pid_space == space,
-          "its children are born in another pid namespace: it cannot begin one (EINVAL)");
   require(!is_root || !(fork.share_files || fork.share_fs || fork.share_handlers || fork.share_memory),
           "the root shares nothing with stasis");
-  const bool begins = fork.new_pid_namespace && !is_root;  // the root's is the tree's own
-  if (!problem_) create(fork, now_->pid, tid_, begins ? fork.child_pid : space);
+  if (!problem_) create(fork, now_->pid, tid_, birthplace(fork));
+}
+
+/// The root's new one is the tree's own. With the first who is born in an empty one that has its name.
+template <typename Birth>
+Pid Interpreter::birthplace(const Birth& birth) {
+  const Pid space = now_->childrens_space(tid_);
+  require(!birth.new_pid_namespace || now_->pid_space == space,
+          "its children are born in another pid namespace: it cannot begin one (EINVAL)");
+  if (birth.new_pid_namespace && now_->pid.value != 0) require_admin();
+  if (space == model::empty_namespace) now_->childrens_spaces[tid_] = birth.child_pid;
+  const bool begins = (birth.new_pid_namespace && now_->pid.value != 0) || space == model::empty_namespace;
+  return begins ? birth.child_pid : space;
+}
+
+void Interpreter::require_admin() {
+  const std::string needs[] = {"CAP_SYS_ADMIN"};
+  if (extent_ == Extent::whole) obey(attributes_.check_rights(tid_, needs));
 }
 
 void Interpreter::apply(const Clone& clone) {
   require(now_->parent.value != 0 && !spaces_.is_init(now_->pid),
           "neither the root nor the init of a pid namespace can create siblings (EINVAL)");
-  if (!problem_) create(clone, now_->parent, now_->parent_thread, now_->childrens_space(tid_));
+  if (!problem_) create(clone, now_->parent, now_->parent_thread, birthplace(clone));
 }
 
 void Interpreter::apply(const EnterPidNamespace& enter) {
@@ -108,14 +125,37 @@ void Interpreter::apply(const EnterPidNamespace& enter) {
   // The namespaces are looked up at the leader (kernel/nsproxy.c, validate_nsset).
   require(!target->leader_status, "the first thread of {} has ended (ESRCH)", enter.target);
   reads(target->leader_life, "the first thread of {}", enter.target);
+  require_admin();
   now_->childrens_spaces[tid_] = target->pid_space;
 }
 
 void Interpreter::apply(const Unshare& unshare) {
-  require(now_->threads.size() == 1, "its other threads would go on sharing with whom they do");
+  require(!(unshare.files || unshare.fs) || now_->threads.size() == 1,
+          "its other threads would go on sharing with whom they do");
+  require(!unshare.pid_namespace || now_->childrens_space(tid_) == now_->pid_space,
+          "its children are born in another pid namespace already (EINVAL)");
+  if (unshare.pid_namespace) require_admin();
   if (problem_) return;
   if (unshare.files) now_->table = copied_table();
   if (unshare.fs) now_->fs = std::make_shared<int>();
+  if (unshare.pid_namespace) now_->childrens_spaces[tid_] = model::empty_namespace;
+}
+
+void Interpreter::apply(const SetDeathSignal& set) {
+  require(set.signal > 0 && set.signal <= 64 && set.signal != SIGKILL && set.signal != SIGSTOP,
+          "{} is no signal that can be waited for (EINVAL)", set.signal);
+  require(!now_->has_death_signal && now_->awaited_death_signal == 0, "it has a death signal already");
+  reads(now_->parentage, "its parent");
+  reads(now_->parents_life, "the thread that is its parent");
+  now_->awaited_death_signal = set.signal;
+}
+
+void Interpreter::apply(const AwaitDeathSignal& await) {
+  require(await.signal != 0 && now_->awaited_death_signal == await.signal && now_->parent_threads_end != nullptr,
+          "no thread that is its parent has ended and sent it {}: a deadlock", await.signal);
+  if (problem_) return;
+  learn(std::exchange(now_->parent_threads_end, nullptr));
+  now_->awaited_death_signal = 0;
 }
 
 Process* Interpreter::named(Pid pid) {
@@ -148,9 +188,10 @@ void Interpreter::apply(const ExitThread& exit) {
   for (const Pid pid : children_[now_->pid]) {
     auto& child = processes_.at(pid);
     if (child.parent_thread != tid_) continue;
-    const auto* task = tasks_wanted_.find(pid);
-    const bool waits = task != nullptr && std::ranges::any_of(task->threads, &model::Thread::parent_death_signal);
-    require(!waits, "its child {} would be sent its parent-death signal", pid);
+    // Whoever is to have one sets it when this has happened for certain.
+    require(!child.has_death_signal, "its child {} would be sent its parent-death signal", pid);
+    writes(child.parents_life, "the death signal of its child");
+    if (child.awaited_death_signal != 0) child.parent_threads_end = snapshot();
     child.parent_thread = now_->first_living();
   }
   writes(now_->leader_life, "its first thread");
@@ -201,9 +242,19 @@ void Interpreter::end_namespace() {
   }
 }
 
+/// kernel/signal.c, SIGNAL_UNKILLABLE: what is left are faults (force_sig_info_to_task), filters, and reboot(2)
+/// (kernel/pid_namespace.c, reboot_pid_ns). Strict seccomp ends one thread (kernel/seccomp.c).
+void Interpreter::check_end_of_init(int status) {
+  if (!WIFSIGNALED(status)) return;
+  constexpr int possible[] = {SIGHUP, SIGINT, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSYS};
+  require(std::ranges::find(possible, WTERMSIG(status)) != std::end(possible),
+          "the init of a pid namespace is not ended by signal {}", WTERMSIG(status));
+  require(WTERMSIG(status) != SIGKILL || now_->threads.size() == 1, "its other threads would go on");
+}
+
 void Interpreter::apply(const Exit& exit) {
   if (now_->session == now_->pid && now_->terminal != 0) hang_up();
-  if (spaces_.is_init(now_->pid)) end_namespace();
+  if (spaces_.is_init(now_->pid)) end_namespace(), check_end_of_init(exit.status);
   std::optional<Pid> reaper;
   for (const Pid pid : std::exchange(children_[now_->pid], {})) {
     auto& child = processes_.at(pid);

@@ -209,7 +209,7 @@ class Encoder {
       for (const pid_t nested : thread.nested_tids)
         core.mutable_thread_core()->add_nested_tids(static_cast<uint32_t>(nested));
       if (thread.childrens_namespace.value != 0 && thread.tid != leader_of(task.pid))
-        core.mutable_thread_core()->set_childrens_namespace(static_cast<uint32_t>(thread.childrens_namespace.value));
+        core.mutable_thread_core()->set_childrens_namespace(childrens_namespace_field(thread));
       records.cores.push_back(std::move(core));
     }
     for (const TaskRoom* room : task_rooms())

@@ -164,7 +164,7 @@ class Decoder {
         thread.nested_tids.push_back(TRY(id(thread, "nested_tids", nested)));
       if (i > 0 && records.cores[i].thread_core().has_childrens_namespace()) {
         const uint32_t init = records.cores[i].thread_core().childrens_namespace();
-        thread.childrens_namespace = Pid{TRY(id(thread, "childrens_namespace", init))};
+        thread.childrens_namespace = childrens_namespace_of(TRY(id(thread, "childrens_namespace", init, 0)));
       }
     }
     TRY(process_core(task, records.cores.front()));
@@ -175,9 +175,9 @@ class Decoder {
     return {};
   }
 
-  static Result<pid_t> id(const model::Thread& thread, std::string_view field, uint32_t id) {
+  static Result<pid_t> id(const model::Thread& thread, std::string_view field, uint32_t id, uint32_t lowest = 1) {
     constexpr uint32_t pid_limit = 4u << 20;  // PID_MAX_LIMIT
-    if (id < 1 || id > pid_limit)
+    if (id < lowest || id > pid_limit)
       return reject(file_name("core-{}", thread.tid.value), fmt::format("thread_core.{}", field),
                     fmt::format("{} cannot be a tid", id));
     return static_cast<pid_t>(id);

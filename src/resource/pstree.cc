@@ -53,7 +53,9 @@ class TreeDecoder {
       task.threads[i].tid = Tid{TRY(id("threads", entry.threads(i), 1))};
       TRY(claim("threads", task.threads[i].tid.value));
     }
-    task.threads[0].childrens_namespace = Pid{TRY(id("childrens_namespace", entry.childrens_namespace(), 0))};
+    if (entry.has_childrens_namespace())
+      task.threads[0].childrens_namespace =
+          childrens_namespace_of(TRY(id("childrens_namespace", entry.childrens_namespace(), 0)));
     if (task.parent.value == 0) {
       if (has_root_) return reject(reader_, "ppid", fmt::format("a second root, {}", task.pid));
       has_root_ = true;
@@ -153,7 +155,7 @@ Status encode_pstree(const model::Application& application, const image::Directo
     add_ids(task.nested_pids, *entry.mutable_nested_pids());
     if (task.pid_namespace.value != 0) entry.set_pid_namespace(static_cast<uint32_t>(task.pid_namespace.value));
     if (!task.threads.empty() && task.threads[0].childrens_namespace.value != 0)
-      entry.set_childrens_namespace(static_cast<uint32_t>(task.threads[0].childrens_namespace.value));
+      entry.set_childrens_namespace(childrens_namespace_field(task.threads[0]));
     if (task.parent_thread.value != 0) entry.set_parent_thread(static_cast<uint32_t>(task.parent_thread.value));
     if (task.pid == application.root) add_dead_leaders(application, entry);
     TRY(writer.append(entry));

@@ -22,4 +22,11 @@ struct DecodedTree {
 /// cannot be told before those of threads are known.
 Result<DecodedTree> decode_pstree(const image::Directory&);
 
+/// Thread::childrens_namespace in records, where it is left out if it is the thread's own: 0 is one that is empty.
+inline uint32_t childrens_namespace_field(const model::Thread& thread) {
+  const Pid space = thread.childrens_namespace;
+  return space == model::empty_namespace ? 0 : static_cast<uint32_t>(space.value);
+}
+inline Pid childrens_namespace_of(pid_t field) { return field == 0 ? model::empty_namespace : Pid{field}; }
+
 }  // namespace stasis::resource

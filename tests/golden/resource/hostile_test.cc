@@ -206,6 +206,10 @@ TEST_F(Hostile, NestedPidNamespaces) {
               HasSubstr("0 nested ids instead of 1"));  // its threads have none
   EXPECT_THAT(error_of_last([](auto& r) { r.set_childrens_namespace(r.pid()); }),
               HasSubstr("which is none below its own"));
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_childrens_namespace(0xffffffff); }),
+              AllOf(HasSubstr("pstree.img"), HasSubstr("field childrens_namespace")));
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_parent_thread(0xffffffff); }),
+              AllOf(HasSubstr("pstree.img"), HasSubstr("field parent_thread")));
   EXPECT_THAT(error_of_last([](auto& r) {
                 auto& leader = *r.add_dead_leaders();
                 leader.set_pid(4711);
@@ -221,6 +225,25 @@ TEST_F(Hostile, NestedPidNamespaces) {
               HasSubstr("the dead leader 4711"));
   EXPECT_THAT(error_of_first<core_entry>(core, [](auto& r) { r.mutable_thread_core()->add_nested_tids(0x7fffffff); }),
               HasSubstr(core + ", field thread_core.nested_tids"));
+}
+
+/// Each thread says for itself where its children are born.
+TEST_F(Hostile, ChildrensNamespacesOfThreads) {
+  core_entry of_leader;
+  ASSERT_TRUE(theirs->read(core)->single(of_leader));
+  const auto error_of = [&](uint32_t space) {
+    const auto fill = [&](core_entry& record) {
+      record = of_leader;
+      record.clear_tc();
+      record.mutable_thread_core()->set_childrens_namespace(space);
+    };
+    return error_with_side<core_entry>("core-40000.img", fill, [&] {
+      return error_after<pstree_entry>("pstree.img", [](auto& tasks) { tasks[0].add_threads(40000); });
+    });
+  };
+  EXPECT_THAT(error_of(0xffffffff), HasSubstr("core-40000.img, field thread_core.childrens_namespace"));
+  EXPECT_THAT(error_of(4711), HasSubstr("which is none below its own"));
+  EXPECT_EQ(error_of(0), "none") << "a namespace that is still empty";
 }
 
 TEST_F(Hostile, ObjectsThatAreNotThere) {

@@ -65,14 +65,14 @@ struct FakeMaker : DescriptionMaker {
   }
 };
 
-/// Threads, one whose first has ended, a zombie, a session whose leader is dead, a group led from elsewhere, a lift to
-/// a subreaper, siblings that share their memory, a terminal with a group in its foreground and a member that it does
-/// not control, a pid namespace that somebody else has entered, descriptors and a table shared, some in flight, one
-/// taken from a process that cannot be named, an epoll whose targets are under their numbers, in another process and
-/// under the number that it has itself by now, something that is started last, two connections that are in repair mode
-/// until the end, something that is inherited, something that stasis gives, memory with stored pages, one of which a
-/// child inherits, one that comes later, pages and a file that are stored in blocks, System V memory, and locks of all
-/// kinds.
+/// Threads, one whose first has ended, with an orphan that has a death signal, a zombie, a session whose leader is
+/// dead, a group led from elsewhere, a lift to a subreaper, siblings that share their memory, a terminal with a group
+/// in its foreground and a member that it does not control, a pid namespace that somebody else has entered, descriptors
+/// and a table shared, some in flight, one taken from a process that cannot be named, an epoll whose targets are under
+/// their numbers, in another process and under the number that it has itself by now, something that is started last,
+/// two connections that are in repair mode until the end, something that is inherited, something that stasis gives,
+/// memory with stored pages, one of which a child inherits, one that comes later, pages and a file that are stored in
+/// blocks, System V memory, and locks of all kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -88,6 +88,7 @@ class Sample : private SampleTree {
     zombie.threads.clear();
     add(107, 100, 100, 100, 3).threads[0].exit_status = 5 << 8;
     add(108, 107, 100, 100);
+    add(126, 107, 91, 91).threads.front().parent_death_signal = SIGTERM;
     application_.root = Pid{100};
     add_terminal();
     add_namespace();
@@ -355,7 +356,13 @@ TEST_F(EndOfALeader, is_what_the_application_says) {
   const size_t end = end_of_leader();
   Program mutant = correct_;
   mutant.commands[end].action = Ready{};
+  EXPECT_EQ(rule_for(mutant), "no thread that is its parent has ended and sent it 64: a deadlock");
+  std::erase_if(mutant.commands, [](const Command& command) {
+    return std::holds_alternative<SetDeathSignal>(command.action) ||
+           std::holds_alternative<AwaitDeathSignal>(command.action);
+  });
   EXPECT_EQ(rule_for(mutant), "its first thread should have ended");
+  mutant = correct_;
   mutant.commands[end].action = ExitThread{6 << 8};
   EXPECT_EQ(rule_for(mutant), "its first thread ends with 0x600 instead of 0x500");
   sample_.application().find(pid)->threads[0].exit_status.reset();
@@ -378,8 +385,41 @@ TEST_F(EndOfALeader, is_not_for_other_threads_nor_for_the_only_one) {
 
 TEST_F(EndOfALeader, would_send_death_signals_to_children) {
   sample_.application().find(Pid{108})->threads[0].parent_death_signal = SIGTERM;
-  EXPECT_EQ(rule_for(correct_), "its child 108 would be sent its parent-death signal");
+  EXPECT_EQ(rule_for(correct_), "nothing makes sure that the thread that is its parent is settled by then");
   EXPECT_EQ(rule_for(sample_.program()), "accepted") << "another thread creates it";
+}
+
+/// 126 has come to it as an orphan.
+TEST_F(EndOfALeader, passes_on_those_who_wait_for_it) {
+  const auto index_of = [&](auto is_it) {
+    return std::ranges::find_if(correct_.commands, is_it) - correct_.commands.begin();
+  };
+  const auto set = index_of([](const Command& one) { return std::holds_alternative<SetDeathSignal>(one.action); });
+  const auto await = index_of([](const Command& one) { return std::holds_alternative<AwaitDeathSignal>(one.action); });
+  ASSERT_LT(set, await);
+  ASSERT_LT(static_cast<size_t>(await), correct_.commands.size());
+  EXPECT_EQ(correct_.commands[static_cast<size_t>(set)].pid, Pid{126});
+  Program mutant = correct_;
+  mutant.commands.erase(mutant.commands.begin() + await);
+  EXPECT_EQ(rule_for(mutant), "it replaces the one that is to be waited for");
+  mutant.commands.erase(mutant.commands.begin() + set);
+  EXPECT_EQ(rule_for(mutant), "nothing makes sure that the thread that is its parent is settled by then");
+}
+
+/// The children of 113 are to be born in another pid namespace.
+TEST_F(EndOfALeader, namespaces_are_entered_while_the_right_lasts) {
+  const auto enters = [](const Command& command) {
+    return command.pid == Pid{113} && std::holds_alternative<EnterPidNamespace>(command.action);
+  };
+  const auto is_ready = [](const Command& command) {
+    return command.pid == Pid{113} && std::holds_alternative<Ready>(command.action);
+  };
+  Program mutant = correct_;
+  const auto enter = std::ranges::find_if(mutant.commands, enters);
+  const auto ready = std::ranges::find_if(mutant.commands, is_ready);
+  ASSERT_LT(enter, ready);
+  std::rotate(enter, enter + 1, ready);
+  EXPECT_EQ(rule_for(mutant), "it needs CAP_SYS_ADMIN, which the thread has given up by then (EPERM)");
 }
 
 using Repair = EndOfALeader;

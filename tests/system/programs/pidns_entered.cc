@@ -1,17 +1,20 @@
 // Processes that have come into pid namespaces from outside (setns, then fork), as `nsenter` and `docker exec` bring
 // them: their parents stay outside. One with a child of its own, in a group that is led from outside; one that leads a
 // session inside; an orphan, in a session from outside, that has come to the namespace's init; one two levels down; and
-// a thread whose children would be born inside, while those of its process's first thread would not.
+// a thread whose children would be born inside, while those of its process's first thread would not. A namespace that
+// nobody has been born in yet (unshare), and inits that signals have ended: a kill from outside, and a fault.
 // FAIL_RESTORE
 // ROOT: makes pid namespaces
 #include <pthread.h>
 #include <sched.h>
 
+#include <initializer_list>
+
 #include "probe.h"
 
 namespace {
 
-constexpr int steady = 11;  // processes that check themselves, the root apart
+constexpr int steady = 13;  // processes that check themselves, the root apart
 
 struct Board {
   volatile int settled, threads;
@@ -142,6 +145,43 @@ void stays_entered() {
   probe::expect_child_passed(child);
 }
 
+/// Its next child begins the namespace.
+void stays_unshared() {
+  CHECK(unshare(CLONE_NEWPID) == 0);
+  stay();
+  const pid_t child = fork();
+  if (child == 0) _exit(getpid() == 1 && getppid() == 0 ? 0 : 1);
+  CHECK(child > 0);
+  probe::expect_child_passed(child);
+}
+
+/// Zombies of two namespaces that are gone.
+struct EndedInits {
+  pid_t killed = start([] { pause(); }, CLONE_NEWPID);
+  pid_t faulty = start([] { __builtin_trap(); }, CLONE_NEWPID);
+  EndedInits() {
+    CHECK(kill(killed, SIGKILL) == 0);
+    siginfo_t info;
+    for (const pid_t pid : {killed, faulty})
+      CHECK(waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT) == 0);
+  }
+  void expect() const {
+    expect_signal(killed, SIGKILL);
+    expect_signal(faulty, SIGILL);
+  }
+  static void expect_signal(pid_t pid, int signal) {
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+    CHECK_EQUAL(WTERMSIG(status), signal);
+  }
+};
+
+void with_ended_inits() {
+  const EndedInits inits;
+  stay();
+  inits.expect();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -155,6 +195,7 @@ int main(int argc, char** argv) {
   CHECK(board->inner > 0);
   const Ids before = look();
   start(enterer), start(session_leader), start(with_thread), start(stays_entered);
+  start(stays_unshared), start(with_ended_inits);
   probe::await(&board->settled, steady);
   probe::ready();
   probe::wait_for_go();
@@ -162,7 +203,7 @@ int main(int argc, char** argv) {
   CHECK_EQUAL(now.pid, before.pid);
   CHECK_EQUAL(now.session, before.session);
   CHECK_EQUAL(now.group, before.group);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 6; ++i) {
     int status = 0;
     CHECK(wait(&status) > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0);
   }

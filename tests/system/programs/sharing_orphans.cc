@@ -10,7 +10,7 @@ namespace {
 struct Board {
   volatile int settled, step;
   volatile pid_t leader, member, between, grandchild;
-  volatile int fd;
+  volatile int fd, opened;
 };
 Board* board;
 char stacks[4][64 << 10];
@@ -51,22 +51,26 @@ void leave_orphans() {
   probe::expect_child_passed(parent);
 }
 
-// ---- a working directory with somebody between
+// ---- a working directory and a descriptor table with somebody between
 
 int grandchild(void*) {
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(3);
   common::expect_directory("/etc");
+  CHECK(fcntl(board->opened, F_GETFD) >= 0);
   return 0;
 }
 
 int between(void*) {
-  board->grandchild = clone(grandchild, stacks[3] + sizeof stacks[3], CLONE_FS | SIGCHLD, nullptr);
+  board->grandchild = clone(grandchild, stacks[3] + sizeof stacks[3], CLONE_FS | CLONE_FILES | SIGCHLD, nullptr);
   CHECK(board->grandchild > 0);
-  CHECK(unshare(CLONE_FS) == 0 && chdir("/tmp") == 0);
+  CHECK(unshare(CLONE_FS | CLONE_FILES) == 0 && chdir("/tmp") == 0);
+  const int own = open("/dev/null", O_RDONLY);
+  CHECK(own >= 0);
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(3);
   common::expect_directory("/tmp");
+  CHECK(fcntl(board->opened, F_GETFD) < 0 && fcntl(own, F_GETFD) >= 0);
   probe::expect_child_passed(board->grandchild);
   return 0;
 }
@@ -78,7 +82,7 @@ int main(int argc, char** argv) {
   board = probe::shared_memory<Board>();
   CHECK(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
   leave_orphans();
-  const pid_t child = clone(between, stacks[2] + sizeof stacks[2], CLONE_FS | SIGCHLD, nullptr);
+  const pid_t child = clone(between, stacks[2] + sizeof stacks[2], CLONE_FS | CLONE_FILES | SIGCHLD, nullptr);
   CHECK(child > 0);
   probe::await(&board->settled, 4);
   probe::ready();
@@ -90,6 +94,9 @@ int main(int argc, char** argv) {
   CHECK_EQUAL(common::in_memory, 0);
   CHECK(fcntl(board->fd, F_GETFD) < 0);
   CHECK(chdir("/etc") == 0);
+  constexpr int high = 200;  // nobody has that number
+  board->opened = fcntl(open("/dev/null", O_RDONLY), F_DUPFD, high);
+  CHECK(board->opened >= high);
   board->step = 3;
   probe::expect_child_passed(child);
   return probe::passed();

@@ -1,7 +1,9 @@
 // Needs root: a pid namespace of its own for each tree.
 #include "execute/tree_run.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "plan/bare_tree.h"
@@ -48,6 +50,26 @@ TEST(RunTree, FirstThreadsThatHaveEnded) {
                              {"pid": 4, "ppid": 2, "pgid": 2, "sid": 2},
                              {"pid": 5, "ppid": 2, "pgid": 2, "sid": 2, "state": "zombie", "exit_code": 7})");
   EXPECT_THAT(run(ended, ended), IsEmpty());
+}
+
+/// Killed from outside, by faults, by seccomp, and by reboot(2).
+TEST(RunTree, InitsEndBySignals) {
+  std::string inits = R"({"pid": 1, "ppid": 0, "pgid": 1, "sid": 1})";
+  int pid = 1;
+  for (const int signal : {SIGHUP, SIGINT, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSYS})
+    inits += fmt::format(R"(, {{"pid": {}, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie",
+                               "exit_signal": {}}})",
+                         ++pid, signal);
+  const auto ended = tree(inits.c_str());
+  EXPECT_THAT(run(ended, ended), IsEmpty());
+}
+
+TEST(RunTree, EmptyNamespacesForChildrenToCome) {
+  const auto empty = tree(R"({"pid": 1, "ppid": 0, "pgid": 1, "sid": 1, "childrens_namespace": 0},
+                             {"pid": 2, "ppid": 1, "pgid": 1, "sid": 1, "threads": [30], "childrens_namespace": 0},
+                             {"pid": 3, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1],
+                              "childrens_namespace": 0})");
+  EXPECT_THAT(run(empty, empty), IsEmpty());
 }
 
 TEST(RunTree, WhatDiffersIsNamed) {

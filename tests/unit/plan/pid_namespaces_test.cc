@@ -1,5 +1,7 @@
 // Nested pid namespaces in bare trees, in the planner and in the verifier.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
+#include <signal.h>
 
 #include "plan/bare_tree.h"
 #include "plan/verify.h"
@@ -150,10 +152,68 @@ TEST(NestedNamespaces, AreEnteredWhereClonesDoNotLeadToThem) {
             "restorable");
 }
 
-TEST(NestedNamespaces, NeedMoreThanPlansDo) {
-  EXPECT_THAT(decision(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie",
-                             "exit_signal": 15})"),
-              HasSubstr("does not end by one of its own"));
+/// Of leaders who are dead, and in namespaces further inside.
+TEST(NestedNamespaces, HaveSiblingsOfLeadersInside) {
+  const std::string outside = R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                                   {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1})";
+  const std::string dead = R"(, "dead_leaders": [{"pid": 7, "nested_pids": [9], "pid_namespace": 5}])";
+  const auto sibling = [](int pid, int parent, const std::string& nested, const std::string& space) {
+    return fmt::format(R"(, {{"pid": {}, "ppid": {}, "pgid": 7, "sid": 7, "nested_pids": {}{}}})", pid, parent, nested,
+                       space);
+  };
+  const std::string inside = R"(, "pid_namespace": 5)";
+  EXPECT_EQ(decision(outside + sibling(8, 6, "[2]", inside) + sibling(9, 6, "[3]", inside) +
+                         R"(, {"pid": 10, "ppid": 8, "pgid": 7, "sid": 7, "nested_pids": [4]})",
+                     dead),
+            "restorable");
+  // Orphans that have come to the root: their first parent, who was outside, has ended.
+  EXPECT_EQ(decision(outside + sibling(8, 1, "[2]", inside), dead), "restorable");
+  EXPECT_THAT(decision(outside + sibling(8, 6, "[2]", inside) + sibling(9, 1, "[3]", inside), dead),
+              HasSubstr("as a sibling"));
+  const std::string leader = R"(, {"pid": 7, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [9], "pid_namespace": 5})";
+  EXPECT_EQ(decision(outside + leader + R"(, {"pid": 11, "ppid": 5, "pgid": 5, "sid": 5, "nested_pids": [5, 1]})" +
+                     sibling(8, 6, "[2, 2]", R"(, "pid_namespace": 11)")),
+            "restorable");
+}
+
+/// Members live further inside, or have come from outside.
+TEST(NestedNamespaces, HaveDeadGroupsLedFromInside) {
+  const std::string dead = R"(, "dead_leaders": [{"pid": 9, "nested_pids": [9], "pid_namespace": 5}])";
+  const std::string init = R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]})";
+  EXPECT_EQ(decision(init + R"(, {"pid": 6, "ppid": 5, "pgid": 9, "sid": 1, "nested_pids": [2, 1]})", dead),
+            "restorable");
+  EXPECT_EQ(decision(init + R"(, {"pid": 7, "ppid": 5, "pgid": 1, "sid": 1, "nested_pids": [2, 1]},
+                               {"pid": 8, "ppid": 1, "pgid": 9, "sid": 1, "nested_pids": [3, 2], "pid_namespace": 7},
+                               {"pid": 10, "ppid": 1, "pgid": 9, "sid": 1})",
+                     dead),
+            "restorable");
+}
+
+std::string init_ended_by(int signal) {
+  return R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie", "exit_signal": )" +
+         std::to_string(signal) + "}";
+}
+
+/// It is shielded from signals, but not from faults, filters, reboot(2), and SIGKILL from outside.
+TEST(NestedNamespaces, InitsEndBySomeSignals) {
+  for (const int signal : {SIGHUP, SIGINT, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGKILL, SIGSEGV, SIGSYS})
+    EXPECT_EQ(decision(init_ended_by(signal)), "restorable") << signal;
+  for (const int signal : {SIGTERM, SIGQUIT, SIGABRT, SIGPIPE, 34}) {
+    EXPECT_EQ(*decide_tree(read(tree_of(init_ended_by(signal)))), Verdict::not_restorable) << signal;
+    EXPECT_THAT(decision(init_ended_by(signal)), HasSubstr("is shielded")) << signal;
+  }
+}
+
+TEST(NestedNamespaces, CanBeEmpty) {
+  const std::string empty = R"(, "childrens_namespace": 0)";
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1, "threads": [6])" + empty + "}"), "restorable");
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1, "threads": [6], "leader_exit_code": 2)" + empty +
+                     R"(}, {"pid": 5, "ppid": 4, "pgid": 1, "sid": 1, "nested_pids": [1])" + empty + "}"),
+            "restorable");
+  EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "state": "zombie")" + empty + "}"),
+              HasSubstr("a zombie has none"));
+  const auto one = read(tree_of(R"(, {"pid": 4, "ppid": 1, "pgid": 1, "sid": 1)" + empty + "}"));
+  EXPECT_EQ(tree_to_json(read(tree_to_json(one))), tree_to_json(one));
 }
 
 /// Whoever creates in a namespace lives there, or above.
@@ -268,6 +328,70 @@ TEST(NamespaceRules, WhoIsOutsideCannotBeNamed) {
   EXPECT_EQ(rejection_of(R"({"command": "OPEN_PIDFD", "pid": 1, "target": 1, "fd": 9}, )" + fork(1, 5, "[1]", true) +
                          R"(, {"command": "TAKE_FD", "pid": 5, "pidfd": 9, "fd": 9, "target_fd": 10})"),
             "accepted");
+}
+
+std::string exit_of(int pid, int status) {
+  return R"(, {"command": "EXIT", "pid": )" + std::to_string(pid) + R"(, "status": )" + std::to_string(status) + "}";
+}
+
+TEST(NamespaceRules, AnInitIsShielded) {
+  const std::string begun = fork(1, 5, "[1]", true);
+  EXPECT_EQ(rejection_of(begun + exit_of(5, SIGKILL)), "accepted");
+  EXPECT_THAT(rejection_of(begun + exit_of(5, SIGTERM)), HasSubstr("is not ended by signal 15"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "START_THREAD", "pid": 5, "tid": 8, "nested_tids": [2]})" +
+                           exit_of(5, SIGKILL)),
+              HasSubstr("its other threads would go on"));
+  EXPECT_EQ(rejection_of(fork(1, 5, "[]") + exit_of(5, SIGTERM)), "accepted");
+}
+
+TEST(NamespaceRules, AnEmptyOneBeginsWithTheNextChild) {
+  const std::string unshared = R"({"command": "UNSHARE", "pid": 1, "pid_namespace": true})";
+  EXPECT_EQ(rejection_of(unshared + ", " + fork(1, 5, "[1]") + ", " + fork(1, 6, "[2]") + ", " + fork(5, 7, "[3]")),
+            "accepted");
+  EXPECT_THAT(rejection_of(unshared + ", " + fork(1, 5, "[2]")), HasSubstr("is its init, 1, not 2 (EINVAL)"));
+  EXPECT_THAT(rejection_of(unshared + ", " + fork(1, 5, "[]")), HasSubstr("1 levels deep (EINVAL)"));
+  EXPECT_THAT(rejection_of(unshared + ", " + fork(1, 5, "[1]", true)), HasSubstr("it cannot begin one (EINVAL)"));
+  EXPECT_THAT(rejection_of(unshared + ", " + unshared), HasSubstr("in another pid namespace already (EINVAL)"));
+  EXPECT_THAT(rejection_of(unshared + R"(, {"command": "START_THREAD", "pid": 1, "tid": 8})"),
+              HasSubstr("born in another pid namespace (EINVAL)"));
+}
+
+/// Others would go on with the table that one leaves.
+TEST(NamespaceRules, OneThreadAloneUnsharesItsTable) {
+  for (const char* what : {"files", "fs"}) {
+    const std::string unshare = R"({"command": "UNSHARE", "pid": 1, ")" + std::string(what) + R"(": true})";
+    EXPECT_EQ(rejection_of(unshare), "accepted");
+    EXPECT_THAT(rejection_of(R"({"command": "START_THREAD", "pid": 1, "tid": 8}, )" + unshare),
+                HasSubstr("its other threads would go on sharing"));
+  }
+  EXPECT_EQ(rejection_of(R"({"command": "START_THREAD", "pid": 1, "tid": 8},
+                            {"command": "UNSHARE", "pid": 1, "tid": 8, "pid_namespace": true})"),
+            "accepted");
+}
+
+/// Like a fork that is a sibling, which a leader inside a namespace can have created.
+TEST(NamespaceRules, ASiblingCanBeginOne) {
+  const std::string sibling = R"(, {"command": "CLONE", "pid": 5, "child_pid": 6, "nested_pids": [1],
+                                    "new_pid_namespace": true})";
+  EXPECT_EQ(rejection_of(fork(1, 5, "[]") + sibling), "accepted");
+  EXPECT_THAT(rejection_of(fork(1, 5, "[1]", true) + sibling), HasSubstr("can create siblings (EINVAL)"));
+}
+
+/// A signal that comes when the parent's first thread ends.
+TEST(NamespaceRules, ADeathSignalIsWaitedFor) {
+  const std::string begun = R"({"command": "START_THREAD", "pid": 1, "tid": 8}, )" + fork(1, 5, "[]");
+  const std::string set = R"(, {"command": "SET_DEATH_SIGNAL", "pid": 5, "signal": 40})";
+  const std::string turn = R"(, {"command": "POST", "pid": 5, "event": "set"},
+                              {"command": "AWAIT", "pid": 1, "event": "set", "count": 1})";
+  const std::string end = R"(, {"command": "EXIT_THREAD", "pid": 1, "status": 0})";
+  const std::string await = R"(, {"command": "AWAIT_DEATH_SIGNAL", "pid": 5, "signal": 40})";
+  EXPECT_EQ(rejection_of(begun + set + turn + end + await), "accepted");
+  EXPECT_THAT(rejection_of(begun + set + end + await), HasSubstr("may be in use by another process"));
+  EXPECT_THAT(rejection_of(begun + end + set), HasSubstr("the thread that is its parent"));
+  EXPECT_THAT(rejection_of(begun + set + await), HasSubstr("a deadlock"));
+  EXPECT_THAT(rejection_of(begun + set + turn + end + await + await), HasSubstr("a deadlock"));
+  EXPECT_THAT(rejection_of(begun + R"(, {"command": "SET_DEATH_SIGNAL", "pid": 5, "signal": 9})"),
+              HasSubstr("no signal that can be waited for"));
 }
 
 TEST(NamespaceRules, ChildrenAreBornWhereTheRunnerHasGone) {
