@@ -372,13 +372,16 @@ class Planner {
 
   Status finish() {
     out_.post(out_.process(Pid{0}), "settled");
+    std::set<Tid> waited;
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
-      std::set<Tid> waited;
       for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
         TRY(once_settled(task, thread, waited, [&](Sink& sink) { return finish(task, thread, sink); }));
       }
-      out_.prepare_to_be_passed_on(task);
+      TRY(once_settled(task, task.threads.front(), waited, [&](Sink&) -> Status {
+        out_.prepare_to_be_passed_on(task);
+        return {};
+      }));
     }
     for (const auto& task : application_.tasks) {  // parents first: their threads end
       if (task.state == model::TaskState::zombie) continue;
