@@ -111,6 +111,9 @@ std::string TwinMaker::obstacle_to_twin(const Space& space, uint64_t limit) {
   }
   if ((*status)->seccomp != 0 && !process.frozen.threads.front().seccomp_suspended())
     return "its seccomp filter cannot be suspended, and may not like a fork";
+  const auto* task = context_.application.find(process.pid);
+  if (task != nullptr && task->childrens_namespace() == model::empty_namespace)
+    return "its next child would begin a pid namespace, and end it";
   if (!Infection::can_run_freely(unwelcome_signals(**status)))
     return "it waits for every signal that could tell us of its fork";
   constexpr uint64_t described_by_byte = 512;  // of a page table

@@ -89,7 +89,8 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   options.occupied = TRY(execute::own_mappings());
   options.stacks_are_never_huge = resource::host().stacks_are_never_huge;
   options.first_transient_pid = quiet_pids();
-  options.first_free_fd = TRY(execute::own_highest_fd()) + 1;
+  // One more is opened in the meantime: the connection to who brings the missing pages.
+  options.first_free_fd = TRY(execute::own_highest_fd()) + (policy.lazy_pages ? 2 : 1);
   options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {

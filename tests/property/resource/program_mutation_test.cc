@@ -125,6 +125,8 @@ class Sample : private SampleTree {
     options_.lazy = true;
     // 104 has the first page of 100 in common with it, and not the second.
     store(100, 0x12000, false);
+    task(100).threads.front().clear_child_tid = 0x12000;  // so that it is there when 104 is born
+    store(100, 0x13000, false);                           // and this one comes later
     map_file(105, 0x40000, 516);
     map(104, 0x10000, 4, true);
     attach(105, 0x30000, false), attach(103, 0x30000, true);
