@@ -1,7 +1,7 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `lazy MIB FILE`, `pause MIB`. Prints "ready"
-// once set up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run since the one
-// before.
+// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `lazy MIB FILE`, `pause MIB`. Prints
+// "ready" once set up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run
+// since the one before.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
