@@ -147,6 +147,7 @@ class Lowering {
     now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
                 static_cast<uint32_t>(origin_));
     if (is_root) begin_root(result_.slots[child]);
+    born_to_[fork.child_pid] = command.pid;
     if (!is_root && stays_child(fork.child_pid, command.pid, runner_of(command).second)) outlives_nobody(child);
     return {};
   }
@@ -192,9 +193,10 @@ class Lowering {
     const uint64_t flags = CLONE_PARENT | (clone.new_pid_namespace ? CLONE_NEWPID : 0);
     now().spawn(flags | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
                 static_cast<uint32_t>(origin_));
-    const auto* sibling = tasks_.find(command.pid);
-    if (sibling != nullptr && stays_child(clone.child_pid, sibling->parent, leader_of(sibling->parent)))
-      outlives_nobody(child);
+    // The parent may be one that only passes its children on.
+    const Pid parent = born_to_[command.pid];
+    born_to_[clone.child_pid] = parent;
+    if (stays_child(clone.child_pid, parent, leader_of(parent))) outlives_nobody(child);
     return {};
   }
   Status lower(const plan::Command& command, const plan::StartThread& thread) {
@@ -556,6 +558,7 @@ class Lowering {
   const LowerOptions& options_;
   Lowered result_;
   std::map<std::string, uint32_t> counters_, lowest_awaited_;
+  std::map<Pid, Pid> born_to_;                     ///< the parent at birth, which for a sibling is its creator's
   std::set<int> inherited_;                        ///< what the supervisor gives to the root
   std::map<Pid, std::vector<pid_t>> nested_pids_;  ///< of those in nested pid namespaces
   uint32_t slot_ = 0;
