@@ -189,7 +189,7 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
 Status dump(const Options& options, const Session& session) {
   auto wanted = TRY(capture_options(options));
   const auto snapshot = TRY(snapshot_options(options.dump));
-  const auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
+  auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
   const auto after = after_dump(options.dump);
   auto rounds_options = options.rounds;
   rounds_options.track = options.rounds.track && after != capture::AfterDump::kill;  // else nobody is there to track

@@ -6,8 +6,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 
+#include "cli/background.h"
 #include "cli/criu_options.h"
 #include "cli/key_options.h"
 #include "cli/session.h"
@@ -27,25 +27,6 @@ struct Options {
   bool only_faults = false;
 };
 
-/// The restore can find us now.
-Status announce(const Options& options, const Session& session) {
-  if (!options.common.pidfile.empty()) {
-    const std::string path = session.work_path(options.common.pidfile);
-    std::ofstream file(path, std::ios::trunc);
-    file << getpid();
-    file.flush();
-    if (!file)
-      return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
-  }
-  if (options.status_fd < 0) return {};
-  const char ready = 0;
-  const bool told = write(options.status_fd, &ready, 1) == 1;
-  const int error = errno;
-  close(options.status_fd);
-  if (!told) return fail(Error::system("tell that the daemon is ready", error, "--status-fd"));
-  return {};
-}
-
 /// With a session of our own, and nothing of the caller's terminal. The caller's command waits for a byte of zero to be
 /// written to the result, and succeeds then.
 Result<UniqueFd> become_daemon() {
@@ -59,10 +40,7 @@ Result<UniqueFd> become_daemon() {
     char byte = 1;
     _exit(read(waits.get(), &byte, 1) == 1 && byte == 0 ? 0 : 1);
   }
-  setsid();
-  const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
-  if (!null.valid()) return fail_errno("open", "/dev/null");
-  for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(null.get(), standard);
+  TRY(leave_terminal());
   return ready;
 }
 
@@ -72,7 +50,8 @@ Status lazy_pages(const Options& options, const Session& session) {
   auto listener = TRY(memory::LazyListener::open(session.work_path(".")));
   UniqueFd caller;
   if (options.daemon) caller = TRY(become_daemon());
-  TRY(announce(options, session));
+  TRY(write_pidfile(session, getpid()));
+  TRY(tell_status(options.status_fd));
   if (const char ready = 0; caller.valid()) (void)!write(caller.get(), &ready, 1);
   caller.reset();
   const auto log = [&](const std::string& text) {
@@ -105,9 +84,7 @@ void add_lazy_pages(CLI::App& app, Action& chosen, Face) {
   add_common_options(*command, options->common);
   add_key_options(*command, options->keys);
   add_switch(*command, "--daemon", options->daemon, "Go to the background once a restore can come");
-  command
-      ->add_option("--status-fd", options->status_fd, "Write a zero byte here, and close it, once a restore can come")
-      ->type_name("FD");
+  add_status_fd(*command, options->status_fd, "a restore can come");
   command->add_flag("--only-faults", options->only_faults)->group("");  // for tests: memory stays missing
   add_criu_options(*command);
   command->callback([options, &chosen] {

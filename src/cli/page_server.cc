@@ -1,11 +1,10 @@
 // stasis page-server: stores the pages of a dump that is made elsewhere, or gives those of a checkpoint to a restore
 // that is.
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 
+#include "cli/background.h"
 #include "cli/criu_options.h"
 #include "cli/dedup.h"
 #include "cli/key_options.h"
@@ -28,35 +27,20 @@ struct Options {
   int status_fd = -1;
 };
 
-Status write_pidfile(const Session& session, pid_t pid) {
-  const auto& name = session.options().pidfile;
-  if (name.empty()) return {};
-  std::ofstream file(session.work_path(name));
-  file << pid;
-  if (file.flush()) return {};
-  return fail_errno("write the pidfile", session.work_path(name));
-}
-
 /// Goes on in a process without a terminal; the one that was called returns its pid. It inherits what listens, so that
 /// clients can come as soon as that one has ended.
 Result<pid_t> detach() {
   const pid_t child = fork();
   if (child < 0) return fail_errno("fork");
   if (child > 0) return child;
-  setsid();
-  const UniqueFd nothing(open("/dev/null", O_RDWR | O_CLOEXEC));
-  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(nothing.get(), fd);
+  TRY(leave_terminal());
   return 0;
 }
 
 /// Says that clients may come, to whom it concerns.
 Status say_ready(const Options& options, const Session& session) {
   TRY(session.run_scripts("status-ready", 0));
-  if (options.status_fd < 0) return {};
-  const UniqueFd fd(options.status_fd);
-  const char byte = 0;
-  if (write(fd.get(), &byte, 1) != 1) return fail_errno("write to --status-fd", std::to_string(fd.get()));
-  return {};
+  return tell_status(options.status_fd);
 }
 
 /// The client has its last answer. Where its socket is ours alone, criu's clients wait for the end.
@@ -120,10 +104,7 @@ void add_page_server(CLI::App& app, Action& chosen, Face) {
              "Give the pages of the checkpoint in the images directory to a restore that asks for them");
   add_key_options(*command, options->keys);
   auto* daemon = add_switch(*command, "--daemon", options->daemon, "Go on in the background once clients can come");
-  command->add_option("--status-fd", options->status_fd, "Write a zero byte to this descriptor when clients can come")
-      ->type_name("FD")
-      ->check(CLI::NonNegativeNumber)
-      ->excludes(daemon);
+  add_status_fd(*command, options->status_fd, "clients can come")->excludes(daemon);
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

@@ -49,7 +49,7 @@ Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory
 }
 
 Status pre_dump(const Options& options, const Session& session) {
-  const auto images = TRY(image::Directory::open(options.common.images_dir));
+  auto images = TRY(image::Directory::open(options.common.images_dir));
   auto rounds = TRY(Rounds::open(session, images, options.tree, options.rounds));
   TRY(use_page_server(options.page_server, images, session));
   TRY(session.run_scripts("pre-dump", options.tree));

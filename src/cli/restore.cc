@@ -4,9 +4,9 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <optional>
 
+#include "cli/background.h"
 #include "cli/criu_options.h"
 #include "cli/checkpoint.h"
 #include "cli/key_options.h"
@@ -38,27 +38,22 @@ struct Options {
 /// Goes again with a restore that fails after it was written.
 class Pidfile {
  public:
-  explicit Pidfile(const Session& session)
-      : path_(session.options().pidfile.empty() ? "" : session.work_path(session.options().pidfile)) {}
+  explicit Pidfile(const Session& session) : session_(session) {}
   ~Pidfile() {
-    if (written_) unlink(path_.c_str());
+    if (written_) unlink(session_.work_path(session_.options().pidfile).c_str());
   }
   Pidfile(const Pidfile&) = delete;
   Pidfile& operator=(const Pidfile&) = delete;
 
   Status write(pid_t root) {
-    if (path_.empty()) return {};
-    std::ofstream file(path_, std::ios::trunc);
-    written_ = file.is_open();
-    file << root;
-    file.flush();
-    if (file) return {};
-    return fail(Error::conflict("write the pidfile", "it cannot be written", path_).advise("check --pidfile"));
+    TRY(write_pidfile(session_, root));
+    written_ = !session_.options().pidfile.empty();
+    return {};
   }
   void keep() { written_ = false; }
 
  private:
-  std::string path_;
+  const Session& session_;
   bool written_ = false;
 };
 

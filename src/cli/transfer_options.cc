@@ -95,17 +95,17 @@ void add_page_server_options(CLI::App& app, PageServerOptions& options) {
   add_transfer_options(app, options.transfer);
 }
 
-Status use_page_server(const PageServerOptions& options, const image::Directory& images, const Session& session) {
+Status use_page_server(const PageServerOptions& options, image::Directory& images, const Session& session) {
   if (!options.use) return {};
   using enum memory::RemotePages::Ending;
   auto stream = TRY(connect(options.transfer, session));
-  image::store_pages_in(images, TRY(memory::RemotePages::begin(std::move(stream), images,
-                                                               options.transfer.socket >= 0 ? close_by_force : close)));
+  images.store_pages_in(TRY(
+      memory::RemotePages::begin(std::move(stream), images, options.transfer.socket >= 0 ? close_by_force : close)));
   return {};
 }
 
 Status complete_page_server(const image::Directory& images) {
-  const auto store = image::page_store(images);
+  const auto store = images.page_store();
   return store ? store->complete() : Status{};
 }
 

@@ -53,7 +53,7 @@ struct PageServerOptions {
 void add_page_server_options(CLI::App&, PageServerOptions&);
 /// Makes the pages of the directory, which must stay where it is, go to the page server, if that is wanted. Before the
 /// tree is stopped.
-Status use_page_server(const PageServerOptions&, const image::Directory&, const Session&);
+Status use_page_server(const PageServerOptions&, image::Directory&, const Session&);
 /// When they are all sent.
 Status complete_page_server(const image::Directory&);
 

@@ -219,12 +219,13 @@ Result<std::vector<std::string>> Directory::list() const {
   return names;
 }
 
-Status Directory::begin() const {
+Status Directory::begin(const std::function<bool(std::string_view file)>& concerned) const {
   // The inventory first: from here on the directory is no checkpoint.
   TRY(remove(fd_.get(), inventory_file));
   TRY(remove(fd_.get(), inventory_draft));
-  for (const std::string& name : TRY(list()))
-    if (parse_name(name)) TRY(remove(fd_.get(), name.c_str()));
+  for (const std::string& name : TRY(list())) {
+    if (parse_name(name) && (!concerned || concerned(name))) TRY(remove(fd_.get(), name.c_str()));
+  }
   return {};
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,8 +28,9 @@ namespace stasis::image {
 struct FileKind;   // image/names.h
 class Encryption;  // image/encryption.h
 class KeyRing;
-class Writer;  ///< one open image file being written
-class Reader;  ///< one open image file being read
+class PageStore;  // image/page_sink.h
+class Writer;     ///< one open image file being written
+class Reader;     ///< one open image file being read
 
 /// How pages are compressed when they are written: by which filter of src/memory/filter. Empty: not at all.
 struct Compression {
@@ -60,6 +62,10 @@ class Directory {
   void compress(Compression how) { compression_ = std::move(how); }
   const Compression& compression() const { return compression_; }
 
+  /// Where pages that are written from now on go. Null: into the directory.
+  void store_pages_in(std::shared_ptr<PageStore> store) { page_store_ = std::move(store); }
+  const std::shared_ptr<PageStore>& page_store() const { return page_store_; }
+
   /// Of files that are written from now on, all but the inventory and statistics.
   Status encrypt(const KeyRing& recipients);
   /// Null: nothing is encrypted.
@@ -79,8 +85,9 @@ class Directory {
   /// All *.img files, sorted.
   Result<std::vector<std::string>> list() const;
   /// Start of a dump into this directory: removes inventory.img of an earlier one, so that a dump that dies half-way
-  /// cannot be taken for a checkpoint, and then its other images, so that none can be mistaken for a part of this one.
-  Status begin() const;
+  /// cannot be taken for a checkpoint, and then its other images, so that none can be mistaken for a part of this one:
+  /// all of them, or those that are `concerned`.
+  Status begin(const std::function<bool(std::string_view file)>& concerned = {}) const;
   /// Writes inventory.img under a temporary name, syncs nothing more than needed, renames.
   Status commit(const google::protobuf::Message& inventory) const;
 
@@ -88,6 +95,7 @@ class Directory {
   UniqueFd fd_;
   std::string path_;
   Compression compression_;
+  std::shared_ptr<PageStore> page_store_;
   std::shared_ptr<const Encryption> encryption_;
   std::shared_ptr<const KeyRing> keys_;  ///< for the parents
 };

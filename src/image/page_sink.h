@@ -61,10 +61,6 @@ class PageStore {
   virtual Status complete() = 0;
 };
 
-/// Where the pages of the directory's dump go. Null: into the directory.
-void store_pages_in(const Directory&, std::shared_ptr<PageStore>);
-std::shared_ptr<PageStore> page_store(const Directory&);
-
 /// Writes an image of the directory into an open file that lies elsewhere (Directory::create).
 Result<Writer> create_in(const Directory&, UniqueFd fd, std::string_view file);
 

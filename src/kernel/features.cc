@@ -19,9 +19,9 @@
 #include <cstring>
 
 #include "base/unique_fd.h"
+#include "kernel/missing_pages.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
-#include "kernel/missing_pages.h"
 #include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {

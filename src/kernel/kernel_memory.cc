@@ -227,19 +227,30 @@ Result<uint64_t> KernelMemory::word(uint64_t address) const {
   return run(address);
 }
 
+Result<KernelField> KernelMemory::field(std::string_view structure, std::string_view name) const {
+  if (const auto field = types_.field(structure, name)) return *field;
+  return fail(Error::unsupported("read kernel memory", fmt::format("this kernel has no {}.{}", structure, name)));
+}
+
 Result<uint64_t> KernelMemory::address(uint64_t object, std::string_view structure, std::string_view name) const {
-  const auto field = types_.field(structure, name);
-  if (!field)
-    return fail(Error::unsupported("read kernel memory", fmt::format("this kernel has no {}.{}", structure, name)));
-  return object + field->offset;
+  return object + TRY(field(structure, name)).offset;
 }
 
 Result<uint64_t> KernelMemory::get(uint64_t object, std::string_view structure, std::string_view name) const {
-  const uint64_t at = TRY(address(object, structure, name));
-  const auto field = *types_.field(structure, name);
-  const uint64_t value = TRY(word(at)) >> field.bit;
+  const auto field = TRY(this->field(structure, name));
+  const uint64_t value = TRY(word(object + field.offset)) >> field.bit;
   const uint32_t width = field.bits != 0 ? field.bits : field.size * 8;
   return width == 0 || width >= 64 ? value : value & ((uint64_t{1} << width) - 1);
+}
+
+Result<std::vector<uint64_t>> KernelMemory::listed(uint64_t head, std::string_view structure,
+                                                   std::string_view member) const {
+  constexpr size_t most = 100'000;  // should the list lead anywhere else
+  const uint64_t offset = TRY(field(structure, member)).offset;
+  std::vector<uint64_t> objects;
+  for (uint64_t at = TRY(word(head)); at != head && objects.size() < most; at = TRY(word(at)))
+    objects.push_back(at - offset);
+  return objects;
 }
 
 Result<uint64_t> KernelMemory::file(int fd) const {

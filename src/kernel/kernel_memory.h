@@ -71,6 +71,8 @@ class KernelMemory {
   Result<uint64_t> get(uint64_t object, std::string_view structure, std::string_view name) const;
   /// 8 bytes.
   Result<uint64_t> word(uint64_t address) const;
+  /// The objects in the list (struct list_head) at an address, in which `member` of each hangs it.
+  Result<std::vector<uint64_t>> listed(uint64_t head, std::string_view structure, std::string_view member) const;
 
   /// struct task_struct of a thread.
   Result<uint64_t> task(pid_t tid) const;
@@ -78,6 +80,7 @@ class KernelMemory {
   Result<uint64_t> file(int fd) const;
 
  private:
+  Result<KernelField> field(std::string_view structure, std::string_view name) const;
   /// Of address 0 the calling thread's struct task_struct.
   Result<uint64_t> run(uint64_t address) const;
 

@@ -25,6 +25,11 @@ struct PoisonRequest {
 };
 constexpr unsigned long poison_request = _IOWR(UFFDIO, 0x08, PoisonRequest);
 
+std::unexpected<Error> impossible(std::string subject) {
+  return fail(Error::system("restore memory lazily", errno, std::move(subject))
+                  .advise("it needs CAP_SYS_PTRACE; without --lazy-pages the memory is restored at once"));
+}
+
 std::string text(AddressRange range) { return fmt::format("{:#x}-{:#x}", range.begin, range.end); }
 
 /// One of the requests that fill: their last word is how many bytes they have filled, or the negative error.
@@ -57,11 +62,7 @@ Result<MissingPages::Filled> fill(int fd, unsigned long number, Request& request
 
 Status MissingPages::probe() {
   const MissingPages tried(UniqueFd(static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))));
-  if (tried.fd() < 0) {
-    return fail(Error::system("restore memory lazily", errno, "userfaultfd(2)")
-                    .advise("it needs CAP_SYS_PTRACE; without --lazy-pages the memory is restored at once"));
-  }
-  return tried.begin();
+  return tried.fd() < 0 ? impossible("userfaultfd(2)") : tried.begin();
 }
 
 Status MissingPages::begin() const {
@@ -69,8 +70,7 @@ Status MissingPages::begin() const {
   api.api = UFFD_API;
   api.features = features;
   if (ioctl(fd_.get(), UFFDIO_API, &api) == 0) return {};
-  return fail(Error::system("restore memory lazily", errno, "UFFDIO_API")
-                  .advise("it needs CAP_SYS_PTRACE; without --lazy-pages the memory is restored at once"));
+  return impossible("UFFDIO_API");
 }
 
 Status MissingPages::watch(AddressRange range) const {

@@ -1,8 +1,4 @@
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "image/names.h"
@@ -14,29 +10,19 @@ namespace stasis::memory {
 /// One of the two is there.
 struct ImagePages::File {
   std::string name;
-  UniqueFd raw;
+  std::unique_ptr<image::FileBytes> raw;
   std::unique_ptr<BlockFile> blocks;
   std::optional<BlockFile::Reader> reader;
   std::mutex reading;
 
   Status read(uint64_t offset, std::span<uint8_t> buffer) {
-    if (!reader) return read_raw(offset, buffer);
+    if (raw != nullptr) {
+      // It was long enough when it was opened.
+      if (TRY(raw->read(offset, buffer))) return {};
+      return fail(Error::invalid("read pages", "the file became shorter while it was read", name));
+    }
     const std::lock_guard lock(reading);
     return reader->read(offset, buffer);
-  }
-
- private:
-  /// It was long enough when it was opened.
-  Status read_raw(uint64_t offset, std::span<uint8_t> buffer) const {
-    while (!buffer.empty()) {
-      const ssize_t got = pread(raw.get(), buffer.data(), buffer.size(), static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return fail_errno("read pages", name);
-      if (got == 0) return fail(Error::invalid("read pages", "the file became shorter while it was read", name));
-      buffer = buffer.subspan(static_cast<size_t>(got));
-      offset += static_cast<uint64_t>(got);
-    }
-    return {};
   }
 };
 
@@ -57,8 +43,7 @@ Result<std::unique_ptr<ImagePages>> ImagePages::open(const image::Directory& dir
       file.reader = TRY(file.blocks->reader());
       continue;
     }
-    file.raw = UniqueFd(openat(directory.fd(), file.name.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!file.raw.valid()) return fail_errno("open image", file.name);
+    file.raw = TRY(directory.bytes_of(file.name));
   }
   return pages;
 }

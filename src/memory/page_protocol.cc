@@ -71,4 +71,10 @@ Header header_of(const image::PageEntry& entry, const Target& target) {
           .target = target.encoded()};
 }
 
+Result<std::optional<Header>> next_header(Stream& stream) {
+  Header header;
+  if (!TRY(stream.read_or_end({reinterpret_cast<uint8_t*>(&header), sizeof header}))) return std::nullopt;
+  return header;
+}
+
 }  // namespace stasis::memory::wire

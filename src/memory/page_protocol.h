@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "image/page_sink.h"
+#include "memory/transfer_stream.h"
 
 namespace stasis::memory::wire {
 
@@ -65,5 +66,21 @@ std::optional<Target> target_of_file(std::string_view file);
 std::optional<Target> target_of(std::string_view suffix);
 
 Header header_of(const image::PageEntry&, const Target&);
+
+/// Nothing: the stream has ended.
+Result<std::optional<Header>> next_header(Stream&);
+
+template <typename Answer>
+Result<Answer> answer_of(Stream& stream) {
+  Answer answer{};
+  TRY(stream.read({reinterpret_cast<uint8_t*>(&answer), sizeof answer}));
+  return answer;
+}
+/// What is asked by a header alone.
+template <typename Answer>
+Result<Answer> ask(Stream& stream, const Header& question) {
+  TRY(stream.write(bytes_of(question)));
+  return answer_of<Answer>(stream);
+}
 
 }  // namespace stasis::memory::wire

@@ -24,11 +24,6 @@ constexpr uint32_t first_pages_id = 0x10000;
 
 std::unexpected<Error> reject(std::string cause) { return fail(Error::invalid("receive pages", std::move(cause))); }
 
-template <typename Value>
-Status answer(Stream& stream, Value value) {
-  return stream.write(bytes_of(value));
-}
-
 Result<Target> target_of(const Header& header) {
   const auto target = wire::decode_target(header.target);
   if (!target) return reject(fmt::format("field dst_id: {:#x} is no memory", header.target));
@@ -44,12 +39,6 @@ Result<Target> pagemap_of(const Header& header) {
 std::unexpected<Error> explain_existing(Error error, const std::string& file) {
   if (error.errno_value() != EEXIST) return fail(std::move(error));
   return reject(fmt::format("{} is sent twice", file));
-}
-
-Status remove(const image::Directory& directory, const std::string& name) {
-  if (unlinkat(directory.fd(), name.c_str(), 0) < 0 && errno != ENOENT)
-    return fail_errno("remove image of an earlier dump", name);
-  return {};
 }
 
 }  // namespace
@@ -84,12 +73,7 @@ PageReceiver::PageReceiver(const image::Directory& directory)
 PageReceiver::~PageReceiver() = default;
 
 Status PageReceiver::clear(const image::Directory& directory) {
-  TRY(remove(directory, "inventory.img"));
-  TRY(remove(directory, "inventory.img.tmp"));
-  for (const std::string& name : TRY(directory.list())) {
-    if (wire::target_of_file(name)) TRY(remove(directory, name));
-  }
-  return {};
+  return directory.begin([](std::string_view file) { return wire::target_of_file(file).has_value(); });
 }
 
 Result<ReceivedPages> PageReceiver::receive(Stream& stream) {
@@ -106,11 +90,11 @@ Result<ReceivedPages> PageReceiver::receive(Stream& stream) {
 
 Status PageReceiver::serve(Stream& stream) {
   while (!closed_) {
-    Header header;
-    if (!TRY(stream.read_or_end({reinterpret_cast<uint8_t*>(&header), sizeof header})))
+    const auto header = TRY(wire::next_header(stream));
+    if (!header)
       return fail(Error::conflict("receive pages", "the client has gone before everything was sent", stream.peer()));
-    if (auto obeyed = obey(header, stream); !obeyed)
-      return fail(std::move(obeyed).error().within(fmt::format("command {:#x} of {}", header.command, stream.peer())));
+    if (auto obeyed = obey(*header, stream); !obeyed)
+      return fail(std::move(obeyed).error().within(fmt::format("command {:#x} of {}", header->command, stream.peer())));
   }
   return {};
 }
@@ -121,13 +105,13 @@ Status PageReceiver::obey(const Header& header, Stream& stream) {
   if (flags != 0 && command != wire::add_flagged) return reject("it has flags where there are none");
   switch (command) {
     case wire::ask_parent:
-      return answer<int32_t>(stream, TRY(parent_has(TRY(pagemap_of(header)))));
+      return stream.write(bytes_of(int32_t{TRY(parent_has(TRY(pagemap_of(header))))}));
     case wire::open_quietly:
       return begin(TRY(pagemap_of(header)));
     case wire::open_memory: {
       const auto target = TRY(pagemap_of(header));
       TRY(begin(target));
-      return answer<uint8_t>(stream, TRY(parent_has(target)));
+      return stream.write(bytes_of(uint8_t{TRY(parent_has(target))}));
     }
     case wire::add_pages:
       return add(header, page_flag::present, stream);
@@ -143,7 +127,7 @@ Status PageReceiver::obey(const Header& header, Stream& stream) {
     case wire::close_by_force:
       TRY(complete_current());
       closed_ = true;
-      return answer<int32_t>(stream, 0);
+      return stream.write(bytes_of(int32_t{0}));
     case wire::get_pages:
       return reject("pages are asked for, but this server stores them (--lazy-pages serves them)");
     default:
@@ -218,7 +202,7 @@ Status PageReceiver::announce(const Header& header, Stream& stream) {
   if (header.address > 1) return reject(fmt::format("field vaddr: {} says neither yes nor no", header.address));
   in_blocks_ = true;
   received_.sealed = header.address == 1;
-  return answer<int32_t>(stream, 0);
+  return stream.write(bytes_of(int32_t{0}));
 }
 
 Status PageReceiver::store_part(const Header& header, Stream& stream) {

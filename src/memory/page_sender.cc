@@ -19,19 +19,18 @@ std::unexpected<Error> reject(std::string cause) { return fail(Error::invalid("s
 
 Status PageSender::serve(Stream& stream) {
   for (;;) {
-    Header header;
-    if (!TRY(stream.read_or_end({reinterpret_cast<uint8_t*>(&header), sizeof header})))
-      return fail(Error::conflict("serve pages", "the client has gone without a word", stream.peer()));
-    switch (header.command) {
+    const auto header = TRY(wire::next_header(stream));
+    if (!header) return fail(Error::conflict("serve pages", "the client has gone without a word", stream.peer()));
+    switch (header->command) {
       case wire::get_pages:
-        TRY_IN("serve " + stream.peer(), give(header, stream));
+        TRY_IN("serve " + stream.peer(), give(*header, stream));
         break;
       case wire::close:
       case wire::close_by_force:
         return stream.write(bytes_of(int32_t{0}));
       default:
         return reject(
-            fmt::format("command {:#x} of {} is none for a server that gives pages", header.command, stream.peer()));
+            fmt::format("command {:#x} of {} is none for a server that gives pages", header->command, stream.peer()));
     }
   }
 }
@@ -69,10 +68,9 @@ Status PageSender::give(const Header& header, Stream& stream) {
 }
 
 Result<size_t> fetch_pages(Stream& stream, uint64_t pid, uint64_t address, std::span<uint8_t> buffer) {
-  TRY(stream.write(bytes_of(
-      Header{.command = wire::get_pages, .count = buffer.size() / page_size, .address = address, .target = pid})));
-  Header answer;
-  TRY(stream.read({reinterpret_cast<uint8_t*>(&answer), sizeof answer}));
+  const Header question{
+      .command = wire::get_pages, .count = buffer.size() / page_size, .address = address, .target = pid};
+  const auto answer = TRY(wire::ask<Header>(stream, question));
   const auto command = static_cast<uint16_t>(answer.command);
   const bool fits = (command == wire::add_flagged || command == wire::add_pages) &&
                     answer.count <= buffer.size() / page_size &&
@@ -84,9 +82,7 @@ Result<size_t> fetch_pages(Stream& stream, uint64_t pid, uint64_t address, std::
 }
 
 Status end_fetching(Stream& stream) {
-  TRY(stream.write(bytes_of(Header{.command = wire::close})));
-  int32_t status = 0;
-  TRY(stream.read({reinterpret_cast<uint8_t*>(&status), sizeof status}));
+  TRY(wire::ask<int32_t>(stream, {.command = wire::close}));
   return stream.finish();
 }
 

@@ -31,21 +31,8 @@ iovec part_of(Value& value) {
   return {&value, sizeof value};
 }
 
-Status ask(Stream& stream, Header header) {
-  const iovec part = part_of(header);
-  return stream.write({&part, 1});
-}
-
-template <typename Answer>
-Result<Answer> answer_of(Stream& stream) {
-  Answer answer{};
-  TRY(stream.read({reinterpret_cast<uint8_t*>(&answer), sizeof answer}));
-  return answer;
-}
-
 Result<bool> ask_parent(Stream& stream, const Target& target) {
-  TRY(ask(stream, {.command = wire::ask_parent, .target = target.encoded()}));
-  const auto answer = TRY(answer_of<int32_t>(stream));
+  const auto answer = TRY(wire::ask<int32_t>(stream, {.command = wire::ask_parent, .target = target.encoded()}));
   if (answer == 0 || answer == 1) return answer == 1;
   return fail(Error::invalid("speak with the page server", "it answers what no page server does", stream.peer())
                   .advise("it may be another program, or want --tls"));
@@ -242,9 +229,9 @@ Result<std::shared_ptr<RemotePages>> RemotePages::begin(std::unique_ptr<Stream> 
 
 Status RemotePages::announce() {
   const bool is_sealed = directory_.encryption() != nullptr;
-  TRY(explained(
-      ask(*stream_, {.command = wire::announce_blocks, .count = wire::blocks_version, .address = is_sealed})));
-  const auto answer = answer_of<int32_t>(*stream_);
+  const Header question{.command = wire::announce_blocks, .count = wire::blocks_version, .address = is_sealed};
+  TRY(explained(stream_->write(bytes_of(question))));
+  const auto answer = wire::answer_of<int32_t>(*stream_);
   if (answer && *answer == 0) return {};
   return fail(Error::unsupported("send pages in blocks", "the page server does not know them: it is criu's, or older",
                                  stream_->peer())
@@ -254,8 +241,7 @@ Status RemotePages::announce() {
 /// Whether the server has parent images of it, if that matters.
 Result<bool> RemotePages::begin_memory(const Target& target, bool refers_to_parent) {
   if (in_blocks_) return refers_to_parent ? ask_parent(*stream_, target) : Result<bool>(true);
-  TRY(ask(*stream_, {.command = wire::open_memory, .target = target.encoded()}));
-  return TRY(answer_of<uint8_t>(*stream_)) != 0;
+  return TRY(wire::ask<uint8_t>(*stream_, {.command = wire::open_memory, .target = target.encoded()})) != 0;
 }
 
 Result<std::unique_ptr<image::PageSink>> RemotePages::open(const image::PageImages& images, bool refers_to_parent) {
@@ -289,8 +275,8 @@ Status RemotePages::complete() {
   const std::lock_guard turn(busy_);
   if (failure_) return fail(*failure_);
   const bool by_force = ending_ == Ending::close_by_force;
-  TRY(explained(ask(*stream_, {.command = by_force ? wire::close_by_force : wire::close})));
-  const auto answer = TRY(explained(answer_of<int32_t>(*stream_)));
+  const auto answer =
+      TRY(explained(wire::ask<int32_t>(*stream_, {.command = by_force ? wire::close_by_force : wire::close})));
   if (answer != 0)
     return fail(Error::conflict("send pages", fmt::format("the page server answers {}", answer), stream_->peer())
                     .advise("its log says why"));

@@ -278,8 +278,7 @@ Result<PageStoreStats> write_pages(const image::Directory& directory, const std:
   const std::string name = image::file_name("pages-{}", pages_id);
   if (directory.encryption()) TRY(directory.encryption()->begin_file(name));
   LocalPages here(directory);
-  const auto elsewhere = image::page_store(directory);
-  image::PageStore& store = elsewhere ? *elsewhere : here;
+  image::PageStore& store = directory.page_store() ? *directory.page_store() : here;
   const auto sink = TRY(store.open({suffix, pages_id}, !in_parent.empty()));
 
   Copy copy(*sink, name, runs, in_parent, source, directory);

@@ -5,8 +5,10 @@
 // id.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <string>
@@ -73,6 +75,12 @@ struct AlternateStack {
 
 /// A queued signal with its siginfo_t (128 bytes), oldest first in its queue.
 using PendingSignal = Bytes;
+/// si_signo, which comes first.
+inline int signal_of(const PendingSignal& info) {
+  int number = 0;
+  std::memcpy(&number, info.data(), std::min(sizeof number, info.size()));
+  return number;
+}
 
 struct RestartableSequence {  ///< rseq(2)
   uint64_t address = 0;

@@ -3,9 +3,6 @@
 #include <fcntl.h>
 #include <signal.h>
 
-#include <algorithm>
-#include <cstring>
-
 namespace stasis::plan {
 
 void Emission::reserve_numbers(const std::set<pid_t>& taken, pid_t first) {
@@ -41,11 +38,7 @@ void Emission::add_by(Pid pid, Tid tid, Action action) {
 int Emission::unused_signal(const model::Task& task) const {
   std::set<int> used;
   const auto take = [&](const std::vector<model::PendingSignal>& queue) {
-    for (const auto& info : queue) {
-      int signal = 0;
-      std::memcpy(&signal, info.data(), std::min(sizeof signal, info.size()));
-      used.insert(signal);
-    }
+    for (const auto& info : queue) used.insert(model::signal_of(info));
   };
   take(task.pending);
   for (const auto& thread : task.threads) take(thread.pending);

@@ -145,12 +145,10 @@ class Look {
 
   /// The threads that have used it.
   Result<std::vector<uint64_t>> users() const {
-    constexpr size_t most = 100'000;  // should the list lead anywhere else
     std::vector<uint64_t> found;
     const uint64_t head = TRY(memory_.address(context_, "io_ring_ctx", "tctx_list"));
-    const uint64_t offset = TRY(memory_.address(0, "io_tctx_node", "ctx_node"));
-    for (uint64_t at = TRY(memory_.word(head)); at != head && found.size() < most; at = TRY(memory_.word(at)))
-      found.push_back(TRY(memory_.get(at - offset, "io_tctx_node", "task")));
+    for (const uint64_t node : TRY(memory_.listed(head, "io_tctx_node", "ctx_node")))
+      found.push_back(TRY(memory_.get(node, "io_tctx_node", "task")));
     return found;
   }
 

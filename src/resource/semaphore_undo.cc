@@ -61,18 +61,15 @@ Result<Adjustments> adjustments_at(const kernel::KernelMemory& memory, uint64_t 
 Result<std::map<int32_t, Adjustments>> look_at_undo(const kernel::KernelMemory& memory,
                                                     const std::vector<pid_t>& host_tids,
                                                     const std::map<int32_t, size_t>& sizes) {
-  constexpr size_t most = 100'000;  // should the list lead anywhere else
   std::map<int32_t, Adjustments> found;
   const uint64_t list = TRY(list_of(memory, host_tids));
   if (list == 0) return found;
   const uint64_t head = TRY(memory.address(list, "sem_undo_list", "list_proc"));
-  const uint64_t offset = TRY(memory.address(0, "sem_undo", "list_proc"));
-  size_t count = 0;
-  for (uint64_t at = TRY(memory.word(head)); at != head && ++count < most; at = TRY(memory.word(at))) {
-    const auto id = static_cast<int32_t>(TRY(memory.get(at - offset, "sem_undo", "semid")));
+  for (const uint64_t undo : TRY(memory.listed(head, "sem_undo", "list_proc"))) {
+    const auto id = static_cast<int32_t>(TRY(memory.get(undo, "sem_undo", "semid")));
     const auto set = sizes.find(id);
     if (set == sizes.end()) continue;
-    auto adjustments = TRY(adjustments_at(memory, at - offset, set->second));
+    auto adjustments = TRY(adjustments_at(memory, undo, set->second));
     if (std::ranges::any_of(adjustments, [](int16_t by) { return by != 0; })) found[id] = std::move(adjustments);
   }
   return found;

@@ -37,12 +37,6 @@ struct KernelAction {
   uint64_t handler, flags, restorer, mask;
 };
 
-int signal_of(const model::PendingSignal& info) {
-  int32_t number = 0;
-  std::memcpy(&number, info.data(), sizeof number);
-  return number;
-}
-
 void save_queue(const std::vector<model::PendingSignal>& queue, signal_queue_entry& out) {
   for (const auto& info : queue) out.add_signals()->set_siginfo(info.data(), info.size());
 }
@@ -58,7 +52,7 @@ Result<std::vector<model::PendingSignal>> load_queue(const signal_queue_entry& i
           "decode signals", fmt::format("a siginfo has {} bytes instead of {}", bytes.size(), siginfo_size), subject));
     }
     queue.emplace_back(bytes.begin(), bytes.end());
-    const int number = signal_of(queue.back());
+    const int number = model::signal_of(queue.back());
     if (number < 1 || number > 64 || is_absolute(number))
       return fail(Error::invalid("decode signals", fmt::format("signal {} cannot be pending", number), subject));
   }
@@ -192,11 +186,11 @@ class SignalsRoom final : public TaskRoom {
     plan::Calls calls;
     for (const auto& info : thread.pending) {
       calls.push_back(
-          call(SYS_rt_tgsigqueueinfo, own_number(task), own_number(thread), signal_of(info), plan::In{info}));
+          call(SYS_rt_tgsigqueueinfo, own_number(task), own_number(thread), model::signal_of(info), plan::In{info}));
     }
     if (thread.tid == leader_of(task.pid)) {
       for (const auto& info : task.pending)
-        calls.push_back(call(SYS_rt_sigqueueinfo, own_number(task), signal_of(info), plan::In{info}));
+        calls.push_back(call(SYS_rt_sigqueueinfo, own_number(task), model::signal_of(info), plan::In{info}));
     }
     if (!calls.empty()) sink.perform("pending signals", "signals.pending", std::move(calls));
   }
@@ -204,11 +198,11 @@ class SignalsRoom final : public TaskRoom {
  private:
   static void take_absolute(std::vector<model::PendingSignal>& queue, model::Task& task) {
     for (const auto& info : queue) {
-      if (signal_of(info) != SIGSTOP || task.state != model::TaskState::running) continue;
+      if (model::signal_of(info) != SIGSTOP || task.state != model::TaskState::running) continue;
       task.state = model::TaskState::stopped;
       task.stop_signal = SIGSTOP;
     }
-    std::erase_if(queue, [](const auto& info) { return is_absolute(signal_of(info)); });
+    std::erase_if(queue, [](const auto& info) { return is_absolute(model::signal_of(info)); });
   }
 };
 

@@ -40,7 +40,7 @@ struct Pair {
       : scratch(all), here(all.directory("here-" + round)), there(all.directory("there-" + round)) {
     if (!compression.empty()) here.compress(*parse_compression(compression));
   }
-  ~Pair() { image::store_pages_in(here, nullptr); }
+  ~Pair() { here.store_pages_in(nullptr); }
   void begin(RemotePages::Ending ending = RemotePages::Ending::close) {
     int ends[2];
     ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
@@ -53,7 +53,7 @@ struct Pair {
     auto begun = RemotePages::begin(plain_stream(UniqueFd(ends[0])), here, ending);
     ASSERT_TRUE(begun) << begun.error().message();
     remote = *begun;
-    image::store_pages_in(here, remote);
+    here.store_pages_in(remote);
   }
   void complete() {
     const auto completed = remote->complete();
@@ -139,7 +139,7 @@ TEST(RemotePages, AnIncrementWithoutParentsThereIsRefused) {
     EXPECT_THAT(written.error().message(), HasSubstr("--prev-images-dir"));
     EXPECT_FALSE(write_pages(pair.here, "8", 1, runs_of({{1, 2}}), contents)) << "the server waits for the first";
     EXPECT_FALSE(pair.remote->complete());
-    image::store_pages_in(pair.here, nullptr);
+    pair.here.store_pages_in(nullptr);
     pair.remote.reset();
     EXPECT_FALSE(pair.received.get());
     EXPECT_THAT(*pair.there.list(), testing::IsEmpty());

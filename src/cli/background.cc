@@ -1,0 +1,51 @@
+#include "cli/background.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include "base/unique_fd.h"
+
+namespace stasis::cli {
+
+Status write_pidfile(const Session& session, pid_t pid) {
+  const auto& name = session.options().pidfile;
+  if (name.empty()) return {};
+  const std::string path = session.work_path(name);
+  std::ofstream file(path, std::ios::trunc);
+  const bool is_open = file.is_open();
+  file << pid;
+  file.flush();
+  if (file) return {};
+  if (is_open) unlink(path.c_str());
+  return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
+}
+
+Status leave_terminal() {
+  setsid();
+  const UniqueFd nothing(open("/dev/null", O_RDWR | O_CLOEXEC));
+  if (!nothing.valid()) return fail_errno("open", "/dev/null");
+  for (const int standard : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) dup2(nothing.get(), standard);
+  return {};
+}
+
+Status tell_status(int fd) {
+  if (fd < 0) return {};
+  const UniqueFd status(fd);
+  const char ready = 0;
+  if (write(status.get(), &ready, 1) == 1) return {};
+  return fail_errno("write to --status-fd", fmt::format("descriptor {}", fd));
+}
+
+CLI::Option* add_status_fd(CLI::App& app, int& fd, const char* when) {
+  return app
+      .add_option("--status-fd", fd, fmt::format("Write a zero byte to this descriptor, and close it, when {}", when))
+      ->type_name("FD")
+      ->check(CLI::NonNegativeNumber);
+}
+
+}  // namespace stasis::cli
