@@ -79,6 +79,7 @@ constexpr Rule rules[] = {
     {"signals.stack", Scope::thread,
      [](const auto&, const Task&, const Thread& t) { return t.alternate_stack != model::AlternateStack{}; }},
     {"signals.pending", Scope::thread, has_pending},
+    {"signals.ended_mask", Scope::thread, [](const auto&, const Task&, const Thread& t) { return t.has_ended(); }},
     {"signals.handlers", Scope::process, has_handlers},
     {"timers.armed", Scope::process, arms_timers},
     {"timers.overruns", Scope::thread, starts_overrun_timers},

@@ -9,6 +9,10 @@
 //
 // The mask of a thread inside sigsuspend, ppoll … is the one that it had before (PTRACE_GETSIGMASK knows; /proc shows
 // the passing one): the call is made again and exchanges the masks itself.
+//
+// The mask of a leader that has ended still counts: a signal to the process that is ignored is dropped at once unless
+// the leader has it blocked, and stays pending otherwise (kernel/signal.c, sig_ignored). The leader ends with a mask of
+// its own, therefore; but what would not be dropped stays blocked, as it would be delivered while the agent runs.
 #include "resource/signals.h"
 
 #include <signal.h>
@@ -30,12 +34,34 @@ constexpr int most_pending = 1 << 20;  ///< bound for hostile images; RLIMIT_SIG
 /// Neither caught, nor blocked, nor kept pending.
 bool is_absolute(int signal) { return signal == SIGKILL || signal == SIGSTOP; }
 bool has_action(int signal) { return !is_absolute(signal); }
+constexpr uint64_t default_handler = 0, ignoring_handler = 1;  ///< SIG_DFL, SIG_IGN
 constexpr uint64_t absolute_signals = 1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1);
 
 /// struct sigaction as the system call has it on x86-64.
 struct KernelAction {
   uint64_t handler, flags, restorer, mask;
 };
+
+uint64_t bit(int signal) { return 1ull << (signal - 1); }
+constexpr uint64_t by_default_ignored =
+    1ull << (SIGCHLD - 1) | 1ull << (SIGCONT - 1) | 1ull << (SIGURG - 1) | 1ull << (SIGWINCH - 1);
+
+uint64_t ignored_by(const model::SignalHandlers& handlers) {
+  uint64_t ignored = 0;
+  for (int signal = 1; signal <= 64; ++signal) {
+    const auto handler = handlers.actions[static_cast<size_t>(signal - 1)].handler;
+    const bool by_default = handler == default_handler && (by_default_ignored & bit(signal)) != 0;
+    if (handler == ignoring_handler || by_default) ignored |= bit(signal);
+  }
+  return ignored;
+}
+
+/// What matters of the mask of a leader that has ended.
+uint64_t mask_of_ended(uint64_t blocked, uint64_t ignored, const std::vector<model::PendingSignal>& pending) {
+  uint64_t mask = blocked | ~ignored;
+  for (const auto& info : pending) mask |= bit(model::signal_of(info));
+  return mask & ~absolute_signals;
+}
 
 void save_queue(const std::vector<model::PendingSignal>& queue, signal_queue_entry& out) {
   for (const auto& info : queue) out.add_signals()->set_siginfo(info.data(), info.size());
@@ -74,6 +100,11 @@ class SignalsRoom final : public TaskRoom {
       take_absolute(thread.pending, task);
     }
     take_absolute(task.pending, task);
+    if (task.leader_has_ended()) {
+      const auto& status = *TRY(view.status(0));
+      auto& mask = task.threads.front().blocked_signals;
+      mask = mask_of_ended(status.blocked, status.ignored | (by_default_ignored & ~status.caught), task.pending);
+    }
     return {};
   }
 
@@ -172,8 +203,8 @@ class SignalsRoom final : public TaskRoom {
     if (!calls.empty()) sink.perform("signal handlers", "signals.handlers", std::move(calls));
   }
 
-  void contribute(plan::Stage stage, const model::Application&, const model::Task& task, const model::Thread& thread,
-                  plan::Sink& sink) const override {
+  void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
+                  const model::Thread& thread, plan::Sink& sink) const override {
     if (stage == plan::Stage::thread && thread.alternate_stack != model::AlternateStack{}) {
       const auto& wanted = thread.alternate_stack;
       stack_t stack{};
@@ -193,6 +224,11 @@ class SignalsRoom final : public TaskRoom {
         calls.push_back(call(SYS_rt_sigqueueinfo, own_number(task), model::signal_of(info), plan::In{info}));
     }
     if (!calls.empty()) sink.perform("pending signals", "signals.pending", std::move(calls));
+    if (!thread.has_ended()) return;
+    const auto& handlers = application.signal_handlers.at(task.handlers);
+    const uint64_t mask = mask_of_ended(thread.blocked_signals, ignored_by(handlers), task.pending);
+    sink.perform("mask of an ended leader", "signals.ended_mask",
+                 {call(SYS_rt_sigprocmask, SIG_SETMASK, plan::struct_in(mask), 0, sizeof mask)});
   }
 
  private:
