@@ -51,8 +51,7 @@ class LiveTree final : public SeizedTree {
     auto looks = look_at(frozen);
     EarlyFacts facts(frozen);  // read while this thread reads registers
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), std::move(looks), context_));
-    find_pid_namespaces(processes_, context_);
-    TRY(check_namespaces(processes_, context_));
+    look_at_namespaces(processes_, context_);
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
     options_.at_point("walked");
     // A tree that is not wholly ours cannot be looked at further.

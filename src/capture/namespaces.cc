@@ -1,17 +1,16 @@
 // Namespaces: the tree must live in ours, except that it may have a pid namespace of its own, and others nested in it,
 // and one IPC namespace.
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 #include <map>
 #include <string>
 
 #include "base/parallel.h"
-#include "base/unique_fd.h"
 #include "capture/walk.h"
+#include "kernel/proc.h"
 #include "model/pid_namespaces.h"
 
 namespace stasis::capture {
@@ -33,34 +32,56 @@ constexpr Namespace shared_with_us[] = {
 };
 constexpr Namespace shared_with_the_root = {"ipc", "IPC"};
 
-/// The namespaces of one process.
-class NamespaceLinks {
- public:
-  explicit NamespaceLinks(const std::string& who)
-      : directory_(open(fmt::format("/proc/{}/ns", who).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)) {}
-  /// Its links can be read, as far as they lead anywhere.
-  bool reachable() const { return !id("pid").empty(); }
-  /// "uts:[4026531838]"; empty: this kernel has no such kind, or the process is out of reach. Reading the link is
-  /// quicker than following it, which makes an inode.
-  std::string id(const char* file) const {
-    if (!directory_.valid()) return {};
-    char link[64];
-    const ssize_t length = readlinkat(directory_.get(), file, link, sizeof link);
-    return length > 0 ? std::string(link, static_cast<size_t>(length)) : std::string();
-  }
-
- private:
-  UniqueFd directory_;
+/// What the links of a process and its threads say ("uts:[4026531838]"; empty: this kernel has no such kind, or the
+/// process is out of reach). Reading a link is quicker than following it, which makes an inode.
+struct NamespaceIds {
+  std::string pid;
+  std::vector<std::string> childrens;  ///< pid namespaces, of each thread
+  std::array<std::string, std::size(shared_with_us)> with_us;
+  std::string with_the_root;
 };
+
+std::string id_of(const std::string& directory, const char* kind) {
+  return kernel::read_link(fmt::format("{}/ns/{}", directory, kind)).value_or("");
+}
+
+/// Of all processes that are more than their ids, on all processors.
+std::vector<NamespaceIds> read_namespaces(const std::vector<LiveProcess>& processes) {
+  std::vector<NamespaceIds> found(processes.size());
+  std::vector<std::pair<size_t, size_t>> threads;
+  for (size_t index = 0; index < processes.size(); ++index) {
+    const auto& view = processes[index].view;
+    found[index].childrens.resize(view.host_tids.size());
+    for (size_t thread = 0; thread < view.host_tids.size(); ++thread) threads.emplace_back(index, thread);
+  }
+  const auto read = [&](size_t place) -> Status {
+    const auto [index, thread] = threads[place];
+    const auto& view = processes[index].view;
+    auto& ids = found[index];
+    // The directory of a thread is in the kernel's cache already, with its status.
+    const auto directory_of = [&](pid_t tid) { return fmt::format("/proc/{}/task/{}", view.host_pid, tid); };
+    ids.childrens[thread] = id_of(directory_of(view.host_tids[thread]), "pid_for_children");
+    if (thread != 0) return {};
+    ids.pid = id_of(directory_of(view.host_pid), "pid");
+    const auto witness = directory_of(view.witness());
+    for (size_t kind = 0; kind < std::size(shared_with_us); ++kind)
+      ids.with_us[kind] = id_of(witness, shared_with_us[kind].file);
+    ids.with_the_root = id_of(witness, shared_with_the_root.file);
+    return {};
+  };
+  (void)parallel_for(threads.size(), read);
+  return found;
+}
 
 class PidNamespaceFinder {
  public:
-  PidNamespaceFinder(const std::vector<LiveProcess>& processes, resource::CaptureContext& context)
-      : processes_(processes), context_(context) {}
+  PidNamespaceFinder(const std::vector<LiveProcess>& processes, const std::vector<NamespaceIds>& ids,
+                     resource::CaptureContext& context)
+      : processes_(processes), ids_(ids), context_(context) {}
 
   void run() {
     name_namespaces();
-    for (size_t index = 0; index < processes_.size(); ++index) place(processes_[index], task(index));
+    for (size_t index = 0; index < processes_.size(); ++index) place(index);
     if (context_.diagnostics.refused()) return;
     note_dead_leaders();
     if (const auto problem = model::PidNamespaces(context_.application).problem(); !problem.empty())
@@ -69,23 +90,22 @@ class PidNamespaceFinder {
 
  private:
   model::Task& task(size_t index) { return context_.application.tasks[index]; }
-  static NamespaceLinks links_of(const LiveProcess& process) {
-    return NamespaceLinks(fmt::format("{}", process.view.host_pid));
-  }
 
   /// The root's, and those that processes of the tree are the inits of.
   void name_namespaces() {
-    inits_[links_of(processes_.front()).id("pid")] = Pid{0};
+    inits_[ids_.front().pid] = Pid{0};
     for (size_t index = 0; index < processes_.size(); ++index) {
       const auto& nested = task(index).nested_pids;
-      if (!nested.empty() && nested.back() == 1) inits_[links_of(processes_[index]).id("pid")] = task(index).pid;
+      if (!nested.empty() && nested.back() == 1) inits_[ids_[index].pid] = task(index).pid;
     }
   }
 
   /// A zombie has no children to come; what it lives in can still be read.
-  void place(const LiveProcess& process, model::Task& task) {
+  void place(size_t index) {
+    const auto& process = processes_[index];
+    auto& task = this->task(index);
     if (process.frozen.zombie && task.nested_pids.empty()) return;
-    const auto own = inits_.find(links_of(process).id("pid"));
+    const auto own = inits_.find(ids_[index].pid);
     if (own == inits_.end()) {
       context_.diagnostics.refuse(subject_of(process), "lives in a pid namespace whose init is not part of the tree",
                                   "Dump a tree that contains the init, too, or neither");
@@ -94,17 +114,18 @@ class PidNamespaceFinder {
     task.pid_namespace = own->second;
     if (process.frozen.zombie) return;
     for (size_t i = 0; i < task.threads.size(); ++i) {
-      if (!task.threads[i].has_ended()) place_children(process, task, i);
+      if (!task.threads[i].has_ended()) place_children(index, i);
     }
   }
 
   /// Each thread has its own. The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c,
   /// pidns_for_children_get). A thread that has ended has none.
-  void place_children(const LiveProcess& process, model::Task& task, size_t thread) {
-    const NamespaceLinks links(fmt::format("{}", process.view.host_tids[thread]));
-    const auto link = links.id("pid_for_children");
+  void place_children(size_t index, size_t thread) {
+    const auto& process = processes_[index];
+    auto& task = this->task(index);
+    const auto& link = ids_[index].childrens[thread];
     const auto childrens = inits_.find(link);
-    if (link.empty() && links.reachable()) {
+    if (link.empty() && !ids_[index].pid.empty()) {
       task.threads[thread].childrens_namespace = model::empty_namespace;
     } else if (childrens == inits_.end()) {
       context_.diagnostics.refuse(
@@ -131,38 +152,35 @@ class PidNamespaceFinder {
   }
 
   const std::vector<LiveProcess>& processes_;
+  const std::vector<NamespaceIds>& ids_;
   resource::CaptureContext& context_;
   std::map<std::string, Pid> inits_;  ///< by what the namespace's link says
 };
 
-}  // namespace
-
-void find_pid_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
-  PidNamespaceFinder(processes, context).run();
+void check_namespaces(const std::vector<LiveProcess>& processes, const std::vector<NamespaceIds>& ids,
+                      resource::CaptureContext& context) {
+  std::vector<std::string> ours;
+  for (const auto& kind : shared_with_us) ours.push_back(id_of("/proc/self", kind.file));
+  for (size_t index = 0; index < processes.size(); ++index) {
+    if (processes[index].frozen.zombie) continue;
+    const auto expect = [&](const Namespace& kind, const std::string& found, const std::string& expected) {
+      if (found == expected) return;
+      context.diagnostics.refuse(
+          subject_of(processes[index]), fmt::format("lives in another {} namespace", kind.name),
+          fmt::format("Run stasis inside it: nsenter --target {} --all", processes[index].view.witness()));
+    };
+    for (size_t kind = 0; kind < ours.size(); ++kind)
+      expect(shared_with_us[kind], ids[index].with_us[kind], ours[kind]);
+    expect(shared_with_the_root, ids[index].with_the_root, ids.front().with_the_root);
+  }
 }
 
-Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
-  std::vector<std::pair<Namespace, std::string>> expected;
-  const NamespaceLinks ours("self"), roots(fmt::format("{}", processes.front().view.witness()));
-  for (const auto& kind : shared_with_us) expected.emplace_back(kind, ours.id(kind.file));
-  expected.emplace_back(shared_with_the_root, roots.id(shared_with_the_root.file));
-  std::vector<std::vector<const char*>> foreign(processes.size());  // names of kinds
-  TRY(parallel_for(processes.size(), [&](size_t index) -> Status {
-    if (processes[index].frozen.zombie) return {};
-    const NamespaceLinks links(fmt::format("{}", processes[index].view.witness()));
-    for (const auto& [kind, id] : expected) {
-      if (links.id(kind.file) != id) foreign[index].push_back(kind.name);
-    }
-    return {};
-  }));
-  for (size_t index = 0; index < processes.size(); ++index) {
-    for (const char* kind : foreign[index]) {
-      context.diagnostics.refuse(
-          subject_of(processes[index]), fmt::format("lives in another {} namespace", kind),
-          fmt::format("Run stasis inside it: nsenter --target {} --all", processes[index].view.witness()));
-    }
-  }
-  return {};
+}  // namespace
+
+void look_at_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
+  const auto ids = read_namespaces(processes);
+  PidNamespaceFinder(processes, ids, context).run();
+  check_namespaces(processes, ids, context);
 }
 
 }  // namespace stasis::capture

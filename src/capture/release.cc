@@ -15,6 +15,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "capture/places.h"
@@ -225,7 +226,7 @@ class Killing {
     for (auto& [pid, parent] : parents_) prepare_parent(parent);
     for (size_t generation = depth + 1; generation-- > 0;) {
       for_generation(generation, [&](LiveProcess& process) { kill(process); });
-      for_generation(generation, [&](LiveProcess& process) { wait_for_end(process); });
+      wait_for_ends(generation);
     }
     const auto end = Clock::now() + patience_with_init;
     for (size_t index = 1; index < processes_.size(); ++index) {
@@ -238,6 +239,10 @@ class Killing {
   struct Parent {
     LiveProcess* process = nullptr;
     std::vector<pid_t> zombies;  ///< as the parent calls them
+  };
+  struct Dying {
+    Tracee* thread;
+    const LiveProcess* process;
   };
 
   template <typename Action>
@@ -274,35 +279,55 @@ class Killing {
   /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for
   /// all: the last thread of a pid namespace's init, whichever that is, ends only when all others have been reaped
   /// (kernel/pid_namespace.c, zap_pid_ns_processes).
-  void wait_for_end(LiveProcess& process) {
-    const bool our_child = process.stat.ppid == self_;
-    std::deque<Tracee*> dying;
-    for (auto& thread : process.frozen.threads) dying.push_back(&thread);
+  void wait_for_ends(size_t generation) {
+    std::vector<Dying> dying;
+    for_generation(generation, [&](LiveProcess& process) {
+      for (auto& thread : process.frozen.threads) dying.push_back({&thread, &process});
+    });
+    // Reaping is work: the kernel forgets what /proc has shown of each thread.
+    const size_t parts = dying.size() < worth_dividing ? 1 : processor_count();
+    const auto wait = [&](size_t part) {
+      const size_t begin = dying.size() * part / parts, end = dying.size() * (part + 1) / parts;
+      return wait_for_ends(
+          {dying.begin() + static_cast<ptrdiff_t>(begin), dying.begin() + static_cast<ptrdiff_t>(end)});
+    };
+    if (auto status = parallel_for(parts, wait, 2); !status) return give_up(std::move(status).error());
+    if (!failed_) deadline_ = Clock::now() + patience;
+    // A leader that ended between its seizure and its stop is ours still: its parent is told when we have looked.
+    for_generation(generation, [&](LiveProcess& process) {
+      const auto leader_is_told = [&] { return Tracee::has_ended(process.view.host_pid, !is_our_child(process)); };
+      if (process.frozen.leader_ended && !poll_until(deadline_, leader_is_told)) give_up(does_not_end(process));
+    });
+  }
+  Status wait_for_ends(std::deque<Dying> dying) const {
+    auto deadline = deadline_;
     // Each look takes the lock that the dying need to end (tasklist_lock): a few misses are reason enough to wait.
     for (size_t misses = 0; !dying.empty();) {
-      Tracee* thread = dying.front();
+      const Dying next = dying.front();
       dying.pop_front();
-      const bool ours = our_child && thread->pid() == thread->tid();
-      if (thread->has_ended(!ours)) {
-        if (!failed_) deadline_ = Clock::now() + patience;
+      const bool is_ours = is_our_child(*next.process) && next.thread->pid() == next.thread->tid();
+      if (next.thread->has_ended(!is_ours)) {
+        if (!failed_) deadline = Clock::now() + patience;
         continue;
       }
-      dying.push_back(thread);
+      dying.push_back(next);
       if (++misses < std::min(dying.size(), few_misses)) continue;
-      if (Clock::now() > deadline_) return does_not_end(process);
+      if (Clock::now() > deadline) return fail(does_not_end(*next.process));
       misses = 0;
       usleep(50);
     }
-    // A leader that ended between its seizure and its stop is ours still: its parent is told when we have looked.
-    const auto leader_is_told = [&] { return Tracee::has_ended(process.view.host_pid, !our_child); };
-    if (process.frozen.leader_ended && !poll_until(deadline_, leader_is_told)) does_not_end(process);
+    return {};
   }
-  void does_not_end(const LiveProcess& process) {
-    error_.note(fail(Error::conflict("kill the task", "it does not end", subject_of(process))));
+  bool is_our_child(const LiveProcess& process) const { return process.stat.ppid == self_; }
+  static Error does_not_end(const LiveProcess& process) {
+    return Error::conflict("kill the task", "it does not end", subject_of(process));
+  }
+  void give_up(Error error) {
+    error_.note(fail(std::move(error)));
     failed_ = true;
   }
 
-  static constexpr size_t few_misses = 4;
+  static constexpr size_t few_misses = 4, worth_dividing = 64;
 
   std::vector<LiveProcess>& processes_;
   std::vector<size_t> depths_;

@@ -178,7 +178,7 @@ class Measurement {
     sleeper.has_ended = !restartable_call(TRY(tracee.registers()));
     auto& general = sleeper.thread->registers.general;
     if (sleeper.has_ended) {
-      TRY(tracee.save());
+      TRY(tracee.save(tracee.signal_mask()));
       general = plain_registers(tracee.general(), Resumption::image, false);
     } else {
       general = made_again(tracee.general(), is_a_restart(sleeper) ? std::nullopt : std::optional(sleeper.number));

@@ -105,9 +105,9 @@ Status Tracee::let_go_on() {
   return {};
 }
 
-Status Tracee::save() {
+Status Tracee::save(uint64_t blocked) {
   general_ = TRY(kernel::ptrace_get_regset(tid_, NT_PRSTATUS));
-  signal_mask_ = TRY(kernel::ptrace_get_sigmask(tid_));
+  signal_mask_ = may_have_exchanged_mask(general_) ? TRY(kernel::ptrace_get_sigmask(tid_)) : blocked;
   saved_ = true;
   if (!is_native(general_)) return {};
   const Bytes found = general_;

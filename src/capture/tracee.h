@@ -39,8 +39,9 @@ class Tracee {
   /// Lets a settled thread run again, for a neighbour's sake; it must be interrupted and settled anew.
   Status let_go_on();
 
-  /// The state to be put back, read once after the thread has settled. Leaves restartable sequences.
-  Status save();
+  /// The state to be put back, read once after the thread has settled. Leaves restartable sequences. `blocked`: as
+  /// /proc/PID/status shows it.
+  Status save(uint64_t blocked);
   const Bytes& general() const { return general_; }
   uint64_t signal_mask() const { return signal_mask_; }
 

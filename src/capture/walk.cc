@@ -168,7 +168,7 @@ class Walk {
       auto& tracee = process.tracee(index);
       const auto& status = *process.view.statuses[index];
       if (!tracee.stopped()) continue;  // refused by the freezer, and said so
-      TRY(tracee.save());
+      TRY(tracee.save(status.blocked));
       auto& thread = task.threads.emplace_back(identify(status));
       // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
       thread.blocked_signals = tracee.signal_mask();

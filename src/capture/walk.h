@@ -39,13 +39,11 @@ Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, std::ve
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
 /// Which nested pid namespace each task lives in, and has its children born in; and the ids of dead leaders in there.
-void find_pid_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
+/// Refuses processes in namespaces of other kinds than ours.
+void look_at_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
 /// Refuses children of just one of their parent's threads that a restore cannot have created by that one.
 void check_parent_threads(resource::CaptureContext& context);
-
-/// Refuses processes in namespaces other than ours (pid namespaces are allowed).
-Status check_namespaces(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
 /// Whether an unblocked signal with a handler waits for the thread.
 bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask);

@@ -33,12 +33,11 @@ void stay_in(pid_t group) {
 }
 
 pid_t start_leader() {
-  const int before = board->settled;
   const pid_t leader = start([] {
     CHECK(setpgid(0, 0) == 0);
     stay_in(getpid());
   });
-  while (board->settled == before) usleep(1000);
+  while (getpgid(leader) != leader) usleep(1000);
   return leader;
 }
 

@@ -138,7 +138,7 @@ struct Captive {
     auto frozen = TRY(Freezer(captive->context.diagnostics, at_point, deadline).freeze(root));
     auto looks = look_at(frozen);
     captive->processes = TRY(walk(std::move(frozen), std::move(looks), captive->context));
-    TRY(check_namespaces(captive->processes, captive->context));
+    look_at_namespaces(captive->processes, captive->context);
     TRY(find_sharing(captive->processes, captive->context));
     at_point("walked");
     TRY(measure_sleeps(captive->processes, captive->context, at_point, deadline));

@@ -118,6 +118,15 @@ bool is_native(ByteView general) {
   return general.size() == sizeof(Registers) && load(general).cs == user_code_segment;
 }
 
+bool may_have_exchanged_mask(ByteView general) {
+  constexpr uint64_t last_known = 469;  // file_setattr, of Linux 6.17
+  constexpr uint64_t exchanging[] = {SYS_rt_sigsuspend, SYS_ppoll,         SYS_pselect6,      SYS_epoll_pwait,
+                                     SYS_epoll_pwait2,  SYS_io_pgetevents, SYS_io_uring_enter};
+  if (!is_native(general)) return true;
+  const uint64_t number = load(general).orig_rax;
+  return number != no_call && (number > last_known || std::ranges::find(exchanging, number) != std::end(exchanging));
+}
+
 Bytes plain_registers(ByteView general, Resumption resumption, bool handler_waits) {
   Registers registers = load(general);
   if (registers.orig_rax != no_call) {

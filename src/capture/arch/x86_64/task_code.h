@@ -34,6 +34,10 @@ enum class Resumption {
 /// A thread of 64-bit code, which is the only kind we know.
 bool is_native(ByteView general);
 
+/// Whether the thread may be inside a call that has exchanged its signal mask until it returns (set_user_sigmask in
+/// kernel/signal.c), so that its mask is not the one in effect. A call that is not known yet may be such a one.
+bool may_have_exchanged_mask(ByteView general);
+
 /// Registers that continue the thread without the kernel's help. `handler_waits`: an unblocked signal with a handler
 /// was pending when the thread was stopped, so that calls which such a signal ends must end.
 Bytes plain_registers(ByteView general, Resumption, bool handler_waits);
