@@ -10,8 +10,9 @@
 namespace stasis::resource {
 namespace {
 
-/// Below, fdinfo of all of them has been read before /proc/locks lets itself be opened.
-constexpr size_t worth_it = 512;
+/// Below, fdinfo of all of them has been read before /proc/locks lets itself be opened, and nothing else is left to do
+/// meanwhile.
+constexpr size_t worth_it = 1500;
 
 /// Inside of a pid namespace /proc/locks leaves out what was locked outside, or by a task that has ended since
 /// (fs/locks.c, locks_translate_pid).

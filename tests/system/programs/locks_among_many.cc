@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int count = 600;
+constexpr int count = 1600;
 
 int open_in_directory(const std::string& name, int flags) {
   const int fd = open((std::string(probe::directory) + "/" + name).c_str(), flags, 0600);
