@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -63,7 +64,11 @@ Status parallel_for(size_t count, const std::function<Status(size_t)>& step, siz
   std::vector<std::jthread> helpers;
   if (count >= worth_a_thread) {
     const size_t wanted = std::min<size_t>({processor_count(), most_threads, count});
-    for (size_t i = 1; i < wanted; ++i) helpers.emplace_back([&loop] { loop.work(); });
+    try {
+      for (size_t i = 1; i < wanted; ++i) helpers.emplace_back([&loop] { loop.work(); });
+    } catch (const std::system_error&) {
+      // No thread to be had (RLIMIT_NPROC, a limit of the cgroup): who is there does it all.
+    }
   }
   loop.work();
   helpers.clear();  // joins

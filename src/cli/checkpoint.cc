@@ -98,16 +98,19 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
       (location.shared_with_parent ? checkpoint.pages.pages_inherited : checkpoint.pages.pages_restored) += pages;
     }
   }
-  std::optional<PlanCache> cache;
-  if (!policy.plan_cache.empty()) cache = TRY(PlanCache::open(policy.plan_cache, application));
-  if (cache) options.likely_births = cache->births();
+  if (!policy.plan_cache.empty()) checkpoint.cache = TRY(PlanCache::open(policy.plan_cache, application));
+  if (checkpoint.cache) options.likely_births = checkpoint.cache->births();
   checkpoint.program = TRY_IN("plan the restore", plan::make_program(application, resource::contributors(), options));
-  if (const auto rejection = plan::verify(checkpoint.program, application)) {
+  return checkpoint;
+}
+
+Status verify(const Checkpoint& checkpoint, const Session& session) {
+  if (const auto rejection = plan::verify(checkpoint.program, checkpoint.application)) {
     return fail(Error::internal("verify the plan", rejection->message(checkpoint.program)));
   }
-  if (cache) session.log().info("{}", cache->keep(checkpoint.program));
+  if (checkpoint.cache) session.log().info("{}", checkpoint.cache->keep(checkpoint.program));
   session.log().info("Planned and verified {} commands", checkpoint.program.commands.size());
-  return checkpoint;
+  return {};
 }
 
 }  // namespace stasis::cli

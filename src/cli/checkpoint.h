@@ -1,7 +1,10 @@
-// Reading a checkpoint up to the point where it could be run: decoded, validated here, planned and verified.
-// `plan` prints exactly this Program, `restore` runs exactly it.
+// Reading a checkpoint up to the point where it could be run: decoded, validated here, planned; and verified, which
+// `restore` does while it gets ready to run the Program. `plan` prints exactly what it runs.
 #pragma once
 
+#include <optional>
+
+#include "cli/plan_cache.h"
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "image/directory.h"
@@ -25,8 +28,12 @@ struct Checkpoint {
   plan::Program program;
   resource::NetworkFacts network;
   RestoreStatistics pages;
+  std::optional<PlanCache> cache;
 };
 
+/// Its Program must not be run, or shown, before it has been verified.
 Result<Checkpoint> load_checkpoint(const image::Directory&, const Session&, const CheckpointPolicy&);
+/// From then on the plan cache knows the shape of this tree.
+Status verify(const Checkpoint&, const Session&);
 
 }  // namespace stasis::cli

@@ -19,6 +19,7 @@ struct Options {
 Result<std::string> planned(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
   const auto checkpoint = TRY(load_checkpoint(images, session, options.policy));
+  TRY(verify(checkpoint, session));
   return plan::to_form(checkpoint.program, options.format);
 }
 

@@ -110,6 +110,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   execution.sibling = options.restore.sibling;
   execution.leave_stopped = options.restore.leave_stopped;
   execution.fail_at_command = options.fail_at_command;
+  execution.verify = [&] { return verify(checkpoint, session); };
   execution.before_resume = [&](pid_t root) -> Status {
     TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);

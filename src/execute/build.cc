@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "agent/area.h"
+#include "base/parallel.h"
 #include "execute/connection_ends.h"
 #include "execute/decoding.h"
 #include "execute/end_repair.h"
@@ -262,11 +263,13 @@ class Tree final : public BuiltTree {
   Status build(const image::Directory& images) {
     const auto before = kernel::list_descendants(getpid());
     bystanders_.insert(before.begin(), before.end());
-    lowered_ =
-        TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), own_rseq()}));
+    // Before another thread has its stack there.
     area_.emplace(TRY(SharedArea::create(program_.agent_area)));
-    area_description_ = TRY(agent::build_area_in(area_->memory(), program_.agent_area.begin, std::move(lowered_.slots),
-                                                 lowered_.counter_count));
+    const AddressRange rseq = own_rseq();  // of this thread, which the root is forked from
+    const auto prepare_or_verify = [&](size_t step) {
+      return step == 0 ? prepare(rseq) : options_.verify ? options_.verify() : Status();
+    };
+    TRY(parallel_for(2, prepare_or_verify, 2));
     resumption_ = Resumption::of(application_, program_.agent_area);
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
@@ -307,6 +310,14 @@ class Tree final : public BuiltTree {
   }
 
  private:
+  Status prepare(AddressRange rseq) {
+    lowered_ =
+        TRY(lower(program_, application_, {options_.sibling, options_.fail_at_command, ignored_signals(), rseq}));
+    area_description_ = TRY(agent::build_area_in(area_->memory(), program_.agent_area.begin, std::move(lowered_.slots),
+                                                 lowered_.counter_count));
+    return {};
+  }
+
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
   Status run(const image::Directory& images) {
     const SignalsBlocked blocked;

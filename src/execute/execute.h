@@ -31,6 +31,8 @@ struct ExecuteOptions {
   int fail_at_command = -1;      ///< fault injection: this command's first system call fails with EIO
   unsigned timeout_seconds = 0;  ///< 0: none
   bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
+  /// Verifies the Program, beside getting ready to run it: nobody is created unless it says that it may be run.
+  std::function<Status()> verify;
   /// Called once for each address space of which pages are owed (OWE_PAGES), by a thread of its own.
   std::function<Status(OwedPages)> hand_over;
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.

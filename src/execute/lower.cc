@@ -205,11 +205,14 @@ class Lowering {
                 static_cast<uint32_t>(origin_));
     return {};
   }
-  Status lower(const plan::Command&, const plan::ExitThread& exit) {
-    // Counted like those that are parked: the tree is not complete before this thread is at its end, too.
+  /// Like those that are parked: the tree is not complete before this thread is at its end, too.
+  void count_as_ready() {
     constexpr uint32_t nobody_waits = ~0u;
     now().post(agent::ready_counter, 1, nobody_waits, static_cast<uint32_t>(origin_));
     ++result_.ready_threads;
+  }
+  Status lower(const plan::Command&, const plan::ExitThread& exit) {
+    count_as_ready();
     constexpr uint64_t one_thread = 2;
     now().exit(one_thread, static_cast<uint64_t>(WEXITSTATUS(exit.status)), static_cast<uint32_t>(origin_));
     return {};
@@ -249,6 +252,7 @@ class Lowering {
   }
   Status lower(const plan::Command& command, const plan::Exit& exit) {
     const auto origin = static_cast<uint32_t>(origin_);
+    count_as_ready();
     if (!WIFSIGNALED(exit.status)) {
       now().exit(0, static_cast<uint64_t>(WEXITSTATUS(exit.status)), origin);
       return {};

@@ -38,7 +38,7 @@ struct Requests {
 struct Lowered {
   std::vector<agent::SlotProgram> slots;
   std::map<Runner, uint32_t> slot_of;
-  uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY
+  uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY, or about to end as they are to
   uint32_t ready_threads = 0;
   Requests decodings;                 ///< execute/decoding.h
   Requests owings;                    ///< execute/owing.h

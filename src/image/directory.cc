@@ -177,6 +177,12 @@ Result<Reader> Directory::read(std::string_view file) const {
   return reader;
 }
 
+Result<std::optional<Reader>> Directory::find(std::string_view file) const {
+  auto reader = read(file);
+  if (!reader && reader.error().errno_value() == ENOENT) return std::nullopt;
+  return TRY(std::move(reader));
+}
+
 Result<std::unique_ptr<FileBytes>> Directory::bytes_of(std::string_view file) const {
   const std::string name(file);
   auto opened = TRY(open_at(fd_.get(), name, O_RDONLY, "open image"));

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -78,6 +79,8 @@ class Directory {
   /// Creates or truncates `file` and writes the magic of its kind (known from the name: image/names.h).
   Result<Writer> create(std::string_view file) const;
   Result<Reader> read(std::string_view file) const;
+  /// Nothing where there is no such file.
+  Result<std::optional<Reader>> find(std::string_view file) const;
   /// The same for a file whose name need not say what it is: then its magic does.
   Result<std::pair<const FileKind*, Reader>> identify(std::string_view file) const;
   /// The bytes of one, magic and all.

@@ -29,12 +29,10 @@ Status FileRecords::finish() {
 Status FileRecords::load() {
   loaded_.clear();
   by_id_.clear();
-  const std::string name = file_name("files");
-  if (!directory_.has(name)) return {};
-  auto reader = TRY(directory_.read(name));
-  for (;;) {
+  auto reader = TRY(directory_.find(file_name("files")));
+  while (reader) {
     auto* record = google::protobuf::Arena::CreateMessage<FileRecord>(&arena_);
-    if (!TRY(reader.next(*record))) break;
+    if (!TRY(reader->next(*record))) break;
     loaded_.push_back(record);
   }
   by_id_ = loaded_;

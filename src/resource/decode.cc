@@ -56,9 +56,8 @@ class Decoder {
 
  private:
   Status seccomp() {
-    if (!directory_.has(file_name("seccomp"))) return {};
-    auto reader = TRY(directory_.read(file_name("seccomp")));
-    return reader.single(seccomp_);
+    auto reader = TRY(directory_.find(file_name("seccomp")));
+    return reader ? reader->single(seccomp_) : Status();
   }
 
   Status descriptions() {
@@ -123,9 +122,8 @@ class Decoder {
     std::vector<std::function<Status()>> loads;
     const auto load = [&](auto& into, std::string file) {
       loads.push_back([this, &into, file = std::move(file)]() -> Status {
-        if (!directory_.has(file)) return {};
-        auto reader = TRY(directory_.read(file));
-        return reader.single(into.emplace());
+        auto reader = TRY(directory_.find(file));
+        return reader ? reader->single(into.emplace()) : Status();
       });
     };
     for (const model::Task& task : application_.tasks) {
@@ -141,8 +139,23 @@ class Decoder {
         });
       }
     }
-    return parallel_for(loads.size(), [&](size_t index) { return loads[index](); });
+    TRY(parallel_for(loads.size(), [&](size_t index) { return loads[index](); }));
+    return load_tables();
   }
+
+  /// Which there are is known only now. CRIU writes no file for an empty table.
+  Status load_tables() {
+    for (const auto& [pid, loaded] : loaded_)
+      if (loaded.ids && loaded.ids->files_id() != 0) tables_[ObjectId{loaded.ids->files_id()}];
+    std::vector<std::pair<ObjectId, std::vector<fdinfo_entry>*>> tables;
+    for (auto& [id, entries] : tables_) tables.emplace_back(id, &entries);
+    return parallel_for(tables.size(), [&](size_t index) -> Status {
+      auto reader = TRY(directory_.find(table_file(tables[index].first)));
+      for (fdinfo_entry entry; reader && TRY(reader->next(entry));) tables[index].second->push_back(entry);
+      return {};
+    });
+  }
+  static std::string table_file(ObjectId table) { return file_name("fdinfo-{}", table.value); }
 
   /// The record that was loaded from `file`; an error where there was no such file.
   template <typename Record>
@@ -294,19 +307,18 @@ class Decoder {
     if (application_.descriptor_tables.contains(task.descriptors)) return {};
     model::DescriptorTable& table = application_.descriptor_tables[task.descriptors];
     table.id = task.descriptors;
-    const std::string file = file_name("fdinfo-{}", task.descriptors.value);
-    if (!directory_.has(file)) return {};  // CRIU writes none for an empty table
-    auto reader = TRY(directory_.read(file));
-    for (fdinfo_entry entry; TRY(reader.next(entry));) {
-      if (entry.fd() >= descriptor_limit)
-        return reject(reader.where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
+    for (size_t index = 0; const fdinfo_entry& entry : tables_.at(task.descriptors)) {
+      const auto where = [&, record = index++] {
+        return fmt::format("{}, record {}", table_file(task.descriptors), record);
+      };
+      if (entry.fd() >= descriptor_limit) return reject(where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
       if (!application_.descriptions.contains(ObjectId{entry.id()}))
-        TRY(expect_description(ObjectId{entry.id()}, reader.where(), "id"));
+        TRY(expect_description(ObjectId{entry.id()}, where(), "id"));
       const bool fresh =
           table.slots
               .emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0})
               .second;
-      if (!fresh) return reject(reader.where(), "fd", fmt::format("{} occurs twice", entry.fd()));
+      if (!fresh) return reject(where(), "fd", fmt::format("{} occurs twice", entry.fd()));
     }
     return {};
   }
@@ -330,6 +342,7 @@ class Decoder {
     ObjectId id;
     std::string suffix;                 ///< of its pagemap
     std::vector<AddressRange> allowed;  ///< ascending, disjoint
+    bool exists = false;
     std::vector<memory::StoredRun> runs;
   };
 
@@ -337,20 +350,22 @@ class Decoder {
   Status pages() {
     std::vector<Stored> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
-      Stored stored{id, std::to_string(owner.value), {}, {}};
+      Stored stored{.id = id, .suffix = std::to_string(owner.value)};
       for (const model::Mapping& mapping : application_.address_spaces.at(id).mappings)
         stored.allowed.push_back(mapping.range);
       all.push_back(std::move(stored));
     }
     for (const auto& [id, segment] : application_.shared_memories)
-      all.push_back({id, fmt::format("shmem-{}", id), {{0, segment.size}}, {}});
-    std::erase_if(all, [&](const Stored& stored) { return !directory_.has(file_name("pagemap-" + stored.suffix)); });
+      all.push_back({.id = id, .suffix = fmt::format("shmem-{}", id), .allowed = {{0, segment.size}}});
     TRY(parallel_for(all.size(), [&](size_t index) { return read_runs(all[index]); }));
-    for (const Stored& stored : all) locate(stored);
+    for (const Stored& stored : all)
+      if (stored.exists) locate(stored);
     return {};
   }
 
   Status read_runs(Stored& stored) const {
+    stored.exists = directory_.has(file_name("pagemap-" + stored.suffix));
+    if (!stored.exists) return {};
     stored.runs = TRY(memory::read_pagemap(directory_, stored.suffix));
     auto here = stored.allowed.begin();
     for (const memory::StoredRun& run : stored.runs) {
@@ -421,6 +436,7 @@ class Decoder {
   seccomp_entry seccomp_;
   std::map<ObjectId, Pid> spaces_;  // who has it first
   std::map<Pid, Loaded> loaded_;
+  std::map<ObjectId, std::vector<fdinfo_entry>> tables_;
   std::map<ObjectId, std::vector<plan::PageLocation>> located_;
 };
 

@@ -125,10 +125,12 @@ TEST_F(Lowering, EventsBecomeCountersOfTheirOwn) {
 
 TEST_F(Lowering, AnEndBySignalWritesNoCore) {
   const auto made = lowered(plan::Exit{SIGSEGV});
-  ASSERT_EQ(made.size(), 2u);
-  EXPECT_EQ(made[0].number, static_cast<uint32_t>(SYS_prlimit64));
-  EXPECT_EQ(made[1].operation, agent::Operation::exit);
-  EXPECT_EQ(made[1].args[1], static_cast<uint64_t>(SIGSEGV));
+  ASSERT_EQ(made.size(), 3u);
+  EXPECT_EQ(made[0].operation, agent::Operation::post);  // the tree is not complete before
+  EXPECT_EQ(made[0].args[0], agent::ready_counter);
+  EXPECT_EQ(made[1].number, static_cast<uint32_t>(SYS_prlimit64));
+  EXPECT_EQ(made[2].operation, agent::Operation::exit);
+  EXPECT_EQ(made[2].args[1], static_cast<uint64_t>(SIGSEGV));
 }
 
 TEST_F(Lowering, AThreadEndsAlone) {
