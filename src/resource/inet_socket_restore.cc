@@ -313,6 +313,17 @@ std::vector<std::string> needs(const InetSocket& socket) {
   return {};
 }
 
+/// What is open in a descriptor table.
+std::set<ObjectId> held_by_tasks(const model::Application& application) {
+  std::set<ObjectId> held;
+  for (const auto& task : application.tasks) {
+    const auto table = application.descriptor_tables.find(task.descriptors);
+    if (task.state == model::TaskState::zombie || table == application.descriptor_tables.end()) continue;
+    for (const auto& [fd, slot] : table->second.slots) held.insert(slot.description);
+  }
+  return held;
+}
+
 }  // namespace
 
 void set_state(model::OpenDescription& description, std::shared_ptr<InetSocket> socket) {
@@ -355,12 +366,11 @@ void close_connections(model::Application& application) {
 }
 
 void check_connections(const model::Application& application, bool established_allowed, Diagnostics& diagnostics) {
-  std::set<ObjectId> held;
-  for (const auto& task : application.tasks) {
-    const auto table = application.descriptor_tables.find(task.descriptors);
-    if (task.state == model::TaskState::zombie || table == application.descriptor_tables.end()) continue;
-    for (const auto& [fd, slot] : table->second.slots) held.insert(slot.description);
-  }
+  std::optional<std::set<ObjectId>> held;  // asked for by few trees
+  const auto is_held = [&](ObjectId id) {
+    if (!held) held = held_by_tasks(application);
+    return held->contains(id);
+  };
   for (const auto& [id, description] : application.descriptions) {
     const auto* socket = description.state.as<InetSocket>();
     if (socket == nullptr || !socket->has_connection()) continue;
@@ -370,7 +380,7 @@ void check_connections(const model::Application& application, bool established_a
     else if (!socket->stream)
       diagnostics.refuse(socket->describe(), "the checkpoint does not say how the connection stood",
                          "pass --tcp-close, as was done when it was dumped");
-    else if (description.in_repair && !held.contains(id))
+    else if (description.in_repair && !is_held(id))
       diagnostics.refuse(socket->describe(), "the connection is on its way through another socket (SCM_RIGHTS)",
                          "pass --tcp-close");
   }
