@@ -16,6 +16,7 @@
 #include "capture/twins.h"
 #include "capture/walk.h"
 #include "kernel/available_memory.h"
+#include "kernel/mapping_flags.h"
 #include "resource/address_space.h"
 #include "resource/descriptors.h"
 #include "resource/registry.h"
@@ -39,6 +40,7 @@ class LiveTree final : public SeizedTree {
   }
 
   Status assemble() {
+    const auto flags = prepare_mapping_flags();
     const auto start = Clock::now();
     const auto deadline = deadline_after(start, options_.timeout_seconds);
     frozen_at_ = start;
@@ -49,7 +51,7 @@ class LiveTree final : public SeizedTree {
     if (frozen.front().refused) return {};  // and said why: without its root nothing of a tree can be looked at
 
     auto looks = look_at(frozen);
-    EarlyFacts facts(frozen);  // read while this thread reads registers
+    EarlyFacts facts(frozen, flags ? &*flags : nullptr);  // read while this thread reads registers
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), std::move(looks), context_));
     look_at_namespaces(processes_, context_);
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
@@ -117,6 +119,14 @@ class LiveTree final : public SeizedTree {
   }
 
  private:
+  /// Before anybody stands still. Worth it where reading smaps would take longer.
+  std::optional<kernel::MappingFlags> prepare_mapping_flags() const {
+    constexpr uint64_t worth_it = 512ull << 20;
+    if (!kernel::has_resident(options_.root_pid, worth_it)) return std::nullopt;
+    auto flags = kernel::MappingFlags::open();  // not to be had everywhere
+    return flags ? std::optional(std::move(*flags)) : std::nullopt;
+  }
+
   resource::NetworkCapture& network() { return context_.kept<resource::NetworkCapture>(); }
 
   /// Before the tree runs on: nobody may take us for a peer or a reader because we hold what its tasks have.

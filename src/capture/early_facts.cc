@@ -4,7 +4,7 @@
 
 namespace stasis::capture {
 
-EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen) {
+EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen, const kernel::MappingFlags* flags) : flags_(flags) {
   for (const auto& process : frozen) {
     if (!process.zombie && !process.refused) readings_.push_back({process.witness(), nullptr});
   }
@@ -13,7 +13,7 @@ EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen) {
 
 void EarlyFacts::work() {
   for (size_t index = next_++; index < readings_.size(); index = next_++) {
-    if (auto facts = resource::read_facts(readings_[index].witness)) readings_[index].facts = std::move(*facts);
+    if (auto facts = resource::read_facts(readings_[index].witness, flags_)) readings_[index].facts = std::move(*facts);
   }
 }
 

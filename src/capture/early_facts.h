@@ -14,8 +14,9 @@ namespace stasis::capture {
 
 class EarlyFacts {
  public:
-  /// Begins to read. The processes must be stopped until this object is gone.
-  explicit EarlyFacts(const std::vector<FrozenProcess>&);
+  /// Begins to read. The processes must be stopped until this object is gone. `flags`: how to read those of mappings
+  /// without a look at their pages; nullptr: from smaps.
+  EarlyFacts(const std::vector<FrozenProcess>&, const kernel::MappingFlags* flags);
   /// Nobody wants what is not read yet.
   ~EarlyFacts() { next_ = readings_.size(); }
   EarlyFacts(const EarlyFacts&) = delete;
@@ -31,6 +32,7 @@ class EarlyFacts {
   };
   void work();
 
+  const kernel::MappingFlags* flags_;
   std::vector<Reading> readings_;
   std::atomic<size_t> next_{0};
   std::jthread thread_;  // last: it uses the above

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernel/bpf.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 
@@ -18,9 +19,9 @@ namespace {
 constexpr std::string_view btf_path = "/sys/kernel/btf/vmlinux";
 constexpr uint16_t btf_magic = 0xeb9f;
 constexpr uint32_t kind_int = 1, kind_pointer = 2, kind_array = 3, kind_struct = 4, kind_union = 5, kind_enum = 6,
-                   kind_typedef = 8, kind_volatile = 9, kind_const = 10, kind_restrict = 11, kind_function_type = 13,
-                   kind_variable = 14, kind_section = 15, kind_decl_tag = 17, kind_type_tag = 18, kind_enum64 = 19,
-                   last_kind = 19;
+                   kind_typedef = 8, kind_volatile = 9, kind_const = 10, kind_restrict = 11, kind_function = 12,
+                   kind_function_type = 13, kind_variable = 14, kind_section = 15, kind_decl_tag = 17,
+                   kind_type_tag = 18, kind_enum64 = 19, last_kind = 19;
 constexpr size_t member_size = 12;
 
 /// What follows a type of this kind with so many members.
@@ -55,25 +56,9 @@ struct Context {
   uint64_t argument = 0, answer = 0;
 };
 
-constexpr bpf_insn instruction(int code, int to, int from, int offset, int value) {
-  return {static_cast<uint8_t>(code), static_cast<uint8_t>(to & 15), static_cast<uint8_t>(from & 15),
-          static_cast<int16_t>(offset), value};
-}
-constexpr bpf_insn move(int to, int from) { return instruction(BPF_ALU64 | BPF_MOV | BPF_X, to, from, 0, 0); }
-constexpr bpf_insn set(int to, int value) { return instruction(BPF_ALU64 | BPF_MOV | BPF_K, to, 0, 0, value); }
-constexpr bpf_insn add(int to, int value) { return instruction(BPF_ALU64 | BPF_ADD | BPF_K, to, 0, 0, value); }
-constexpr bpf_insn load(int to, int from, int offset) {
-  return instruction(BPF_LDX | BPF_MEM | BPF_DW, to, from, offset, 0);
-}
-constexpr bpf_insn store(int to, int offset, int from) {
-  return instruction(BPF_STX | BPF_MEM | BPF_DW, to, from, offset, 0);
-}
-constexpr bpf_insn helper(int number) { return instruction(BPF_JMP | BPF_CALL, 0, 0, 0, number); }
-constexpr bpf_insn leave() { return instruction(BPF_JMP | BPF_EXIT, 0, 0, 0, 0); }
-constexpr bpf_insn skip_if_zero(int what, int count) {
-  return instruction(BPF_JMP | BPF_JEQ | BPF_K, what, 0, count, 0);
-}
-constexpr int frame = 10, answer_at = sizeof(uint64_t);
+constexpr int answer_at = sizeof(uint64_t);
+
+using namespace bpf;
 
 /// The word at an address; of address 0 the calling task's own.
 constexpr std::array reading{
@@ -93,8 +78,6 @@ constexpr std::array reading{
     leave(),
 };
 
-int64_t bpf(int command, bpf_attr& attributes) { return syscall(SYS_bpf, command, &attributes, sizeof attributes); }
-
 Result<UniqueFd> load_reader() {
   bpf_attr attributes{};
   attributes.prog_type = BPF_PROG_TYPE_SYSCALL;
@@ -102,7 +85,7 @@ Result<UniqueFd> load_reader() {
   attributes.insn_cnt = static_cast<uint32_t>(reading.size());
   attributes.license = reinterpret_cast<uint64_t>("GPL");  // the helpers ask for it
   attributes.prog_flags = BPF_F_SLEEPABLE;
-  UniqueFd program(static_cast<int>(bpf(BPF_PROG_LOAD, attributes)));
+  UniqueFd program(static_cast<int>(bpf::call(BPF_PROG_LOAD, attributes)));
   if (!program.valid()) return fail_errno("load a BPF program that reads kernel memory");
   return program;
 }
@@ -154,6 +137,18 @@ std::optional<KernelField> KernelTypes::field(std::string_view structure, std::s
   return found == structures_.end() ? std::nullopt : find(types_[found->second], name, 0);
 }
 
+/// Asked for one or two of tens of thousands: they are not worth an index.
+std::optional<uint32_t> KernelTypes::function(std::string_view name) const {
+  for (size_t id = 0; id < types_.size(); ++id)
+    if (kind(types_[id]) == kind_function && name_at(types_[id].name) == name) return static_cast<uint32_t>(id);
+  return std::nullopt;
+}
+
+Result<KernelTypes> KernelTypes::read() {
+  const auto text = TRY(read_file(std::string(btf_path)));
+  return parse(Bytes(text.begin(), text.end()));
+}
+
 std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_view name, int depth) const {
   constexpr int deepest = 8;
   const bool has_bit_fields = structure.info >> 31 != 0;
@@ -203,8 +198,7 @@ uint32_t KernelTypes::size_of(uint32_t id) const {
 Result<KernelMemory> KernelMemory::open() {
   KernelMemory memory;
   memory.reader_ = TRY(load_reader());
-  const auto text = TRY(read_file(std::string(btf_path)));
-  memory.types_ = TRY(KernelTypes::parse(Bytes(text.begin(), text.end())));
+  memory.types_ = TRY(KernelTypes::read());
   // A kernel that is locked down loads the program, and lets it read nothing (kernel_lockdown(7)).
   TRY(memory.get(TRY(memory.run(0)), "task_struct", "tgid"));
   return memory;
@@ -216,7 +210,7 @@ Result<uint64_t> KernelMemory::run(uint64_t argument) const {
   attributes.test.prog_fd = static_cast<uint32_t>(reader_.get());
   attributes.test.ctx_in = reinterpret_cast<uint64_t>(&context);
   attributes.test.ctx_size_in = sizeof context;
-  if (bpf(BPF_PROG_TEST_RUN, attributes) != 0) return fail_errno("read kernel memory");
+  if (bpf::call(BPF_PROG_TEST_RUN, attributes) != 0) return fail_errno("read kernel memory");
   if (attributes.test.retval != 0)
     return fail(Error::conflict("read kernel memory", fmt::format("nothing is at {:#x}", argument)));
   return context.answer;

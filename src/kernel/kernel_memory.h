@@ -33,8 +33,12 @@ class KernelTypes {
   KernelTypes(KernelTypes&&) = default;
   KernelTypes& operator=(KernelTypes&&) = default;
   static Result<KernelTypes> parse(Bytes btf);
+  /// Of the running kernel.
+  static Result<KernelTypes> read();
   /// Nothing: there is no such structure or field.
   std::optional<KernelField> field(std::string_view structure, std::string_view name) const;
+  /// The number of a function's type, by which programs are attached to it.
+  std::optional<uint32_t> function(std::string_view name) const;
 
  private:
   struct Type {

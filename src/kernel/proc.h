@@ -96,8 +96,10 @@ class VmFlags {
   void insert(std::string_view name) {
     if (is_name(name)) bits_.set(index(name));
   }
+  void insert(const VmFlags& others) { bits_ |= others.bits_; }
   bool contains(std::string_view name) const { return is_name(name) && bits_.test(index(name)); }
   size_t size() const { return bits_.count(); }
+  friend bool operator==(const VmFlags&, const VmFlags&) = default;
 
  private:
   static constexpr size_t letters = 26;
@@ -111,7 +113,7 @@ class VmFlags {
   std::bitset<letters * letters> bits_;
 };
 
-/// One VMA of /proc/PID/smaps (or maps: then vm_flags is empty and has_vm_flags false).
+/// One VMA of /proc/PID/smaps (or maps: then vm_flags is empty and has_vm_flags false, and what is counted is 0).
 struct MapsEntry {
   AddressRange range;
   uint32_t protection = 0;  ///< PROT_*

@@ -57,11 +57,11 @@ Result<T> read_number(pid_t pid, std::string_view file, int base) {
 
 }  // namespace
 
-Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness) {
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness, const kernel::MappingFlags* flags) {
   auto facts = std::make_shared<ProcessFacts>();
   facts->stat = TRY(kernel::read_stat(witness));
   facts->auxv = TRY(kernel::read_auxv(witness));
-  facts->mappings = TRY(kernel::read_smaps(witness));
+  facts->mappings = TRY(flags != nullptr ? flags->read(witness) : kernel::read_smaps(witness));
   facts->limits = TRY(kernel::read_limits(witness));
   facts->timers = TRY(kernel::read_timers(witness));
   facts->personality = TRY(read_number<uint32_t>(witness, "personality", 16));

@@ -14,6 +14,7 @@
 #include "base/diagnostics.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "kernel/mapping_flags.h"
 #include "kernel/proc.h"
 #include "model/application.h"
 #include "plan/call.h"
@@ -107,7 +108,7 @@ struct ProcessFacts {
 };
 
 /// `witness`: as in ProcessView.
-Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness);
+Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness, const kernel::MappingFlags* flags = nullptr);
 
 /// A stopped process as rooms see it.
 struct ProcessView {

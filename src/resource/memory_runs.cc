@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
+#include "kernel/proc.h"
 #include "kernel/process.h"
 #include "memory/increments.h"
 
@@ -18,6 +20,8 @@ using kernel::page_is_guard;
 using kernel::page_is_present;
 using kernel::page_is_swapped;
 using kernel::page_is_zero_frame;
+
+constexpr size_t worth_a_thread = 4;  ///< parts of an address space
 
 /// One walk over the page tables of the whole address space: empty reservations have none and cost nothing.
 Result<std::vector<kernel::PageScan>> scan(int pagemap, AddressRange where) {
@@ -137,9 +141,60 @@ OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<k
   return own;
 }
 
+namespace {
+
+/// The address space in parts that are about the same work: so much of mappings that can have pages.
+Result<std::vector<AddressRange>> parts_to_scan(pid_t witness) {
+  constexpr uint64_t much = 64ull << 20, most = 64;
+  std::vector<AddressRange> parts;
+  uint64_t begin = 0, gathered = 0;
+  const auto end_part = [&](uint64_t at) {
+    parts.push_back({begin, at});
+    begin = at, gathered = 0;
+  };
+  for (const auto& vma : TRY(kernel::read_maps(witness))) {
+    if (vma.protection == PROT_NONE || vma.range.end > end_of_scan) continue;
+    // Reservations of many terabytes are cheap, and all alike.
+    const uint64_t step = std::max(much, (vma.range.size() / most + page_size - 1) / page_size * page_size);
+    gathered += vma.range.size();
+    for (uint64_t at = vma.range.begin + step; at < vma.range.end; at += step) end_part(at);
+    if (gathered >= step) end_part(vma.range.end);
+  }
+  end_part(end_of_scan);
+  return parts;
+}
+
+}  // namespace
+
 Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness) {
   const auto pagemap = TRY(open_pagemap(witness));
   return scan(pagemap.get(), {0, end_of_scan});
+}
+
+Result<std::vector<kernel::PageScan>> scan_own_pages_by_all(pid_t witness) {
+  const auto pagemap = TRY(open_pagemap(witness));
+  const auto parts = TRY(parts_to_scan(witness));
+  std::vector<std::vector<kernel::PageScan>> found(parts.size());
+  TRY(parallel_for(
+      parts.size(),
+      [&](size_t index) -> Status {
+        found[index] = TRY(scan(pagemap.get(), parts[index]));
+        return {};
+      },
+      worth_a_thread));
+  // As if it had been one walk.
+  std::vector<kernel::PageScan> all;
+  for (const auto& scans : found) {
+    for (const auto& one : scans) {
+      const bool goes_on =
+          !all.empty() && all.back().range.end == one.range.begin && all.back().categories == one.categories;
+      if (goes_on)
+        all.back().range.end = one.range.end;
+      else
+        all.push_back(one);
+    }
+  }
+  return all;
 }
 
 Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {

@@ -25,6 +25,8 @@ Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mapp
 /// The walk over the page tables alone, of all of user space below `end_of_scan`: while somebody else reads what is
 /// mapped.
 Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness);
+/// The same on all processors, for one that is likely to be large.
+Result<std::vector<kernel::PageScan>> scan_own_pages_by_all(pid_t witness);
 inline constexpr uint64_t end_of_scan = (uint64_t{1} << 47) - page_size;
 /// What it has found in these mappings, none of which lies higher; pure.
 OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found);

@@ -1,0 +1,238 @@
+#include "kernel/mapping_flags.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+#include "kernel/bpf.h"
+#include "kernel/kernel_memory.h"
+#include "kernel/userfaultfd.h"
+
+namespace stasis::kernel {
+namespace {
+
+constexpr std::string_view vsyscall = "[vsyscall]";
+
+// ---- the program
+
+/// What it writes of each mapping.
+struct Record {
+  uint64_t begin = 0, end = 0, flags = 0;
+};
+
+struct Fields {
+  int meta = 0, sequence = 0, mapping = 0, begin = 0, end = 0, flags = 0;
+};
+
+Result<Fields> find_fields(const KernelTypes& types) {
+  Fields fields;
+  const std::tuple<const char*, const char*, int*> wanted[] = {
+      {"bpf_iter__task_vma", "meta", &fields.meta},   {"bpf_iter_meta", "seq", &fields.sequence},
+      {"bpf_iter__task_vma", "vma", &fields.mapping}, {"vm_area_struct", "vm_start", &fields.begin},
+      {"vm_area_struct", "vm_end", &fields.end},      {"vm_area_struct", "vm_flags", &fields.flags},
+  };
+  for (const auto& [structure, name, place] : wanted) {
+    const auto field = types.field(structure, name);
+    if (!field || field->size != sizeof(uint64_t)) {
+      return fail(Error::unsupported("iterate over mappings",
+                                     fmt::format("this kernel has no {}.{} of 8 bytes", structure, name)));
+    }
+    *place = static_cast<int>(field->offset);
+  }
+  return fields;
+}
+
+Result<UniqueFd> load_iterator() {
+  const auto types = TRY(KernelTypes::read());
+  const auto fields = TRY(find_fields(types));
+  const auto target = types.function("bpf_iter_task_vma");
+  if (!target) return fail(Error::unsupported("iterate over mappings", "this kernel has no iterator for them"));
+  using namespace bpf;
+  constexpr int context = 6, mapping = 7, record = -static_cast<int>(sizeof(Record));
+  const std::array program{
+      bpf::move(context, 1),
+      load(mapping, context, fields.mapping),
+      skip_if_zero(mapping, 12),  // the end
+      load(1, mapping, fields.begin),
+      store(frame, record, 1),
+      load(1, mapping, fields.end),
+      store(frame, record + 8, 1),
+      load(1, mapping, fields.flags),
+      store(frame, record + 16, 1),
+      load(1, context, fields.meta),
+      load(1, 1, fields.sequence),
+      bpf::move(2, frame),
+      add(2, record),
+      set(3, sizeof(Record)),
+      helper(BPF_FUNC_seq_write),
+      set(0, 0),
+      leave(),
+  };
+  bpf_attr attributes{};
+  attributes.prog_type = BPF_PROG_TYPE_TRACING;
+  attributes.expected_attach_type = BPF_TRACE_ITER;
+  attributes.attach_btf_id = *target;
+  attributes.insns = reinterpret_cast<uint64_t>(program.data());
+  attributes.insn_cnt = static_cast<uint32_t>(program.size());
+  attributes.license = reinterpret_cast<uint64_t>("GPL");  // the helper asks for it
+  UniqueFd loaded(static_cast<int>(bpf::call(BPF_PROG_LOAD, attributes)));
+  if (!loaded.valid()) return fail_errno("load a BPF program that iterates over mappings");
+  return loaded;
+}
+
+// ---- mappings to learn from
+
+/// A page for each flag that a program can give to its memory. What this kernel, or this machine, does not have is left
+/// as it was made, and nothing is learnt of it.
+class Specimens {
+ public:
+  Specimens() {
+    constexpr int advice[] = {MADV_DONTFORK,   MADV_WIPEONFORK, MADV_DONTDUMP,   MADV_HUGEPAGE,
+                              MADV_NOHUGEPAGE, MADV_MERGEABLE,  MADV_SEQUENTIAL, MADV_RANDOM};
+    for (const int one : advice) give([one](void* page) { madvise(page, page_size, one); });
+    constexpr int protections[] = {PROT_NONE, PROT_READ, PROT_READ | PROT_EXEC};
+    for (const int one : protections) give([one](void* page) { mprotect(page, page_size, one); });
+    give([](void* page) { mlock(page, page_size); });
+    give([](void* page) { mlock2(page, page_size, MLOCK_ONFAULT); });
+    for (const int more : {MAP_NORESERVE, MAP_GROWSDOWN}) {
+      give([more](void* page) {
+        mmap(page, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | more, -1, 0);
+      });
+    }
+    for (const int protection : {PROT_READ, PROT_READ | PROT_WRITE}) {
+      give([protection](void* page) {
+        mmap(page, page_size, protection, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+      });
+    }
+    // Who may not write to a file cannot have a mapping that is shared in earnest.
+    const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+    give([&](void* page) { mmap(page, page_size, PROT_READ, MAP_SHARED | MAP_FIXED, file.get(), 0); });
+    give_keys();
+    watch();
+  }
+  Specimens(const Specimens&) = delete;
+  Specimens& operator=(const Specimens&) = delete;
+  ~Specimens() {
+    if (pages_ != MAP_FAILED) munmap(pages_, count * page_size);
+    for (const int key : keys_) pkey_free(key);
+  }
+
+ private:
+  /// To every second page: neighbours with the same flags would be one mapping.
+  void give(const std::function<void(void*)>& flag) {
+    if (pages_ == MAP_FAILED || next_ >= count) return;
+    flag(static_cast<char*>(pages_) + next_ * page_size);
+    next_ += 2;
+  }
+  void give_keys() {
+    constexpr int most_keys = 15;
+    for (int key = 0; static_cast<int>(keys_.size()) < most_keys && (key = pkey_alloc(0, 0)) > 0;) {
+      keys_.push_back(key);
+      give([key](void* page) { pkey_mprotect(page, page_size, PROT_READ | PROT_WRITE, key); });
+    }
+  }
+  void watch() {
+    UniqueFd fd(static_cast<int>(syscall(userfaultfd_call, userfaultfd_flags)));
+    if (!fd.valid()) return;
+    watcher_.emplace(std::move(fd));
+    if (!watcher_->begin_tracking()) return;
+    give([&](void* page) {
+      const auto begin = reinterpret_cast<uint64_t>(page);
+      (void)watcher_->register_range({begin, begin + page_size});
+    });
+  }
+
+  static constexpr size_t count = 96;
+  void* pages_ = mmap(nullptr, count* page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  size_t next_ = 1;
+  std::vector<int> keys_;
+  std::optional<Userfaultfd> watcher_;
+};
+
+}  // namespace
+
+Result<MappingFlags> MappingFlags::open() {
+  MappingFlags flags;
+  flags.program_ = TRY(load_iterator());
+  const Specimens specimens;
+  const auto shown = TRY(read_smaps(getpid()));
+  std::vector<FlagNames::Sample> samples;
+  auto entry = shown.begin();
+  for (const auto& [range, bits] : TRY(flags.ranges(getpid()))) {
+    while (entry != shown.end() && entry->range.begin < range.begin) ++entry;
+    if (entry != shown.end() && entry->range == range && entry->has_vm_flags)
+      samples.push_back({bits, {entry->vm_flags, entry->protection_key}});
+  }
+  flags.names_ = FlagNames::learn(samples);
+  const auto gate = std::ranges::find(shown, vsyscall, &MapsEntry::path);
+  if (gate != shown.end()) flags.gate_ = *gate;
+  return flags;
+}
+
+Result<std::vector<FlaggedRange>> MappingFlags::ranges(pid_t tid) const {
+  bpf_iter_link_info whose{};
+  whose.task.tid = static_cast<uint32_t>(tid);
+  bpf_attr link{};
+  link.link_create.prog_fd = static_cast<uint32_t>(program_.get());
+  link.link_create.attach_type = BPF_TRACE_ITER;
+  link.link_create.iter_info = reinterpret_cast<uint64_t>(&whose);
+  link.link_create.iter_info_len = sizeof whose;
+  const UniqueFd attached(static_cast<int>(bpf::call(BPF_LINK_CREATE, link)));
+  if (!attached.valid()) return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
+  bpf_attr iterator{};
+  iterator.iter_create.link_fd = static_cast<uint32_t>(attached.get());
+  const UniqueFd reading(static_cast<int>(bpf::call(BPF_ITER_CREATE, iterator)));
+  if (!reading.valid()) return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
+
+  Bytes bytes;
+  constexpr size_t step = 64 << 10;
+  for (;;) {
+    const size_t before = bytes.size();
+    bytes.resize(before + step);
+    const ssize_t count = ::read(reading.get(), bytes.data() + before, step);
+    bytes.resize(before + static_cast<size_t>(std::max<ssize_t>(count, 0)));
+    if (count < 0 && errno != EINTR && errno != EAGAIN)
+      return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
+    if (count == 0) break;
+  }
+  std::vector<FlaggedRange> ranges(bytes.size() / sizeof(Record));
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    Record record;
+    std::memcpy(&record, bytes.data() + i * sizeof record, sizeof record);
+    ranges[i] = {{record.begin, record.end}, record.flags};
+  }
+  return ranges;
+}
+
+Result<std::vector<MapsEntry>> MappingFlags::read(pid_t tid) const {
+  auto entries = TRY(read_maps(tid));
+  // It is nobody's mapping, and the same for all.
+  const bool has_gate = !entries.empty() && gate_ && entries.back().range == gate_->range;
+  if (has_gate) entries.back() = *gate_;
+  const auto flagged = ranges(tid);
+  const size_t own = entries.size() - (has_gate ? 1 : 0);
+  bool understood = flagged && flagged->size() == own;
+  for (size_t index = 0; understood && index < own; ++index) {
+    auto& entry = entries[index];
+    const auto meaning = names_.of((*flagged)[index].flags);
+    understood = meaning && (*flagged)[index].range == entry.range;
+    if (!understood) break;
+    entry.vm_flags = meaning->names, entry.protection_key = meaning->protection_key, entry.has_vm_flags = true;
+  }
+  if (understood) return entries;
+  return read_smaps(tid);
+}
+
+}  // namespace stasis::kernel
