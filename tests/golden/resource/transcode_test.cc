@@ -77,7 +77,7 @@ TEST_F(Transcode, ALeaderThatHasEndedIsSaidAndTheImagesAreNotForCriu) {
   ended.exit_status = 7 << 8;
   ended.registers = {}, ended.clear_child_tid = 0;
   StoredMemory memory(application, *theirs);
-  ASSERT_TRUE(encode(application, memory, *ours, [](uint64_t, uint64_t) {}));
+  ASSERT_TRUE(encode(application, memory, *ours));
   ASSERT_TRUE(commit(application, *ours));
   inventory_entry inventory;
   ASSERT_TRUE(ours->read("inventory.img")->single(inventory));
