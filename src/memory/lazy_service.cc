@@ -31,6 +31,7 @@ Status LazyService::run() {
   Status served = serve();
   if (served) return {};
   if (!is_committed_) (void)answer_order(connection_.get(), served.error());  // whoever asks later finds it
+  for (LazySpace& space : spaces_) space.give_up_faults();
   const size_t ended = end_watched_processes();
   if (ended == 0) return served;
   return fail(

@@ -42,6 +42,11 @@ void LazySpace::need(AddressRange range) {
   }
 }
 
+void LazySpace::give_up_faults() {
+  for (const uint64_t page : faults_) descriptor_.wake({page, page + page_size});
+  faults_.clear();
+}
+
 Status LazySpace::answer_faults() {
   for (auto fault = faults_.begin(); fault != faults_.end() && !is_gone_ && !is_held_up_;)
     fault = TRY(answer_fault(*fault)) ? faults_.erase(fault) : std::next(fault);

@@ -40,6 +40,8 @@ class LazySpace {
   /// Brings what is owed in the range as if somebody waited for it.
   void need(AddressRange range);
   bool has_faults() const { return !faults_.empty(); }
+  /// Whoever waits meets the page again, and whoever listens then is told of it.
+  void give_up_faults();
   /// The first page that is owed and has to be fetched.
   std::optional<AddressRange> first_elsewhere() const;
   /// What was fetched for it comes. What has been moved meanwhile is asked for again.

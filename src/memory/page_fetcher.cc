@@ -37,7 +37,7 @@ Status PageFetcher::ask(const Wanted& wanted) {
 Result<PageFetcher::Answer> PageFetcher::receive() {
   const auto lost = [&](std::string cause) {
     return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer())
-                    .advise("what the other side's log says may tell why; its tree has not gone on by itself"));
+                    .advise("its log may say why"));
   };
   Header answer;
   if (!TRY(stream_->read_or_end({reinterpret_cast<uint8_t*>(&answer), sizeof answer})))
