@@ -28,7 +28,10 @@ Status PostCopy::serve(capture::SeizedTree& tree, const image::Directory& images
   if (given) return {};
   const auto nothing_else = [](std::string_view) { return false; };
   if (const auto removed = images.begin(nothing_else); !removed) session.log().error("{}", removed.error().message());
+  const bool has_ended = given.error().code() == ErrorCode::gone;
   auto error = std::move(given).error().within("give the tree's memory away");
+  if (has_ended)
+    return fail(std::move(error).advise("it was killed here: what may run elsewhere is ended for want of it"));
   if (!is_taken_over_) return fail(std::move(error).advise("the tree goes on here: nobody has asked for its memory"));
   return fail(std::move(error).advise(
       "the tree is left stopped here: it may have run elsewhere. Where it certainly does not run, SIGCONT to its "

@@ -31,16 +31,16 @@ Status PageFetcher::ask(const Wanted& wanted) {
                         .count = wanted.length / page_size,
                         .address = wanted.address,
                         .target = static_cast<uint64_t>(wanted.task)};
-  return stream_->write(bytes_of(question));
+  TRY_IN("fetch pages", stream_->write(bytes_of(question)));
+  return {};
 }
 
 Result<PageFetcher::Answer> PageFetcher::receive() {
   const auto lost = [&](std::string cause) {
-    return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer())
-                    .advise("its log may say why"));
+    return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer()).advise("its log may say why"));
   };
   Header answer;
-  if (!TRY(stream_->read_or_end({reinterpret_cast<uint8_t*>(&answer), sizeof answer})))
+  if (!TRY_IN("fetch pages", stream_->read_or_end({reinterpret_cast<uint8_t*>(&answer), sizeof answer})))
     return lost("the page server has ended the connection");
   if (asked_.empty()) return lost("the page server sends what nobody has asked for");
   const Wanted wanted = asked_.front();
@@ -52,7 +52,7 @@ Result<PageFetcher::Answer> PageFetcher::receive() {
   const uint64_t size = answer.count * page_size;
   buffer_.resize(std::max<size_t>(buffer_.size(), size));
   const auto bytes = std::span(buffer_).first(size);
-  TRY(stream_->read(bytes));
+  TRY_IN("fetch pages", stream_->read(bytes));
   asked_.pop_front();
   on_the_way_ -= wanted.length;
   if (wanted.length != page_size) window_ = std::min(2 * window_, largest_window);

@@ -44,6 +44,13 @@ void need_pages_of(const model::Thread& thread, std::vector<AddressRange>& neede
   }
 }
 
+void add_shared_pages(const model::Application& application, const model::Task& child,
+                      std::vector<AddressRange>& ranges) {
+  for (const auto& page : application.address_spaces.at(child.address_space).pages) {
+    if (page.shared_with_parent) ranges.push_back(page.range);
+  }
+}
+
 }  // namespace
 
 RangesOfSpaces needed_at_once(const model::Application& application, const std::set<Pid>& heirs) {
@@ -51,10 +58,7 @@ RangesOfSpaces needed_at_once(const model::Application& application, const std::
   const model::TaskIndex tasks(application);
   for (const Pid heir : heirs) {
     const auto* child = tasks.find(heir);
-    auto& needed = found[tasks.find(child->parent)->address_space];
-    for (const auto& page : application.address_spaces.at(child->address_space).pages) {
-      if (page.shared_with_parent) needed.push_back(page.range);
-    }
+    add_shared_pages(application, *child, found[tasks.find(child->parent)->address_space]);
   }
   for (const auto& task : application.tasks) {
     if (task.state == model::TaskState::zombie) continue;
@@ -69,6 +73,8 @@ bool can_wait(const model::Mapping& mapping) {
          (mapping.map_flags & (MAP_HUGETLB | model::map_droppable)) == 0 && !mapping.advice.contains(MADV_WIPEONFORK);
 }
 
+/// What might be inherited is not left out on either side: pages of zeros, which are not stored, are told from others
+/// when they are read, and then they are missing in both.
 RangesOfSpaces pages_that_can_wait(const model::Application& application) {
   std::set<Pid> heirs;
   const model::TaskIndex tasks(application);
@@ -78,6 +84,9 @@ RangesOfSpaces pages_that_can_wait(const model::Application& application) {
     if (has_memory && parent->address_space != task.address_space) heirs.insert(task.pid);
   }
   auto needed = needed_at_once(application, heirs);
+  for (const Pid heir : heirs)
+    add_shared_pages(application, *tasks.find(heir), needed[tasks.find(heir)->address_space]);
+  for (auto& [space, ranges] : needed) normalise(ranges);
   RangesOfSpaces found;
   for (const auto& [id, space] : application.address_spaces) {
     auto& ranges = found[id];
