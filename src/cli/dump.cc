@@ -324,6 +324,8 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   add_rounds_options(*command, options->rounds);
   add_criu_options(*command);
   command->callback([options, &chosen] {
+    if (options->status_fd >= 0 && !options->lazy_pages)
+      throw CLI::ValidationError("--status-fd is refused: without --lazy-pages, wait for the end of stasis instead");
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) { return dump(*options, session); });
     };
