@@ -211,8 +211,8 @@ Status check_combinations(const Options& options) {
 
 /// The tree goes on, or stays stopped where it may run elsewhere by now.
 void undo(capture::SeizedTree& tree, const PostCopy* post_copy, const Session& session) {
+  tree.context().roll_back();
   const bool is_taken_over = post_copy != nullptr && post_copy->is_taken_over();
-  if (!is_taken_over) tree.context().roll_back();
   const Status released = tree.release(is_taken_over ? capture::AfterDump::leave_stopped : capture::AfterDump::let_run);
   if (!released) session.log().error("{}", released.error().message());
 }

@@ -1,12 +1,11 @@
 #include "cli/post_copy.h"
 
-#include <poll.h>
-
 #include <map>
 #include <memory>
 
 #include <fmt/format.h>
 
+#include "base/patience.h"
 #include "cli/background.h"
 #include "memory/page_sender.h"
 #include "resource/codec.h"
@@ -42,6 +41,7 @@ Status PostCopy::give(capture::SeizedTree& tree, const Session& session) {
   const Ending ending = TRY(Ending::watch());
   TRY(say_ready(session, status_fd_));
   const auto stream = TRY(host_.await(session, &ending));
+  TRY(memory::prepare_connection(stream->descriptor(), patience));  // it may be silent, but not in mid-sentence
 
   std::map<pid_t, ObjectId> spaces;
   for (const auto& [space, owner] : resource::address_space_owners(tree.context().application))

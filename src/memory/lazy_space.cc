@@ -75,6 +75,7 @@ Result<bool> LazySpace::answer_owed(const OwedPages::Run& run) {
     if (!is_held_up_) read_ahead(run.range.begin);
     return !is_held_up_;
   }
+  source_.fetcher->note_fault();
   if (asked_at(run.range.begin) != nullptr || !source_.fetcher->has_room(true)) return false;
   TRY(ask(run));
   read_ahead(run.range.begin);

@@ -21,10 +21,8 @@ bool PageFetcher::has_room(bool is_fault) const {
   return asked_.size() < most_questions - kept_for_faults && on_the_way_ < window_;
 }
 
-/// A fault waits for what is on its way before: that is little again for a while.
 Status PageFetcher::ask(const Wanted& wanted) {
   if (asked_.empty()) since_ = Clock::now();
-  if (wanted.length == page_size) window_ = smallest_window;
   asked_.push_back(wanted);
   on_the_way_ += wanted.length;
   const Header question{.command = wire::get_pages,
@@ -55,7 +53,7 @@ Result<PageFetcher::Answer> PageFetcher::receive() {
   TRY_IN("fetch pages", stream_->read(bytes));
   asked_.pop_front();
   on_the_way_ -= wanted.length;
-  if (wanted.length != page_size) window_ = std::min(2 * window_, largest_window);
+  window_ = std::min(window_ + answer.count * page_size, largest_window);
   since_ = Clock::now();
   return Answer{wanted, bytes};
 }

@@ -28,6 +28,8 @@ class PageFetcher {
   };
   /// Whether one more may be asked for. Faults go before, and there are always some that may be.
   bool has_room(bool is_fault) const;
+  /// Somebody waits for what will come. Little is to be on its way before the next fault.
+  void note_fault() { window_ = smallest_window; }
   Status ask(const Wanted&);
 
   struct Answer {
