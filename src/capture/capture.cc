@@ -96,6 +96,8 @@ class LiveTree final : public SeizedTree {
   }
   SnapshotGrowth end_snapshot() override { return watch_ ? watch_->finish() : SnapshotGrowth{}; }
 
+  void stop_if_we_die() override { stop_when_let_go(processes_); }
+
   CaptureTimes times() const override {
     CaptureTimes times = times_;
     times.frozen_us = microseconds((released_ ? released_at_ : Clock::now()) - frozen_at_);

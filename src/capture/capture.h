@@ -69,6 +69,8 @@ class SeizedTree {
   virtual Result<SnapshotReport> snapshot(const SnapshotOptions&) = 0;
   /// All is read, or nobody wants to read it any more.
   virtual SnapshotGrowth end_snapshot() = 0;
+  /// From here on it does not run on if we are killed: it stops.
+  virtual void stop_if_we_die() = 0;
   /// The end: consumes the tree. Errors name tasks that could not be put back. Nothing to do when that has been done.
   virtual Status release(AfterDump) = 0;
 };

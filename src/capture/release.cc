@@ -65,11 +65,7 @@ bool is_stopped(pid_t tid) {
 /// Every thread has a SIGSTOP of its own in its queue before it runs again, so that none executes an instruction.
 /// SIGCONT discards those that are left over.
 Status leave_stopped(std::vector<LiveProcess>& processes) {
-  for (const auto& process : processes) {
-    for (const auto& thread : process.frozen.threads) {
-      if (thread.alive()) syscall(SYS_tgkill, thread.pid(), thread.tid(), SIGSTOP);
-    }
-  }
+  stop_when_let_go(processes);
   FirstError error;
   error.note(let_run(processes));
   const auto deadline = Clock::now() + patience;
@@ -340,6 +336,14 @@ class Killing {
 };
 
 }  // namespace
+
+void stop_when_let_go(const std::vector<LiveProcess>& processes) {
+  for (const auto& process : processes) {
+    for (const auto& thread : process.frozen.threads) {
+      if (thread.alive()) syscall(SYS_tgkill, thread.pid(), thread.tid(), SIGSTOP);
+    }
+  }
+}
 
 Status release(std::vector<LiveProcess>& processes, AfterDump after) {
   switch (after) {

@@ -13,4 +13,7 @@ namespace stasis::capture {
 /// error is told. Tasks that have died meanwhile are no error.
 Status release(std::vector<LiveProcess>& processes, AfterDump after);
 
+/// From here on they stop as soon as they are let go, by whatever means.
+void stop_when_let_go(const std::vector<LiveProcess>& processes);
+
 }  // namespace stasis::capture

@@ -1,14 +1,16 @@
 #include "cli/background.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <fstream>
+#include <iterator>
 
 #include <fmt/format.h>
-
-#include "base/unique_fd.h"
 
 namespace stasis::cli {
 
@@ -39,6 +41,30 @@ Status tell_status(int fd) {
   const char ready = 0;
   if (write(status.get(), &ready, 1) == 1) return {};
   return fail_errno("write to --status-fd", fmt::format("descriptor {}", fd));
+}
+
+Status say_ready(const Session& session, int status_fd) {
+  TRY(session.run_scripts("status-ready", 0));
+  return tell_status(status_fd);
+}
+
+Result<Ending> Ending::watch() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, number);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
+  UniqueFd fd(signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd.valid()) return fail_errno("signalfd");
+  return Ending(std::move(fd));
+}
+
+Status Ending::wait_for(int descriptor) const {
+  pollfd wanted[] = {{signals_.get(), POLLIN, 0}, {descriptor, POLLIN, 0}};
+  while (poll(wanted, std::size(wanted), -1) < 0) {
+    if (errno != EINTR) return fail_errno("poll");
+  }
+  if (wanted[0].revents == 0) return {};
+  return fail(Error::conflict("wait", "a signal came to end it"));
 }
 
 CLI::Option* add_status_fd(CLI::App& app, int& fd, const char* when) {

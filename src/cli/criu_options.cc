@@ -93,7 +93,7 @@ struct Refused {
 constexpr Refused refused[] = {
     {"--config", Takes::value, "configuration files are not read; pass the options themselves"},
     {"--join-ns", Takes::value, "a tree is restored in the namespaces of stasis or in a pid namespace of its own"},
-    {"--lazy-pages", Takes::nothing, "only restore and plan leave memory for later"},
+    {"--lazy-pages", Takes::nothing, "only dump, restore, plan and page-server know memory that comes later"},
     {"--status-fd", Takes::value, "wait for the end of stasis instead"},
     {"--stream", Takes::nothing, "images are written to a directory only"},
 };

@@ -15,6 +15,7 @@
 #include "cli/fault_points.h"
 #include "cli/key_options.h"
 #include "cli/network_options.h"
+#include "cli/post_copy.h"
 #include "cli/progress.h"
 #include "cli/rounds.h"
 #include "cli/session.h"
@@ -35,6 +36,8 @@ struct Options {
   StorageOptions storage;
   PageServerOptions page_server;
   RoundsOptions rounds;
+  bool lazy_pages = false;
+  int status_fd = -1;
   bool show_leftovers = false;
 };
 
@@ -99,7 +102,7 @@ class Checkpointing {
  public:
   Checkpointing(const Session& session, const DumpOptions& options, const capture::SnapshotOptions& wanted,
                 bool begins_round, capture::SeizedTree& tree, const image::Directory& images, Rounds& rounds,
-                DumpStatistics& statistics)
+                PostCopy* post_copy, DumpStatistics& statistics)
       : session_(session),
         options_(options),
         wanted_(wanted),
@@ -107,6 +110,7 @@ class Checkpointing {
         tree_(tree),
         images_(images),
         rounds_(rounds),
+        post_copy_(post_copy),
         statistics_(statistics) {}
 
   /// The tree is released by the caller, unless it has been let run before the end (see is_live).
@@ -129,7 +133,7 @@ class Checkpointing {
     TRY(resource::commit(context.application, images_, network, rounds_.name()));
     fault_point("committed");
     rounds_.complete(session_);
-    return {};
+    return post_copy_ == nullptr ? Status{} : post_copy_->serve(tree_, images_, session_);
   }
 
  private:
@@ -144,11 +148,14 @@ class Checkpointing {
   Status write_images() {
     Progress progress("dump");
     const uint64_t start = session_.microseconds();
-    std::function<Status(const resource::EncodeStats&)> go_on;
-    if (is_live()) go_on = [this](const resource::EncodeStats& so_far) { return let_run(so_far); };
-    auto encoded = resource::encode(
-        tree_.context().application, tree_.memory(), images_,
-        [&](uint64_t done, uint64_t total) { progress.show(done, total); }, rounds_.parent(), go_on);
+    const auto& application = tree_.context().application;
+    resource::EncodeOptions options;
+    options.progress = [&](uint64_t done, uint64_t total) { progress.show(done, total); };
+    options.parent = rounds_.parent();
+    if (is_live())
+      options.only_kept_memory_is_left = [this](const resource::EncodeStats& so_far) { return let_run(so_far); };
+    if (post_copy_ != nullptr) options.left_out = post_copy_->choose(application);
+    auto encoded = resource::encode(application, tree_.memory(), images_, options);
     statistics_.growth = tree_.end_snapshot();
     statistics_.encoded = TRY(std::move(encoded));
     statistics_.write_us = session_.microseconds() - start;
@@ -172,6 +179,7 @@ class Checkpointing {
   capture::SeizedTree& tree_;
   const image::Directory& images_;
   Rounds& rounds_;
+  PostCopy* post_copy_;
   DumpStatistics& statistics_;
 };
 
@@ -186,7 +194,31 @@ void report_leftovers(resource::CaptureContext& context, const resource::Traces&
   for (const auto& leftover : leftovers) fmt::print("{}\n    to remove it: {}\n", leftover.what, leftover.removal);
 }
 
+/// Of --lazy-pages with others.
+Status check_combinations(const Options& options) {
+  if (!options.lazy_pages) return {};
+  const auto refuse = [](std::string other, std::string advice) {
+    return fail(Error::invalid("dump with --lazy-pages", "that does not go with " + other).advise(std::move(advice)));
+  };
+  if (options.page_server.use)
+    return refuse("--page-server", "leave that out: the dump itself listens at --address and --port");
+  if (options.dump.leave_running)
+    return refuse("--leave-running", "the tree would run twice: leave it stopped (--leave-stopped), or dump without");
+  if (options.storage.encrypt && !options.page_server.transfer.tls)
+    return refuse("--encrypt without --tls", "pages that are fetched later would go over the network in the clear");
+  return {};
+}
+
+/// The tree goes on, or stays stopped where it may run elsewhere by now.
+void undo(capture::SeizedTree& tree, const PostCopy* post_copy, const Session& session) {
+  tree.context().roll_back();
+  const bool is_taken_over = post_copy != nullptr && post_copy->is_taken_over();
+  const Status released = tree.release(is_taken_over ? capture::AfterDump::leave_stopped : capture::AfterDump::let_run);
+  if (!released) session.log().error("{}", released.error().message());
+}
+
 Status dump(const Options& options, const Session& session) {
+  TRY(check_combinations(options));
   auto wanted = TRY(capture_options(options));
   const auto snapshot = TRY(snapshot_options(options.dump));
   auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
@@ -196,16 +228,18 @@ Status dump(const Options& options, const Session& session) {
   auto rounds = TRY(Rounds::open(session, images, wanted.root_pid, rounds_options));
   wanted.trackers = &rounds.trackers();
   TRY(use_page_server(options.page_server, images, session));
+  std::optional<PostCopy> prepared;
+  if (options.lazy_pages) prepared = TRY(PostCopy::prepare(options.page_server.transfer, options.status_fd, session));
+  PostCopy* post_copy = prepared ? &*prepared : nullptr;
   TRY(session.run_scripts("pre-dump", wanted.root_pid));
 
   DumpStatistics statistics;
   auto tree = TRY(capture_at_rest(wanted, session, statistics.earlier_pause_us));
   const Status written =
-      Checkpointing(session, options.dump, snapshot, rounds_options.track, *tree, images, rounds, statistics).write();
+      Checkpointing(session, options.dump, snapshot, rounds_options.track, *tree, images, rounds, post_copy, statistics)
+          .write();
   if (!written) {
-    tree->context().roll_back();
-    const Status released = tree->release(capture::AfterDump::let_run);
-    if (!released) session.log().error("{}", released.error().message());
+    undo(*tree, post_copy, session);
     return written;
   }
   // A tree that lives on keeps no names that were made for the checkpoint (criu does the same): such a checkpoint can
@@ -282,11 +316,16 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
       ->allow_extra_args(false);
   add_storage_options(*command, options->storage);
   add_page_server_options(*command, options->page_server);
+  add_switch(*command, "--lazy-pages", options->lazy_pages,
+             "Leave out memory that can come later, and give it to `lazy-pages --page-server` (at --address, --port)");
+  add_status_fd(*command, options->status_fd, "that can come (--lazy-pages)");
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
   add_rounds_options(*command, options->rounds);
   add_criu_options(*command);
   command->callback([options, &chosen] {
+    if (options->status_fd >= 0 && !options->lazy_pages)
+      throw CLI::ValidationError("--status-fd is refused: without --lazy-pages, wait for the end of stasis instead");
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) { return dump(*options, session); });
     };

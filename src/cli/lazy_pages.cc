@@ -1,8 +1,6 @@
 // stasis lazy-pages: brings the memory of a tree that `stasis restore --lazy-pages` lets run before.
 
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -12,6 +10,7 @@
 #include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
+#include "cli/transfer_options.h"
 #include "memory/lazy_guard.h"
 #include "memory/lazy_link.h"
 #include "memory/lazy_service.h"
@@ -22,6 +21,7 @@ namespace {
 struct Options {
   CommonOptions common;
   KeyOptions keys;
+  PageServerOptions page_server;
   bool daemon = false;
   int status_fd = -1;
   bool only_faults = false;
@@ -44,10 +44,30 @@ Result<UniqueFd> become_daemon() {
   return ready;
 }
 
+/// Who brings what the images lack.
+Result<std::unique_ptr<memory::PageFetcher>> find_page_server(const PageServerOptions& options,
+                                                              const Session& session) {
+  if (!options.use) return nullptr;
+  return std::make_unique<memory::PageFetcher>(TRY(connect(options.transfer, session)));
+}
+
+Result<memory::LazySource> source_of(const image::Directory& images, pid_t task, memory::PageFetcher* fetcher) {
+  auto pages = TRY(memory::ImagePages::open(images, std::to_string(task)));
+  memory::LazySource source{task, nullptr, {}, fetcher};
+  for (const auto& run : pages->runs()) {
+    if (run.elsewhere) source.elsewhere.push_back(run.range);
+  }
+  source.images = std::move(pages);
+  if (source.elsewhere.empty() || fetcher != nullptr) return source;
+  return fail(Error::conflict("find its pages", "they are not all in the images: `dump --lazy-pages` has them")
+                  .advise("give `stasis lazy-pages` --page-server, --address and --port of that dump"));
+}
+
 Status lazy_pages(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
   TRY(kernel::MissingPages::probe());
   auto listener = TRY(memory::LazyListener::open(session.work_path(".")));
+  const auto fetcher = TRY(find_page_server(options.page_server, session));
   UniqueFd caller;
   if (options.daemon) caller = TRY(become_daemon());
   TRY(write_pidfile(session, getpid()));
@@ -58,21 +78,16 @@ Status lazy_pages(const Options& options, const Session& session) {
     session.log().info("{}", text);
     session.log().flush();  // there are two processes, neither of which may keep lines of its own
   };
-  const auto source = [&](pid_t owner) -> Result<std::shared_ptr<memory::PageSource>> {
-    return std::shared_ptr<memory::PageSource>(TRY(memory::ImagePages::open(images, std::to_string(owner))));
-  };
-  sigset_t ending;
-  sigemptyset(&ending);
-  for (const int number : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&ending, number);
-  sigprocmask(SIG_BLOCK, &ending, nullptr);
-  const UniqueFd signals(signalfd(-1, &ending, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!signals.valid()) return fail_errno("signalfd");
+  const auto source = [&](pid_t owner) { return source_of(images, owner, fetcher.get()); };
+  const auto ending = TRY(Ending::watch());
   session.log().flush();
   const auto guard = TRY(memory::LazyGuard::start([&](const Error& error) {
     (void)session.failed(error);
     session.log().flush();
   }));
-  return memory::LazyService(std::move(listener), signals.get(), {source, log, options.only_faults}).run();
+  return memory::LazyService(std::move(listener), ending.descriptor(),
+                             {source, fetcher.get(), log, options.only_faults})
+      .run();
 }
 
 }  // namespace
@@ -83,6 +98,7 @@ void add_lazy_pages(CLI::App& app, Action& chosen, Face) {
       app.add_subcommand("lazy-pages", "Bring the memory of a tree that `restore --lazy-pages` lets run before");
   add_common_options(*command, options->common);
   add_key_options(*command, options->keys);
+  add_page_server_options(*command, options->page_server, "Fetch what the images lack from `stasis dump --lazy-pages`");
   add_switch(*command, "--daemon", options->daemon, "Go to the background once a restore can come");
   add_status_fd(*command, options->status_fd, "a restore can come");
   command->add_flag("--only-faults", options->only_faults)->group("");  // for tests: memory stays missing

@@ -37,22 +37,10 @@ Result<pid_t> detach() {
   return 0;
 }
 
-/// Says that clients may come, to whom it concerns.
-Status say_ready(const Options& options, const Session& session) {
-  TRY(session.run_scripts("status-ready", 0));
-  return tell_status(options.status_fd);
-}
-
-/// The client has its last answer. Where its socket is ours alone, criu's clients wait for the end.
-void end(memory::Stream& stream, const Options& options, const Session& session) {
-  if (options.transfer.socket >= 0) return;
-  if (const auto ended = stream.finish(); !ended) session.log().warn("{}", ended.error().message());
-}
-
 Status store(memory::Stream& stream, const Options& options, const Session& session, const image::Directory& images) {
   const auto received = TRY(memory::PageReceiver(images).receive(stream));
   session.log().info("{} memories with {} KiB of pages are stored", received.memories, received.bytes >> 10);
-  end(stream, options, session);
+  end_connection(stream, options.transfer, session);
   if (!options.auto_dedup) return {};
   if (!received.sealed) return release_superseded(images, session);
   session.log().warn("--auto-dedup has released nothing: pages of encrypted images must stay");
@@ -61,7 +49,7 @@ Status store(memory::Stream& stream, const Options& options, const Session& sess
 
 Status give(memory::Stream& stream, const Options& options, const Session& session, const image::Directory& images) {
   TRY(memory::PageSender(images).serve(stream));
-  end(stream, options, session);
+  end_connection(stream, options.transfer, session);
   return {};
 }
 
@@ -81,7 +69,7 @@ Status page_server(const Options& options, const Session& session) {
   const pid_t child = options.daemon ? TRY(detach()) : 0;
   if (child > 0) return write_pidfile(session, child);
   if (!options.daemon) TRY(write_pidfile(session, getpid()));
-  TRY(say_ready(options, session));
+  TRY(say_ready(session, options.status_fd));
   const auto stream = TRY(host.await(session));
   return options.lazy ? give(*stream, options, session, images) : store(*stream, options, session, images);
 }

@@ -21,6 +21,8 @@
 #include "kernel/process.h"
 #include "memory/check_images.h"
 #include "memory/lazy_link.h"
+#include "plan/lazy_memory.h"
+#include "resource/codec.h"
 #include "resource/inet_socket.h"
 
 namespace stasis::cli {
@@ -81,7 +83,11 @@ class NetworkOpening {
 };
 
 /// From here on the daemon alone is answerable for the memory that is missing.
-Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root) {
+Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root, const model::Application& application) {
+  const auto needed = plan::needed_at_once(application, {});
+  for (const auto& [space, owner] : resource::address_space_owners(application)) {
+    if (const auto found = needed.find(space); found != needed.end()) TRY(daemon.need(owner.value, found->second));
+  }
   for (const pid_t pid : kernel::list_descendants(root)) {
     const auto process = kernel::pidfd_open(pid);
     if (process) TRY(daemon.add_process(process->get()));  // a zombie may have been reaped
@@ -126,8 +132,9 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   const uint64_t built = session.microseconds();
   const pid_t root = tree->host_root();
   TRY(session.run_scripts("pre-resume", root));
-  if (daemon) TRY(leave_memory_to(*daemon, root));
+  if (daemon) TRY(leave_memory_to(*daemon, root, checkpoint.application));
   TRY(tree->resume());
+  if (daemon) TRY(daemon->complete());
   pidfile.keep();
   RestoreStatistics statistics = checkpoint.pages;
   statistics.forking_us = built - start;

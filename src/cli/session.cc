@@ -1,5 +1,6 @@
 #include "cli/session.h"
 
+#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -57,8 +58,15 @@ Status Session::run_scripts(const std::string& action, pid_t root) const {
     log_->info("Running {} at {}", script, action);
     std::vector<std::string> arguments = {"sh", "-c", script};
     pid_t child = 0;
+    posix_spawnattr_t attributes;
+    sigset_t nothing;
+    sigemptyset(&nothing);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    posix_spawnattr_setsigmask(&attributes, &nothing);  // what we wait for by signalfd is ours alone
     const int error =
-        posix_spawn(&child, "/bin/sh", nullptr, nullptr, pointers(arguments).data(), pointers(environment).data());
+        posix_spawn(&child, "/bin/sh", nullptr, &attributes, pointers(arguments).data(), pointers(environment).data());
+    posix_spawnattr_destroy(&attributes);
     if (error != 0) return fail(Error::system("start the action script", error, script));
     int status = 0;
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {

@@ -74,7 +74,7 @@ void write_dump_statistics(const Session& session, const DumpStatistics& statist
   dump.set_pages_skipped_parent(statistics.encoded.pages_in_parent);
   dump.set_pages_written(statistics.encoded.pages_written);
   dump.set_irmap_resolve(0);
-  dump.set_pages_lazy(0);
+  dump.set_pages_lazy(statistics.encoded.pages_left_out);
   dump.set_page_pipes(0);
   dump.set_page_pipe_bufs(0);
   dump.set_shpages_scanned(statistics.encoded.shared_pages_scanned);

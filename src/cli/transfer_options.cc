@@ -80,7 +80,8 @@ Result<Host> Host::open(const TransferOptions& options, const Session& session) 
   return host;
 }
 
-Result<std::unique_ptr<memory::Stream>> Host::await(const Session& session) {
+Result<std::unique_ptr<memory::Stream>> Host::await(const Session& session, const Ending* ending) {
+  if (listener_ && ending != nullptr) TRY(ending->wait_for(listener_->descriptor()));
   auto socket = listener_ ? TRY(listener_->accept()) : TRY(take_socket(options_));
   listener_.reset();
   auto stream = TRY(wrap(std::move(socket), tls_, ""));
@@ -90,8 +91,13 @@ Result<std::unique_ptr<memory::Stream>> Host::await(const Session& session) {
   return stream;
 }
 
-void add_page_server_options(CLI::App& app, PageServerOptions& options) {
-  add_switch(app, "--page-server", options.use, "Send pages to a page server instead of writing them");
+void end_connection(memory::Stream& stream, const TransferOptions& options, const Session& session) {
+  if (options.socket >= 0) return;
+  if (const auto ended = stream.finish(); !ended) session.log().warn("{}", ended.error().message());
+}
+
+void add_page_server_options(CLI::App& app, PageServerOptions& options, const char* description) {
+  add_switch(app, "--page-server", options.use, description);
   add_transfer_options(app, options.transfer);
 }
 

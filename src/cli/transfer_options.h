@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "cli/background.h"
 #include "cli/session.h"
 #include "image/directory.h"
 #include "memory/tls_stream.h"
@@ -34,8 +35,8 @@ Result<std::unique_ptr<memory::Stream>> connect(const TransferOptions&, const Se
 class Host {
  public:
   static Result<Host> open(const TransferOptions&, const Session&);
-  /// The first who comes. There will be no second.
-  Result<std::unique_ptr<memory::Stream>> await(const Session&);
+  /// The first who comes. There will be no second. An error also if we are to end before.
+  Result<std::unique_ptr<memory::Stream>> await(const Session&, const Ending* ending = nullptr);
 
  private:
   TransferOptions options_;
@@ -43,14 +44,18 @@ class Host {
   std::optional<memory::Listener> listener_;
 };
 
-// -- dump and pre-dump
+/// The client has its last answer. Where its socket is ours alone, criu's clients wait for the end.
+void end_connection(memory::Stream&, const TransferOptions&, const Session&);
+
+// -- commands that use a page server
 
 struct PageServerOptions {
   bool use = false;  ///< --page-server
   TransferOptions transfer;
 };
-/// --page-server, and where it is.
-void add_page_server_options(CLI::App&, PageServerOptions&);
+/// --page-server, which does what is described, and where it is.
+void add_page_server_options(CLI::App&, PageServerOptions&,
+                             const char* description = "Send pages to a page server instead of writing them");
 /// Makes the pages of the directory, which must stay where it is, go to the page server, if that is wanted. Before the
 /// tree is stopped.
 Status use_page_server(const PageServerOptions&, image::Directory&, const Session&);

@@ -22,7 +22,7 @@ class Writer;
 /// pagemap_entry.flags
 namespace page_flag {
 inline constexpr uint32_t in_parent = 1 << 0;  ///< the parent images hold them
-inline constexpr uint32_t lazy = 1 << 1;       ///< they may be sent later: of interest to readers only
+inline constexpr uint32_t lazy = 1 << 1;       ///< they may be sent later: if not present, they are not here yet
 inline constexpr uint32_t present = 1 << 2;    ///< they are in the pages file
 }  // namespace page_flag
 

@@ -7,6 +7,7 @@
 #include "core.pb.h"
 #include "fdinfo.pb.h"
 #include "image/file_records.h"
+#include "image/page_sink.h"
 #include "image/show.h"
 #include "mm.pb.h"
 #include "pagemap.pb.h"
@@ -184,17 +185,21 @@ class Tree {
     auto reader = directory_.read(file_name("pagemap-{}", pid));
     if (!reader) return "no pages";
     pagemap_head head;
-    uint64_t here = 0, in_parent = 0, shared = 0;
+    uint64_t here = 0, in_parent = 0, shared = 0, elsewhere = 0;
     if (const auto has_head = reader->next(head); !has_head) return has_head.error().message();
     for (pagemap_entry entry;;) {
       const auto more = reader->next(entry);
       if (!more) return more.error().message();
       if (!*more) break;
       const uint64_t pages = entry.has_nr_pages() ? entry.nr_pages() : entry.compat_nr_pages();
-      (entry.in_parent() || entry.flags() & 1 ? in_parent : entry.shared_with_parent() ? shared : here) += pages;
+      const bool is_in_parent = entry.in_parent() || (entry.flags() & page_flag::in_parent) != 0;
+      const bool is_elsewhere = (entry.flags() & (page_flag::lazy | page_flag::present)) == page_flag::lazy;
+      uint64_t& sort = is_in_parent ? in_parent : is_elsewhere ? elsewhere : entry.shared_with_parent() ? shared : here;
+      sort += pages;
     }
     std::string text = size_text(here * page_size) + " stored";
     if (in_parent) text += fmt::format(", {} in the parent image", size_text(in_parent * page_size));
+    if (elsewhere) text += fmt::format(", {} left out (dump --lazy-pages)", size_text(elsewhere * page_size));
     if (shared) text += fmt::format(", {} shared with the parent task", size_text(shared * page_size));
     return text;
   }

@@ -23,7 +23,7 @@ Result<Needed> needed_of_parents(const image::Directory& directory) {
   Needed needed;
   for (const std::string& suffix : TRY(list_pagemaps(directory))) {
     for (const StoredRun& run : TRY(read_pagemap(directory, suffix))) {
-      if (run.zero || run.directory.empty()) continue;
+      if (!run.in_file() || run.directory.empty()) continue;
       needed[run.directory + image::file_name("pages-{}", run.pages_id)].push_back(
           {run.file_offset, run.file_offset + run.range.size()});
     }

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include <fmt/format.h>
+
 #include "image/names.h"
 #include "memory/block_file.h"
 #include "memory/pages.h"
@@ -33,7 +35,7 @@ Result<std::unique_ptr<ImagePages>> ImagePages::open(const image::Directory& dir
   std::unique_ptr<ImagePages> pages(new ImagePages());
   pages->runs_ = TRY(read_pagemap(directory, suffix));
   for (const StoredRun& run : pages->runs_) {
-    if (run.zero) continue;
+    if (!run.in_file()) continue;
     auto [known, fresh] = pages->files_.try_emplace({run.directory, run.pages_id});
     if (!fresh) continue;
     File& file = known->second;
@@ -55,6 +57,8 @@ Status ImagePages::read(uint64_t address, std::span<uint8_t> buffer) {
     const bool stored = run != runs_.end() && run->range.begin <= address;
     const uint64_t until = run == runs_.end() ? end : std::min(end, stored ? run->range.end : run->range.begin);
     const auto part = buffer.first(until - address);
+    if (stored && run->elsewhere)
+      return fail(Error::conflict("read pages", fmt::format("page {:#x} is not in the images", address)));
     if (stored && !run->zero) {
       TRY(files_.at({run->directory, run->pages_id}).read(run->file_offset + (address - run->range.begin), part));
     } else {

@@ -57,32 +57,9 @@ void append(std::vector<AddressRange>& ranges, AddressRange next) {
 std::vector<AddressRange> ranges_of(std::span<const StoredRun> stored) {
   std::vector<AddressRange> ranges;
   for (const StoredRun& run : stored) {
-    if (!run.zero) append(ranges, run.range);
+    if (run.in_file()) append(ranges, run.range);
   }
   return ranges;
-}
-
-/// `held` ascends.
-Increment partition(std::span<const model::PageRun> runs, std::span<const AddressRange> held) {
-  Increment result;
-  const auto add = [](std::vector<model::PageRun>& to, model::PageRun run, uint64_t begin, uint64_t end) {
-    if (begin >= end) return;
-    run.range = {begin, end};
-    to.push_back(run);
-  };
-  auto next = held.begin();
-  for (const model::PageRun& run : runs) {
-    while (next != held.end() && next->end <= run.range.begin) ++next;
-    uint64_t at = run.range.begin;
-    for (auto one = next; one != held.end() && one->begin < run.range.end; ++one) {
-      const uint64_t begin = std::max(one->begin, run.range.begin), end = std::min(one->end, run.range.end);
-      add(result.changed, run, at, begin);
-      add(result.in_parent, run, begin, end);
-      at = end;
-    }
-    add(result.changed, run, at, run.range.end);
-  }
-  return result;
 }
 
 /// Which pages of a chunk are the same here and there.
@@ -169,9 +146,31 @@ std::vector<AddressRange> subtract(std::span<const AddressRange> from, std::span
   return left;
 }
 
+Increment split(std::span<const model::PageRun> runs, std::span<const AddressRange> held) {
+  Increment result;
+  const auto add = [](std::vector<model::PageRun>& to, model::PageRun run, uint64_t begin, uint64_t end) {
+    if (begin >= end) return;
+    run.range = {begin, end};
+    to.push_back(run);
+  };
+  auto next = held.begin();
+  for (const model::PageRun& run : runs) {
+    while (next != held.end() && next->end <= run.range.begin) ++next;
+    uint64_t at = run.range.begin;
+    for (auto one = next; one != held.end() && one->begin < run.range.end; ++one) {
+      const uint64_t begin = std::max(one->begin, run.range.begin), end = std::min(one->end, run.range.end);
+      add(result.changed, run, at, begin);
+      add(result.in_parent, run, begin, end);
+      at = end;
+    }
+    add(result.changed, run, at, run.range.end);
+  }
+  return result;
+}
+
 Increment increment_of(std::span<const model::PageRun> runs, std::span<const AddressRange> unchanged,
                        std::span<const StoredRun> stored) {
-  return partition(runs, intersect(unchanged, ranges_of(stored)));
+  return split(runs, intersect(unchanged, ranges_of(stored)));
 }
 
 Result<Increment> compare_with(ParentImages& parent, const std::string& suffix, std::span<const model::PageRun> runs,
@@ -197,7 +196,7 @@ Result<Increment> compare_with(ParentImages& parent, const std::string& suffix, 
       for (const AddressRange& range : ranges) append(equal, range);
     }
   }
-  return partition(runs, equal);
+  return split(runs, equal);
 }
 
 Result<PageStoreStats> write_compared(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,

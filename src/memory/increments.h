@@ -57,6 +57,8 @@ std::vector<AddressRange> subtract(std::span<const AddressRange>, std::span<cons
 struct Increment {
   std::vector<model::PageRun> changed, in_parent;
 };
+/// Those outside of the ranges, and those inside; pure.
+Increment split(std::span<const model::PageRun> runs, std::span<const AddressRange> ranges);
 /// Of private memory; pure. `unchanged`: since the round before.
 Increment increment_of(std::span<const model::PageRun> runs, std::span<const AddressRange> unchanged,
                        std::span<const StoredRun> stored);

@@ -21,7 +21,7 @@ constexpr size_t most_runs = 2048;  ///< of one message
 
 /// Runs, or the text of an error, follow.
 struct Head {
-  uint32_t version = 1;
+  uint32_t version = 2;
   LazyOrder::Kind kind = LazyOrder::Kind::hello;
   pid_t owner = 0;
   uint32_t failed = 0;
@@ -91,22 +91,34 @@ Result<LazyDaemon> LazyDaemon::connect(const std::string& path) {
 }
 
 Status LazyDaemon::hand_over(pid_t owner, int userfaultfd, std::span<const uint64_t> runs) {
-  Head head{.kind = LazyOrder::Kind::address_space, .owner = owner};
+  const Head head{.kind = LazyOrder::Kind::address_space, .owner = owner};
   TRY_IN("speak with lazy-pages", send_message(connection_.get(), head, {}, userfaultfd));
-  head.kind = LazyOrder::Kind::runs;
-  std::vector<AddressRange> part;
-  for (size_t i = 0; i + 1 < runs.size(); i += 2) {
-    part.push_back({runs[i], runs[i] + runs[i + 1]});
-    if (part.size() < most_runs && i + 3 < runs.size()) continue;
-    const ByteView bytes(reinterpret_cast<const uint8_t*>(part.data()), part.size() * sizeof(AddressRange));
-    TRY_IN("speak with lazy-pages", send_message(connection_.get(), head, bytes));
-    part.clear();
+  std::vector<AddressRange> ranges;
+  for (size_t i = 0; i + 1 < runs.size(); i += 2) ranges.push_back({runs[i], runs[i] + runs[i + 1]});
+  return send(LazyOrder::Kind::runs, owner, ranges);
+}
+
+Status LazyDaemon::need(pid_t owner, std::span<const AddressRange> ranges) {
+  return send(LazyOrder::Kind::needed, owner, ranges);
+}
+
+Status LazyDaemon::send(LazyOrder::Kind kind, pid_t owner, std::span<const AddressRange> ranges) {
+  while (!ranges.empty()) {
+    const auto part = ranges.first(std::min(ranges.size(), most_runs));
+    const ByteView bytes(reinterpret_cast<const uint8_t*>(part.data()), part.size_bytes());
+    TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = kind, .owner = owner}, bytes));
+    ranges = ranges.subspan(part.size());
   }
   return {};
 }
 
 Status LazyDaemon::add_process(int pidfd) {
   return send_message(connection_.get(), {.kind = LazyOrder::Kind::process}, {}, pidfd);
+}
+
+Status LazyDaemon::complete() {
+  TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = LazyOrder::Kind::complete}));
+  return {};
 }
 
 Status LazyDaemon::commit() {

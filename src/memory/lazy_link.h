@@ -3,7 +3,7 @@
 // The daemon listens on the socket `lazy-pages.socket` in a directory, for its own user and root. A restore says who it
 // is before it creates anything; then it hands over each address space as soon as pages of it are missing (from then on
 // the daemon answers those who touch them), and every process; and commits when the tree is complete. Only then may the
-// tree run. A restore that goes away before has failed.
+// tree run. When it does the restore says so: one that goes away before has failed.
 #pragma once
 
 #include <sys/types.h>
@@ -20,6 +20,15 @@
 
 namespace stasis::memory {
 
+/// What the restore says.
+struct LazyOrder {
+  enum class Kind : uint32_t { hello, address_space, runs, process, needed, commit, complete };
+  Kind kind = Kind::hello;
+  pid_t owner = 0;
+  std::vector<AddressRange> runs;  ///< of the last address space; or what is needed of the owner's
+  UniqueFd descriptor;
+};
+
 /// The restore's side.
 class LazyDaemon {
  public:
@@ -28,10 +37,15 @@ class LazyDaemon {
   /// `runs`: address, length. The images have the pages under the name of task `owner`.
   Status hand_over(pid_t owner, int userfaultfd, std::span<const uint64_t> runs);
   Status add_process(int pidfd);
+  /// Pages of `owner` that have to be there before the tree runs, also where nobody can wait for them.
+  Status need(pid_t owner, std::span<const AddressRange> ranges);
   /// An error if the daemon could not go through with it.
   Status commit();
+  /// The tree runs.
+  Status complete();
 
  private:
+  Status send(LazyOrder::Kind, pid_t owner, std::span<const AddressRange>);
   explicit LazyDaemon(UniqueFd connection) : connection_(std::move(connection)) {}
   UniqueFd connection_;
 };
@@ -51,13 +65,6 @@ class LazyListener {
   UniqueFd directory_, socket_;
 };
 
-struct LazyOrder {
-  enum class Kind : uint32_t { hello, address_space, runs, process, commit };
-  Kind kind = Kind::hello;
-  pid_t owner = 0;
-  std::vector<AddressRange> runs;  ///< of the last address space
-  UniqueFd descriptor;
-};
 /// ErrorCode::gone when the restore has gone.
 Result<LazyOrder> receive_order(int connection);
 /// Nothing: it is done.

@@ -1,6 +1,8 @@
 #include "memory/page_sender.h"
 
 #include <algorithm>
+#include <climits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -15,10 +17,28 @@ constexpr uint64_t piece_size = 1 << 20;
 
 std::unexpected<Error> reject(std::string cause) { return fail(Error::invalid("serve pages", std::move(cause))); }
 
+std::unexpected<Error> no_such_task(uint64_t pid) { return reject(fmt::format("there is no task {}", pid)); }
+
+Result<GivenPages> stored_pages(const image::Directory& directory, pid_t task) {
+  const auto suffix = std::to_string(task);
+  if (!directory.has(image::file_name("pagemap-" + suffix))) return no_such_task(static_cast<uint64_t>(task));
+  auto pages = TRY(ImagePages::open(directory, suffix));
+  GivenPages given;
+  for (const StoredRun& run : pages->runs()) {
+    if (run.in_file()) given.ranges.push_back(run.range);
+  }
+  given.source = std::move(pages);
+  return given;
+}
+
 }  // namespace
 
-Status PageSender::serve(Stream& stream) {
+PageSender::PageSender(const image::Directory& directory)
+    : PageSender([&directory](pid_t task) { return stored_pages(directory, task); }) {}
+
+Status PageSender::serve(Stream& stream, const std::function<Status()>& wait) {
   for (;;) {
+    if (wait && !stream.has_buffered()) TRY(wait());
     const auto header = TRY(wire::next_header(stream));
     if (!header) return fail(Error::conflict("serve pages", "the client has gone without a word", stream.peer()));
     switch (header->command) {
@@ -35,55 +55,36 @@ Status PageSender::serve(Stream& stream) {
   }
 }
 
-Result<ImagePages*> PageSender::pages_of(uint64_t pid) {
+Result<const GivenPages*> PageSender::pages_of(uint64_t pid) {
   const auto known = open_.find(pid);
-  if (known != open_.end()) return known->second.get();
-  const auto suffix = std::to_string(pid);
-  if (!directory_.has(image::file_name("pagemap-" + suffix))) return reject(fmt::format("there is no task {}", pid));
-  auto pages = TRY(ImagePages::open(directory_, suffix));
-  return open_.emplace(pid, std::move(pages)).first->second.get();
+  if (known != open_.end()) return &known->second;
+  if (pid == 0 || pid > INT_MAX) return no_such_task(pid);
+  auto pages = TRY(find_(static_cast<pid_t>(pid)));
+  return &open_.emplace(pid, std::move(pages)).first->second;
 }
 
 Status PageSender::give(const Header& header, Stream& stream) {
-  ImagePages& pages = *TRY(pages_of(header.target));
+  const auto& [source, ranges] = *TRY(pages_of(header.target));
   if (header.address % page_size != 0) return reject(fmt::format("field vaddr: {:#x} is no page", header.address));
   if (header.count == 0) return reject("field nr_pages: no pages are asked for");
-  const auto run =
-      std::ranges::upper_bound(pages.runs(), header.address, {}, [](const StoredRun& r) { return r.range.end; });
-  const bool is_stored = run != pages.runs().end() && run->range.begin <= header.address && !run->zero;
+  const auto range = std::ranges::upper_bound(ranges, header.address, {}, &AddressRange::end);
+  const bool is_there = range != ranges.end() && range->begin <= header.address;
+  if (before_first_) TRY(std::exchange(before_first_, nullptr)());
   Header answer = header;
   answer.command = wire::add_flagged | image::page_flag::present << wire::flag_shift;
-  answer.count = is_stored ? std::min(header.count, (run->range.end - header.address) / page_size) : 0;
+  answer.count = is_there ? std::min(header.count, (range->end - header.address) / page_size) : 0;
   uint64_t at = header.address, left = answer.count * page_size;
   Bytes buffer(std::min(left, piece_size));
   for (bool first = true; first || left > 0; first = false) {
     const auto piece = std::span(buffer).first(std::min<uint64_t>(left, buffer.size()));
-    TRY(pages.read(at, piece));
+    TRY(source->read(at, piece));
     const iovec parts[] = {{&answer, first ? sizeof answer : 0}, {piece.data(), piece.size()}};
     TRY(stream.write(parts));
     at += piece.size();
     left -= piece.size();
   }
+  bytes_given_ += answer.count * page_size;
   return {};
-}
-
-Result<size_t> fetch_pages(Stream& stream, uint64_t pid, uint64_t address, std::span<uint8_t> buffer) {
-  const Header question{
-      .command = wire::get_pages, .count = buffer.size() / page_size, .address = address, .target = pid};
-  const auto answer = TRY(wire::ask<Header>(stream, question));
-  const auto command = static_cast<uint16_t>(answer.command);
-  const bool fits = (command == wire::add_flagged || command == wire::add_pages) &&
-                    answer.count <= buffer.size() / page_size &&
-                    (answer.count == 0 || (answer.address == address && answer.target == pid));
-  if (!fits)
-    return fail(Error::invalid("fetch pages", "the answer has nothing to do with the question", stream.peer()));
-  TRY(stream.read(buffer.first(answer.count * page_size)));
-  return static_cast<size_t>(answer.count);
-}
-
-Status end_fetching(Stream& stream) {
-  TRY(wire::ask<int32_t>(stream, {.command = wire::close}));
-  return stream.finish();
 }
 
 }  // namespace stasis::memory

@@ -77,29 +77,35 @@ inline constexpr uint64_t parallel_copy_from = 32ull << 20;
 
 /// Writes pagemap-`suffix`.img and pages-`pages_id`.img, in blocks where the directory says so (memory/block_file.h).
 /// Zero pages are dropped; `runs` ascend.
-/// `suffix` is "7" for task 7, "shmem-3" for a segment. `in_parent`: runs beside these, ascending, whose pages the
-/// parent images hold: they are only referred to.
+/// `suffix` is "7" for task 7, "shmem-3" for a segment. Runs beside these, ascending, are only told of: those whose
+/// pages the parent images hold, and those whose pages will be given to whoever asks for them (StoredRun::elsewhere).
 Result<PageStoreStats> write_pages(const image::Directory&, const std::string& suffix, uint32_t pages_id,
                                    std::span<const model::PageRun> runs, PageSource&,
-                                   std::span<const model::PageRun> in_parent = {});
+                                   std::span<const model::PageRun> in_parent = {},
+                                   std::span<const model::PageRun> elsewhere = {});
 
 /// One stretch of a pagemap: pages that lie at `file_offset` of pages-`pages_id`.img in `directory` ("" or "parent/…").
 struct StoredRun {
   AddressRange range;
   bool shared_with_parent = false;
   bool zero = false;
+  /// They are in no image: `dump --lazy-pages` gives them to `lazy-pages --page-server`. Private memory only.
+  bool elsewhere = false;
   std::string directory;
   uint32_t pages_id = 0;
   uint64_t file_offset = 0;
   bool in_blocks = false;  ///< the pages file is stored in blocks: the offset counts the pages as they were
+
+  bool in_file() const { return !zero && !elsewhere; }
 };
 /// The pagemap of `suffix`, in_parent entries resolved through the chain of parents; validated: ascending, disjoint,
-/// page-aligned, inside the pages file.
+/// page-aligned, inside the pages file. Only the directory itself may leave pages out.
 Result<std::vector<StoredRun>> read_pagemap(const image::Directory&, const std::string& suffix);
 /// The suffixes of all pagemaps in the directory.
 Result<std::vector<std::string>> list_pagemaps(const image::Directory&);
 
-/// Stored pages as memory; what is not stored reads as zeros. Keeps the directory's files open while it lives.
+/// Stored pages as memory; what is not stored reads as zeros, but to read what is elsewhere is an error. Keeps the
+/// directory's files open while it lives.
 class ImagePages : public PageSource {
  public:
   static Result<std::unique_ptr<ImagePages>> open(const image::Directory&, const std::string& suffix);

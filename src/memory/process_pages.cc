@@ -153,7 +153,8 @@ Status ProcessPages::read_forced(uint64_t address, std::span<uint8_t> buffer) {
     if (!mem_.valid()) {
       const std::string path = fmt::format("/proc/{}/mem", host_pid_);
       mem_ = UniqueFd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-      if (!mem_.valid() && errno == ENOENT) return fail(Error::gone("read memory", fmt::format("task {}", host_pid_)));
+      if (!mem_.valid() && (errno == ENOENT || errno == ESRCH))
+        return fail(Error::gone("read memory", fmt::format("task {}", host_pid_)));
       if (!mem_.valid()) return fail_errno("open", path);
     }
   }

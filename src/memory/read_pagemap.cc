@@ -20,7 +20,7 @@
 namespace stasis::memory {
 namespace {
 
-using image::page_flag::in_parent, image::page_flag::present;
+using image::page_flag::in_parent, image::page_flag::lazy, image::page_flag::present;
 constexpr size_t parents_limit = 256;  // a path of "parent/" has to stay below PATH_MAX
 
 struct Level {
@@ -54,7 +54,8 @@ Result<Unresolved> parse(const pagemap_entry& entry, const std::string& where) {
   parsed.run.range = {entry.vaddr(), *end};
   // A page server of criu leaves our flag where it has come.
   parsed.run.shared_with_parent = entry.shared_with_parent() || (flags & wire::shared_with_parent) != 0;
-  parsed.run.zero = (flags & (in_parent | present)) == 0;
+  parsed.run.zero = (flags & (in_parent | lazy | present)) == 0;
+  parsed.run.elsewhere = (flags & (in_parent | lazy | present)) == lazy;
   parsed.in_parent = (flags & in_parent) != 0;
   return parsed;
 }
@@ -77,15 +78,19 @@ Result<Entries> entries(const Level& level, const std::string& file) {
   pagemap_head head;
   if (!TRY(reader.next(head))) return reject(level.prefix + reader.name(), "it is empty: the head is missing");
   Entries found{.pages_id = head.pages_id()};
+  const auto target = wire::target_of_file(file);
+  const bool is_shared = target && target->kind == wire::Target::shared_memory;
   uint64_t end = 0;
   for (pagemap_entry entry; TRY(reader.next(entry));) {
     auto run = TRY(parse(entry, level.prefix + reader.where()));
+    if (run.run.elsewhere && is_shared)
+      return reject(level.prefix + reader.where(), "field flags: pages of shared memory cannot come later");
     if (run.run.range.begin < end)
       return reject(level.prefix + reader.where(), "field vaddr: out of order, or overlaps the entry before");
     end = run.run.range.end;
     run.run.directory = level.prefix;
     run.run.pages_id = head.pages_id();
-    if (!run.in_parent && !run.run.zero) {
+    if (!run.in_parent && run.run.in_file()) {
       run.run.file_offset = found.size;
       found.size += run.run.range.size();  // cannot overflow: the runs are disjoint parts of 64 bits
     }
@@ -116,7 +121,7 @@ class Chain {
   Result<std::vector<Unresolved>> own(const Level& level, const std::string& suffix) {
     auto [pages_id, runs, size] = TRY(entries(level, image::file_name("pagemap-" + suffix)));
     const bool in_blocks = TRY(check_size(level, pages_id, size));
-    for (Unresolved& run : runs) run.run.in_blocks = in_blocks && !run.in_parent && !run.run.zero;
+    for (Unresolved& run : runs) run.run.in_blocks = in_blocks && !run.in_parent && run.run.in_file();
     return runs;
   }
 
@@ -156,6 +161,10 @@ class Chain {
         if (one == theirs.end() || one->range.begin > at) {
           return reject(fmt::format("{}pagemap-{}.img", level.prefix, suffix),
                         fmt::format("page {:#x} should be in the parent images, but is not", at));
+        }
+        if (one->elsewhere) {
+          return reject(fmt::format("{}pagemap-{}.img", level.prefix, suffix),
+                        fmt::format("page {:#x} should be in the parent images, which were left without it", at));
         }
         StoredRun part = *one;
         part.file_offset += at - part.range.begin;

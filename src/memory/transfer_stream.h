@@ -69,6 +69,7 @@ class Listener {
   static Result<Listener> open(const Endpoint&);
   /// Where it listens, with the port that it has been given.
   const Endpoint& endpoint() const { return endpoint_; }
+  int descriptor() const { return fd_.get(); }
   /// The next connection, as long as that may take.
   Result<UniqueFd> accept() const;
 

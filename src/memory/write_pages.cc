@@ -32,6 +32,18 @@ constexpr uint64_t chunk_size = 1 << 20;
 
 using image::PageEntry;
 
+/// What a pagemap only tells of, in order.
+std::vector<PageEntry> entries_without_bytes(std::span<const model::PageRun> in_parent,
+                                             std::span<const model::PageRun> elsewhere) {
+  std::vector<PageEntry> entries;
+  for (const auto& run : in_parent) entries.push_back({run.range, image::page_flag::in_parent, run.shared_with_parent});
+  const auto middle = static_cast<ptrdiff_t>(entries.size());
+  for (const auto& run : elsewhere) entries.push_back({run.range, image::page_flag::lazy, run.shared_with_parent});
+  std::ranges::inplace_merge(entries, entries.begin() + middle, {},
+                             [](const PageEntry& entry) { return entry.range.begin; });
+  return entries;
+}
+
 void append(std::vector<PageEntry>& entries, const PageEntry& next) {
   if (!entries.empty() && entries.back().range.end == next.range.begin &&
       entries.back().shared_with_parent == next.shared_with_parent) {
@@ -57,12 +69,12 @@ struct Placement {
 
 class Copy {
  public:
-  Copy(image::PageSink& sink, std::string name, std::span<const model::PageRun> runs,
-       std::span<const model::PageRun> in_parent, PageSource& source, const image::Directory& directory)
+  Copy(image::PageSink& sink, std::string name, std::span<const model::PageRun> runs, std::vector<PageEntry> told,
+       PageSource& source, const image::Directory& directory)
       : sink_(sink),
         name_(std::move(name)),
         runs_(runs),
-        in_parent_(in_parent),
+        told_(std::move(told)),
         buffer_size_(std::min(chunk_size, total_size(runs))),
         source_(source),
         directory_(directory),
@@ -74,7 +86,7 @@ class Copy {
     work();
     for (auto& helper : helpers) helper.join();
     if (error_) return fail(std::move(*error_));
-    return sink_.add(with_parents({}, UINT64_MAX), {});
+    return sink_.add(with_told({}, UINT64_MAX), {});
   }
   const std::vector<const FilterKind*>& filters() const { return filters_; }
   const std::vector<Block>& blocks() const { return blocks_; }
@@ -202,7 +214,7 @@ class Copy {
     if (!entries.empty()) {
       const uint64_t end = entries.back().range.end;
       const std::lock_guard storing(storing_);
-      TRY(sink_.add(with_parents(std::move(entries), end), bytes));
+      TRY(sink_.add(with_told(std::move(entries), end), bytes));
     }
     lock.lock();
     ++turn_;
@@ -210,11 +222,11 @@ class Copy {
     return placement;
   }
 
-  /// The entries and what the parent images hold before `end`, in order.
-  std::vector<PageEntry> with_parents(std::vector<PageEntry> entries, uint64_t end) {
+  /// The entries and what is only told of before `end`, in order.
+  std::vector<PageEntry> with_told(std::vector<PageEntry> entries, uint64_t end) {
     const auto middle = static_cast<ptrdiff_t>(entries.size());
-    for (; !in_parent_.empty() && in_parent_.front().range.begin < end; in_parent_ = in_parent_.subspan(1))
-      entries.push_back({in_parent_.front().range, image::page_flag::in_parent, in_parent_.front().shared_with_parent});
+    for (; next_told_ < told_.size() && told_[next_told_].range.begin < end; ++next_told_)
+      entries.push_back(told_[next_told_]);
     std::ranges::inplace_merge(entries, entries.begin() + middle, {},
                                [](const PageEntry& entry) { return entry.range.begin; });
     return entries;
@@ -223,7 +235,8 @@ class Copy {
   image::PageSink& sink_;
   std::string name_;
   std::span<const model::PageRun> runs_;
-  std::span<const model::PageRun> in_parent_;  // what is not told yet
+  const std::vector<PageEntry> told_;  // entries without bytes
+  size_t next_told_ = 0;
   uint64_t buffer_size_;
   PageSource& source_;
   const image::Directory& directory_;
@@ -272,16 +285,16 @@ uint64_t total_size(std::span<const model::PageRun> runs) {
 
 Result<PageStoreStats> write_pages(const image::Directory& directory, const std::string& suffix, uint32_t pages_id,
                                    std::span<const model::PageRun> runs, PageSource& source,
-                                   std::span<const model::PageRun> in_parent) {
-  TRY(check_runs(runs));
-  TRY(check_runs(in_parent));
+                                   std::span<const model::PageRun> in_parent,
+                                   std::span<const model::PageRun> elsewhere) {
+  for (const auto& list : {runs, in_parent, elsewhere}) TRY(check_runs(list));
   const std::string name = image::file_name("pages-{}", pages_id);
   if (directory.encryption()) TRY(directory.encryption()->begin_file(name));
   LocalPages here(directory);
   image::PageStore& store = directory.page_store() ? *directory.page_store() : here;
   const auto sink = TRY(store.open({suffix, pages_id}, !in_parent.empty()));
 
-  Copy copy(*sink, name, runs, in_parent, source, directory);
+  Copy copy(*sink, name, runs, entries_without_bytes(in_parent, elsewhere), source, directory);
   const unsigned workers = copy.filters().empty() ? std::min(2u, processor_count()) : processor_count();
   TRY(copy.run(total_size(runs) < parallel_copy_from ? 1 : workers));
   if (!copy.filters().empty()) {

@@ -71,7 +71,7 @@ class MappingPlanner {
     for (const auto* mapping : mappings_) TRY(map(*mapping));
     if (first_part && !lacks_code) map_vdso();
     close_files();
-    load();
+    TRY(load());
     protect();
     return {};
   }
@@ -395,17 +395,29 @@ class MappingPlanner {
     until(page.range.end);
   }
 
-  void load() {
+  Status load() {
     std::vector<PageLocation> needed;
     each_missing_page([&](const model::Mapping& mapping, const PageLocation& page) {
       plan_.lazy->each_needed(*plan_.space, mapping, page, [&](const PageLocation& part) { needed.push_back(part); });
     });
+    if (const auto lacking = std::ranges::find_if(needed, &PageLocation::is_elsewhere); lacking != needed.end())
+      return refuse_without(*lacking);
     for (const PageLocation& page : needed) {
       auto into = sink();
       populate(into, page.range);
     }
     PageLoader loader(out_, plan_.pid);
     for (const PageLocation& page : needed) loader.load(page, page.range.begin);
+    return {};
+  }
+
+  Status refuse_without(const PageLocation& page) const {
+    const auto subject = fmt::format("task {}, page {:#x}", plan_.pid, page.range.begin);
+    if (out_.options.lazy)
+      return fail(Error::invalid("plan memory", "it is in no image, but cannot come later", subject));
+    return fail(
+        Error::conflict("plan memory", "it is in no image: `dump --lazy-pages` has it", subject)
+            .advise("restore with --lazy-pages, beside `stasis lazy-pages --page-server`, while that dump runs"));
   }
 
   void protect() {

@@ -64,25 +64,21 @@ class MeteredPages : public memory::PageSource {
 class Encoder {
  public:
   Encoder(const model::Application& application, ApplicationMemory& memory, const image::Directory& directory,
-          const std::function<void(uint64_t, uint64_t)>& progress, memory::ParentImages* parent)
-      : application_(application),
-        memory_(memory),
-        directory_(directory),
-        progress_(progress),
-        parent_(parent),
-        files_(directory) {}
+          const EncodeOptions& options)
+      : application_(application), memory_(memory), directory_(directory), options_(options), files_(directory) {}
 
-  Result<EncodeStats> run(const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
+  Result<EncodeStats> run() {
     auto all = TRY(segments());
     for (Segment& segment : all)
       TRY_IN("compare memory " + segment.suffix + " with the parent images", reduce(segment));
+    for (Segment& segment : all) leave_out(segment);
     uint64_t total = 0;
     for (const Segment& segment : all) total += memory::total_size(segment.runs);
-    Meter meter(progress_, total);
+    Meter meter(options_.progress, total);
     const auto kept = std::ranges::stable_partition(all, [](const Segment& segment) { return !segment.kept; });
     const std::span<Segment> fleeting(all.begin(), kept.begin());
     TRY(records_and(fleeting, meter));
-    if (only_kept_memory_is_left) TRY(only_kept_memory_is_left(stats_));
+    if (options_.only_kept_memory_is_left) TRY(options_.only_kept_memory_is_left(stats_));
     TRY(pages(kept, meter));
     return stats_;
   }
@@ -94,7 +90,8 @@ class Encoder {
     std::unique_ptr<memory::PageSource> source;
     bool shared = false, kept = false;
     std::vector<AddressRange> unchanged;
-    std::vector<model::PageRun> in_parent;
+    ObjectId space;  ///< of private memory
+    std::vector<model::PageRun> in_parent, left_out;
     uint32_t pages_id = 0;
   };
 
@@ -241,7 +238,7 @@ class Encoder {
       if (space == application_.address_spaces.end())
         return fail(Error::internal("save memory", "an address space is missing"));
       all.push_back({std::to_string(owner.value), space->second.pages, TRY(memory_.address_space(id)), false,
-                     memory_.is_kept(id), memory_.unchanged(id)});
+                     memory_.is_kept(id), memory_.unchanged(id), id});
     }
     for (const auto& [id, segment] : application_.shared_memories)
       all.push_back({fmt::format("shmem-{}", id), TRY(memory_.shared_memory_runs(segment)),
@@ -252,11 +249,11 @@ class Encoder {
 
   /// Takes out what the parent images hold.
   Status reduce(Segment& segment) {
-    if (parent_ == nullptr) return {};
+    if (options_.parent == nullptr) return {};
     memory::Increment increment;
     if (segment.shared) {
-      increment = TRY(memory::compare_with(*parent_, segment.suffix, segment.runs, *segment.source));
-    } else if (const auto* stored = TRY(parent_->stored(segment.suffix))) {
+      increment = TRY(memory::compare_with(*options_.parent, segment.suffix, segment.runs, *segment.source));
+    } else if (const auto* stored = TRY(options_.parent->stored(segment.suffix))) {
       increment = memory::increment_of(segment.runs, segment.unchanged, *stored);
     } else {
       return {};
@@ -270,19 +267,27 @@ class Encoder {
     return {};
   }
 
+  void leave_out(Segment& segment) {
+    const auto ranges = options_.left_out.find(segment.space);
+    if (segment.shared || ranges == options_.left_out.end()) return;
+    auto [kept, left_out] = memory::split(segment.runs, ranges->second);
+    segment.runs = std::move(kept), segment.left_out = std::move(left_out);
+    stats_.pages_left_out += memory::total_size(segment.left_out) / page_size;
+  }
+
   /// Many small memories are saved side by side; a large one is itself copied by several threads.
   Status pages(std::span<Segment> all, Meter& meter) {
     std::mutex mutex;
     const auto save = [&](Segment& segment) -> Status {
       MeteredPages source(*segment.source, meter);
-      const auto written = TRY_IN(
-          "save memory " + segment.suffix,
-          memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs, source, segment.in_parent));
+      const auto written = TRY_IN("save memory " + segment.suffix,
+                                  memory::write_pages(directory_, segment.suffix, segment.pages_id, segment.runs,
+                                                      source, segment.in_parent, segment.left_out));
       segment.source.reset();
       const std::lock_guard lock(mutex);
       (segment.shared ? stats_.shared_pages_written : stats_.pages_written) += written.pages_written;
       (segment.shared ? stats_.shared_pages_scanned : stats_.pages_scanned) +=
-          memory::total_size(segment.runs) / page_size;
+          (memory::total_size(segment.runs) + memory::total_size(segment.left_out)) / page_size;
       stats_.zero_pages_skipped += written.zero_pages_skipped;
       return {};
     };
@@ -297,8 +302,7 @@ class Encoder {
   const model::Application& application_;
   ApplicationMemory& memory_;
   const image::Directory& directory_;
-  const std::function<void(uint64_t, uint64_t)>& progress_;
-  memory::ParentImages* parent_;
+  const EncodeOptions& options_;
   image::FileRecords files_;
   seccomp_entry seccomp_;
   std::vector<Image> images_;           // made, not yet written
@@ -310,11 +314,8 @@ class Encoder {
 }  // namespace
 
 Result<EncodeStats> encode(const model::Application& application, ApplicationMemory& memory,
-                           const image::Directory& directory,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress,
-                           memory::ParentImages* parent,
-                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left) {
-  return Encoder(application, memory, directory, progress, parent).run(only_kept_memory_is_left);
+                           const image::Directory& directory, const EncodeOptions& options) {
+  return Encoder(application, memory, directory, options).run();
 }
 
 Status commit(const model::Application& application, const image::Directory& directory) {

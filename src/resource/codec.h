@@ -36,15 +36,20 @@ struct EncodeStats {
   uint64_t pages_scanned = 0, pages_written = 0;                ///< of private memory
   uint64_t shared_pages_scanned = 0, shared_pages_written = 0;  ///< of shared memory and memfds
   uint64_t pages_in_parent = 0, shared_pages_in_parent = 0;     ///< not written: the parent images hold them
+  uint64_t pages_left_out = 0;                                  ///< not written: EncodeOptions::left_out
   uint64_t zero_pages_skipped = 0;
 };
-/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act. `parent`: what
-/// the directory's link of this name leads to, if it has one. What is left when `only_kept_memory_is_left` is called
-/// (with what has been done by then) no longer needs the tree to stand still.
+struct EncodeOptions {
+  std::function<void(uint64_t done, uint64_t total)> progress;
+  memory::ParentImages* parent = nullptr;  ///< what the directory's link of this name leads to, if it has one
+  /// What is left when this is called (with what has been done by then) no longer needs the tree to stand still.
+  std::function<Status(const EncodeStats&)> only_kept_memory_is_left;
+  /// Pages of address spaces that are not stored, but said to come later; ascending.
+  std::map<ObjectId, std::vector<AddressRange>> left_out;
+};
+/// Writes every image but the inventory, which makes the checkpoint valid and is the caller's last act.
 Result<EncodeStats> encode(const model::Application&, ApplicationMemory&, const image::Directory&,
-                           const std::function<void(uint64_t done, uint64_t total)>& progress = {},
-                           memory::ParentImages* parent = nullptr,
-                           const std::function<Status(const EncodeStats&)>& only_kept_memory_is_left = {});
+                           const EncodeOptions& = {});
 struct Decoded {
   model::Application application;
   std::map<ObjectId, std::vector<plan::PageLocation>> pages;  ///< of address spaces and shared segments: where they lie

@@ -385,7 +385,7 @@ class Decoder {
     auto& locations = located_[stored.id];
     for (const memory::StoredRun& run : stored.runs) {
       if (run.zero) continue;
-      std::string file = file_name("pages-{}", run.pages_id);
+      std::string file = run.elsewhere ? "" : file_name("pages-{}", run.pages_id);
       if (!run.directory.empty()) file = run.directory + (run.directory.ends_with('/') ? "" : "/") + file;
       locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset, run.in_blocks});
       if (space != application_.address_spaces.end())

@@ -6,6 +6,7 @@
 #include "inventory.pb.h"
 #include "memory/pages.h"
 #include "model/difference.h"
+#include "plan/lazy_memory.h"
 #include "resource/codec.h"
 
 namespace stasis::resource {
@@ -52,7 +53,8 @@ TEST_F(Transcode, LosesNothing) {
   ASSERT_EQ(before->tasks.size(), 3u);
   StoredMemory memory(*before, *theirs);
   uint64_t seen = 0, whole = 0;
-  const auto stats = encode(*before, memory, *ours, [&](uint64_t done, uint64_t total) { seen = done, whole = total; });
+  const EncodeOptions options{.progress = [&](uint64_t done, uint64_t total) { seen = done, whole = total; }};
+  const auto stats = encode(*before, memory, *ours, options);
   ASSERT_TRUE(stats) << stats.error().message();
   EXPECT_EQ(seen, whole);
   EXPECT_EQ(stats->pages_written, (299008 + 122880 + 122880) / page_size);
@@ -67,6 +69,23 @@ TEST_F(Transcode, LosesNothing) {
     EXPECT_EQ(bytes(std::string("theirs/") + file), bytes(std::string("ours/") + file)) << file;
 }
 
+TEST_F(Transcode, WhatIsLeftOutIsTheSameApplication) {
+  const auto application = decode(*theirs)->application;
+  StoredMemory memory(application, *theirs);
+  const auto stats = encode(application, memory, *ours, {.left_out = plan::pages_that_can_wait(application)});
+  ASSERT_TRUE(stats) << stats.error().message();
+  EXPECT_GT(stats->pages_left_out, 0u);
+  ASSERT_TRUE(commit(application, *ours));
+  const auto again = decode(*ours);
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_THAT(model::differences(application, again->application), testing::IsEmpty());
+  uint64_t elsewhere = 0;
+  for (const auto& [id, locations] : again->pages) {
+    for (const auto& location : locations) elsewhere += location.is_elsewhere() ? location.range.size() : 0;
+  }
+  EXPECT_EQ(elsewhere, stats->pages_left_out * page_size);
+}
+
 /// CRIU would bring the thread back to life: it must not take such images for its own.
 TEST_F(Transcode, ALeaderThatHasEndedIsSaidAndTheImagesAreNotForCriu) {
   auto application = decode(*theirs)->application;
@@ -77,7 +96,7 @@ TEST_F(Transcode, ALeaderThatHasEndedIsSaidAndTheImagesAreNotForCriu) {
   ended.exit_status = 7 << 8;
   ended.registers = {}, ended.clear_child_tid = 0;
   StoredMemory memory(application, *theirs);
-  ASSERT_TRUE(encode(application, memory, *ours, [](uint64_t, uint64_t) {}));
+  ASSERT_TRUE(encode(application, memory, *ours));
   ASSERT_TRUE(commit(application, *ours));
   inventory_entry inventory;
   ASSERT_TRUE(ours->read("inventory.img")->single(inventory));

@@ -6,6 +6,7 @@
 
 #include "core.pb.h"
 #include "fdinfo.pb.h"
+#include "ids.pb.h"
 #include "mm.pb.h"
 #include "namespaces.pb.h"
 #include "pagemap.pb.h"
@@ -224,6 +225,35 @@ TEST_F(TreeTest, DrawsTasks) {
             "1  init  group 1, session 1\n"
             "├── 2  gone\\x1b[2J  zombie, exit status 3\n"
             "└── 3  job  stopped  group 3, session 1\n");
+}
+
+TEST_F(TreeTest, SaysWherePagesAre) {
+  write("pstree.img", task(1, 0));
+  write("core-1.img", core("init", 1));
+  task_kobj_ids_entry ids;
+  ids.set_vm_id(1), ids.set_files_id(1), ids.set_fs_id(1), ids.set_sighand_id(1);
+  write("ids-1.img", ids);
+  mm_entry memory;
+  for (const auto set :
+       {&mm_entry::set_mm_start_code, &mm_entry::set_mm_end_code, &mm_entry::set_mm_start_data,
+        &mm_entry::set_mm_end_data, &mm_entry::set_mm_start_stack, &mm_entry::set_mm_start_brk, &mm_entry::set_mm_brk,
+        &mm_entry::set_mm_arg_start, &mm_entry::set_mm_arg_end, &mm_entry::set_mm_env_start, &mm_entry::set_mm_env_end})
+    (memory.*set)(0);
+  memory.set_exe_file_id(1);
+  write("mm-1.img", memory);
+  pagemap_head head;
+  head.set_pages_id(1);
+  std::vector<pagemap_entry> entries;
+  for (const uint32_t flags : {4u, 1u, 2u, 6u}) {
+    auto& entry = entries.emplace_back();
+    entry.set_vaddr(entries.size() << 20);
+    entry.set_nr_pages(flags);
+    entry.set_compat_nr_pages(flags);
+    entry.set_flags(flags);
+  }
+  write("pagemap-1.img", head, entries[0], entries[1], entries[2], entries[3]);
+  EXPECT_THAT(show_tree(*directory).value_or("?"),
+              HasSubstr("40.0 KiB stored, 4.0 KiB in the parent image, 8.0 KiB left out (dump --lazy-pages)"));
 }
 
 TEST_F(TreeTest, RefusesCyclesAndDuplicates) {

@@ -6,6 +6,7 @@
 #include <gmock/gmock.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include "kernel/process.h"
 #include "kernel/proc.h"
 #include "memory/lazy_guard.h"
+#include "memory/page_sender.h"
 #include "scratch.h"
 
 namespace stasis::memory {
@@ -79,35 +81,68 @@ class LazyServing : public testing::Test {
         return FakePages::read(address, buffer);
       }
     };
-    const auto source = [&](pid_t) -> Result<std::shared_ptr<PageSource>> {
+    std::optional<PageFetcher> fetcher;
+    if (page_server_ >= 0) fetcher.emplace(plain_stream(UniqueFd(page_server_)));
+    auto* fetches = fetcher ? &*fetcher : nullptr;
+    const auto source = [&](pid_t task) -> Result<LazySource> {
       auto pages = std::make_shared<Pages>(value_of);
       pages->on_read = on_read;
-      return pages;
+      return LazySource{task, pages, elsewhere_, fetches};
     };
     const auto tell = [&](const Error& error) {
       (void)!write(said_[1], error.message().data(), error.message().size());
     };
     const auto guard = LazyGuard::start(tell);
-    const auto served = LazyService(std::move(*listener), -1, {source, [](const std::string&) {}, only_faults}).run();
+    const auto served =
+        LazyService(std::move(*listener), -1, {source, fetches, [](const std::string&) {}, only_faults}).run();
     const std::string text = served ? "served" : served.error().message();
     _exit(write(said_[1], text.data(), text.size()) > 0 ? 0 : 1);
   }
-  /// The restore.
-  void hand_over() {
-    auto link = LazyDaemon::connect(scratch_.root().string());
-    ASSERT_TRUE(link) << link.error().message();
+  /// The restore, up to its last question.
+  Result<LazyDaemon> hand_over_memory() {
+    auto link = TRY(LazyDaemon::connect(scratch_.root().string()));
     while (board_->userfaultfd < 0) usleep(1000);
-    const auto process = kernel::pidfd_open(application_);
-    ASSERT_TRUE(process);
-    const kernel::MissingPages descriptor(std::move(*kernel::pidfd_getfd(process->get(), board_->userfaultfd)));
-    ASSERT_TRUE(descriptor.begin());
-    ASSERT_TRUE(descriptor.watch(area_));
+    const auto process = TRY(kernel::pidfd_open(application_));
+    const kernel::MissingPages descriptor(TRY(kernel::pidfd_getfd(process.get(), board_->userfaultfd)));
+    TRY(descriptor.begin());
+    TRY(descriptor.watch(area_));
     const std::vector<uint64_t> runs{area_.begin, area_.size()};
-    ASSERT_TRUE(link->hand_over(application_, descriptor.fd(), runs));
-    ASSERT_TRUE(link->add_process(process->get()));
+    TRY(link.hand_over(application_, descriptor.fd(), runs));
+    TRY(link.add_process(process.get()));
+    return link;
+  }
+  void hand_over() {
+    auto link = hand_over_memory();
+    ASSERT_TRUE(link) << link.error().message();
     const auto committed = link->commit();
     ASSERT_TRUE(committed) << committed.error().message();
     board_->may_run = 1;
+    EXPECT_TRUE(link->complete());
+  }
+  std::string refused_hand_over() {
+    auto link = hand_over_memory();
+    const auto committed = link ? link->commit() : Status(fail(link.error()));
+    return committed ? "accepted" : committed.error().message();
+  }
+  /// Somebody else has three quarters of the pages, and does this with a stream to whoever wants them.
+  void begin_page_server(const std::function<void(std::unique_ptr<Stream>)>& life) {
+    elsewhere_ = {{area_.begin, area_.begin + count / 4 * page_size}, {area_.begin + count / 2 * page_size, area_.end}};
+    int ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    page_server_ = ends[0];
+    if (fork() == 0) {
+      close(ends[0]);
+      life(plain_stream(UniqueFd(ends[1])));
+      _exit(0);
+    }
+    close(ends[1]);
+  }
+  /// The answer is that the client gets all, or why it does not.
+  void begin_honest_page_server() {
+    begin_page_server([this](std::unique_ptr<Stream> stream) {
+      PageSender sender([this](pid_t) { return GivenPages{std::make_shared<FakePages>(value_of), elsewhere_}; });
+      if (sender.serve(*stream)) (void)stream->finish();
+    });
   }
   int status_of(pid_t& pid) {
     int status = -1;
@@ -140,7 +175,8 @@ class LazyServing : public testing::Test {
   Board* board_ = nullptr;
   AddressRange area_;
   pid_t application_ = 0, daemon_ = 0;
-  int said_[2] = {-1, -1};
+  int said_[2] = {-1, -1}, page_server_ = -1;
+  std::vector<AddressRange> elsewhere_;
 };
 
 TEST_F(LazyServing, everything_comes) {
@@ -149,6 +185,53 @@ TEST_F(LazyServing, everything_comes) {
   hand_over();
   EXPECT_EQ(status_of(application_), 0);
   EXPECT_EQ(said(), "served");
+}
+
+TEST_F(LazyServing, the_rest_comes_from_elsewhere) {
+  for (const bool only_faults : {false, true}) {
+    begin_honest_page_server();
+    begin_application([this] { return check_all(); });
+    begin_daemon(only_faults);
+    close(page_server_);
+    hand_over();
+    EXPECT_EQ(status_of(application_), 0);
+    EXPECT_EQ(said(), "served");
+    board_->may_run = 0, board_->userfaultfd = -1;
+  }
+}
+
+TEST_F(LazyServing, a_page_server_that_goes_away_is_the_end_of_the_application) {
+  begin_page_server([this](std::unique_ptr<Stream> stream) {
+    int given = 0;
+    PageSender sender([this](pid_t) { return GivenPages{std::make_shared<FakePages>(value_of), elsewhere_}; });
+    (void)sender.serve(*stream, [&]() -> Status {
+      if (given++ < 2) return {};
+      return fail(Error::conflict("serve", "enough"));
+    });
+  });
+  begin_application([this] { return check_all(); });
+  begin_daemon(true);
+  close(page_server_);
+  hand_over();
+  EXPECT_EQ(status_of(application_), SIGKILL);
+  EXPECT_THAT(said(), AllOf(HasSubstr("the page server has ended the connection"), HasSubstr("has been ended")));
+}
+
+TEST_F(LazyServing, a_page_server_that_goes_away_ends_the_waiting) {
+  begin_page_server([](std::unique_ptr<Stream>) {});
+  begin_daemon();
+  close(page_server_);
+  EXPECT_THAT(said(), HasSubstr("the page server has ended the connection"));
+}
+
+TEST_F(LazyServing, a_tree_is_not_let_run_before_its_other_half_knows) {
+  begin_page_server([](std::unique_ptr<Stream> stream) { (void)wire::next_header(*stream); });
+  begin_application([] { return 0; });
+  begin_daemon();
+  close(page_server_);
+  EXPECT_THAT(refused_hand_over(), HasSubstr("the page server has ended the connection"));
+  kill(application_, SIGKILL);
+  EXPECT_THAT(said(), HasSubstr("the page server has ended the connection"));
 }
 
 TEST_F(LazyServing, nothing_comes_but_what_is_used) {
@@ -201,7 +284,7 @@ TEST_F(LazyServing, a_restore_that_goes_away_is_told) {
   {
     const auto link = LazyDaemon::connect(scratch_.root().string());
   }
-  EXPECT_THAT(said(), HasSubstr("the restore has ended before its tree was complete"));
+  EXPECT_THAT(said(), HasSubstr("the restore has ended before its tree ran"));
   const auto late = LazyDaemon::connect(scratch_.root().string());
   ASSERT_FALSE(late);
   EXPECT_THAT(late.error().message(), HasSubstr("start `stasis lazy-pages`"));

@@ -46,6 +46,25 @@ TEST(PageStore, round_trip_drops_zero_pages) {
   EXPECT_EQ(many, wanted) << "beyond what is stored there are zeros";
 }
 
+TEST(PageStore, tells_of_pages_that_are_left_out_in_order) {
+  const Scratch scratch;
+  const auto parent = scratch.directory("parent"), directory = scratch.directory();
+  FakePages source([](uint64_t page) { return static_cast<uint8_t>(page); });
+  ASSERT_TRUE(write_pages(parent, "7", 5, std::vector{run(1, 8)}, source));
+  ASSERT_TRUE(write_pages(directory, "7", 1, std::vector{run(2, 3), run(9, 10)}, source,
+                          std::vector{run(1, 2), run(5, 6)}, std::vector{run(3, 5), run(6, 7, true), run(10, 12)}));
+  EXPECT_EQ(std::filesystem::file_size(scratch.root() / "pages-1.img"), 2 * page_size);
+  const auto stored = read_pagemap(directory, "7");
+  ASSERT_TRUE(stored) << stored.error().message();
+  std::string found;
+  for (const auto& one : *stored) {
+    found += fmt::format("{}-{} {}{} ", one.range.begin / page_size, one.range.end / page_size,
+                         one.elsewhere ? "elsewhere" : fmt::format("{}{}", one.directory, one.file_offset / page_size),
+                         one.shared_with_parent ? " shared" : "");
+  }
+  EXPECT_EQ(found, "1-2 parent/0 2-3 0 3-5 elsewhere 5-6 parent/4 6-7 elsewhere shared 9-10 1 10-12 elsewhere ");
+}
+
 TEST(PageStore, refers_to_pages_of_the_parent_images_in_order) {
   const Scratch scratch;
   const auto parent = scratch.directory("parent"), directory = scratch.directory();

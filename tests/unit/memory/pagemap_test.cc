@@ -68,6 +68,34 @@ TEST_F(Pagemaps, zero_runs_need_no_bytes) {
   EXPECT_TRUE(runs->front().zero);
 }
 
+TEST_F(Pagemaps, pages_elsewhere_need_no_bytes_and_cannot_be_read) {
+  constexpr uint32_t lazy = 2;
+  write_pagemap(directory, "7", 1, {{0x1000, 2, lazy}, {0x3000, 1, lazy | present}, {0x4000, 1}});
+  write_page_file(directory, 1, {3, 4});
+  auto pages = ImagePages::open(directory, "7");
+  ASSERT_TRUE(pages) << pages.error().message();
+  ASSERT_EQ((*pages)->runs().size(), 3u);
+  EXPECT_TRUE((*pages)->runs()[0].elsewhere);
+  EXPECT_FALSE((*pages)->runs()[1].elsewhere);
+  Bytes two(2 * page_size);
+  ASSERT_TRUE((*pages)->read(0x3000, two));
+  EXPECT_EQ(two[0], 3);
+  EXPECT_EQ(two[page_size], 4);
+  const auto read = (*pages)->read(0x2000, two);
+  ASSERT_FALSE(read);
+  EXPECT_THAT(read.error().message(), HasSubstr("page 0x2000 is not in the images"));
+}
+TEST_F(Pagemaps, only_private_memory_of_the_last_images_is_elsewhere) {
+  constexpr uint32_t lazy = 2;
+  write_pagemap(directory, "shmem-3", 1, {{0x1000, 2, lazy}});
+  const auto shared = read_pagemap(directory, "shmem-3");
+  ASSERT_FALSE(shared);
+  EXPECT_THAT(shared.error().message(), HasSubstr("field flags: pages of shared memory cannot come later"));
+  const auto parent = add_parent("images", "one");
+  write_pagemap(parent, "7", 2, {{0x1000, 4, lazy}});
+  EXPECT_THAT(rejection({{0x2000, 1, in_parent}}), HasSubstr("page 0x2000 should be in the parent images, which were"));
+}
+
 TEST_F(Pagemaps, resolves_parents) {
   const auto parent = add_parent("images", "one");
   const auto grandparent = add_parent("one", "two");

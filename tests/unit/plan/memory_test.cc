@@ -68,6 +68,8 @@ class MemoryPlans : public testing::Test {
   void store(uint32_t id, uint64_t begin, uint64_t end, uint64_t offset, bool shared = false,
              const std::string& file = "pages-1.img") {
     options.pages[ObjectId{id}].push_back({{begin, end}, shared, file, offset});
+    const auto space = application.address_spaces.find(ObjectId{id});
+    if (space != application.address_spaces.end()) space->second.pages.push_back({{begin, end}, shared});
   }
 
   /// The commands for address space `id`, as text.
@@ -237,6 +239,39 @@ TEST_F(MemoryPlans, lazily_what_children_share_comes_before_they_are_born) {
   EXPECT_THAT(planned(7), testing::IsSupersetOf({"load 101 at 1000: 401000-403000",
                                                  "owe 101: 400000-401000 403000-404000 in 400000-404000"}));
   EXPECT_THAT(planned(8, true), testing::Contains("owe 101: 403000-404000 in 400000-404000"));
+}
+
+TEST_F(MemoryPlans, what_is_in_no_image_is_owed_wherever_it_is) {
+  model::Thread thread;
+  thread.rseq.address = 0x401000;
+  application.tasks[0].threads.push_back(thread);
+  map(7, 0x400000, 0x410000);
+  store(7, 0x400000, 0x402000, 0, false, "");
+  store(7, 0x402000, 0x403000, 0);
+  EXPECT_THAT(planned(), testing::ElementsAre(testing::AllOf(
+                             HasSubstr("task 7, page 0x400000"), HasSubstr("it is in no image"),
+                             HasSubstr("restore with --lazy-pages, beside `stasis lazy-pages --page-server`"))));
+  options.lazy = true;
+  EXPECT_EQ(planned(), (Lines{"anon 400000-410000 3 flags 0", "owe 101: 400000-403000 in 400000-410000"}));
+  space().mappings[0].locked = true;
+  EXPECT_THAT(planned(), testing::ElementsAre(HasSubstr("it is in no image, but cannot come later")));
+}
+
+TEST_F(MemoryPlans, a_dump_leaves_out_what_every_restore_can_owe) {
+  map(7, 0x400000, 0x404000);
+  map(7, 0x404000, 0x405000).locked = true;
+  map(7, 0x405000, 0x408000);
+  map(8, 0x400000, 0x404000);
+  store(7, 0x400000, 0x408000, 0);
+  store(8, 0x401000, 0x402000, 0, true, "pages-2.img");
+  model::Thread thread;
+  thread.rseq.address = 0x406000;
+  application.tasks[0].threads.push_back(thread);
+  const auto left_out = pages_that_can_wait(application);
+  using Ranges = std::vector<AddressRange>;
+  EXPECT_EQ(left_out.at(ObjectId{7}),
+            (Ranges{{0x400000, 0x401000}, {0x402000, 0x404000}, {0x405000, 0x406000}, {0x407000, 0x408000}}));
+  EXPECT_EQ(left_out.at(ObjectId{8}), (Ranges{{0x400000, 0x401000}, {0x402000, 0x404000}}));
 }
 
 TEST_F(MemoryPlans, files_are_opened_once_and_closed) {

@@ -1,0 +1,72 @@
+#include "memory/page_fetcher.h"
+
+#include <algorithm>
+
+#include "base/patience.h"
+#include "image/page_sink.h"
+#include "memory/page_protocol.h"
+
+namespace stasis::memory {
+namespace {
+
+using wire::Header;
+
+/// Questions must find room in the buffers of the sockets: the other side does not read while it writes.
+constexpr size_t most_questions = 64, kept_for_faults = 32;
+
+}  // namespace
+
+bool PageFetcher::has_room(bool is_fault) const {
+  if (is_fault) return asked_.size() < most_questions;
+  return asked_.size() < most_questions - kept_for_faults && on_the_way_ < window_;
+}
+
+Status PageFetcher::ask(const Wanted& wanted) {
+  if (asked_.empty()) since_ = Clock::now();
+  asked_.push_back(wanted);
+  on_the_way_ += wanted.length;
+  const Header question{.command = wire::get_pages,
+                        .count = wanted.length / page_size,
+                        .address = wanted.address,
+                        .target = static_cast<uint64_t>(wanted.task)};
+  TRY_IN("fetch pages", stream_->write(bytes_of(question)));
+  return {};
+}
+
+Result<PageFetcher::Answer> PageFetcher::receive() {
+  const auto lost = [&](std::string cause) {
+    return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer()).advise("its log may say why"));
+  };
+  Header answer;
+  if (!TRY_IN("fetch pages", stream_->read_or_end({reinterpret_cast<uint8_t*>(&answer), sizeof answer})))
+    return lost("the page server has ended the connection");
+  if (asked_.empty()) return lost("the page server sends what nobody has asked for");
+  const Wanted wanted = asked_.front();
+  const auto command = static_cast<uint16_t>(answer.command);
+  if ((command != wire::add_flagged && command != wire::add_pages) || answer.address != wanted.address ||
+      answer.target != static_cast<uint64_t>(wanted.task) || answer.count > wanted.length / page_size)
+    return lost("the answer has nothing to do with the question");
+  if (answer.count == 0) return lost("the page server does not have the pages that the images lack");
+  const uint64_t size = answer.count * page_size;
+  buffer_.resize(std::max<size_t>(buffer_.size(), size));
+  const auto bytes = std::span(buffer_).first(size);
+  TRY_IN("fetch pages", stream_->read(bytes));
+  asked_.pop_front();
+  on_the_way_ -= wanted.length;
+  window_ = std::min(window_ + answer.count * page_size, largest_window);
+  since_ = Clock::now();
+  return Answer{wanted, bytes};
+}
+
+Status PageFetcher::check_patience() const {
+  if (asked_.empty() || Clock::now() < since_ + patience) return {};
+  return fail(Error::conflict("fetch pages", "the page server does not answer any more", stream_->peer()));
+}
+
+Status PageFetcher::end() {
+  while (is_waiting()) TRY(receive());  // of memory that nobody has any more
+  TRY(wire::ask<int32_t>(*stream_, {.command = wire::close}));
+  return stream_->finish();
+}
+
+}  // namespace stasis::memory
