@@ -206,7 +206,7 @@ class Interpreter {
     uint64_t context = 0;
     const int64_t made = raw_syscall(call_io_setup, requests, reinterpret_cast<uint64_t>(&context));
     if (made < 0) return made;
-    if (reinterpret_cast<Ring*>(context)->slots != wanted->slots) return error_invalid;
+    if (context == 0 || reinterpret_cast<Ring*>(context)->slots != wanted->slots) return error_invalid;
     if (context != address) {
       const int64_t moved = raw_syscall(call_mremap, context, length, length, may_move_to_fixed, address);
       if (moved < 0 && moved > -4096) return moved;

@@ -64,11 +64,16 @@ Status parallel_for(size_t count, const std::function<Status(size_t)>& step, siz
   std::vector<std::jthread> helpers;
   if (count >= worth_a_thread) {
     const size_t wanted = std::min<size_t>({processor_count(), most_threads, count});
-    try {
-      for (size_t i = 1; i < wanted; ++i) helpers.emplace_back([&loop] { loop.work(); });
-    } catch (const std::system_error&) {
-      // No thread to be had (RLIMIT_NPROC, a limit of the cgroup): who is there does it all.
-    }
+    // None may be to be had (RLIMIT_NPROC, a limit of the cgroup): who is there does it all.
+    const auto start = [&] {
+      try {
+        helpers.emplace_back([&loop] { loop.work(); });
+      } catch (const std::system_error&) {
+        return false;
+      }
+      return true;
+    };
+    while (helpers.size() + 1 < wanted && start()) continue;
   }
   loop.work();
   helpers.clear();  // joins

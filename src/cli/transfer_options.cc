@@ -111,7 +111,7 @@ Status use_page_server(const PageServerOptions& options, image::Directory& image
 }
 
 Status complete_page_server(const image::Directory& images) {
-  const auto store = images.page_store();
+  const auto& store = images.page_store();
   return store ? store->complete() : Status{};
 }
 
