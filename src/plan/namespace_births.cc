@@ -342,19 +342,4 @@ std::string defer_births(CreationTree& tree, const model::PidNamespaces& spaces,
   return Deferral(tree, spaces, births).run();
 }
 
-model::Application without_pid_namespaces(const model::Application& application, const model::PidNamespaces& spaces) {
-  model::Application flat;
-  flat.root = application.root;
-  flat.root_is_namespace_init = application.root_is_namespace_init;
-  flat.shell_job = application.shell_job;
-  flat.tasks = application.tasks;
-  for (auto& task : flat.tasks) {
-    if (spaces.is_init(task.parent)) task.parent = application.root;
-    task.nested_pids.clear();
-    task.pid_namespace = {};
-    for (auto& thread : task.threads) thread.nested_tids.clear(), thread.childrens_namespace = {};
-  }
-  return flat;
-}
-
 }  // namespace stasis::plan

@@ -68,7 +68,4 @@ class NamespaceBirths {
 /// group that somebody should have been born in is not that of his creator. Nothing: all is filled in.
 std::string defer_births(CreationTree&, const model::PidNamespaces&, const NamespaceBirths&);
 
-/// A tree with the same parents and sessions in one namespace, for messages about what contradicts itself anyway.
-model::Application without_pid_namespaces(const model::Application&, const model::PidNamespaces&);
-
 }  // namespace stasis::plan

@@ -35,7 +35,7 @@ class TreePlanner {
   CreationTree take_tree() { return std::move(tree_); }
   /// Why it is undecided: how far the search came, or what is not searched for.
   const std::string& undecided() const { return undecided_; }
-  /// Why it is not restorable, where pid namespaces have to do with it.
+  /// Why it is not restorable, where it is not because of some processes' parents.
   const std::string& contradiction() const { return contradiction_; }
 
  private:
@@ -332,12 +332,10 @@ Result<CreationTree> plan_tree(const model::Application& application, const Tree
   const auto verdict = TRY(planner.decide(likely));
   if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, "undecided: " + planner.undecided()));
   if (verdict == Verdict::restorable) return planner.take_tree();
-  const model::PidNamespaces spaces(application);
-  const auto flat = spaces.any() ? without_pid_namespaces(application, spaces) : application;
-  const bool by_sessions = !spaces.any() || TRY(decide_tree(flat, limits)) == Verdict::not_restorable;
-  return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
-                                             (by_sessions ? describe_conflict(flat, smallest_conflict(flat, limits))
-                                                          : planner.contradiction())));
+  const auto conflict = smallest_conflict(application, limits);
+  return fail(Error::conflict(
+      operation, "no sequence of fork, setsid and exit leads to this tree; " +
+                     (conflict.empty() ? planner.contradiction() : describe_conflict(application, conflict))));
 }
 
 bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {
