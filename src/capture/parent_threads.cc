@@ -19,8 +19,7 @@ void check_parent_threads(resource::CaptureContext& context) {
   const auto tree = plan::plan_tree(application);
   if (!tree) return;  // the plan says why
   for (const auto& task : application.tasks) {
-    const bool deferred = std::ranges::find(tree->deferred, task.pid) != tree->deferred.end();
-    if (!depends(task) || (tree->creator.at(task.pid) == task.parent && !deferred)) continue;
+    if (!depends(task) || !tree->comes_to_its_parent(task.pid)) continue;
     context.diagnostics.refuse(
         fmt::format("task {} '{}'", task.pid, task.name),
         fmt::format("it is the child of a thread of {} that is not its first one and has not created it", task.parent),

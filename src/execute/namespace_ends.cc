@@ -19,7 +19,7 @@ namespace {
 constexpr uint64_t exiting = 4;  // PF_EXITING: nothing can be asked of it any more
 
 bool is_init(const kernel::StatusInfo& ids) { return ids.ns_pid.size() > 1 && ids.ns_pid.back() == 1; }
-bool is_in_inner_group(const kernel::StatusInfo& ids) { return ids.ns_pgid.back() > 1; }
+bool is_in_own_group(const kernel::StatusInfo& ids) { return ids.ns_pgid.back() == 1; }
 
 pid_t living_thread(pid_t pid) {
   for (const pid_t tid : kernel::list_threads(pid).value_or(std::vector<pid_t>{})) {
@@ -76,7 +76,7 @@ void NamespaceEnds::prepare(const std::vector<pid_t>& doomed) {
     const pid_t tid = living_thread(pid);
     if (tid == 0 || !stop(pid, tid)) continue;
     ids = kernel::read_status(pid);  // what it is now that it stands it stays
-    if (ids && is_in_inner_group(*ids) && instruction)
+    if (ids && !is_in_own_group(*ids) && instruction)
       (void)leave_group(tid, agent_area_.begin + *instruction);  // whatever fails here, it is killed next
   }
 }

@@ -11,8 +11,9 @@
 namespace stasis::execute {
 
 /// An init that ends waits until no ids but its own are in use in its pid namespace (kernel/pid_namespace.c,
-/// zap_pid_ns_processes): for ever, if it is itself in the group of a process that lived there. While it is being built
-/// it is always about to be killed; here it is stopped before, and leaves such a group.
+/// zap_pid_ns_processes): for ever, if it is itself in the group of a process that lived there, or if two of them are
+/// in groups of each other's namespaces. While it is being built it is always about to be killed; here it is stopped
+/// before, and leaves its group.
 class NamespaceEnds {
  public:
   /// `agent_area` is mapped in all who are built.

@@ -36,7 +36,7 @@ class BirthLines {
   /// over those whom others have created.
   bool is_restricted(const Node& node) const {
     return node.pid != tree_.root && node.has_parent() && node.parent != tree_.root &&
-           !tree_.adopters.contains(node.parent) && !tree_.siblings.contains(node.pid);
+           !tree_.adopters.contains(node.parent);
   }
   /// From `session` up towards the root's: ends at `until`, at the root's, or at a session whose birth is not known.
   Pid climb(Pid session, Pid until) const {

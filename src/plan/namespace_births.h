@@ -29,20 +29,25 @@ class NamespaceBirths {
   /// Inits whose children make no demand on where they were created, beyond that it was in the init's namespace, by
   /// whomever: orphans come to the init from there, also those of parents that have come by setns.
   const std::set<Pid>& adopters() const { return adopters_; }
-  /// Who is in a session that is led from further inside than the parent lives: the leader has created them as siblings
-  /// (CLONE_PARENT).
-  const std::set<Pid>& siblings() const { return siblings_; }
+  /// Whoever is born in a session that is led from further inside than its parent lives was created by the leader, or
+  /// by another such, as a sibling (CLONE_PARENT). All of them have one parent, the leader, too.
+  bool is_sibling(const Node&, Pid birth_session) const;
   /// The namespace that its creator lives in, or the creator's relay: who has a parent was created by a process of the
   /// parent's namespace (kernel/exit.c, find_new_reaper).
-  Pid creators_space(const Node&) const;
+  Pid creators_space(const Node&, Pid birth_session) const;
+  /// Whether it can be in the groups from outside of its namespace that it has to be in at its birth, by itself or for
+  /// its children, if the init of its parent's namespace creates it, in this session.
+  bool can_init_create(Pid init, Pid session, Pid pid) const;
   /// Whether a session leader can be born in this session: one of a namespace that contains its creator.
   bool allows_birth(const Node& leader, Pid session) const;
 
  private:
   bool allows(Pid space, Pid session) const;
+  void find_outer_groups();
   void find_sessions();
   void check_by_clones();
   void check_by_setns();
+  bool can_be_sibling(const Node& leader, Pid session) const;
   void object(std::string text) {
     if (obstacle_.empty()) obstacle_ = std::move(text);
   }
@@ -52,7 +57,8 @@ class NamespaceBirths {
   const model::PidNamespaces& spaces_;
   Arrival arrival_;
   std::map<Pid, Pid> outer_session_;  ///< of namespaces: the one from outside that processes of it are in
-  std::set<Pid> adopters_, siblings_;
+  std::set<Pid> adopters_;
+  std::map<Pid, std::set<Pid>> outer_groups_;  ///< that somebody has to be in at some time, led from outside of his
   std::string obstacle_;
   bool is_undecided_ = false;
 };
@@ -61,8 +67,5 @@ class NamespaceBirths {
 /// come into their namespaces (CreationTree::birth_groups): nobody can join one that is led from outside. A sentence: a
 /// group that somebody should have been born in is not that of his creator. Nothing: all is filled in.
 std::string defer_births(CreationTree&, const model::PidNamespaces&, const NamespaceBirths&);
-
-/// A tree with the same parents and sessions in one namespace, for messages about what contradicts itself anyway.
-model::Application without_pid_namespaces(const model::Application&, const model::PidNamespaces&);
 
 }  // namespace stasis::plan

@@ -35,7 +35,7 @@ class TreePlanner {
   CreationTree take_tree() { return std::move(tree_); }
   /// Why it is undecided: how far the search came, or what is not searched for.
   const std::string& undecided() const { return undecided_; }
-  /// Why it is not restorable, where pid namespaces have to do with it.
+  /// Why it is not restorable, where it is not because of some processes' parents.
   const std::string& contradiction() const { return contradiction_; }
 
  private:
@@ -144,14 +144,14 @@ class TreePlanner {
 
   bool is_found(Arrival arrival, const Births& likely) {
     births_.emplace(application_, spaces_, arrival);
-    tree_.adopters = births_->adopters(), tree_.siblings = births_->siblings();
+    tree_.adopters = births_->adopters();
     contradiction_ = births_->obstacle();
     undecided_.clear(), deferral_problem_.clear();
     if (!contradiction_.empty()) {
       if (births_->is_undecided()) undecided_ = contradiction_;
       return false;
     }
-    search_.emplace(tree_, lines_, *births_, limits_, [this] { return construct(); });
+    search_.emplace(tree_, lines_, *births_, limits_, [this] { return is_constructed(); });
     if (search_->take_over(likely) || search_->run()) return true;
     contradiction_ = conflict_;
     if (search_->gave_up()) {
@@ -167,16 +167,13 @@ class TreePlanner {
 
   // ---- sessions
 
-  /// One who has created siblings had the same parent.
   void add_dead_leaders() {
-    std::map<Pid, Pid> missing;  // their parents
+    std::set<Pid> missing;
     for (const auto& [pid, node] : tree_.nodes) {
-      if (exists(node.session) || inherited(node.session)) continue;
-      auto& parent = missing[node.session];
-      if (!spaces_.contains(spaces_.of(node.session), spaces_.of(node.parent))) parent = node.parent;
+      if (!exists(node.session) && !inherited(node.session)) missing.insert(node.session);
     }
-    for (const auto& [pid, parent] : missing) {
-      Node dead{pid, parent, pid, pid};
+    for (const Pid pid : missing) {
+      Node dead{pid, {}, pid, pid};
       dead.transient = true;
       tree_.nodes.emplace(pid, dead);
     }
@@ -188,12 +185,22 @@ class TreePlanner {
 
   // ---- the creation tree for fixed birth sessions
 
+  /// What a dead leader's parent would have to be is known with the births alone.
+  bool is_constructed() {
+    if (construct()) return true;
+    for (auto& [pid, node] : tree_.nodes) {
+      if (node.transient) node.parent = {};
+    }
+    return false;
+  }
+
   bool construct() {
     std::map<Pid, std::vector<Pid>> sessions;  // those born in each
     Before before;
     for (const auto& [pid, node] : tree_.nodes) {
       if (pid != tree_.root) sessions[born(pid)].push_back(pid);
     }
+    if (!find_siblings()) return false;
     for (const auto& [pid, node] : tree_.nodes) {
       if (!lines_.is_restricted(node)) continue;
       if (!constrain(node, before)) return false;
@@ -217,6 +224,24 @@ class TreePlanner {
     return deferral_problem_.empty();
   }
 
+  /// Who has created siblings has the same parent, and had it when he was dead already.
+  bool find_siblings() {
+    tree_.siblings.clear();
+    if (!spaces_.any()) return true;
+    for (const auto& [pid, node] : tree_.nodes) {
+      if (pid == tree_.root) continue;
+      for (Pid at = pid; births_->is_sibling(tree_.nodes.at(at), born(at)); at = born(at)) {
+        tree_.siblings.insert(at);
+        auto& elder = tree_.nodes.at(born(at));
+        if (elder.transient && !elder.has_parent()) elder.parent = node.parent;
+        if (elder.parent == node.parent) continue;
+        conflict_ = fmt::format("{} would have to be a sibling of {}, whose parent is another", pid, elder.pid);
+        return false;
+      }
+    }
+    return true;
+  }
+
   /// The final parent must be among the creators: within its own birth session that is an order in the block.
   bool constrain(const Node& node, Before& before) {
     const Pid above = born(node.parent), session = born(node.pid);
@@ -226,7 +251,8 @@ class TreePlanner {
       return false;
     }
     for (Pid at = session; spaces_.any() && at != above; at = tree_.born_session.at(at)) {
-      if (spaces_.of(at) == spaces_.of(node.parent)) continue;
+      const bool is_elder = !spaces_.contains(spaces_.of(at), spaces_.of(node.parent));
+      if (spaces_.of(at) == spaces_.of(node.parent) || is_elder) continue;
       conflict_ = fmt::format(
           "{}, who leads a session between {} and its parent {}, lives in another pid namespace "
           "than the parent",
@@ -259,28 +285,24 @@ class TreePlanner {
   Places places_of(Pid session, const std::vector<Pid>& members, Before& before) const {
     Places places;
     for (const Pid pid : members) {
-      const Pid by = births_->creators_space(tree_.nodes.at(pid));
+      const Pid by = births_->creators_space(tree_.nodes.at(pid), session);
       places[pid] = {spaces_.level(by), spaces_.level(spaces_.of(pid))};
       const bool init_is_there = by.value != 0 && by != leader_of_session(session) && born(by) == session;
-      if (init_is_there && before[pid].empty() && has_group_from(by, session, pid)) before[pid].insert(by);
+      if (init_is_there && before[pid].empty() && births_->can_init_create(by, session, pid)) before[pid].insert(by);
     }
     return places;
   }
 
-  /// Whether it can be in its group, if that is led from outside, when the init of its namespace creates it.
-  bool has_group_from(Pid init, Pid session, Pid pid) const {
-    const auto is_outside = [&](Pid group) { return !spaces_.contains(init, spaces_.of(group)); };
-    const Pid group = tree_.nodes.at(pid).group, inits = tree_.nodes.at(init).group;
-    return !is_outside(group) || group == (is_outside(inits) ? inits : session);
-  }
-
   bool can_create(Pid creator, Pid pid) {
     const auto& node = tree_.nodes.at(pid);
-    const Pid space = births_->creators_space(node);
+    const Pid session = born(pid), space = births_->creators_space(node, session);
     // Only to an init come those whom others have created from further outside.
     const bool from_outside = node.has_parent() && tree_.adopters.contains(node.parent);
-    const bool by_leader = !tree_.siblings.contains(pid) || creator == node.session;
-    if ((by_leader && spaces_.of(creator) == space) || (from_outside && spaces_.contains(spaces_.of(creator), space)))
+    const bool by_elder = (creator == session || tree_.siblings.contains(creator)) &&
+                          spaces_.contains(spaces_.of(creator), spaces_.born_in(pid));
+    if (tree_.siblings.contains(pid)
+            ? by_elder
+            : spaces_.of(creator) == space || (from_outside && spaces_.contains(spaces_.of(creator), space)))
       return true;
     conflict_ = fmt::format("{} would have to be created by {}, which lives in another pid namespace than its parent",
                             pid, creator);
@@ -310,12 +332,10 @@ Result<CreationTree> plan_tree(const model::Application& application, const Tree
   const auto verdict = TRY(planner.decide(likely));
   if (verdict == Verdict::undecided) return fail(Error::unsupported(operation, "undecided: " + planner.undecided()));
   if (verdict == Verdict::restorable) return planner.take_tree();
-  const model::PidNamespaces spaces(application);
-  const auto flat = spaces.any() ? without_pid_namespaces(application, spaces) : application;
-  const bool by_sessions = !spaces.any() || TRY(decide_tree(flat, limits)) == Verdict::not_restorable;
-  return fail(Error::conflict(operation, "no sequence of fork, setsid and exit leads to this tree; " +
-                                             (by_sessions ? describe_conflict(flat, smallest_conflict(flat, limits))
-                                                          : planner.contradiction())));
+  const auto conflict = smallest_conflict(application, limits);
+  return fail(Error::conflict(
+      operation, "no sequence of fork, setsid and exit leads to this tree; " +
+                     (conflict.empty() ? planner.contradiction() : describe_conflict(application, conflict))));
 }
 
 bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {

@@ -6,6 +6,7 @@
 // parent adopt the child (kernel/exit.c, find_new_reaper). A tree is restorable if and only if a creation tree exists.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -38,11 +39,23 @@ struct CreationTree {
   std::map<Pid, Pid> born_session;                ///< of leaders
   std::map<Pid, Pid> birth_groups;  ///< of those who come into a pid namespace in another than their creator's
   std::vector<Pid> deferred;  ///< who is born when the others are there: into a pid namespace from outside, in order
-  std::set<Pid> adopters;     ///< NamespaceBirths::adopters
-  std::set<Pid> siblings;     ///< NamespaceBirths::siblings
-  std::set<pid_t> taken;      ///< ids that no transient process may have
+  /// Who is in groups that are led from outside of its pid namespace, and not only from birth: whoever is its parent
+  /// then puts it into them.
+  struct Moves {
+    Pid born_in;
+    std::set<Pid> groups;
+  };
+  std::map<Pid, Moves> moved;
+  std::set<Pid> adopters;  ///< NamespaceBirths::adopters
+  std::set<Pid> siblings;  ///< NamespaceBirths::siblings
+  std::set<pid_t> taken;   ///< ids that no transient process may have
 
   bool is_leader(Pid pid) const { return nodes.at(pid).session == pid; }
+  /// Not created by its parent, or by that with the help of others.
+  bool comes_to_its_parent(Pid pid) const {
+    return creator.at(pid) != nodes.at(pid).parent || moved.contains(pid) ||
+           std::ranges::find(deferred, pid) != deferred.end();
+  }
 };
 
 struct TreeLimits {

@@ -3,21 +3,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 
+#include "model/pid_namespaces.h"
 #include "plan/shape.h"
 
 namespace stasis::plan {
 namespace {
 
-/// A child of the root is born anywhere: who becomes one makes no demand any more.
+/// A child of the root is born anywhere, one of another init in its pid namespace: who becomes one makes no demand any
+/// more. Who has come into a namespace from outside stays where he is: siblings that he has there have his parent.
 class Relaxation {
  public:
   Relaxation(const model::Application& application, const TreeLimits& limits)
       : bare_(renamed(application, {})), limits_{std::min(limits.search_steps, steps_of_one_question)} {
+    const model::PidNamespaces spaces(application);
     for (const auto& task : application.tasks) {
-      if (task.pid != application.root && task.parent != application.root) demanding_.push_back(task.pid);
+      const Pid space = spaces.of(task.parent), init = space.value == 0 ? application.root : space;
+      if (task.pid == application.root || task.parent == init || spaces.born_in(task.pid) != space) continue;
+      demanding_.push_back(task.pid);
+      inits_[task.pid] = init;
     }
   }
   const std::vector<Pid>& demanding() const { return demanding_; }
@@ -28,7 +35,8 @@ class Relaxation {
     --questions_left_;
     auto relaxed = bare_;
     for (auto& task : relaxed.tasks) {
-      if (task.pid != relaxed.root && !processes.contains(task.pid)) task.parent = relaxed.root;
+      const auto init = inits_.find(task.pid);
+      if (init != inits_.end() && !processes.contains(task.pid)) task.parent = init->second;
     }
     const auto verdict = decide_tree(relaxed, limits_);
     return verdict && *verdict == Verdict::not_restorable;
@@ -41,6 +49,7 @@ class Relaxation {
   const model::Application bare_;
   TreeLimits limits_;
   std::vector<Pid> demanding_;
+  std::map<Pid, Pid> inits_;  ///< of the namespaces that their parents live in
   size_t questions_left_ = 5000;
 };
 
@@ -92,10 +101,14 @@ std::string describe_conflict(const model::Application& application, const std::
     text += fmt::format("{}{} (in session {}, child of {} in session {})", text.empty() ? "" : ", ", pid, task.session,
                         task.parent, application.find(task.parent)->session);
   }
+  const bool nested =
+      std::ranges::any_of(application.tasks, [](const auto& task) { return !task.nested_pids.empty(); });
   return fmt::format(
       "{}: {}. Who has a parent was created below it, in the session that the parent was born in or in "
-      "one that was begun below that",
-      processes.size() == 1 ? "this process can have no history" : "these cannot have one history", text);
+      "one that was begun below that{}",
+      processes.size() == 1 ? "this process can have no history" : "these cannot have one history", text,
+      nested ? ", by a process of the parent's pid namespace or, if the parent is its init, of one further outside"
+             : "");
 }
 
 }  // namespace stasis::plan

@@ -13,10 +13,21 @@ TreeEmission::TreeEmission(Emission& out, const CreationTree& tree, TreeHooks ho
   for (const auto& [terminal, about] : out.application.terminals) {
     if (about.session.value != 0) terminals_[about.session] = terminal;
   }
+  for (const auto& [pid, node] : tree.nodes) {
+    if (node.group != pid) led_.insert(node.group);
+  }
   for (const auto& [pid, group] : tree.birth_groups) entered_.insert(out.spaces.of(group));
   for (const Pid pid : tree.deferred) {
     entries_[pid] = {};
     entered_.insert({out.spaces.of(tree.nodes.at(pid).parent), out.spaces.born_in(pid)});
+  }
+  const auto note_above = [&](Pid pid) {
+    while (pid != tree.root && above_deferred_.insert(tree.creator.at(pid)).second) pid = tree.creator.at(pid);
+  };
+  std::ranges::for_each(tree.deferred, note_above);
+  for (const auto& [pid, moves] : tree.moved) {
+    note_above(pid);
+    for (const Pid group : moves.groups) entered_.insert(out.spaces.of(group));
   }
   for (const auto* of : {&tree.before_setsid, &tree.children}) {
     for (const auto& [creator, children] : *of) find_families(creator, children);
@@ -36,6 +47,7 @@ Status TreeEmission::create() {
     TRY(enter(line, pid));
     TRY(grow(line));
   }
+  settle();
   return {};
 }
 
@@ -49,8 +61,12 @@ Status TreeEmission::grow(std::vector<Growing>& line) {
     } else {
       const Growing grown = std::move(last);
       line.pop_back();
-      unshare(grown);
-      if (grown.relay.value != 0) lift(grown);
+      const bool is_moved = tree_.moved.contains(grown.pid);
+      if (!is_moved) unshare(grown);
+      if (is_moved || (grown.relay.value != 0 && above_deferred_.contains(grown.pid)))
+        pending_.emplace(grown.pid, grown);
+      else if (grown.relay.value != 0)
+        lift(grown);
     }
   }
   return {};
@@ -68,6 +84,9 @@ Status TreeEmission::begin(std::vector<Growing>& line, Growing born) {
   TRY(hooks_.born(pid, born.origin));
   note_objects(pid);
   if (entered_.contains(pid)) out_.post(out_.process(pid), began(pid));
+  if (born.relay.value != 0) relays_[pid] = born.relay;
+  if (const auto moved = tree_.moved.find(pid); moved != tree_.moved.end())
+    groups_of_moved_[pid] = moved->second.born_in;
   born.children = &listed(tree_.before_setsid, pid);
   line.push_back(std::move(born));
   return {};
@@ -89,13 +108,17 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   auto& parent = line.back();
   const Pid creator = parent.pid;
   const auto& node = tree_.nodes.at(child);
+  if (!parent.is_past_setsid) put_creator(creator, child);
+  if (const auto moved = tree_.moved.find(child); moved != tree_.moved.end()) {
+    for (const Pid group : moved->second.groups) stand_in(creator, group);
+  }
   if (entries_.contains(child)) return await_entry(creator, child);
   if (family_of_.contains(child)) return spawn_from_holder(line, child);
   if (tree_.siblings.contains(child)) {
     TRY(giver_of(creator, child, {}));
     return spawn_sibling(line, creator, child);
   }
-  const bool moves = node.has_parent() && node.parent != creator;
+  const bool moves = node.has_parent() && (node.parent != creator || tree_.moved.contains(child));
   const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
   if (moves) {
     const Pid relay = fork_through_relay(creator, fork_of(creator, child));
@@ -110,16 +133,25 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   return begin(line, {child, creator, {giver, giver}});
 }
 
-/// By the leader of its session. Whoever adopts that one adopts it, too.
-Status TreeEmission::spawn_sibling(std::vector<Growing>& line, Pid leader, Pid child) {
-  out_.take_table(leader);
-  // Into a namespace further inside, and back: the leader has children of its own.
-  const Pid own = out_.spaces.of(leader), space = out_.spaces.born_in(child);
-  if (space != own) enter_space(leader, space);
-  out_.process(leader).add(birth_of<Clone>(leader, child));
-  if (space != own) out_.process(leader).add(EnterPidNamespace{leader});
+/// By the leader of the session that it is born in, or another sibling. Whoever adopts that one adopts it, too.
+Status TreeEmission::spawn_sibling(std::vector<Growing>& line, Pid elder, Pid child) {
+  out_.take_table(elder);
+  // Into a namespace further inside, and back: the elder has children of its own.
+  const Pid own = out_.spaces.of(elder), space = out_.spaces.born_in(child);
+  if (space != own) enter_space(elder, space);
+  out_.process(elder).add(birth_of<Clone>(elder, child));
+  if (space != own) out_.process(elder).add(EnterPidNamespace{elder});
+  return begin_sibling(line, elder, child);
+}
+
+/// A relay that is the elder's parent is the child's, too.
+Status TreeEmission::begin_sibling(std::vector<Growing>& line, Pid elder, Pid child) {
   note_parent_thread(child);
-  return begin(line, {child, leader, {leader, leader}});
+  if (const auto relay = relays_.find(elder); relay != relays_.end()) {
+    siblings_at_[relay->second].push_back(child);
+    relays_[child] = relay->second;
+  }
+  return begin(line, {child, elder, {elder, elder}});
 }
 
 Tid TreeEmission::thread_for(Pid creator, Pid child) const {
@@ -172,6 +204,12 @@ void TreeEmission::lift(const Growing& grown) {
   // The child must have done its own part: what it creates inherits nothing from its parent's identity, but its own
   // lifts need the ancestors it has now.
   out_.post(out_.process(child), lift + " grown");
+  if (const auto siblings = siblings_at_.extract(relay); !siblings.empty()) {
+    for (const Pid sibling : siblings.mapped()) {
+      out_.post(out_.process(sibling), lift + " grown");
+      relays_.erase(sibling);
+    }
+  }
   out_.await_all(out_.process(relay), lift + " grown");
   out_.process(relay).add(Exit{0});
   out_.process(grown.relay_of).add(Wait{relay});
@@ -183,6 +221,7 @@ void TreeEmission::lift(const Growing& grown) {
   out_.bereaved.insert(creator);
   out_.post(out_.process(ends ? creator : grown.relay_of), lift + " moved");
   out_.await_all(out_.process(adopter), lift + " moved");
+  relays_.erase(child);
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{false});
   out_.post(out_.process(adopter), lift);
   last_lift_ = lift;

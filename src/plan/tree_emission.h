@@ -53,7 +53,8 @@ class TreeEmission {
   Status begin(std::vector<Growing>& line, Growing born);
   void lead(Growing&);
   Status spawn(std::vector<Growing>& line, Pid child);
-  Status spawn_sibling(std::vector<Growing>& line, Pid leader, Pid child);
+  Status spawn_sibling(std::vector<Growing>& line, Pid elder, Pid child);
+  Status begin_sibling(std::vector<Growing>& line, Pid elder, Pid child);
   Pid fork_through_relay(Pid giver, const Fork& born);
   void lift(const Growing&);
   /// Event.
@@ -70,6 +71,15 @@ class TreeEmission {
   void stand_in(Pid creator, Pid group);
   void found_by(Pid parent, Pid group);
   void found_early(Pid group);
+  Pid porter_of(Pid creator, Pid child);
+  void join_early(Pid porter, Pid creator, Pid child);
+  Pid fork_inside(Pid porter, const Fork& born);
+  Pid clone_by(Pid porter, const Fork& born);
+  void end_sibling(Pid porter, Pid elder);
+  bool knows(Pid pid, Pid group) const { return out_.spaces.contains(out_.spaces.of(pid), out_.spaces.of(group)); }
+  void put_into(Pid pid, Pid group);
+  void put_creator(Pid creator, Pid child);
+  void settle();
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
   ObjectId born_with(Pid pid, size_t kind) const;
   bool share_at_birth(Pid a, Pid b, size_t kind) const;
@@ -90,11 +100,20 @@ class TreeEmission {
   HeldGroups held_groups_;
   std::set<Pid> founded_early_;
   struct Entry {
-    Pid creator, porter;
+    Pid porter;
     Fork birth;  ///< with what it is to have in common with its creator as he was then
   };
   std::map<Pid, Entry> entries_;  ///< of those whose births are deferred: each has a porter that waits for its time
   std::set<Pid> entered_;         ///< pid namespaces that somebody enters
+  std::map<Pid, Pid> relays_;     ///< of those who have not come to their final parents yet
+  std::map<Pid, std::vector<Pid>> siblings_at_;  ///< by relays, beside those whom these are for
+  std::map<Pid, Pid> groups_of_moved_;
+  std::set<Pid> led_;  ///< groups that others than their leaders are in
+  unsigned puts_ = 0;
+  /// Who has grown, and comes to its final parent only when all others have been born: as long as it is to be moved, or
+  /// creates any of them.
+  std::map<Pid, Growing> pending_;
+  std::set<Pid> above_deferred_;
   /// Siblings that share what their creator does not. A transient child of the creator has it in their place, and gives
   /// it to each: it is a copy of the creator that leads no session and stays nobody's parent.
   struct Family {

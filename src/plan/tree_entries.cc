@@ -1,6 +1,8 @@
 // Who comes into a pid namespace from outside, and the groups from outside that he is born in.
 #include <fmt/format.h>
 
+#include <ranges>
+
 #include "plan/tree_emission.h"
 
 namespace stasis::plan {
@@ -11,43 +13,80 @@ std::string founded_early(Pid group) { return fmt::format("early group {}", grou
 }  // namespace
 
 /// The child is born when all others are. A porter is forked already: later it would not have, from its creator, the
-/// session and the group that the child is to be born in.
+/// session and the group that the child is to be born in. If the creator comes into that group later, there is none
+/// yet.
 Status TreeEmission::await_entry(Pid creator, Pid child) {
   TRY(giver_of(creator, child, {}));
-  if (tree_.siblings.contains(child)) return {};  // the leader of its session stays where it is
   const auto group = tree_.birth_groups.find(child);
-  if (group != tree_.birth_groups.end()) stand_in(creator, group->second);
-  const Fork passing = out_.transient(creator);
-  Fork fork = birth_of<Fork>(creator, child);
-  fork.child_pid = passing.child_pid, fork.nested_pids = passing.nested_pids;
-  out_.take_table(creator);
-  out_.process(creator).add(fork);
-  entries_[child] = {creator, passing.child_pid, fork_of(creator, child)};
+  if (tree_.siblings.contains(child) && group == tree_.birth_groups.end()) return {};  // its elder stays where it is
+  if (group != tree_.birth_groups.end()) {
+    if (!knows(creator, group->second) && groups_of_moved_.at(creator) != group->second) return {};
+    stand_in(creator, group->second);
+  }
+  entries_[child] = {porter_of(creator, child), fork_of(creator, child)};
   return {};
 }
 
+Pid TreeEmission::porter_of(Pid creator, Pid child) {
+  const Fork passing = out_.transient(creator);
+  const auto add = [&](auto birth) {
+    birth.child_pid = passing.child_pid, birth.nested_pids = passing.nested_pids;
+    out_.take_table(creator);
+    out_.process(creator).add(birth);
+  };
+  if (tree_.siblings.contains(child))
+    add(birth_of<Clone>(creator, child));
+  else
+    add(birth_of<Fork>(creator, child));
+  return passing.child_pid;
+}
+
 /// creator → porter → child, or porter → relay → child where the child's parent is the init of a namespace that the
-/// creator is not in: the relay, who lives there, leaves it an orphan.
+/// creator is not in: the relay, who lives there, leaves it an orphan. Siblings have siblings for porters.
 Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
-  if (tree_.siblings.contains(child)) return spawn_sibling(line, tree_.creator.at(child), child);
-  const auto& [creator, porter, birth] = entries_.at(child);
-  const auto& spaces = out_.spaces;
-  const Pid parents = spaces.of(tree_.nodes.at(child).parent), own = spaces.born_in(child);
-  const Fork& born = birth;
+  const Pid creator = tree_.creator.at(child);
+  const bool is_sibling = tree_.siblings.contains(child);
+  if (entries_.at(child).porter.value == 0) {
+    if (is_sibling) return spawn_sibling(line, creator, child);
+    put_creator(creator, child);
+    entries_[child] = {porter_of(creator, child), fork_of(creator, child)};
+  }
+  const auto [porter, birth] = entries_.at(child);
   // What the porter opens for a moment is in the table that the child is to share: nobody else uses it now.
   const auto turn = fmt::format("turn of {}", porter), over = fmt::format("turn of {} is over", porter);
-  if (born.share_files) {
+  if (birth.share_files) {
     out_.take_table(creator);
     out_.post(out_.process(creator), turn);
     out_.await_all(out_.process(porter), turn);
   }
-  if (const auto group = tree_.birth_groups.find(child); group != tree_.birth_groups.end()) {
-    found_early(group->second);
-    out_.await_all(out_.process(porter), founded_early(group->second));
-    out_.process(porter).add(SetPgid{porter, group->second});
+  join_early(porter, creator, child);
+  const Pid giver = is_sibling ? clone_by(porter, birth) : fork_inside(porter, birth);
+  if (birth.share_files) {
+    out_.post(out_.process(giver), over);
+    out_.await_all(out_.process(creator), over);
   }
+  if (!is_sibling) return begin(line, {child, creator, {creator, creator}, giver, giver == porter ? creator : porter});
+  end_sibling(porter, creator);
+  return begin_sibling(line, creator, child);
+}
+
+/// The group that the child is to be born in.
+void TreeEmission::join_early(Pid porter, Pid creator, Pid child) {
+  const auto group = tree_.birth_groups.find(child);
+  if (group == tree_.birth_groups.end() || !knows(creator, group->second)) return;
+  found_early(group->second);
+  out_.await_all(out_.process(porter), founded_early(group->second));
+  out_.process(porter).add(SetPgid{porter, group->second});
+}
+
+/// Who has created it is returned.
+Pid TreeEmission::fork_inside(Pid porter, const Fork& born) {
+  const auto& spaces = out_.spaces;
+  const Pid creators = spaces.of(tree_.creator.at(born.child_pid)), own = spaces.born_in(born.child_pid);
+  const auto& node = tree_.nodes.at(born.child_pid);
+  const Pid parents = node.has_parent() ? spaces.of(node.parent) : creators;
   Pid relay = porter;
-  if (spaces.of(creator) != parents) {
+  if (creators != parents) {
     enter_space(porter, parents);
     const Fork passing = out_.transient_in(parents);
     Fork fork = born;
@@ -56,11 +95,65 @@ Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
   }
   if (own != parents) enter_space(relay, own);
   out_.process(relay).add(born);
-  if (born.share_files) {
-    out_.post(out_.process(relay), over);
-    out_.await_all(out_.process(creator), over);
+  return relay;
+}
+Pid TreeEmission::clone_by(Pid porter, const Fork& born) {
+  const Pid creators = out_.spaces.of(tree_.creator.at(born.child_pid)), own = out_.spaces.born_in(born.child_pid);
+  if (own != creators) enter_space(porter, own);
+  out_.process(porter).add(Clone{born.child_pid, born.nested_pids, born.new_pid_namespace, born.share_files,
+                                 born.share_fs, born.share_handlers, born.share_memory});
+  return porter;
+}
+
+/// Whoever is the elder's parent as yet waits for it.
+void TreeEmission::end_sibling(Pid porter, Pid elder) {
+  const auto relay = relays_.find(elder);
+  const Pid parent = relay == relays_.end() ? tree_.nodes.at(elder).parent : relay->second;
+  const auto done = fmt::format("porter {} is done", porter);
+  out_.post(out_.process(porter), done);
+  out_.await_all(out_.process(parent), done);
+  out_.process(porter).add(Exit{0});
+  out_.process(parent).add(Wait{porter});
+  out_.bereaved.insert(parent);
+}
+
+/// By its parent as yet, in the same session: that has not been the one to stay with since birth (TreeEmission::spawn).
+void TreeEmission::put_into(Pid pid, Pid group) {
+  auto& now = groups_of_moved_.at(pid);
+  if (now == group) return;
+  now = group;
+  found_early(group);
+  const Pid parent = relays_.at(pid);
+  const auto ready = fmt::format("{} can be put into group {}, {}", pid, group, ++puts_), done = ready + ", and is";
+  auto one = out_.process(pid), other = out_.process(parent);
+  out_.await_all(other, founded_early(group));
+  out_.post(one, ready);
+  out_.await_all(other, ready);
+  other.add(SetPgid{pid, group});
+  out_.post(other, done);
+  out_.await_all(one, done);
+}
+
+/// The child has its group from him alone.
+void TreeEmission::put_creator(Pid creator, Pid child) {
+  const auto group = tree_.birth_groups.find(child);
+  if (group != tree_.birth_groups.end() && !knows(creator, group->second)) put_into(creator, group->second);
+}
+
+/// All are born. Who leads a group that others are in leaves it to one of them who stays there.
+void TreeEmission::settle() {
+  const auto order = birth_order(tree_);
+  for (const Pid pid : std::views::reverse(order)) {
+    const auto grown = pending_.find(pid);
+    if (grown == pending_.end()) continue;
+    if (tree_.moved.contains(pid)) {
+      const Pid group = tree_.nodes.at(pid).group;
+      if (!knows(pid, group) && led_.contains(pid)) found_early(pid);
+      if (!knows(pid, group)) put_into(pid, group);
+      unshare(grown->second);
+    }
+    if (grown->second.relay.value != 0) lift(grown->second);
   }
-  return begin(line, {child, creator, {creator, creator}, relay, relay == porter ? creator : porter});
 }
 
 void TreeEmission::enter_space(Pid runner, Pid space) {
@@ -104,6 +197,7 @@ void TreeEmission::found_early(Pid group) {
     return found_by(porter, group);
   }
   if (leader->second.session == group || !founded_early_.insert(group).second) return;
+  if (const auto moved = groups_of_moved_.find(group); moved != groups_of_moved_.end()) moved->second = group;
   out_.process(group).add(SetPgid{group, group});
   if (leader->second.group != group) {
     const Fork holder = out_.transient(group);

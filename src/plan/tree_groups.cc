@@ -67,6 +67,11 @@ class Groups {
     return !out_.spaces.contains(out_.spaces.of(pid), out_.spaces.of(group));
   }
 
+  /// It has been put where it cannot go by itself, and somebody else stays in its group.
+  bool has_left(Pid id) const {
+    return tree_.nodes.contains(id) && leaves(id) && is_born_into(id, tree_.nodes.at(id).group);
+  }
+
   void found(Pid id, Group& group) {
     const auto held = held_.find(id);
     if (held != held_.end()) {
@@ -82,7 +87,7 @@ class Groups {
     }
     group.is_safe = group.helper.holder.value != 0 || !leaves(id);
     const bool is_founded = held != held_.end() && !tree_.nodes.contains(id);
-    if (!is_founded) out_.process(id).add(SetPgid{id, id});
+    if (!is_founded && !has_left(id)) out_.process(id).add(SetPgid{id, id});
     out_.post(out_.process(id), founded(id));
   }
 
@@ -100,7 +105,7 @@ class Groups {
   void move_leaders() {
     std::set<Pid> left;
     for (const auto& [id, group] : groups_) {
-      if (tree_.nodes.contains(id) && leaves(id)) left.insert(id);
+      if (tree_.nodes.contains(id) && leaves(id) && !has_left(id)) left.insert(id);
     }
     while (!left.empty()) {
       auto next = std::ranges::find_if(left, [&](Pid pid) { return groups_.at(pid).is_safe; });

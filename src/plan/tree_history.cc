@@ -181,13 +181,6 @@ class History {
     if (!spaces.empty()) places_[id] = {space, nested};
     return nested;
   }
-  /// Whoever comes into a namespace from outside comes in his session's group, or in one that his creator leads where
-  /// the session is led, too: with others, not all trees are decided.
-  bool may_leave_namespace(const Task& task) const {
-    const auto session = places_.find(task.session.value);
-    const Pid session_space = session == places_.end() ? Pid{} : session->second.space;
-    return task.group == task.session || (task.group == task.pid && session_space == task.pid_namespace);
-  }
   bool can_name(const Task& task, Pid id) const {
     const auto place = places_.find(id.value);
     return contains(task.pid_namespace, place == places_.end() ? Pid{} : place->second.space);
@@ -225,7 +218,7 @@ class History {
     if (pid_namespaces_ && pick(6) == 0) return fork_into(task);
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
-    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0 && may_leave_namespace(task);
+    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0;
     if (fork.new_pid_namespace) above_[fork.child_pid] = task.pid_namespace;
     const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
     fork.nested_pids = take_place(fork.child_pid.value, space);
@@ -242,7 +235,7 @@ class History {
                          found->second.state != model::TaskState::zombie;
       if (lives && init != task.pid_namespace && contains(task.pid_namespace, init)) below.push_back(init);
     }
-    if (below.empty() || !may_leave_namespace(task)) return;
+    if (below.empty()) return;
     const Pid space = below[pick(below.size())];
     Fork fork;
     fork.child_pid = Pid{fresh_number()};
@@ -277,13 +270,12 @@ class History {
     if (task.session == task.pid) return;
     const Pid member = any_neighbour(task);
     const Pid group = pick(4) == 0 ? task.pid : tasks_.at(member).group;
-    if (!can_name(task, group)) return;
-    const Task& parent = tasks_.at(task.parent);
-    const bool by_parent = pick(2) == 0 && parent.session == task.session && !is_init(task);
-    add(by_parent ? parent.pid : task.pid, SetPgid{task.pid, group});
-    use(task.group.value, -1);
-    task.group = group;
-    use(task.group.value, 1);
+    const auto parent = tasks_.find(task.parent);
+    const bool by_parent = pick(2) == 0 && parent != tasks_.end() && parent->second.session == task.session;
+    if (!can_name(by_parent ? parent->second : task, group)) return;
+    add(by_parent ? parent->first : task.pid, SetPgid{task.pid, group});
+    use(group.value, 1);
+    use(std::exchange(task.group, group).value, -1);
   }
 
   /// Of its session; a child more often than others, because only in such groups is an init of its own namespace's.

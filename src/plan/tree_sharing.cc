@@ -135,8 +135,8 @@ void TreeEmission::find_families(Pid creator, const std::vector<Pid>& children) 
 /// The eldest could create the others (CLONE_PARENT) if it stays what it is born as.
 bool TreeEmission::needs_holder(Pid creator, const std::vector<Pid>& family) const {
   return tree_.is_leader(family.front()) || std::ranges::any_of(family, [&](Pid member) {
-           return tree_.nodes.at(member).parent != creator || out_.spaces.is_init(member) ||
-                  thread_for(creator, member) != leader_of(creator);
+           return tree_.nodes.at(member).parent != creator || tree_.moved.contains(member) ||
+                  out_.spaces.is_init(member) || thread_for(creator, member) != leader_of(creator);
          });
 }
 

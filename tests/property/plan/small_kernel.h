@@ -25,6 +25,7 @@ inline constexpr int most_pids = 7;  ///< beside 0, which is the init
 struct Process {
   bool exists = false, zombie = false;
   int parent = 0, session = 0, group = 0;
+  int space = 0;  ///< the init of its pid namespace; of one that is gone: of that of a session or group with its number
 };
 
 /// Of the init, in session and group 0, and of those with the pids from 1.
@@ -54,7 +55,7 @@ inline Word word_of(const State& state) {
     const auto& process = state[p];
     const int bits =
         process.exists ? process.parent | process.session << 3 | process.group << 6 | (process.zombie ? 1 << 9 : 0) : p;
-    word[p - 1] = static_cast<uint16_t>(bits);
+    word[p - 1] = static_cast<uint16_t>(bits | process.space << 10);
   }
   return word;
 }
@@ -63,6 +64,7 @@ inline State state_of(const Word& word) {
   for (int p = 1; p <= most_pids; ++p) {
     const int bits = word[p - 1], parent = bits & 7;
     if (parent != p) state[p] = {true, (bits >> 9 & 1) != 0, parent, bits >> 3 & 7, bits >> 6 & 7};
+    state[p].space = bits >> 10 & 7;
   }
   return state;
 }
@@ -86,6 +88,7 @@ inline State renamed(const State& state, const Renaming& name) {
     const auto& process = state[p];
     if (process.exists)
       made[name[p]] = {true, process.zombie, name[process.parent], name[process.session], name[process.group]};
+    made[name[p]].space = name[process.space];
   }
   return made;
 }
@@ -112,14 +115,17 @@ class Canonical {
     for (int p = 1; p <= most_pids; ++p) {
       const auto& process = state_[p];
       // A number that nobody has comes last, and there is nothing to tell it from others of its kind.
-      colours_[p] = is_free(state_, p) ? last
-                                       : (process.exists ? 2 : 0) + (process.zombie ? 4 : 0) +
-                                             (process.session == p ? 8 : 0) + (process.group == p ? 16 : 0);
+      colours_[p] = is_free(state_, p)
+                        ? last
+                        : (process.exists ? 2 : 0) + (process.zombie ? 4 : 0) + (process.session == p ? 8 : 0) +
+                              (process.group == p ? 16 : 0) + (process.space == p ? 32 : 0);
     }
     for (int round = 0; round < 3; ++round) {
       auto next = colours_;
       for (int p = 1; p <= most_pids; ++p) {
         const auto& process = state_[p];
+        if (process.space != 0)
+          next[p] += mix(colours_[process.space] + 7), next[process.space] += mix(colours_[p] + 8);
         if (!process.exists) continue;
         next[p] +=
             mix(colours_[process.parent] + 1) + mix(colours_[process.session] + 2) + mix(colours_[process.group] + 3);
@@ -163,7 +169,17 @@ inline Word canonical(const State& state) { return Canonical(state).word(); }
 struct Rules {
   int pids = most_pids;                ///< so many beside the init, helpers included
   bool groups = true, zombies = true;  ///< without: nobody calls setpgid; who ends is waited for at once
+  bool spaces = false;                 ///< pid namespaces nested in the init's own
 };
+
+/// A namespace is named by its init, whose parent lives in the one above.
+inline bool is_init(const State& state, int p) { return state[p].exists && state[p].space == p; }
+inline bool contains(const State& state, int outer, int inner) {
+  for (int at = inner;; at = state[state[at].parent].space) {
+    if (at == outer) return true;
+    if (at == 0) return false;
+  }
+}
 
 /// Calls `visit` with every state that one operation leads to.
 template <typename Visit>
@@ -196,13 +212,24 @@ class Step {
     return std::ranges::any_of(now_, [&](const Process& q) { return q.exists && holds(q); });
   }
 
-  /// Also as a sibling (CLONE_PARENT), which an init has not.
+  /// Also as a sibling (CLONE_PARENT), which an init has not. In its own pid namespace, or in one below that it can
+  /// enter for a moment (setns), or in a new one.
   void fork(int p) {
     int child = 1;
     while (child <= rules_.pids && !is_free(now_, child)) ++child;
     if (child > rules_.pids) return;
-    with([&](State& next) { next[child] = {true, false, p, now_[p].session, now_[p].group}; });
-    if (p != 0) with([&](State& next) { next[child] = {true, false, now_[p].parent, now_[p].session, now_[p].group}; });
+    const auto bear = [&](int parent, int space) {
+      with([&](State& next) { next[child] = {true, false, parent, now_[p].session, now_[p].group, space}; });
+    };
+    const bool has_siblings = !is_init(now_, p), bears_inits = rules_.spaces;
+    for (int space = 0; space <= rules_.pids; ++space) {
+      const bool lives = is_init(now_, space) && !now_[space].zombie;
+      if (!lives || !contains(now_, now_[p].space, space)) continue;
+      bear(p, space);
+      if (has_siblings) bear(now_[p].parent, space);
+    }
+    if (bears_inits) bear(p, child);
+    if (bears_inits && has_siblings && now_[now_[p].parent].space == now_[p].space) bear(now_[p].parent, child);
   }
   /// Refused to leaders, and as long as there is a group of that number, whoever is in it.
   void set_sid(int p) {
@@ -210,31 +237,53 @@ class Step {
     with([&](State& next) { next[p].session = next[p].group = p; });
   }
   /// By itself or, for a zombie too, by its parent in the same session. A group of another number must have a member in
-  /// the session; whether one who leads it, and whether alive, does not matter.
+  /// the session, whether one who leads it, and whether alive, does not matter; and the number must be known in the pid
+  /// namespace of whoever calls.
   void set_pgid(int p) {
     const auto& process = now_[p];
-    if (process.session == p || (process.zombie && now_[process.parent].session != process.session)) return;
+    if (process.session == p) return;
+    const bool by_parent = now_[process.parent].session == process.session;
     for (int group = 0; group <= rules_.pids; ++group) {
       const bool may_join =
           group == p || anybody([&](const Process& q) { return q.group == group && q.session == process.session; });
-      if (may_join && group != process.group) with([&](State& next) { next[p].group = group; });
+      const auto knows = [&](int by) { return contains(now_, now_[by].space, now_[group].space); };
+      if (may_join && group != process.group && ((!process.zombie && knows(p)) || (by_parent && knows(process.parent))))
+        with([&](State& next) { next[p].group = group; });
     }
   }
-  /// Children, zombies among them, go to whichever ancestor is the nearest subreaper then. Without any, to none.
+  /// Children, zombies among them, go to whichever ancestor is the nearest subreaper then, in the same pid namespace;
+  /// or to its init. The end of an init is that of all in its namespace, here when they are gone already; it waits
+  /// until no number is in use there.
   void exit(int p) {
     const bool has_children = anybody([&](const Process& q) { return q.parent == p; });
+    if (is_init(now_, p) && has_others(p)) return;
     for (int reaper = now_[p].parent;; reaper = now_[reaper].parent) {
+      const bool is_last = reaper == 0 || now_[reaper].space != now_[p].space;
+      const int taker = is_last ? now_[p].space : reaper;
       with([&](State& next) {
         for (int child = 1; child <= rules_.pids; ++child)
-          if (next[child].exists && next[child].parent == p) next[child].parent = reaper;
+          if (next[child].exists && next[child].parent == p) next[child].parent = taker;
         next[p].zombie = true;
-        if (!rules_.zombies) next[p] = {};
+        if (!rules_.zombies) bury(next, p);
       });
-      if (reaper == 0 || !has_children) return;
+      if (is_last || !has_children) return;
+    }
+  }
+  bool has_others(int init) const {
+    for (int id = 1; id <= rules_.pids; ++id)
+      if (id != init && !is_free(now_, id) && contains(now_, init, now_[id].space)) return true;
+    return false;
+  }
+  /// Its number keeps its place as long as it is in use; one of an init only where others may see it.
+  static void bury(State& state, int p) {
+    state[p] = {.space = is_init(state, p) ? state[state[p].parent].space : state[p].space};
+    for (auto& process : state) {
+      const auto id = static_cast<int>(&process - state.data());
+      if (is_free(state, id)) process = {};
     }
   }
   void reap(int p) {
-    with([&](State& next) { next[p] = {}; });
+    with([&](State& next) { bury(next, p); });
   }
 
   const State& now_;

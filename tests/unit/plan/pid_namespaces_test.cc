@@ -189,6 +189,67 @@ TEST(NestedNamespaces, HaveDeadGroupsLedFromInside) {
             "restorable");
 }
 
+constexpr const char* in_circle = R"(, {"pid": 2, "ppid": 4, "pgid": 2, "sid": 1, "nested_pids": [2]},
+                                       {"pid": 3, "ppid": 5, "pgid": 3, "sid": 1, "nested_pids": [2]},
+                                       {"pid": 4, "ppid": 1, "pgid": 3, "sid": 1, "nested_pids": [1]},
+                                       {"pid": 5, "ppid": 1, "pgid": 2, "sid": 1, "nested_pids": [1]})";
+
+/// An outer parent can put whom it has created into groups that these cannot name, one after the other.
+TEST(NestedNamespaces, ArePutIntoGroupsFromOutside) {
+  // Two outer groups on one line of births.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 1},
+                          {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 1, "pgid": 4, "sid": 1, "nested_pids": [2], "pid_namespace": 5},
+                          {"pid": 7, "ppid": 6, "pgid": 1, "sid": 1, "nested_pids": [3]},
+                          {"pid": 8, "ppid": 6, "pgid": 9, "sid": 1, "nested_pids": [4], "state": "zombie"},
+                          {"pid": 10, "ppid": 7, "pgid": 10, "sid": 10, "nested_pids": [5]})"),
+            "restorable");
+  // Before it leads a session, and in groups whose leaders are dead, one in a namespace between.
+  EXPECT_EQ(decision(R"(, {"pid": 4, "ppid": 1, "pgid": 4, "sid": 1},
+                          {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 6, "ppid": 5, "pgid": 6, "sid": 6, "nested_pids": [2, 1]},
+                          {"pid": 7, "ppid": 6, "pgid": 12, "sid": 1, "nested_pids": [3, 2]},
+                          {"pid": 8, "ppid": 6, "pgid": 13, "sid": 1, "nested_pids": [4, 3]},
+                          {"pid": 9, "ppid": 6, "pgid": 6, "sid": 6, "nested_pids": [5, 4]})",
+                     R"(, "dead_leaders": [{"pid": 12, "nested_pids": [6], "pid_namespace": 5},
+                                           {"pid": 13, "nested_pids": [7], "pid_namespace": 5}])"),
+            "restorable");
+  // Who leads a group inside, and belongs to one outside.
+  EXPECT_EQ(decision(R"(, {"pid": 2, "ppid": 1, "pgid": 3, "sid": 1},
+                          {"pid": 3, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                          {"pid": 4, "ppid": 3, "pgid": 3, "sid": 1, "nested_pids": [2]})"),
+            "restorable");
+  // Each of two inits is in a group that is led from the other's namespace.
+  EXPECT_EQ(decision(in_circle), "restorable");
+  // Its parent is inside, too: nobody can put it back.
+  EXPECT_THAT(decision(R"(, {"pid": 2, "ppid": 1, "pgid": 4, "sid": 1},
+                            {"pid": 3, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]},
+                            {"pid": 4, "ppid": 3, "pgid": 1, "sid": 1, "nested_pids": [2]})"),
+              HasSubstr("which it cannot come back to"));
+}
+
+/// The parent has the session that its children are born in from a sibling, and creates them before it leads its own.
+/// Another is between them that has not come to its final parent when the last are born.
+TEST(NestedNamespaces, HaveParentsFromElsewhere) {
+  EXPECT_EQ(decision(R"(, {"pid": 2, "ppid": 3, "pgid": 4, "sid": 4, "nested_pids": [2, 1]},
+                          {"pid": 3, "ppid": 1, "pgid": 3, "sid": 3, "nested_pids": [3], "pid_namespace": 5},
+                          {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4, "nested_pids": [4], "pid_namespace": 5},
+                          {"pid": 5, "ppid": 1, "pgid": 5, "sid": 1, "nested_pids": [1]})"),
+            "restorable");
+  EXPECT_EQ(decision(R"(, {"pid": 2, "ppid": 1, "pgid": 1, "sid": 1},
+                          {"pid": 3, "ppid": 1, "pgid": 3, "sid": 3},
+                          {"pid": 4, "ppid": 3, "pgid": 4, "sid": 3},
+                          {"pid": 5, "ppid": 2, "pgid": 4, "sid": 3, "nested_pids": [1]})"),
+            "restorable");
+  // A sibling in a group of another sibling's, which only a porter among them can have.
+  EXPECT_EQ(decision(R"(, {"pid": 2, "ppid": 1, "pgid": 2, "sid": 2, "nested_pids": [1]},
+                          {"pid": 3, "ppid": 2, "pgid": 3, "sid": 3, "nested_pids": [2, 1]},
+                          {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4, "nested_pids": [3], "pid_namespace": 2},
+                          {"pid": 5, "ppid": 4, "pgid": 5, "sid": 4, "nested_pids": [4]},
+                          {"pid": 6, "ppid": 1, "pgid": 5, "sid": 4, "nested_pids": [5, 2], "pid_namespace": 3})"),
+            "restorable");
+}
+
 std::string init_ended_by(int signal) {
   return R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie", "exit_signal": )" +
          std::to_string(signal) + "}";
