@@ -401,8 +401,10 @@ class MappingPlanner {
       plan_.lazy->each_needed(*plan_.space, mapping, page, [&](const PageLocation& part) { needed.push_back(part); });
     });
     for (const PageLocation& page : needed) {
+      // What stasis writes is allocated as it comes: where it is released from the images meanwhile, both together must
+      // not become more than they were.
       auto into = sink();
-      populate(into, page.range);
+      if (!page.through_stasis) populate(into, page.range);
     }
     PageLoader loader(out_, plan_.pid);
     for (const PageLocation& page : needed) loader.load(page, page.range.begin);
