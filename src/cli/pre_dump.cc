@@ -75,7 +75,7 @@ Status pre_dump(const Options& options, const Session& session) {
   fault_point("committed");
   rounds.complete(session);
   write_dump_statistics(session, statistics);
-  if (options.auto_dedup && !options.page_server.use) TRY(release_superseded(images, session));
+  if (options.auto_dedup && !options.page_server.use) release_superseded_of(images, session);
   session.log().info("Pre-dumping finished successfully");
   return {};
 }

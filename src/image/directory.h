@@ -77,6 +77,12 @@ class Directory {
   /// Null: nothing is encrypted.
   const std::shared_ptr<const Encryption>& encryption() const { return encryption_; }
 
+  /// Its parents are read with these keys: those that it is opened with by unlock(), or given here for one that is
+  /// written.
+  void read_parents_with(std::shared_ptr<const KeyRing> keys) { keys_ = std::move(keys); }
+  /// Images that belong to these, opened with the same keys.
+  Result<Directory> open_related(const std::string& path) const { return unlock(path, keys_); }
+
   /// The directory that holds `file`, a path relative to this one: "parent/parent/pages-1.img".
   Result<Directory> holding(std::string_view file) const;
 

@@ -1,6 +1,7 @@
 #include "memory/consumed_pages.h"
 
 #include <algorithm>
+#include <set>
 
 namespace stasis::memory {
 namespace {
@@ -102,9 +103,23 @@ Status ConsumedPages::release(const std::string& name, AddressRange pages) {
                          blocks ? std::span<const Block>(blocks->blocks()) : std::span<const Block>());
   }
   for (const AddressRange& range : file.pending->done(pages)) {
-    has_begun_ = true;
+    TRY(begin());
     TRY(release.release(range));
   }
+  return {};
+}
+
+/// Whoever leads to the pages needs them as well: pagemaps refer to nothing that the parent's pagemap does not list.
+Status ConsumedPages::begin() {
+  if (has_begun_) return {};
+  std::set<std::string> levels;
+  for (const auto& [name, ranges] : needed_) {
+    levels.insert("");
+    for (size_t slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1))
+      levels.insert(name.substr(0, slash + 1));
+  }
+  for (const std::string& level : levels) TRY(mark_released(TRY(directory_.holding(level))));
+  has_begun_ = true;
   return {};
 }
 
@@ -116,12 +131,12 @@ Result<PageRelease*> ConsumedPages::opened(const std::string& name, File& file) 
 void ConsumedPages::release_rest() {
   const std::lock_guard lock(mutex_);
   const auto rest = [this](const std::string& name, const std::vector<AddressRange>& needed) -> Status {
+    TRY(begin());
     auto& release = *TRY(opened(name, files_.at(name)));
     for (const AddressRange& range : TRY(stored_ranges(directory_, name, needed))) TRY(release.release(range));
     return {};
   };
   for (const auto& [name, needed] : needed_) {
-    has_begun_ = true;
     if (auto released = rest(name, needed); !released && !trouble_) trouble_ = std::move(released).error();
   }
 }

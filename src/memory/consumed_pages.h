@@ -67,6 +67,7 @@ class ConsumedPages {
     std::optional<PageRelease> release;
   };
   explicit ConsumedPages(const image::Directory& directory) : directory_(directory) {}
+  Status begin();
   Status release(const std::string& name, AddressRange pages);
   Result<PageRelease*> opened(const std::string& name, File& file) const;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "image/names.h"
+#include "memory/increments.h"
 #include "memory/needed_pages.h"
 #include "memory/page_release.h"
 #include "memory/sent_pages.h"
@@ -24,6 +25,15 @@ Status release_all_but(PageRelease& file, const std::vector<AddressRange>& kept,
   return {};
 }
 
+/// Whether a parent, at `prefix`, needs pages that the newest checkpoint does not.
+Result<bool> loses_pages(const image::Directory& parent, const std::string& prefix, const NeededPages& needed) {
+  for (const auto& [file, ranges] : TRY(needed_pages(parent))) {
+    const auto kept = needed.find(prefix + file);
+    if (kept == needed.end() || !subtract(ranges, kept->second).empty()) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Result<DedupStats> release_superseded(const image::Directory& directory) {
@@ -39,7 +49,7 @@ Result<DedupStats> release_superseded(const image::Directory& directory) {
   for (auto level = TRY(directory.holding("")); level.has("parent");) {
     prefix += "parent/";
     level = TRY(directory.holding(prefix));
-    if (level.encryption()) break;
+    if (!level.has(released_marker) && TRY(loses_pages(level, prefix, needed))) TRY(mark_released(level));
     for (const std::string& file : TRY(level.list())) {
       const auto parsed = image::parse_name(file);
       if (!parsed || parsed->kind->pattern != "pages-{}") continue;

@@ -26,29 +26,27 @@ Status punch(int fd, AddressRange range, const std::string& name) {
   return {};
 }
 
-Status mark(const image::Directory& directory) {
+}  // namespace
+
+Status mark_released(const image::Directory& directory) {
   const UniqueFd fd(
       openat(directory.fd(), released_marker, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
   return fd.valid() ? Status{} : fail_errno("create image", directory.path() + "/" + released_marker);
 }
 
-}  // namespace
-
 Result<PageRelease> PageRelease::open(const image::Directory& directory, const std::string& file) {
-  auto holding = TRY(directory.holding(file));
+  const auto holding = TRY(directory.holding(file));
   const std::string base = file.substr(file.rfind('/') + 1);  // npos + 1 is 0
   UniqueFd fd(openat(holding.fd(), base.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   struct stat status{};
   if (!fd.valid() || fstat(fd.get(), &status) < 0) return fail_errno("open image to release pages of it", file);
-  return PageRelease(std::move(fd), static_cast<uint64_t>(status.st_size), std::move(holding), file);
+  return PageRelease(std::move(fd), static_cast<uint64_t>(status.st_size), file);
 }
 
 Status PageRelease::probe() const { return punch(fd_.get(), {page_up(size_), page_up(size_) + page_size}, name_); }
 
 Status PageRelease::release(AddressRange range) {
   if (range.empty()) return {};
-  if (!marked_) TRY(mark(directory_));
-  marked_ = true;
   TRY(punch(fd_.get(), range, name_));
   for (const uint64_t edge : {range.begin, range.end})
     if (edge % page_size != 0) TRY(release_if_empty({page_down(edge), page_up(edge)}));

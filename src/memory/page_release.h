@@ -11,8 +11,11 @@
 namespace stasis::memory {
 
 /// Stands in a directory whose pages files lack pages that its own pagemaps speak of: they alone are no checkpoint any
-/// more. Where there was a page of plain images there are zeros, which nobody could tell from a page of zeros.
+/// more. Where there was a page of plain images there are zeros, which nobody could tell from a page of zeros. The
+/// pages may have been those of its parents: it has to be put into each directory on the way to them.
 inline constexpr const char* released_marker = "pages-released.img";
+/// Puts it there. Before the first page is released.
+Status mark_released(const image::Directory&);
 
 /// A pages file, open to be punched (FALLOC_FL_PUNCH_HOLE): it keeps its length.
 class PageRelease {
@@ -30,15 +33,12 @@ class PageRelease {
   uint64_t size() const { return size_; }
 
  private:
-  PageRelease(UniqueFd fd, uint64_t size, image::Directory directory, std::string name)
-      : fd_(std::move(fd)), size_(size), directory_(std::move(directory)), name_(std::move(name)) {}
+  PageRelease(UniqueFd fd, uint64_t size, std::string name) : fd_(std::move(fd)), size_(size), name_(std::move(name)) {}
   Status release_if_empty(AddressRange page) const;
 
   UniqueFd fd_;
   uint64_t size_;
-  image::Directory directory_;  ///< that holds it
   std::string name_;
-  bool marked_ = false;
 };
 
 }  // namespace stasis::memory

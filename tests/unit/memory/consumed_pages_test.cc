@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <sys/stat.h>
 
+#include "memory/increments.h"
 #include "scratch.h"
 
 namespace stasis::memory {
@@ -106,6 +107,20 @@ TEST(ConsumedPages, are_missed_afterwards) {
   EXPECT_THAT(runs.error().message(), HasSubstr("have been released"));
   ASSERT_TRUE(images.directory.begin());  // a new dump into the same directory
   EXPECT_FALSE(images.directory.has(released_marker));
+}
+
+TEST(ConsumedPages, of_parents_are_missed_too) {
+  Images parent;
+  const auto child = parent.scratch.directory("child");
+  write_pagemap(child, "7", 1, {{16 * page_size, 40, 1}});
+  ASSERT_TRUE(link_parent(child, ".."));
+  const auto consumed = ConsumedPages::open(child);
+  ASSERT_TRUE(consumed) << consumed.error().message();
+  (*consumed)->expect("parent/pages-1.img", pages(0, 40));
+  (*consumed)->done("parent/pages-1.img", pages(0, 40));
+  EXPECT_EQ(held(parent.file), 0u);
+  EXPECT_FALSE(read_pagemap(child, "7")) << "it has no page of its own that could be missed";
+  EXPECT_FALSE(read_pagemap(parent.directory, "7"));
 }
 
 TEST(ConsumedPages, of_blocks_leave_nothing_between_them) {
