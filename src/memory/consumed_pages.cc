@@ -12,14 +12,6 @@ AddressRange whole_pages(AddressRange range) {
 
 AddressRange common(AddressRange a, AddressRange b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
-/// Neighbours become one: each is a system call.
-void append(std::vector<AddressRange>& ranges, AddressRange next) {
-  if (!ranges.empty() && ranges.back().end == next.begin)
-    ranges.back().end = next.end;
-  else
-    ranges.push_back(next);
-}
-
 }  // namespace
 
 PendingReads::PendingReads(std::vector<AddressRange> reads, std::span<const Block> blocks) {
@@ -56,7 +48,7 @@ void PendingReads::gather(const std::vector<AddressRange>& reads, std::span<cons
 
 std::vector<AddressRange> PendingReads::done(AddressRange read) {
   read = whole_pages(read);
-  std::vector<AddressRange> free, released;
+  std::vector<AddressRange> free;
   auto part = std::ranges::upper_bound(parts_, read.begin, {}, [](const Part& p) { return p.pages.end; });
   for (; part != parts_.end() && part->pages.begin < read.end; ++part) {
     const AddressRange here = common(read, part->pages);
@@ -66,9 +58,8 @@ std::vector<AddressRange> PendingReads::done(AddressRange read) {
     else if (part->pending == 0)
       free.push_back(part->stored);
   }
-  std::ranges::sort(free);  // blocks lie in any order
-  for (const AddressRange& range : free) append(released, range);
-  return released;
+  merge(free);  // blocks lie in any order, and each range is a system call
+  return free;
 }
 
 Result<std::unique_ptr<ConsumedPages>> ConsumedPages::open(const image::Directory& directory) {

@@ -6,9 +6,6 @@
 #include "memory/pages.h"
 
 namespace stasis::memory {
-namespace {
-
-/// Sorted, and each stretch once.
 void merge(std::vector<AddressRange>& ranges) {
   std::ranges::sort(ranges);
   std::vector<AddressRange> merged;
@@ -20,8 +17,6 @@ void merge(std::vector<AddressRange>& ranges) {
   }
   ranges = std::move(merged);
 }
-
-}  // namespace
 
 Result<NeededPages> needed_pages(const image::Directory& directory) {
   NeededPages needed;
