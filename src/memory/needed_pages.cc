@@ -6,6 +6,7 @@
 #include "memory/pages.h"
 
 namespace stasis::memory {
+
 void merge(std::vector<AddressRange>& ranges) {
   std::ranges::sort(ranges);
   std::vector<AddressRange> merged;
