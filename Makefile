@@ -39,6 +39,7 @@ bench: deps
 	$(MAKE) build
 	bench/run --stasis $(BUILD)/stasis $(if $(CRIU),--criu $(CRIU))
 	$(BUILD)/bench/plan_trees
+	$(BUILD)/bench/filters
 
 lint:
 	scripts/lint

@@ -1,7 +1,7 @@
 // What the benchmark dumps: `subject processes N`, `threads N`, `descriptors N`, `memory MIB`, `connections N`,
-// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `lazy MIB FILE`, `pause MIB`. Prints
-// "ready" once set up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for which it did not run
-// since the one before.
+// `kind NAME N` (so many descriptors of one kind), `small`, `increments MIB FILE`, `random MIB FILE`, `lazy MIB FILE`,
+// `pause MIB`. Prints "ready" once set up. With `pause` it prints at each SIGUSR1 the longest time in nanoseconds for
+// which it did not run since the one before.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -154,6 +154,56 @@ static int write_in_rounds(size_t size, const char* path) {
   }
 }
 
+/// Of a page that was written last in that round. Does not compress.
+static void fill_page(char* page, uint64_t number, uint64_t round) {
+  uint64_t value = (number + 1) * 0x9e3779b97f4a7c15 ^ (round + 1) * 0xd1b54a32d192ed03;
+  for (size_t at = 0; at < 4096; at += sizeof value) {
+    value ^= value << 13, value ^= value >> 7, value ^= value << 17;
+    memcpy(page + at, &value, sizeof value);
+  }
+}
+
+struct RandomReport {
+  volatile uint64_t rounds_written, pages_wrong;
+};
+
+/// At each SIGUSR1 looks at all pages, and then writes a tenth of them, chosen at random.
+static int write_at_random(size_t size, const char* path) {
+  const size_t pages = size / 4096;
+  auto* memory = static_cast<char*>(mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* written = static_cast<uint32_t*>(calloc(pages, sizeof(uint32_t)));
+  const int file = open(path, O_RDWR | O_CREAT, 0600);
+  if (memory == MAP_FAILED || written == nullptr || file < 0 || ftruncate(file, sizeof(RandomReport)) != 0) return 3;
+  void* mapped = mmap(nullptr, sizeof(RandomReport), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (mapped == MAP_FAILED) return 3;
+  auto* report = static_cast<RandomReport*>(mapped);
+  for (size_t page = 0; page < pages; ++page) fill_page(memory + page * 4096, page, 0);
+  sigset_t wanted;
+  sigemptyset(&wanted);
+  sigaddset(&wanted, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &wanted, nullptr);
+  printf("ready\n");
+  fflush(stdout);
+  unsigned seed = 1;
+  for (uint32_t round = 1;; ++round) {
+    int signal = 0;
+    sigwait(&wanted, &signal);
+    uint64_t wrong = 0;
+    char expected[4096];
+    for (size_t page = 0; page < pages; ++page) {
+      fill_page(expected, page, written[page]);
+      if (memcmp(memory + page * 4096, expected, sizeof expected) != 0) ++wrong;
+    }
+    report->pages_wrong = report->pages_wrong + wrong;
+    for (size_t i = 0; i < pages / 10; ++i) {
+      const size_t page = static_cast<size_t>(rand_r(&seed)) % pages;
+      written[page] = round;
+      fill_page(memory + page * 4096, page, round);
+    }
+    report->rounds_written = round;
+  }
+}
+
 /// Notes in the file when it ran again after it had not run for a while, in nanoseconds of the monotonic clock.
 static int note_return(size_t size, const char* path) {
   const int file = open(path, O_RDWR | O_CREAT, 0600);
@@ -200,6 +250,8 @@ int main(int argc, char** argv) {
     if (map_full(static_cast<size_t>(count) << 20) == nullptr) return 3;
   } else if (strcmp(what, "increments") == 0) {
     return argc < 4 ? 2 : write_in_rounds(static_cast<size_t>(count) << 20, argv[3]);
+  } else if (strcmp(what, "random") == 0) {
+    return argc < 4 ? 2 : write_at_random(static_cast<size_t>(count) << 20, argv[3]);
   } else if (strcmp(what, "lazy") == 0) {
     return argc < 4 ? 2 : note_return(static_cast<size_t>(count) << 20, argv[3]);
   }

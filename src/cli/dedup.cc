@@ -19,9 +19,6 @@ struct Options {
 
 Status dedup(const Options& options, const Session& session) {
   const auto images = TRY(open_images(options.common.images_dir, options.keys));
-  if (images.encryption())
-    return fail(Error::unsupported("release superseded pages",
-                                   "pages of encrypted images must stay: holes are not authentic", images.path()));
   return release_superseded(images, session);
 }
 
@@ -31,6 +28,14 @@ Status release_superseded(const image::Directory& images, const Session& session
   const auto stats = TRY(memory::release_superseded(images));
   session.log().info("{} KiB released in {} pages files of parents", stats.bytes >> 10, stats.files);
   return {};
+}
+
+void release_superseded_of(const image::Directory& written, const Session& session) {
+  if (!written.has("parent")) return;
+  // As readers see them: with keys and a manifest.
+  const auto images = written.open_related(written.path());
+  const Status released = images ? release_superseded(*images, session) : fail(images.error());
+  if (!released) session.log().warn("--auto-dedup has not released what is superseded: {}", released.error().message());
 }
 
 void add_dedup(CLI::App& app, Action& chosen, Face) {

@@ -255,8 +255,7 @@ Status dump(const Options& options, const Session& session) {
   until_exit(std::move(tree));
   write_dump_statistics(session, statistics);
   // Not earlier: a dump that fails needs its parents whole. A page server has its own --auto-dedup.
-  if (options.storage.auto_dedup && !images.encryption() && !options.page_server.use)
-    TRY(release_superseded(images, session));
+  if (options.storage.auto_dedup && !options.page_server.use) release_superseded_of(images, session);
   session.log().info("Dumping finished successfully");
   return {};
 }

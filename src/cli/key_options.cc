@@ -35,7 +35,12 @@ void add_storage_options(CLI::App& app, StorageOptions& options) {
       ->type_name("KEY|FILE")
       ->allow_extra_args(false)
       ->needs(encrypt);
-  app.add_option("--key-file", options.key_files, "A shared key that reads encrypted images (stasis keygen --shared)")
+  app.add_option("--key-file", options.key_files,
+                 "A shared key that reads encrypted images, and their parents (stasis keygen --shared)")
+      ->type_name("FILE")
+      ->allow_extra_args(false)
+      ->needs(encrypt);
+  app.add_option("--identity", options.identities, "Read encrypted parent images with the identity in this file")
       ->type_name("FILE")
       ->allow_extra_args(false)
       ->needs(encrypt);
@@ -47,10 +52,13 @@ Result<image::Directory> open_for_writing(const std::string& path, const Storage
   auto directory = TRY(image::Directory::open(path));
   if (!options.compress.empty()) directory.compress(TRY(memory::parse_compression(options.compress)));
   if (!options.encrypt) return directory;
-  image::KeyRing ring;
-  for (const auto& recipient : options.recipients) TRY(ring.add_recipient(recipient));
-  for (const auto& file : options.key_files) TRY(ring.add_shared_key(file));
-  TRY(directory.encrypt(ring));
+  auto ring = std::make_shared<image::KeyRing>();
+  for (const auto& recipient : options.recipients) TRY(ring->add_recipient(recipient));
+  for (const auto& file : options.key_files) TRY(ring->add_shared_key(file));
+  for (const auto& file : options.identities) TRY(ring->add_identity(file));
+  TRY(directory.encrypt(*ring));
+  ring->recipients.clear();  // they read nothing here
+  directory.read_parents_with(std::move(ring));
   return directory;
 }
 

@@ -27,10 +27,11 @@ struct StorageOptions {
   std::string compress;  ///< zstd, zstd:19, lz4; empty: not at all
   bool encrypt = false;
   std::vector<std::string> recipients, key_files;
+  std::vector<std::string> identities;  ///< read encrypted parents
   bool auto_dedup = false;
 };
 
-/// --compress, --encrypt, --recipient, --key-file and --auto-dedup of dump.
+/// --compress, --encrypt, --recipient, --key-file, --identity and --auto-dedup of dump.
 void add_storage_options(CLI::App&, StorageOptions&);
 /// Opens the directory of a dump, which writes as the options say.
 Result<image::Directory> open_for_writing(const std::string& path, const StorageOptions&);

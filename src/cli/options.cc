@@ -49,6 +49,11 @@ void add_format_option(CLI::App& app, std::string& format) {
   app.add_option("--format", format, "text, json or dot")->check(CLI::IsMember({"text", "json", "dot"}));
 }
 
+void refuse_lazy_dedup(bool lazy_pages, bool auto_dedup) {
+  if (!lazy_pages || !auto_dedup) return;
+  throw CLI::ValidationError("--auto-dedup", "goes not with --lazy-pages, whose daemon still needs the images");
+}
+
 uint64_t parse_size(const std::string& text) {
   uint64_t number = 0;
   const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);

@@ -61,6 +61,8 @@ void add_log_options(CLI::App&, CommonOptions&);
 CLI::Option* add_switch(CLI::App&, const std::string& names, bool& value, const std::string& description);
 /// --inherit-fd of restore and plan.
 void add_inherit_option(CLI::App&, std::vector<std::string>& given);
+/// What comes later is read by somebody else, who releases nothing: the two do not go together.
+void refuse_lazy_dedup(bool lazy_pages, bool auto_dedup);
 /// --format of a program: plan::to_form.
 void add_format_option(CLI::App&, std::string& format);
 

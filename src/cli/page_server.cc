@@ -43,7 +43,8 @@ Status store(memory::Stream& stream, const Options& options, const Session& sess
   end_connection(stream, options.transfer, session);
   if (!options.auto_dedup) return {};
   if (!received.sealed) return release_superseded(images, session);
-  session.log().warn("--auto-dedup has released nothing: pages of encrypted images must stay");
+  session.log().warn(
+      "--auto-dedup has released nothing: which pages encrypted images need, only who has a key can tell");
   return {};
 }
 

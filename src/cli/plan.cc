@@ -14,10 +14,12 @@ struct Options {
   CheckpointPolicy policy;
   KeyOptions keys;
   std::string format = "text";
+  bool auto_dedup = false;
 };
 
 Result<std::string> planned(const Options& options, const Session& session) {
-  const auto images = TRY(open_images(options.common.images_dir, options.keys));
+  auto images = TRY(open_images(options.common.images_dir, options.keys));
+  if (options.auto_dedup) images.consume_pages();
   const auto checkpoint = TRY(load_checkpoint(images, session, options.policy));
   TRY(verify(checkpoint, session));
   return plan::to_form(checkpoint.program, options.format);
@@ -34,6 +36,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   command->add_option("--file-validation", options->policy.file_validation, "As for restore")
       ->check(CLI::IsMember({"filesize", "buildid", "checksum"}));
   add_switch(*command, "--lazy-pages", options->policy.lazy_pages, "As for restore");
+  add_switch(*command, "--auto-dedup", options->auto_dedup, "As for restore");
   add_switch(*command, "--tcp-established", options->policy.tcp_established,
              "As for restore; so unless --no- is given");
   add_switch(*command, "--tcp-close", options->policy.tcp_close, "As for restore");
@@ -41,6 +44,7 @@ void add_plan(CLI::App& app, Action& chosen, Face) {
   add_inherit_option(*command, options->policy.inherit_fd);
   command->add_option("--plan-cache", options->policy.plan_cache, "As for restore")->type_name("DIR");
   command->callback([options, &chosen] {
+    refuse_lazy_dedup(options->policy.lazy_pages, options->auto_dedup);
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) -> Status {
         fmt::print("{}\n", TRY(planned(*options, session)));

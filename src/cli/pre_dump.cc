@@ -4,6 +4,7 @@
 
 #include "capture/round.h"
 #include "cli/criu_options.h"
+#include "cli/dedup.h"
 #include "cli/fault_points.h"
 #include "cli/progress.h"
 #include "cli/rounds.h"
@@ -23,6 +24,7 @@ struct Options {
   PageServerOptions page_server;
   pid_t tree = 0;
   std::string mode = "splice";
+  bool auto_dedup = false;
 };
 
 /// criu's numbers, in the inventory.
@@ -73,6 +75,7 @@ Status pre_dump(const Options& options, const Session& session) {
   fault_point("committed");
   rounds.complete(session);
   write_dump_statistics(session, statistics);
+  if (options.auto_dedup && !options.page_server.use) release_superseded_of(images, session);
   session.log().info("Pre-dumping finished successfully");
   return {};
 }
@@ -90,6 +93,8 @@ void add_pre_dump(CLI::App& app, Action& chosen, Face) {
       ->add_option("--pre-dump-mode", options->mode,
                    "splice or read: accepted as criu does; pages are always read while the tree runs")
       ->check(CLI::IsMember({"splice", "read"}));
+  add_switch(*command, "--auto-dedup", options->auto_dedup,
+             "Release pages in the parent images that this round has anew (stasis dedup)");
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

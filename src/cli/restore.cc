@@ -20,6 +20,7 @@
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "memory/check_images.h"
+#include "memory/consumed_pages.h"
 #include "memory/lazy_link.h"
 #include "plan/lazy_memory.h"
 #include "resource/codec.h"
@@ -33,7 +34,7 @@ struct Options {
   RestoreOptions restore;
   NetworkRestoreOptions network;
   KeyOptions keys;
-  bool exec_cmd = false;
+  bool exec_cmd = false, auto_dedup = false;
   int fail_at_command = -1;
 };
 
@@ -82,6 +83,36 @@ class NetworkOpening {
   bool was_locked_ = false;
 };
 
+/// --auto-dedup: pages that processes have are given back to the file system. Says what has become of the images.
+class Consumption {
+ public:
+  explicit Consumption(const Session& session) : session_(session) {}
+  ~Consumption() {
+    if (!pages_ || is_complete_ || !pages_->has_begun()) return;
+    session_.log().error("Pages have been released (--auto-dedup): these images cannot be restored again");
+  }
+  Consumption(const Consumption&) = delete;
+  Consumption& operator=(const Consumption&) = delete;
+
+  Status begin(const image::Directory& images) {
+    if (images.consumes_pages()) pages_ = TRY_IN("prepare --auto-dedup", memory::ConsumedPages::open(images));
+    return {};
+  }
+  void complete() {
+    is_complete_ = true;
+    if (!pages_) return;
+    pages_->release_rest();
+    if (const auto trouble = pages_->trouble())
+      session_.log().warn("--auto-dedup has not released all pages: {}", trouble->message());
+  }
+  memory::ConsumedPages* pages() const { return pages_.get(); }
+
+ private:
+  const Session& session_;
+  std::unique_ptr<memory::ConsumedPages> pages_;
+  bool is_complete_ = false;
+};
+
 /// From here on the daemon alone is answerable for the memory that is missing.
 Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root, const model::Application& application) {
   const auto needed = plan::needed_at_once(application, {});
@@ -96,7 +127,8 @@ Status leave_memory_to(memory::LazyDaemon& daemon, pid_t root, const model::Appl
 }
 
 Result<pid_t> restore(const Options& options, const Session& session) {
-  const auto images = TRY(open_images(options.common.images_dir, options.keys));
+  auto images = TRY(open_images(options.common.images_dir, options.keys));
+  if (options.auto_dedup) images.consume_pages();
   const auto& checkpoint = until_exit(
       TRY(load_checkpoint(images, session,
                           {options.restore.shell_job, options.network.tcp_established, options.network.tcp_close,
@@ -104,6 +136,8 @@ Result<pid_t> restore(const Options& options, const Session& session) {
                            options.restore.lazy_pages})));
   // Pages are deciphered while the tree is built. That they are what was written is known before it begins.
   TRY_IN("check the encrypted images", memory::check_images(images));
+  Consumption consumption(session);
+  TRY(consumption.begin(images));
   std::optional<memory::LazyDaemon> daemon;
   if (options.restore.lazy_pages) {
     TRY(kernel::MissingPages::probe());
@@ -117,6 +151,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   execution.leave_stopped = options.restore.leave_stopped;
   execution.fail_at_command = options.fail_at_command;
   execution.verify = [&] { return verify(checkpoint, session); };
+  execution.consumed = consumption.pages();
   execution.before_resume = [&](pid_t root) -> Status {
     TRY(pidfile.write(root));
     return session.run_scripts("post-restore", root);
@@ -136,6 +171,7 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   TRY(tree->resume());
   if (daemon) TRY(daemon->complete());
   pidfile.keep();
+  consumption.complete();
   RestoreStatistics statistics = checkpoint.pages;
   statistics.forking_us = built - start;
   statistics.restore_us = session.microseconds();
@@ -180,6 +216,8 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
              "Take session and terminal from the shell we run under");
   add_switch(*command, "--lazy-pages", options->restore.lazy_pages,
              "Let the tree run before its memory is there: `stasis lazy-pages` brings it");
+  add_switch(*command, "--auto-dedup", options->auto_dedup,
+             "Release pages of the images as they are restored: they cannot be restored again");
   add_network_options_of_restore(*command, options->network);
   add_key_options(*command, options->keys);
   command
@@ -194,6 +232,7 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests
   add_criu_options(*command);
   command->callback([options, &chosen] {
+    refuse_lazy_dedup(options->restore.lazy_pages, options->auto_dedup);
     if (options->exec_cmd == options->restore.exec_cmd.empty()) {
       throw CLI::ValidationError("--exec-cmd", "goes with a command after --");
     }

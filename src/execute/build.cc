@@ -328,7 +328,7 @@ class Tree final : public BuiltTree {
                              .has_failed = [this] { return area_->failed() != 0; },
                              .cancel = [this] { area_->cancel(); },
                              .host_pid = [this](Pid pid) { return host_pid(pid); }};
-    const Decoding decoding(program_, lowered_, images, scene);
+    const Decoding decoding(program_, lowered_, images, scene, options_.consumed);
     const Owing owing(program_, lowered_, scene, options_.hand_over);
     run_supervisor();
     host_root_ = spawned_root();

@@ -98,8 +98,8 @@ Status write_file(int fd, uint64_t position, std::span<const uint8_t> bytes) {
 }  // namespace
 
 Decoding::Decoding(const plan::Program& program, const Lowered& lowered, const image::Directory& images,
-                   RequestScene scene)
-    : program_(program), lowered_(lowered), images_(images), scene_(std::move(scene)) {
+                   RequestScene scene, memory::ConsumedPages* consumed)
+    : program_(program), lowered_(lowered), images_(images), scene_(std::move(scene)), consumed_(consumed) {
   for (const auto& request : lowered_.decodings.all) {
     auto job = std::make_unique<Job>();
     job->request = &request;
@@ -112,6 +112,7 @@ Decoding::Decoding(const plan::Program& program, const Lowered& lowered, const i
       job->file = file->file, job->offset = file->offset, job->length = file->length;
       job->fd = file->fd, job->path = file->path, job->position = file->position;
     }
+    if (consumed_ != nullptr) consumed_->expect(job->file, {job->offset, job->offset + job->length});
     unasked_.push_back(job.get());
     jobs_.push_back(std::move(job));
   }
@@ -235,6 +236,8 @@ Status Decoding::fill(Worker& worker, const Piece& piece) {
 
 void Decoding::finish(const Piece& piece) {
   Job& job = *piece.job;
+  if (consumed_ != nullptr && !scene_.has_failed())
+    consumed_->done(job.file, {piece.offset, piece.offset + piece.length});
   const std::lock_guard lock(mutex_);
   job.filled += piece.length;
   if (job.filled < job.length) return;

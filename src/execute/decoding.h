@@ -22,14 +22,17 @@
 #include "execute/requests.h"
 #include "image/directory.h"
 #include "memory/block_file.h"
+#include "memory/consumed_pages.h"
 #include "plan/program.h"
 
 namespace stasis::execute {
 
 class Decoding {
  public:
-  /// Nothing is started where the program decodes nothing. All arguments must outlive it.
-  Decoding(const plan::Program&, const Lowered&, const image::Directory&, RequestScene);
+  /// Nothing is started where the program decodes nothing. All arguments must outlive it. `consumed` is told of what
+  /// has been read; null: nobody is.
+  Decoding(const plan::Program&, const Lowered&, const image::Directory&, RequestScene,
+           memory::ConsumedPages* consumed);
   ~Decoding();
   Decoding(const Decoding&) = delete;
   Decoding& operator=(const Decoding&) = delete;
@@ -67,6 +70,7 @@ class Decoding {
   const Lowered& lowered_;
   const image::Directory& images_;
   const RequestScene scene_;
+  memory::ConsumedPages* const consumed_;
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Job>> jobs_;

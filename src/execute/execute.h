@@ -13,6 +13,7 @@
 #include "base/result.h"
 #include "image/directory.h"
 #include "kernel/missing_pages.h"
+#include "memory/consumed_pages.h"
 #include "model/application.h"
 #include "plan/program.h"
 
@@ -33,6 +34,8 @@ struct ExecuteOptions {
   bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
   /// Verifies the Program, beside getting ready to run it: nobody is created unless it says that it may be run.
   std::function<Status()> verify;
+  /// Told of pages that have been read, where they are released (Directory::consume_pages).
+  memory::ConsumedPages* consumed = nullptr;
   /// Called once for each address space of which pages are owed (OWE_PAGES), by a thread of its own.
   std::function<Status(OwedPages)> hand_over;
   /// Called when all tasks are complete, none runs, with the root's pid as we see it. An error undoes the restore.

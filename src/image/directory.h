@@ -63,6 +63,11 @@ class Directory {
   void compress(Compression how) { compression_ = std::move(how); }
   const Compression& compression() const { return compression_; }
 
+  /// Pages that are read from now on are given back to the file system once everybody who needs them has them
+  /// (memory/consumed_pages.h).
+  void consume_pages() { consumes_pages_ = true; }
+  bool consumes_pages() const { return consumes_pages_; }
+
   /// Where pages that are written from now on go. Null: into the directory.
   void store_pages_in(std::shared_ptr<PageStore> store) { page_store_ = std::move(store); }
   const std::shared_ptr<PageStore>& page_store() const { return page_store_; }
@@ -71,6 +76,12 @@ class Directory {
   Status encrypt(const KeyRing& recipients);
   /// Null: nothing is encrypted.
   const std::shared_ptr<const Encryption>& encryption() const { return encryption_; }
+
+  /// Its parents are read with these keys: those that it is opened with by unlock(), or given here for one that is
+  /// written.
+  void read_parents_with(std::shared_ptr<const KeyRing> keys) { keys_ = std::move(keys); }
+  /// Images that belong to these, opened with the same keys.
+  Result<Directory> open_related(const std::string& path) const { return unlock(path, keys_); }
 
   /// The directory that holds `file`, a path relative to this one: "parent/parent/pages-1.img".
   Result<Directory> holding(std::string_view file) const;
@@ -98,6 +109,7 @@ class Directory {
   UniqueFd fd_;
   std::string path_;
   Compression compression_;
+  bool consumes_pages_ = false;
   std::shared_ptr<PageStore> page_store_;
   std::shared_ptr<const Encryption> encryption_;
   std::shared_ptr<const KeyRing> keys_;  ///< for the parents

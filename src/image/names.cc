@@ -49,6 +49,7 @@ constexpr std::array kinds{
     raw("pages-{}"),
     headed(records("page-blocks-{}", "PAGE_BLOCKS", 0x53424c4b, "page_blocks_entry"), "page_blocks_head"),  // ours
     headed(records("sent-pagemap-{}", "SENT_PAGEMAP", 0x544e5353, "pagemap_entry"), "pagemap_head"),        // ours
+    raw("pages-released"),                                                                                  // ours
     records("manifest", "MANIFEST", 0x4e4d4653, "manifest_entry"),                                          // ours
     records("seccomp", "SECCOMP", 0x64413049, "seccomp_entry"),
     records("cgroup", "CGROUP", 0x59383330, "cgroup_entry"),

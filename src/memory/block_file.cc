@@ -149,7 +149,7 @@ Status BlockFile::Reader::check(size_t index) {
 }
 
 namespace {
-uint64_t end_of(const Block& block) { return (block.first_page + block.pages) * page_size; }
+uint64_t end_of(const Block& block) { return block.range().end; }
 }  // namespace
 
 uint64_t BlockFile::piece_length(uint64_t offset, uint64_t wanted, uint64_t limit) const {

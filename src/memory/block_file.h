@@ -21,6 +21,8 @@ struct Block {
   uint32_t length = 0;
 
   BlockPlace place(uint64_t number) const { return {number, first_page, pages}; }
+  AddressRange range() const { return {first_page * page_size, (first_page + pages) * page_size}; }  ///< of the pages
+  AddressRange stored() const { return {offset, offset + length}; }                                  ///< of the file
 };
 
 /// "page-blocks-3.img".

@@ -5,6 +5,7 @@
 #include "base/parallel.h"
 #include "image/encryption.h"
 #include "memory/block_file.h"
+#include "memory/needed_pages.h"
 
 namespace stasis::memory {
 namespace {
@@ -13,6 +14,7 @@ constexpr size_t blocks_at_once = 128;  ///< by one thread: 8 MiB
 
 struct Part {
   const BlockFile* file = nullptr;
+  const std::vector<AddressRange>* needed = nullptr;
   size_t first = 0, end = 0;
 };
 
@@ -29,11 +31,13 @@ Status check_file(const image::Directory& directory, const std::string& file) {
 
 Status check_pages(const Part& part) {
   auto reader = TRY(part.file->reader());
-  for (size_t index = part.first; index < part.end; ++index) TRY(reader.check(index));
+  for (size_t index = part.first; index < part.end; ++index)
+    if (is_needed(*part.needed, part.file->blocks()[index])) TRY(reader.check(index));
   return {};
 }
 
-Status check_level(const image::Directory& directory) {
+/// The directory is that which `prefix` leads to from the one that is checked.
+Status check_level(const image::Directory& directory, const std::string& prefix, const NeededPages& needed) {
   std::vector<std::string> others;
   std::vector<std::unique_ptr<BlockFile>> pages;
   for (const std::string& file : directory.encryption()->files()) {
@@ -43,9 +47,12 @@ Status check_level(const image::Directory& directory) {
       others.push_back(file);
   }
   std::vector<Part> parts;
-  for (const auto& file : pages)
+  for (const auto& file : pages) {
+    const auto found = needed.find(prefix + file->name());
+    if (found == needed.end()) continue;
     for (size_t first = 0, count = file->blocks().size(); first < count; first += blocks_at_once)
-      parts.push_back({file.get(), first, std::min(first + blocks_at_once, count)});
+      parts.push_back({file.get(), &found->second, first, std::min(first + blocks_at_once, count)});
+  }
   TRY(parallel_for(others.size(), [&](size_t index) { return check_file(directory, others[index]); }));
   return parallel_for(parts.size(), [&](size_t index) { return check_pages(parts[index]); }, 1);
 }
@@ -54,9 +61,13 @@ Status check_level(const image::Directory& directory) {
 
 Status check_images(const image::Directory& directory) {
   if (!directory.encryption()) return {};
-  TRY(check_level(directory));
-  if (directory.encryption()->parent_id().empty()) return {};
-  return check_images(TRY(directory.holding("parent/")));
+  const NeededPages needed = TRY(needed_pages(directory));
+  auto level = TRY(directory.holding(""));
+  for (std::string prefix;; prefix += "parent/") {
+    TRY(check_level(level, prefix, needed));
+    if (level.encryption()->parent_id().empty()) return {};
+    level = TRY(level.holding("parent/"));
+  }
 }
 
 }  // namespace stasis::memory

@@ -1,90 +1,38 @@
 #include "memory/dedup.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <map>
-
-#include <fmt/format.h>
 
 #include "image/names.h"
-#include "memory/block_file.h"
-#include "memory/pages.h"
+#include "memory/increments.h"
+#include "memory/needed_pages.h"
+#include "memory/page_release.h"
 #include "memory/sent_pages.h"
 
 namespace stasis::memory {
 namespace {
 
-/// Ranges of pages, by pages file ("parent/pages-1.img"), as offsets of the pages as they were.
-using Needed = std::map<std::string, std::vector<AddressRange>>;
-
-Result<Needed> needed_of_parents(const image::Directory& directory) {
-  Needed needed;
-  for (const std::string& suffix : TRY(list_pagemaps(directory))) {
-    for (const StoredRun& run : TRY(read_pagemap(directory, suffix))) {
-      if (!run.in_file() || run.directory.empty()) continue;
-      needed[run.directory + image::file_name("pages-{}", run.pages_id)].push_back(
-          {run.file_offset, run.file_offset + run.range.size()});
-    }
+Status release_all_but(PageRelease& file, const std::vector<AddressRange>& kept, DedupStats& stats) {
+  const uint64_t before = TRY(file.bytes_used());
+  uint64_t at = 0;
+  for (const AddressRange& range : kept) {
+    TRY(file.release({at, range.begin}));
+    at = range.end;
   }
-  for (auto& [file, ranges] : needed) std::ranges::sort(ranges);
-  return needed;
+  TRY(file.release({at, file.size()}));
+  const uint64_t after = TRY(file.bytes_used());
+  stats.bytes += before - std::min(before, after);
+  ++stats.files;
+  return {};
 }
 
-bool touches(const std::vector<AddressRange>& ranges, const AddressRange& one) {
-  const auto next = std::ranges::upper_bound(ranges, one.begin, {}, &AddressRange::end);
-  return next != ranges.end() && next->begin < one.end;
+/// Whether a parent, at `prefix`, needs pages that the newest checkpoint does not.
+Result<bool> loses_pages(const image::Directory& parent, const std::string& prefix, const NeededPages& needed) {
+  for (const auto& [file, ranges] : TRY(needed_pages(parent))) {
+    const auto kept = needed.find(prefix + file);
+    if (kept == needed.end() || !subtract(ranges, kept->second).empty()) return true;
+  }
+  return false;
 }
-
-/// Where what is needed lies in the file: whole blocks of it, if it is stored in blocks. Ascending.
-Result<std::vector<AddressRange>> stored_ranges(const image::Directory& directory, const std::string& file,
-                                                const std::vector<AddressRange>& needed) {
-  if (!BlockFile::is_one(directory, file)) return needed;
-  std::vector<AddressRange> stored;
-  const auto blocks = TRY(BlockFile::open(directory, file));
-  for (const Block& block : blocks->blocks()) {
-    const uint64_t begin = block.first_page * page_size;
-    if (touches(needed, {begin, begin + block.pages * page_size}))
-      stored.push_back({block.offset, block.offset + block.length});
-  }
-  std::ranges::sort(stored);
-  return stored;
-}
-
-class Puncher {
- public:
-  Puncher(int fd, const std::string& name, DedupStats& stats) : fd_(fd), name_(name), stats_(stats) {}
-
-  /// Adjacent pages go in one call.
-  Status release(uint64_t begin, uint64_t end) {
-    if (begin >= end) return {};
-    if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(begin),
-                  static_cast<off_t>(end - begin)) < 0)
-      return fail_errno("release superseded pages", name_);
-    return {};
-  }
-
-  Status all_but(const std::vector<AddressRange>& kept) {
-    struct stat before{}, after{};
-    if (fstat(fd_, &before) < 0) return fail_errno("fstat", name_);
-    uint64_t at = 0;
-    for (const AddressRange& range : kept) {
-      TRY(release(at, range.begin));
-      at = std::max(at, range.end);
-    }
-    TRY(release(at, static_cast<uint64_t>(before.st_size)));
-    if (fstat(fd_, &after) < 0) return fail_errno("fstat", name_);
-    constexpr uint64_t unit = 512;  // of st_blocks, whatever the file system
-    stats_.bytes += static_cast<uint64_t>(std::max<blkcnt_t>(before.st_blocks - after.st_blocks, 0)) * unit;
-    return {};
-  }
-
- private:
-  int fd_;
-  const std::string& name_;
-  DedupStats& stats_;
-};
 
 }  // namespace
 
@@ -95,13 +43,13 @@ Result<DedupStats> release_superseded(const image::Directory& directory) {
                                 "its pages are at a page server: what they need is not known", directory.path())
                     .advise("do it where the pages are"));
   }
-  const Needed needed = TRY(needed_of_parents(directory));
+  const NeededPages needed = TRY(needed_pages(directory));
   DedupStats stats;
   std::string prefix;
   for (auto level = TRY(directory.holding("")); level.has("parent");) {
     prefix += "parent/";
     level = TRY(directory.holding(prefix));
-    if (level.encryption()) break;
+    if (!level.has(released_marker) && TRY(loses_pages(level, prefix, needed))) TRY(mark_released(level));
     for (const std::string& file : TRY(level.list())) {
       const auto parsed = image::parse_name(file);
       if (!parsed || parsed->kind->pattern != "pages-{}") continue;
@@ -109,10 +57,8 @@ Result<DedupStats> release_superseded(const image::Directory& directory) {
       const auto found = needed.find(name);
       const auto kept =
           found == needed.end() ? std::vector<AddressRange>{} : TRY(stored_ranges(directory, name, found->second));
-      const UniqueFd fd(openat(level.fd(), file.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-      if (!fd.valid()) return fail_errno("open image", name);
-      TRY(Puncher(fd.get(), name, stats).all_but(kept));
-      ++stats.files;
+      auto release = TRY(PageRelease::open(directory, name));
+      TRY(release_all_but(release, kept, stats));
     }
   }
   return stats;

@@ -14,8 +14,9 @@ struct DedupStats {
 };
 
 /// Releases (FALLOC_FL_PUNCH_HOLE) what no pagemap of the directory refers to in its parents' pages files: pages that
-/// newer images have, and those of memory that is gone. The parents alone cannot be restored afterwards. Of pages in
-/// blocks only whole blocks are released. Encrypted parents stay as they are: holes are not authentic.
+/// newer images have, and those of memory that is gone. The parents alone cannot be restored afterwards, and say so
+/// (memory/page_release.h). Of pages in blocks only whole blocks are released. What is left of encrypted parents is as
+/// authentic as before: nobody reads what nobody needs (memory/check_images.h).
 Result<DedupStats> release_superseded(const image::Directory&);
 
 }  // namespace stasis::memory

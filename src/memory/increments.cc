@@ -75,6 +75,12 @@ Result<std::vector<AddressRange>> equal_pages(AddressRange chunk, PageSource& ou
   return equal;
 }
 
+/// Encrypted images have encrypted parents, which the same keys read.
+Result<image::Directory> open_parent(const image::Directory& images, const std::string& path) {
+  return TRY_IN("open the parent images",
+                images.encryption() ? images.open_related(path) : image::Directory::open(path));
+}
+
 /// Or they are at a page server.
 bool has_pages(const image::Directory& directory, const std::string& suffix) {
   return directory.has(image::file_name("pagemap-" + suffix));
@@ -84,18 +90,19 @@ bool has_pages(const image::Directory& directory, const std::string& suffix) {
 
 Result<std::unique_ptr<ParentImages>> ParentImages::open(const image::Directory& images, const std::string& previous) {
   const auto path = previous.starts_with('/') ? previous : images.path() + "/" + previous;
-  auto opened = image::Directory::open(path);
-  if (!opened) return refuse(path, std::strerror(opened.error().errno_value()));
-  if (!opened->has("inventory.img"))
+  if (auto opened = image::Directory::open(path); !opened)
+    return refuse(path, std::strerror(opened.error().errno_value()));
+  auto opened = TRY(open_parent(images, path));
+  if (!opened.has("inventory.img"))
     return refuse(path, "there is no inventory.img: no checkpoint, or one that was never completed");
-  TRY(check_chain(images, *opened, path));
-  return std::unique_ptr<ParentImages>(new ParentImages(std::move(*opened)));
+  TRY(check_chain(images, opened, path));
+  return std::unique_ptr<ParentImages>(new ParentImages(std::move(opened)));
 }
 
 Result<std::unique_ptr<ParentImages>> ParentImages::linked(const image::Directory& images) {
   struct stat status{};
   if (fstatat(images.fd(), link, &status, AT_SYMLINK_NOFOLLOW) != 0) return nullptr;
-  auto directory = TRY_IN("open the parent images", image::Directory::open(images.path() + "/" + link));
+  auto directory = TRY(open_parent(images, images.path() + "/" + link));
   return std::unique_ptr<ParentImages>(new ParentImages(std::move(directory)));
 }
 

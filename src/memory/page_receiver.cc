@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "memory/increments.h"
 #include "memory/local_pages.h"
+#include "memory/page_release.h"
 #include "memory/pages.h"
 
 namespace stasis::memory {
@@ -73,7 +74,7 @@ PageReceiver::PageReceiver(const image::Directory& directory)
 PageReceiver::~PageReceiver() = default;
 
 Status PageReceiver::clear(const image::Directory& directory) {
-  return directory.begin([](std::string_view file) { return wire::target_of_file(file).has_value(); });
+  return directory.begin([](std::string_view file) { return wire::target_of_file(file) || file == released_marker; });
 }
 
 Result<ReceivedPages> PageReceiver::receive(Stream& stream) {

@@ -95,6 +95,8 @@ struct StoredRun {
   uint32_t pages_id = 0;
   uint64_t file_offset = 0;
   bool in_blocks = false;  ///< the pages file is stored in blocks: the offset counts the pages as they were
+  /// Only stasis can read them for a process that is restored: they have to be decoded, or released afterwards.
+  bool through_stasis = false;
 
   bool in_file() const { return !zero && !elsewhere; }
 };

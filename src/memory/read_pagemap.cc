@@ -13,6 +13,7 @@
 #include "image/page_sink.h"
 #include "memory/block_file.h"
 #include "memory/page_protocol.h"
+#include "memory/page_release.h"
 #include "memory/pages.h"
 #include "memory/sent_pages.h"
 #include "pagemap.pb.h"
@@ -194,7 +195,17 @@ Result<std::vector<std::string>> suffixes(const image::Directory& directory, std
 }  // namespace
 
 Result<std::vector<StoredRun>> read_pagemap(const image::Directory& directory, const std::string& suffix) {
-  return Chain().read({directory, ""}, suffix);
+  if (directory.has(released_marker)) {
+    return fail(Error::conflict("read pagemap",
+                                "pages of these images have been released: by restore --auto-dedup, or because a newer "
+                                "checkpoint needs no more of them (dump --auto-dedup, stasis dedup)",
+                                directory.path())
+                    .advise("name the newest checkpoint of the chain; what has been restored with --auto-dedup cannot "
+                            "be restored again"));
+  }
+  auto runs = TRY(Chain().read({directory, ""}, suffix));
+  for (StoredRun& run : runs) run.through_stasis = run.in_file() && (run.in_blocks || directory.consumes_pages());
+  return runs;
 }
 
 Result<std::vector<StoredRun>> read_sent_pagemap(const image::Directory& directory, const std::string& suffix) {

@@ -403,8 +403,10 @@ class MappingPlanner {
     if (const auto lacking = std::ranges::find_if(needed, &PageLocation::is_elsewhere); lacking != needed.end())
       return refuse_without(*lacking);
     for (const PageLocation& page : needed) {
+      // What stasis writes is allocated as it comes: where it is released from the images meanwhile, both together must
+      // not become more than they were.
       auto into = sink();
-      populate(into, page.range);
+      if (!page.through_stasis) populate(into, page.range);
     }
     PageLoader loader(out_, plan_.pid);
     for (const PageLocation& page : needed) loader.load(page, page.range.begin);

@@ -43,8 +43,8 @@ void PageLoader::load(const PageLocation& location, uint64_t at) {
   if (location.file != file_) {
     finish();
     file_ = location.file;
-    in_blocks_ = location.in_blocks;
-    if (!in_blocks_) open();
+    through_stasis_ = location.through_stasis;
+    if (!through_stasis_) open();
   }
   if (!runs_.empty() && next_offset_ != location.offset) flush();
   if (runs_.empty()) offset_ = location.offset;
@@ -66,7 +66,7 @@ void PageLoader::open() {
 
 void PageLoader::flush() {
   if (runs_.empty()) return;
-  if (in_blocks_)
+  if (through_stasis_)
     out_.process(pid_).add(DecodePages{file_, offset_, std::move(runs_)});
   else
     out_.process(pid_).add(LoadPages{fd_, offset_, std::move(runs_)});
@@ -75,7 +75,7 @@ void PageLoader::flush() {
 
 void PageLoader::finish() {
   flush();
-  if (!file_.empty() && !in_blocks_) out_.process(pid_).add(Close{fd_});
+  if (!file_.empty() && !through_stasis_) out_.process(pid_).add(Close{fd_});
   file_.clear();
 }
 

@@ -34,7 +34,7 @@ class PageLoader {
   Emission& out_;
   Pid pid_;
   std::string file_;
-  bool in_blocks_ = false;
+  bool through_stasis_ = false;
   int fd_ = -1;
   uint64_t offset_ = 0, next_offset_ = 0;
   std::vector<uint64_t> runs_;

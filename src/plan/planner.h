@@ -28,7 +28,7 @@ struct PageLocation {
   bool shared_with_parent = false;  ///< inherited copy-on-write from the parent task when it is forked in time
   std::string file;                 ///< relative to the image directory: "pages-1.img", "parent/pages-2.img"; or empty
   uint64_t offset = 0;              ///< of the first page in it
-  bool in_blocks = false;           ///< they are compressed or encrypted: the offset counts them as they were
+  bool through_stasis = false;      ///< only stasis can read them: the offset counts them as they were
 
   /// They are in no image: they can only come later.
   bool is_elsewhere() const { return file.empty(); }

@@ -387,7 +387,7 @@ class Decoder {
       if (run.zero) continue;
       std::string file = run.elsewhere ? "" : file_name("pages-{}", run.pages_id);
       if (!run.directory.empty()) file = run.directory + (run.directory.ends_with('/') ? "" : "/") + file;
-      locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset, run.in_blocks});
+      locations.push_back({run.range, run.shared_with_parent, std::move(file), run.file_offset, run.through_stasis});
       if (space != application_.address_spaces.end())
         space->second.pages.push_back({.range = run.range, .shared_with_parent = run.shared_with_parent});
     }

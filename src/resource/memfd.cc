@@ -136,10 +136,10 @@ class MemfdRoom final : public FileRoom {
     create.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
     create.calls.push_back(call(SYS_ftruncate, file, inode.size));
     for (const auto& run : inode.stored)
-      if (run.in_file() && !run.in_blocks) fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
+      if (run.in_file() && !run.through_stasis) fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
     sink.add(std::move(create));
     for (const auto& run : inode.stored) {
-      if (!run.in_file() || !run.in_blocks || run.range.begin >= inode.size) continue;
+      if (!run.in_file() || !run.through_stasis || run.range.begin >= inode.size) continue;
       const uint64_t length = std::min(run.range.end, inode.size) - run.range.begin;
       sink.add(plan::DecodeFile{name_of(run), run.file_offset, length, file, "", run.range.begin});
     }

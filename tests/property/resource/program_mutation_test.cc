@@ -120,7 +120,7 @@ class Sample : private SampleTree {
     application_.descriptor_tables.at(task(108).descriptors).slots.at(8).close_on_exec = true;
     map(100, 0x10000, 4);
     map(105, 0x20000, 2);
-    options_.pages.at(task(105).address_space).front().in_blocks = true;
+    options_.pages.at(task(105).address_space).front().through_stasis = true;
     task(105).threads.front().clear_child_tid = 0x20000;  // of that page: it cannot wait
     options_.lazy = true;
     // 104 has the first page of 100 in common with it, and not the second.

@@ -108,6 +108,7 @@ TEST_P(EveryFilter, pages_come_back_in_any_order) {
   const auto runs = read_pagemap(*directory, "7");
   ASSERT_TRUE(runs);
   EXPECT_TRUE(runs->front().in_blocks);
+  EXPECT_TRUE(runs->front().through_stasis);
 }
 
 INSTANTIATE_TEST_SUITE_P(Filters, EveryFilter,

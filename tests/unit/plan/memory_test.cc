@@ -293,6 +293,15 @@ TEST_F(MemoryPlans, long_runs_are_populated_first) {
   EXPECT_EQ(planned()[1], "perform: madvise 400000 200000 17");
 }
 
+TEST_F(MemoryPlans, what_stasis_brings_is_allocated_as_it_comes) {
+  map(7, 0x400000, 0x800000);
+  store(7, 0x400000, 0x600000, 0);
+  options.pages.at(ObjectId{7}).front().through_stasis = true;
+  const auto lines = planned();
+  EXPECT_THAT(lines, testing::Contains("DECODE_PAGES"));
+  EXPECT_THAT(lines, testing::Not(testing::Contains(HasSubstr("madvise"))));
+}
+
 TEST_F(MemoryPlans, huge_page_advice_comes_before_the_pages) {
   map(7, 0x400000, 0x800000).advice = {MADV_HUGEPAGE, MADV_DONTFORK};
   store(7, 0x400000, 0x401000, 0);
