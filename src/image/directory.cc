@@ -51,6 +51,9 @@ Result<Writer> start_in(UniqueFd fd, const std::string& name, const FileKind& ki
 }
 
 Result<Writer> start_file(int directory, const std::string& name, const FileKind& kind, const Encryption* encryption) {
+  // Images of earlier dumps have been removed, and what is made here is a regular file.
+  UniqueFd fresh(openat(directory, name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  if (fresh.valid()) return start_in(std::move(fresh), name, kind, encryption);
   auto file = TRY(open_at(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, "create image"));
   return start_in(std::move(file.fd), name, kind, encryption);
 }
