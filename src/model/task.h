@@ -102,7 +102,8 @@ inline constexpr Pid empty_namespace{-1};
 struct Thread {
   Tid tid;  ///< in the tree's namespace
   /// Of a leader that has ended while other threads of its process go on: as wait(2) would give it. Nothing else of it
-  /// is left but its ids, name, credentials and scheduling. Any other thread that ends is gone.
+  /// is left but its ids, name, credentials and scheduling, and of its mask what the kernel still asks for
+  /// (resource/signals.cc). Any other thread that ends is gone.
   std::optional<int> exit_status;
   std::vector<pid_t> nested_tids;  ///< ids in deeper pid namespaces, outermost first; empty if there are none
   /// The init of the pid namespace that its children are born in, if that is another; 0: it is not.
