@@ -1,6 +1,7 @@
 #include "memory/page_fetcher.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "base/patience.h"
 #include "image/page_sink.h"
@@ -13,6 +14,14 @@ using wire::Header;
 
 /// Questions must find room in the buffers of the sockets: the other side does not read while it writes.
 constexpr size_t most_questions = 64, kept_for_faults = 32;
+
+/// A server that ends while questions wait to be read has its connection reset (RFC 9293, 3.10.7.4): the same to us.
+template <typename T>
+Result<T> unless_ended(Result<T> done, const Stream& stream) {
+  if (done || (done.error().errno_value() != ECONNRESET && done.error().errno_value() != EPIPE)) return done;
+  return fail(Error::conflict("reach it", "the page server has ended the connection", stream.peer())
+                  .advise("its log may say why"));
+}
 
 }  // namespace
 
@@ -29,7 +38,7 @@ Status PageFetcher::ask(const Wanted& wanted) {
                         .count = wanted.length / page_size,
                         .address = wanted.address,
                         .target = static_cast<uint64_t>(wanted.task)};
-  TRY_IN("fetch pages", stream_->write(bytes_of(question)));
+  TRY_IN("fetch pages", unless_ended(stream_->write(bytes_of(question)), *stream_));
   return {};
 }
 
@@ -38,7 +47,8 @@ Result<PageFetcher::Answer> PageFetcher::receive() {
     return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer()).advise("its log may say why"));
   };
   Header answer;
-  if (!TRY_IN("fetch pages", stream_->read_or_end({reinterpret_cast<uint8_t*>(&answer), sizeof answer})))
+  const std::span<uint8_t> header(reinterpret_cast<uint8_t*>(&answer), sizeof answer);
+  if (!TRY_IN("fetch pages", unless_ended(stream_->read_or_end(header), *stream_)))
     return lost("the page server has ended the connection");
   if (asked_.empty()) return lost("the page server sends what nobody has asked for");
   const Wanted wanted = asked_.front();
@@ -50,7 +60,7 @@ Result<PageFetcher::Answer> PageFetcher::receive() {
   const uint64_t size = answer.count * page_size;
   buffer_.resize(std::max<size_t>(buffer_.size(), size));
   const auto bytes = std::span(buffer_).first(size);
-  TRY_IN("fetch pages", stream_->read(bytes));
+  TRY_IN("fetch pages", unless_ended(stream_->read(bytes), *stream_));
   asked_.pop_front();
   on_the_way_ -= wanted.length;
   window_ = std::min(window_ + answer.count * page_size, largest_window);
