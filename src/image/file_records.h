@@ -57,11 +57,8 @@ class FileRecords {
     std::any& known = side->second;
     if (!known.has_value()) {
       std::vector<Message> records;
-      const std::string name = file_name(pattern);
-      if (directory_.has(name)) {
-        auto reader = TRY(directory_.read(name));
-        for (Message record; TRY(reader.next(record));) records.push_back(record);
-      }
+      auto reader = TRY(directory_.find(file_name(pattern)));
+      for (Message record; reader && TRY(reader->next(record));) records.push_back(record);
       known = std::make_shared<const std::vector<Message>>(std::move(records));
     }
     const auto* records = std::any_cast<std::shared_ptr<const std::vector<Message>>>(&known);

@@ -31,14 +31,6 @@ uint64_t categories_of(uint64_t word) {
   return categories;
 }
 
-void append(std::vector<PageScan>& scans, PageScan next) {
-  if (!scans.empty() && scans.back().range.end == next.range.begin && scans.back().categories == next.categories) {
-    scans.back().range.end = next.range.end;
-  } else {
-    scans.push_back(next);
-  }
-}
-
 Result<std::vector<PageScan>> scan_by_words(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
                                             uint64_t inverted, uint64_t report) {
   constexpr uint64_t tellable = page_is_present | page_is_swapped | page_is_file | page_is_soft_dirty | page_is_guard;
@@ -87,6 +79,14 @@ Result<std::vector<PageScan>> scan(int pagemap_fd, uint64_t flags, AddressRange 
 }
 
 }  // namespace
+
+void append(std::vector<PageScan>& scans, PageScan next) {
+  if (!scans.empty() && scans.back().range.end == next.range.begin && scans.back().categories == next.categories) {
+    scans.back().range.end = next.range.end;
+  } else {
+    scans.push_back(next);
+  }
+}
 
 Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,
                                          uint64_t inverted, uint64_t report) {

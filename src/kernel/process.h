@@ -87,6 +87,8 @@ struct PageScan {
   AddressRange range;
   uint64_t categories = 0;  ///< PAGE_IS_*
 };
+/// A range that goes on where the last one ends, with the same categories, becomes part of it.
+void append(std::vector<PageScan>&, PageScan next);
 /// Ranges in `where` whose pages have all of `required` and any of `any_of` set (PAGE_IS_* masks, inverted by
 /// `inverted`).
 Result<std::vector<PageScan>> scan_pages(int pagemap_fd, AddressRange where, uint64_t required, uint64_t any_of,

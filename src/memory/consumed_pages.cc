@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <set>
 
+#include "base/ranges.h"
+
 namespace stasis::memory {
 namespace {
 

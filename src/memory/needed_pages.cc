@@ -2,22 +2,11 @@
 
 #include <algorithm>
 
+#include "base/ranges.h"
 #include "image/names.h"
 #include "memory/pages.h"
 
 namespace stasis::memory {
-
-void merge(std::vector<AddressRange>& ranges) {
-  std::ranges::sort(ranges);
-  std::vector<AddressRange> merged;
-  for (const AddressRange& range : ranges) {
-    if (!merged.empty() && range.begin <= merged.back().end)
-      merged.back().end = std::max(merged.back().end, range.end);
-    else
-      merged.push_back(range);
-  }
-  ranges = std::move(merged);
-}
 
 Result<NeededPages> needed_pages(const image::Directory& directory) {
   NeededPages needed;

@@ -12,9 +12,6 @@
 
 namespace stasis::memory {
 
-/// Sorts them, and makes one of those that touch or overlap.
-void merge(std::vector<AddressRange>&);
-
 /// By pages file ("parent/pages-1.img") the ranges of it, as offsets of the pages as they were: ascending, disjoint.
 using NeededPages = std::map<std::string, std::vector<AddressRange>>;
 

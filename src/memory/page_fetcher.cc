@@ -15,12 +15,18 @@ using wire::Header;
 /// Questions must find room in the buffers of the sockets: the other side does not read while it writes.
 constexpr size_t most_questions = 64, kept_for_faults = 32;
 
+std::unexpected<Error> lost(std::string cause, const Stream& stream) {
+  return fail(Error::conflict("fetch pages", std::move(cause), stream.peer()).advise("its log may say why"));
+}
+std::unexpected<Error> ended(const Stream& stream) { return lost("the page server has ended the connection", stream); }
+
 /// A server that ends while questions wait to be read has its connection reset (RFC 9293, 3.10.7.4): the same to us.
 template <typename T>
 Result<T> unless_ended(Result<T> done, const Stream& stream) {
-  if (done || (done.error().errno_value() != ECONNRESET && done.error().errno_value() != EPIPE)) return done;
-  return fail(Error::conflict("reach it", "the page server has ended the connection", stream.peer())
-                  .advise("its log may say why"));
+  if (done) return done;
+  const int reason = done.error().errno_value();
+  if (reason == ECONNRESET || reason == EPIPE) return ended(stream);
+  return fail(std::move(done).error().within("fetch pages"));
 }
 
 }  // namespace
@@ -38,29 +44,24 @@ Status PageFetcher::ask(const Wanted& wanted) {
                         .count = wanted.length / page_size,
                         .address = wanted.address,
                         .target = static_cast<uint64_t>(wanted.task)};
-  TRY_IN("fetch pages", unless_ended(stream_->write(bytes_of(question)), *stream_));
-  return {};
+  return unless_ended(stream_->write(bytes_of(question)), *stream_);
 }
 
 Result<PageFetcher::Answer> PageFetcher::receive() {
-  const auto lost = [&](std::string cause) {
-    return fail(Error::conflict("fetch pages", std::move(cause), stream_->peer()).advise("its log may say why"));
-  };
-  Header answer;
-  const std::span<uint8_t> header(reinterpret_cast<uint8_t*>(&answer), sizeof answer);
-  if (!TRY_IN("fetch pages", unless_ended(stream_->read_or_end(header), *stream_)))
-    return lost("the page server has ended the connection");
-  if (asked_.empty()) return lost("the page server sends what nobody has asked for");
+  const auto header = TRY(unless_ended(wire::next_header(*stream_), *stream_));
+  if (!header) return ended(*stream_);
+  const Header& answer = *header;
+  if (asked_.empty()) return lost("the page server sends what nobody has asked for", *stream_);
   const Wanted wanted = asked_.front();
   const auto command = static_cast<uint16_t>(answer.command);
   if ((command != wire::add_flagged && command != wire::add_pages) || answer.address != wanted.address ||
       answer.target != static_cast<uint64_t>(wanted.task) || answer.count > wanted.length / page_size)
-    return lost("the answer has nothing to do with the question");
-  if (answer.count == 0) return lost("the page server does not have the pages that the images lack");
+    return lost("the answer has nothing to do with the question", *stream_);
+  if (answer.count == 0) return lost("the page server does not have the pages that the images lack", *stream_);
   const uint64_t size = answer.count * page_size;
   buffer_.resize(std::max<size_t>(buffer_.size(), size));
   const auto bytes = std::span(buffer_).first(size);
-  TRY_IN("fetch pages", unless_ended(stream_->read(bytes), *stream_));
+  TRY(unless_ended(stream_->read(bytes), *stream_));
   asked_.pop_front();
   on_the_way_ -= wanted.length;
   window_ = std::min(window_ + answer.count * page_size, largest_window);

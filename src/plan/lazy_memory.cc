@@ -5,23 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/ranges.h"
 #include "plan/page_loading.h"
 
 namespace stasis::plan {
 namespace {
-
-/// Overlapping and adjacent ranges become one.
-void normalise(std::vector<AddressRange>& ranges) {
-  std::ranges::sort(ranges);
-  size_t kept = 0;
-  for (const AddressRange& range : ranges) {
-    if (kept != 0 && range.begin <= ranges[kept - 1].end)
-      ranges[kept - 1].end = std::max(ranges[kept - 1].end, range.end);
-    else
-      ranges[kept++] = range;
-  }
-  ranges.resize(kept);
-}
 
 /// The kernel finds the pages of a robust list and clear_child_tid missing, instead of waiting for them, when the
 /// thread exits (fs/userfaultfd.c, handle_userfault: PF_EXITING), and an rseq area must not be missing in a signal or
@@ -64,7 +52,7 @@ RangesOfSpaces needed_at_once(const model::Application& application, const std::
     if (task.state == model::TaskState::zombie) continue;
     for (const auto& thread : task.threads) need_pages_of(thread, found[task.address_space]);
   }
-  for (auto& [space, needed] : found) normalise(needed);
+  for (auto& [space, needed] : found) merge(needed);
   return found;
 }
 
@@ -86,7 +74,7 @@ RangesOfSpaces pages_that_can_wait(const model::Application& application) {
   auto needed = needed_at_once(application, heirs);
   for (const Pid heir : heirs)
     add_shared_pages(application, *tasks.find(heir), needed[tasks.find(heir)->address_space]);
-  for (auto& [space, ranges] : needed) normalise(ranges);
+  for (auto& [space, ranges] : needed) merge(ranges);
   RangesOfSpaces found;
   for (const auto& [id, space] : application.address_spaces) {
     auto& ranges = found[id];

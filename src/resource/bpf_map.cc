@@ -230,14 +230,12 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     using All = std::map<uint32_t, Content>;
     const auto* all = TRY(records.made_once<All>("contents of bpf maps", [&]() -> Result<All> {
       All contents;
-      const auto name = image::file_name("bpfmap-data");
-      if (!records.directory().has(name)) return contents;
-      auto reader = TRY(records.directory().read(name));
-      for (bpfmap_data_entry entry; TRY(reader.next(entry));) {
+      auto reader = TRY(records.directory().find(image::file_name("bpfmap-data")));
+      for (bpfmap_data_entry entry; reader && TRY(reader->next(entry));) {
         auto& content = contents[entry.map_id()];
         content.count = entry.count();
-        content.keys = TRY(reader.raw(entry.keys_bytes()));
-        content.values = TRY(reader.raw(entry.values_bytes()));
+        content.keys = TRY(reader->raw(entry.keys_bytes()));
+        content.values = TRY(reader->raw(entry.values_bytes()));
       }
       return contents;
     }));

@@ -260,10 +260,9 @@ Status encode_locks(const model::Application& application, const image::Director
 }
 
 Status decode_locks(const image::Directory& directory, model::Application& application) {
-  const auto name = image::file_name("filelocks");
-  if (!directory.has(name)) return {};
-  auto reader = TRY(directory.read(name));
-  for (file_lock_entry entry; TRY(reader.next(entry));) TRY(LockDecoder(entry, reader.where(), application).run());
+  auto reader = TRY(directory.find(image::file_name("filelocks")));
+  for (file_lock_entry entry; reader && TRY(reader->next(entry));)
+    TRY(LockDecoder(entry, reader->where(), application).run());
   return {};
 }
 

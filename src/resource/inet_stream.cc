@@ -75,11 +75,11 @@ bool is_same_stream(const kernel::TcpStream& a, const kernel::TcpStream& b) {
 
 Result<std::optional<kernel::TcpStream>> decode_stream(uint32_t number, const image::Directory& directory) {
   const auto file = image::file_name("tcp-stream-{}", number);
-  if (!directory.has(file)) return std::nullopt;
-  auto reader = TRY(directory.read(file));
+  auto reader = TRY(directory.find(file));
+  if (!reader) return std::nullopt;
   tcp_stream_entry entry;
-  if (!TRY(reader.next(entry))) return fail(Error::invalid("decode TCP connection", "there is no record in it", file));
-  TRY(check(entry, reader.where()));
+  if (!TRY(reader->next(entry))) return fail(Error::invalid("decode TCP connection", "there is no record in it", file));
+  TRY(check(entry, reader->where()));
   kernel::TcpStream stream;
   stream.receive_sequence = entry.inq_seq(), stream.send_sequence = entry.outq_seq(), stream.unsent = entry.unsq_len();
   stream.options = static_cast<uint8_t>(entry.opt_mask()), stream.largest_segment = entry.mss_clamp();
@@ -90,11 +90,11 @@ Result<std::optional<kernel::TcpStream>> decode_stream(uint32_t number, const im
     stream.window = {entry.snd_wl1(), entry.snd_wnd(), entry.max_window(), entry.rcv_wnd(), entry.rcv_wup()};
     if (const auto field = problem_of(*stream.window, stream.receive_sequence); !field.empty()) {
       return fail(Error::invalid("decode TCP connection", "no connection has such a window",
-                                 fmt::format("{}, field {}", reader.where(), field)));
+                                 fmt::format("{}, field {}", reader->where(), field)));
     }
   }
-  stream.received = TRY(reader.raw(entry.inq_len()));
-  stream.written = TRY(reader.raw(entry.outq_len()));
+  stream.received = TRY(reader->raw(entry.inq_len()));
+  stream.written = TRY(reader->raw(entry.outq_len()));
   return stream;
 }
 

@@ -185,14 +185,7 @@ Result<std::vector<kernel::PageScan>> scan_own_pages_by_all(pid_t witness) {
   // As if it had been one walk.
   std::vector<kernel::PageScan> all;
   for (const auto& scans : found) {
-    for (const auto& one : scans) {
-      const bool goes_on =
-          !all.empty() && all.back().range.end == one.range.begin && all.back().categories == one.categories;
-      if (goes_on)
-        all.back().range.end = one.range.end;
-      else
-        all.push_back(one);
-    }
+    for (const auto& one : scans) kernel::append(all, one);
   }
   return all;
 }

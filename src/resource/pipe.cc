@@ -140,25 +140,24 @@ class PipeRoomBase : public FileRoom {
   /// Reads all buffers of an image when the first description needs one.
   static Status decode_buffers(const image::FileRecords& records, std::string_view image,
                                model::Application& application) {
-    const auto name = image::file_name(image);
-    if (!records.first_time(image, 0) || !records.directory().has(name)) return {};
-    auto reader = TRY(records.directory().read(name));
-    for (pipe_data_entry entry; TRY(reader.next(entry));) {
+    if (!records.first_time(image, 0)) return {};
+    auto reader = TRY(records.directory().find(image::file_name(image)));
+    for (pipe_data_entry entry; reader && TRY(reader->next(entry));) {
       auto& object = application.objects[object_of(entry)];
       if (object.value) {
         return fail(Error::invalid("decode pipe", fmt::format("{} is the number of something else", object_of(entry)),
-                                   reader.where()));
+                                   reader->where()));
       }
       auto buffer = std::make_shared<PipeBuffer>();
       buffer->inode = entry.pipe_id();
       buffer->size = entry.has_size() ? entry.size() : 65536;
-      buffer->content = TRY(reader.raw(entry.bytes()));
+      buffer->content = TRY(reader->raw(entry.bytes()));
       buffer->packets.assign(entry.packets().begin(), entry.packets().end());
       const uint64_t sum = std::accumulate(buffer->packets.begin(), buffer->packets.end(), uint64_t{0});
       if (buffer->size > largest_pipe || buffer->content.size() > buffer->size ||
           (!buffer->packets.empty() && sum != buffer->content.size())) {
         return fail(Error::invalid("decode pipe", fmt::format("pipe {} holds more than it can", entry.pipe_id()),
-                                   reader.where()));
+                                   reader->where()));
       }
       object = {std::move(buffer)};
     }

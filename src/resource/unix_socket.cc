@@ -551,12 +551,10 @@ class UnixSocketRoom final : public FileRoom {
 
   static Result<Queues> read_queues(const image::FileRecords& records) {
     Queues queues;
-    const auto file = image::file_name("sk-queues");
-    if (!records.directory().has(file)) return queues;
-    auto reader = TRY(records.directory().read(file));
-    for (sk_packet_entry entry; TRY(reader.next(entry));) {
-      auto message = TRY(decode_message(entry, reader.where()));
-      message.content = TRY(reader.raw(entry.length()));
+    auto reader = TRY(records.directory().find(image::file_name("sk-queues")));
+    for (sk_packet_entry entry; reader && TRY(reader->next(entry));) {
+      auto message = TRY(decode_message(entry, reader->where()));
+      message.content = TRY(reader->raw(entry.length()));
       queues[entry.id_for()].push_back(std::move(message));
     }
     return queues;

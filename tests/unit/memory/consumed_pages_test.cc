@@ -2,7 +2,6 @@
 #include "memory/consumed_pages.h"
 
 #include <gmock/gmock.h>
-#include <sys/stat.h>
 
 #include "memory/increments.h"
 #include "scratch.h"
@@ -53,12 +52,6 @@ TEST(PendingReads, what_nobody_has_announced_frees_nothing) {
   EXPECT_THAT(PendingReads({}, {}).done(pages(0, 1)), IsEmpty());
 }
 
-uint64_t held(const std::filesystem::path& file) {
-  struct stat status{};
-  EXPECT_EQ(stat(file.c_str(), &status), 0);
-  return static_cast<uint64_t>(status.st_blocks) * 512;
-}
-
 /// 40 pages of noise, and what is left of them.
 struct Images {
   Scratch scratch;
@@ -86,11 +79,11 @@ TEST(ConsumedPages, are_given_back_one_after_the_other) {
   EXPECT_FALSE((*consumed)->has_begun());
   (*consumed)->done("pages-1.img", pages(0, 10));
   EXPECT_TRUE((*consumed)->has_begun());
-  EXPECT_EQ(held(images.file), 30 * page_size);
+  EXPECT_EQ(disk_use(images.file), 30 * page_size);
   (*consumed)->done("pages-1.img", pages(10, 30));
-  EXPECT_EQ(held(images.file), 10 * page_size);
+  EXPECT_EQ(disk_use(images.file), 10 * page_size);
   (*consumed)->release_rest();
-  EXPECT_EQ(held(images.file), 0u);
+  EXPECT_EQ(disk_use(images.file), 0u);
   EXPECT_EQ(std::filesystem::file_size(images.file), 40 * page_size);
   EXPECT_FALSE((*consumed)->trouble());
 }
@@ -118,22 +111,22 @@ TEST(ConsumedPages, of_parents_are_missed_too) {
   ASSERT_TRUE(consumed) << consumed.error().message();
   (*consumed)->expect("parent/pages-1.img", pages(0, 40));
   (*consumed)->done("parent/pages-1.img", pages(0, 40));
-  EXPECT_EQ(held(parent.file), 0u);
+  EXPECT_EQ(disk_use(parent.file), 0u);
   EXPECT_FALSE(read_pagemap(child, "7")) << "it has no page of its own that could be missed";
   EXPECT_FALSE(read_pagemap(parent.directory, "7"));
 }
 
 TEST(ConsumedPages, of_blocks_leave_nothing_between_them) {
   Images images("lz4");  // blocks of some hundred bytes
-  ASSERT_GT(held(images.file), 0u);
+  ASSERT_GT(disk_use(images.file), 0u);
   const auto consumed = ConsumedPages::open(images.directory);
   ASSERT_TRUE(consumed);
   (*consumed)->expect("pages-1.img", pages(0, 40));
   for (uint64_t page = 40; page-- > 0;) {
-    EXPECT_GT(held(images.file), 0u) << page;
+    EXPECT_GT(disk_use(images.file), 0u) << page;
     (*consumed)->done("pages-1.img", pages(page, page + 1));
   }
-  EXPECT_EQ(held(images.file), 0u);
+  EXPECT_EQ(disk_use(images.file), 0u);
 }
 
 TEST(ConsumedPages, that_cannot_be_released_are_found_out_before) {
@@ -155,7 +148,7 @@ TEST(ConsumedPages, that_cannot_be_released_meanwhile_stay) {
   ASSERT_TRUE((*consumed)->trouble());
   EXPECT_THAT((*consumed)->trouble()->message(), HasSubstr("pages-1.img"));
   EXPECT_FALSE((*consumed)->has_begun());
-  EXPECT_EQ(held(images.scratch.root() / "elsewhere"), 40 * page_size);
+  EXPECT_EQ(disk_use(images.scratch.root() / "elsewhere"), 40 * page_size);
 }
 
 TEST(ConsumedPages, are_read_by_stasis_alone) {

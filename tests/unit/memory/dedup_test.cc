@@ -1,8 +1,6 @@
 // Parents keep what is still needed of them, and nothing else.
 #include "memory/dedup.h"
 
-#include <sys/stat.h>
-
 #include "memory/block_file.h"
 #include "scratch.h"
 
@@ -24,12 +22,6 @@ class Noise : public PageSource {
  private:
   uint64_t seed_;
 };
-
-uint64_t blocks_of(const std::filesystem::path& file) {
-  struct stat status{};
-  EXPECT_EQ(stat(file.c_str(), &status), 0);
-  return static_cast<uint64_t>(status.st_blocks) * 512;
-}
 
 /// "new" has pages 0 to 99 of its own, refers to 100 to 199 of "old", and has nothing for 200 to 299, which are gone.
 struct ChainOfTwo {
@@ -64,10 +56,10 @@ TEST(Dedup, parents_keep_what_is_needed) {
   const auto stats = release_superseded(chain.fresh);
   ASSERT_TRUE(stats) << stats.error().message();
   EXPECT_EQ(stats->files, 2u);
-  EXPECT_EQ(blocks_of(chain.scratch.root() / "old/pages-1.img"), 100 * page_size);
-  EXPECT_EQ(blocks_of(chain.scratch.root() / "old/pages-2.img"), 0u);
+  EXPECT_EQ(disk_use(chain.scratch.root() / "old/pages-1.img"), 100 * page_size);
+  EXPECT_EQ(disk_use(chain.scratch.root() / "old/pages-2.img"), 0u);
   EXPECT_EQ(std::filesystem::file_size(chain.scratch.root() / "old/pages-1.img"), 300 * page_size);
-  EXPECT_EQ(blocks_of(chain.scratch.root() / "new/pages-1.img"), 100 * page_size);
+  EXPECT_EQ(disk_use(chain.scratch.root() / "new/pages-1.img"), 100 * page_size);
   chain.expect_readable();
   const auto again = release_superseded(chain.fresh);
   ASSERT_TRUE(again);
@@ -76,10 +68,10 @@ TEST(Dedup, parents_keep_what_is_needed) {
 
 TEST(Dedup, of_blocks_whole_ones_are_released) {
   ChainOfTwo chain("zstd");
-  const uint64_t before = blocks_of(chain.scratch.root() / "old/pages-1.img");
+  const uint64_t before = disk_use(chain.scratch.root() / "old/pages-1.img");
   const auto stats = release_superseded(chain.fresh);
   ASSERT_TRUE(stats) << stats.error().message();
-  EXPECT_LT(blocks_of(chain.scratch.root() / "old/pages-1.img"), before * 2 / 3);
+  EXPECT_LT(disk_use(chain.scratch.root() / "old/pages-1.img"), before * 2 / 3);
   EXPECT_GT(stats->bytes, 0u);
   chain.expect_readable();
 }
@@ -93,7 +85,7 @@ TEST(Dedup, without_parents_there_is_nothing_to_do) {
   const auto stats = release_superseded(directory);
   ASSERT_TRUE(stats);
   EXPECT_EQ(stats->files, 0u);
-  EXPECT_EQ(blocks_of(scratch.root() / "pages-1.img"), 4 * page_size);
+  EXPECT_EQ(disk_use(scratch.root() / "pages-1.img"), 4 * page_size);
 }
 
 }  // namespace

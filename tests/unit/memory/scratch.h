@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -35,6 +36,14 @@ class Scratch {
  private:
   std::filesystem::path root_;
 };
+
+/// What a file takes of the disk, which is less than its size if it has holes.
+inline uint64_t disk_use(const std::filesystem::path& file) {
+  struct stat status{};
+  EXPECT_EQ(stat(file.c_str(), &status), 0);
+  constexpr uint64_t unit = 512;  // of st_blocks, whatever the file system
+  return static_cast<uint64_t>(status.st_blocks) * unit;
+}
 
 /// Pages whose first byte and last byte are given; 0 is a page of zeros.
 class FakePages : public PageSource {
