@@ -98,7 +98,8 @@ class Measurement {
   Status run() {
     Sleepers all;
     for (auto& sleeper : sleepers_) all.push_back(&sleeper);
-    const auto list = TRY(look_at(all));
+    const bool by_timers = std::ranges::any_of(all, [](const auto* one) { return needs_its_timer(*one); });
+    const auto list = TRY(look_at(all, by_timers));
     Sleepers timed;
     for (auto* sleeper : all) {
       if (sleeper->has_ended || !is_recognised(*sleeper)) continue;
@@ -126,7 +127,7 @@ class Measurement {
       for (size_t index = 0; index < timed.size(); ++index) {
         if ((*round)[index] && !timed[index]->has_ended) some.push_back(timed[index]);
       }
-      if (const auto list = TRY(look_at(some))) match.learn(*round, *list);
+      if (const auto list = TRY(look_at(some, true))) match.learn(*round, *list);
     }
     for (size_t index = 0; index < timed.size(); ++index) {
       if (!timed[index]->has_ended) note(*timed[index], match.remaining(index));
@@ -134,8 +135,9 @@ class Measurement {
     return {};
   }
 
-  /// The timers that are armed while just these threads sleep; nothing if the list cannot be read.
-  Result<std::optional<kernel::TimerList>> look_at(const Sleepers& sleepers) {
+  /// The timers that are armed while just these threads sleep (perhaps none of them); nothing if they are not wanted,
+  /// or the list cannot be read.
+  Result<std::optional<kernel::TimerList>> look_at(const Sleepers& sleepers, bool timers_wanted) {
     for (const auto* sleeper : sleepers) TRY(sleeper->tracee->run(Tracee::Run::to_system_call));
     for (const auto* sleeper : sleepers) {
       TRY(sleeper->tracee->wait_for_system_call(waiting_, deadline_));
@@ -143,13 +145,13 @@ class Measurement {
     }
     for (auto* sleeper : sleepers) TRY(wait_until_asleep(*sleeper));
     at_point_("sleeping");
-    Result<kernel::TimerList> list = kernel::TimerList{};
-    if (std::ranges::any_of(sleepers, [](const auto* sleeper) { return needs_its_timer(*sleeper); }))
-      list = kernel::read_timer_list();
+    std::optional<kernel::TimerList> list;
+    if (timers_wanted) {
+      if (auto read = kernel::read_timer_list()) list = std::move(*read);
+    }
     for (const auto* sleeper : sleepers) TRY(sleeper->tracee->interrupt());
     for (auto* sleeper : sleepers) TRY(take_back(*sleeper));
-    if (!list) return std::nullopt;
-    return std::move(*list);
+    return list;
   }
 
   /// /proc/PID/syscall looks when the thread has left the processor (kernel/sched/core.c, wait_task_inactive): its

@@ -181,6 +181,30 @@ TEST(Sleeps, ASignalThatComesMeanwhileIsKept) {
   specimen.expect_success();
 }
 
+/// The timer of a sleep that has been interrupted before has no slack, and might be that of any other such sleep.
+TEST(Sleeps, ATimerOfSomebodyElseIsNotTakenForIts) {
+  if (!can_see_timers()) GTEST_SKIP() << "/proc/timer_list cannot be read here";
+  const auto sleep_again = [](const Specimen& specimen) {
+    ASSERT_TRUE(eventually([&] { return specimen.is_in(SYS_nanosleep); }));
+    kill(specimen.pid(), SIGSTOP);
+    ASSERT_TRUE(eventually([&] { return specimen.state() == 'T'; }));
+    kill(specimen.pid(), SIGCONT);
+    ASSERT_TRUE(eventually([&] { return specimen.is_in(SYS_restart_syscall); }));
+  };
+  Specimen other([] {
+    const timespec time{900, 0};
+    return static_cast<int>(syscall(SYS_nanosleep, &time, nullptr));
+  });
+  Specimen specimen([] { return static_cast<int>(nanosleep_hour()); });
+  sleep_again(other);
+  sleep_again(specimen);
+  auto captive = Captive::take(specimen.pid());
+  ASSERT_TRUE(captive) << captive.error().message();
+  const auto& call = (*captive)->context.application.tasks.at(0).threads.at(0).interrupted_call;
+  ASSERT_TRUE(call);
+  EXPECT_GT(call->remaining_ns, 3500'000'000'000u);
+}
+
 TEST(Sleeps, AStoppedThreadIsMeasuredAndStaysStopped) {
   if (!can_see_timers()) GTEST_SKIP() << "/proc/timer_list cannot be read here";
   Specimen specimen([] { return static_cast<int>(nanosleep_hour()); });
