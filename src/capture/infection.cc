@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "base/parallel.h"
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "kernel/process.h"
@@ -62,18 +63,19 @@ Status Infection::choose_places() {
 }
 
 Status Infection::build_area() {
-  std::vector<agent::SlotProgram> programs;
-  programs.reserve(patients_.size());
-  for (size_t index = 0; index < patients_.size(); ++index) {
+  // Somebody else may still run in the area when one of several threads leaves it.
+  const bool alone = patients_.size() == 1;
+  TRY(parallel_for(patients_.size(), [&](size_t index) -> Status {
     auto& patient = patients_[index];
     const Bytes plain = plain_registers(patient.tracee->general(), Resumption::live, patient.handler_waits);
-    // Somebody else may still run in the area when one of several threads leaves it.
-    const bool alone = patients_.size() == 1;
     patient.program.set_leave_code(alone ? make_leave_code_through(plain, stub_unmap_)
                                          : make_leave_code(plain, patient.tracee->signal_mask()));
     patient.program.set_notify_signal(notify_signals_[index]);
-    programs.push_back(std::move(patient.program));
-  }
+    return {};
+  }));
+  std::vector<agent::SlotProgram> programs;
+  programs.reserve(patients_.size() + children_.size());
+  for (auto& patient : patients_) programs.push_back(std::move(patient.program));
   std::ranges::move(children_, std::back_inserter(programs));
   area_ = TRY(agent::build_area(0, std::move(programs), 0));
   return {};

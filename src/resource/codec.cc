@@ -178,7 +178,8 @@ class Encoder {
         TRY_IN(fmt::format("save task {}", task.pid), live(task));
     }
     TRY(parallel_for(images_.size(), [&](size_t index) {
-      return write_single(directory_, images_[index].name, *images_[index].record);
+      const auto record = std::move(images_[index].record);  // freed here, by as many
+      return write_single(directory_, images_[index].name, *record);
     }));
     images_.clear();
     return {};

@@ -36,6 +36,10 @@ Registers load(ByteView general) {
 
 class Code {
  public:
+  Code() {
+    code_.reserve(usual_size);
+    references_.reserve(usual_references);
+  }
   void bytes(std::initializer_list<uint8_t> list) { code_.insert(code_.end(), list); }
   /// An instruction whose last four bytes are the distance to this constant.
   void with_constant(std::initializer_list<uint8_t> opcode, uint64_t constant) {
@@ -67,6 +71,7 @@ class Code {
     size_t position;
     uint64_t constant;
   };
+  static constexpr size_t usual_size = 384, usual_references = 24;  ///< one allocation instead of many
   Bytes code_;
   std::vector<Reference> references_;
 };
