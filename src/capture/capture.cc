@@ -53,6 +53,7 @@ class LiveTree final : public SeizedTree {
     auto looks = look_at(frozen);
     EarlyFacts facts(frozen, flags ? &*flags : nullptr);  // read while this thread reads registers
     processes_ = TRY_IN("look at the tree", walk(std::move(frozen), std::move(looks), context_));
+    compare_threads(processes_);
     look_at_namespaces(processes_, context_);
     TRY_IN("compare the tasks' shared objects", find_sharing(processes_, context_));
     options_.at_point("walked");
@@ -123,7 +124,7 @@ class LiveTree final : public SeizedTree {
  private:
   /// Before anybody stands still. Worth it where reading smaps would take longer.
   std::optional<kernel::MappingFlags> prepare_mapping_flags() const {
-    constexpr uint64_t worth_it = 512ull << 20;
+    constexpr uint64_t worth_it = 128ull << 20;
     if (!kernel::has_resident(options_.root_pid, worth_it)) return std::nullopt;
     auto flags = kernel::MappingFlags::open();  // not to be had everywhere
     return flags ? std::optional(std::move(*flags)) : std::nullopt;

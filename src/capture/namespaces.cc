@@ -52,7 +52,8 @@ std::vector<NamespaceIds> read_namespaces(const std::vector<LiveProcess>& proces
   for (size_t index = 0; index < processes.size(); ++index) {
     const auto& view = processes[index].view;
     found[index].childrens.resize(view.host_tids.size());
-    for (size_t thread = 0; thread < view.host_tids.size(); ++thread) threads.emplace_back(index, thread);
+    const size_t to_read = processes[index].threads_agree ? 1 : view.host_tids.size();
+    for (size_t thread = 0; thread < to_read; ++thread) threads.emplace_back(index, thread);
   }
   const auto read = [&](size_t place) -> Status {
     const auto [index, thread] = threads[place];
@@ -70,6 +71,10 @@ std::vector<NamespaceIds> read_namespaces(const std::vector<LiveProcess>& proces
     return {};
   };
   (void)parallel_for(threads.size(), read);
+  for (size_t index = 0; index < processes.size(); ++index) {
+    auto& childrens = found[index].childrens;
+    if (processes[index].threads_agree) childrens.assign(childrens.size(), std::string(childrens.front()));
+  }
   return found;
 }
 

@@ -1,13 +1,17 @@
 // What tasks share with each other beyond the tree. CLONE_FILES, CLONE_FS, CLONE_SIGHAND and CLONE_VM may hold between
 // any two tasks. kcmp(2) orders kernel objects, so each kind is a sorted list of the objects seen so far.
+#include <algorithm>
 #include <array>
+#include <functional>
 #include <map>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include "base/parallel.h"
 #include "capture/walk.h"
 #include "kernel/process.h"
+#include "kernel/thread_objects.h"
 
 namespace stasis::capture {
 namespace {
@@ -41,6 +45,7 @@ class Kind {
 Status check_threads(const LiveProcess& process, resource::CaptureContext& context) {
   constexpr std::pair<KcmpType, const char*> kinds[] = {{KcmpType::files, "descriptor table"},
                                                         {KcmpType::fs, "working directory"}};
+  if (process.threads_agree) return {};
   const auto& tids = process.view.host_tids;
   const pid_t witness = process.view.witness();
   std::vector<std::array<bool, std::size(kinds)>> own(tids.size());
@@ -64,6 +69,20 @@ Status check_threads(const LiveProcess& process, resource::CaptureContext& conte
 }
 
 }  // namespace
+
+void compare_threads(std::vector<LiveProcess>& processes) {
+  constexpr size_t many = 64;  // for fewer the iterator is not worth its making
+  std::optional<Result<kernel::ThreadIterator>> iterator;
+  for (auto& process : processes) {
+    const size_t count = process.view.host_tids.size();
+    if (count < many || process.frozen.leader_ended) continue;
+    if (!iterator) iterator = kernel::ThreadIterator::open();
+    if (!*iterator) return;
+    const auto objects = (*iterator)->objects(process.view.host_pid);
+    process.threads_agree = objects && objects->size() == count &&
+                            std::ranges::adjacent_find(*objects, std::not_equal_to{}) == objects->end();
+  }
+}
 
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context) {
   std::vector<size_t> live;

@@ -16,6 +16,9 @@ struct LiveProcess {
   resource::ProcessView view;  ///< with the status of every thread
   kernel::StatInfo stat;
   Pid pid;  ///< in the Application
+  /// All threads have one descriptor table, one fs context and one pid namespace for their children, which is known
+  /// without a look at each. False says nothing.
+  bool threads_agree = false;
   /// Of the thread with this index in model::Task::threads. Not of a leader that has ended.
   Tracee& tracee(size_t thread) { return frozen.threads.at(thread - (frozen.leader_ended ? 1 : 0)); }
 };
@@ -34,6 +37,9 @@ std::vector<Look> look_at(const std::vector<FrozenProcess>& frozen);
 /// not support is refused in the diagnostics.
 Result<std::vector<LiveProcess>> walk(std::vector<FrozenProcess> frozen, std::vector<Look> looks,
                                       resource::CaptureContext& context);
+
+/// Finds out of which processes with many threads these agree, where the kernel lets us.
+void compare_threads(std::vector<LiveProcess>& processes);
 
 /// Gives the tasks the ids of their shared objects: descriptor table, fs context, signal handlers, address space.
 Status find_sharing(const std::vector<LiveProcess>& processes, resource::CaptureContext& context);

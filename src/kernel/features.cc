@@ -20,6 +20,7 @@
 
 #include "base/unique_fd.h"
 #include "kernel/mapping_flags.h"
+#include "kernel/thread_objects.h"
 #include "kernel/missing_pages.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
@@ -164,12 +165,17 @@ std::string probe_missing_pages() {
   return possible ? std::string() : possible.error().message();
 }
 
-/// As it will be used: a page is protected, found unwritten, written and found again.
 std::string probe_mapping_flags() {
   const auto flags = MappingFlags::open();
   return flags ? std::string() : flags.error().message();
 }
 
+std::string probe_thread_objects() {
+  const auto threads = ThreadIterator::open();
+  return threads ? std::string() : threads.error().message();
+}
+
+/// As it will be used: a page is protected, found unwritten, written and found again.
 std::string probe_tracking() {
   const Userfaultfd tracker(UniqueFd(static_cast<int>(syscall(SYS_userfaultfd, userfaultfd_flags))));
   if (tracker.fd() < 0) return failed("userfaultfd");
@@ -261,6 +267,8 @@ const std::vector<Feature>& features() {
        probe_missing_pages},
       {"BPF iterator of mappings", "", false, "short pauses of trees with much memory",
        "they stand still for 20 ms more for each GiB", probe_mapping_flags},
+      {"BPF iterator of threads", "", false, "quick dumps of processes with many threads",
+       "each thread is looked at by itself: 10 us more for each", probe_thread_objects},
       {"CAP_CHECKPOINT_RESTORE", "", false, "set_tid, map_files, PR_SET_MM_MAP without root", "CAP_SYS_ADMIN is needed",
        [] { return probe_capability(40, "CAP_CHECKPOINT_RESTORE"); }},
       {"CAP_SYS_ADMIN", "", false, "seccomp filters, page frame numbers",

@@ -3,9 +3,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/bpf.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -98,55 +101,69 @@ std::string_view KernelTypes::name_at(uint32_t offset) const {
   return {begin, strnlen(begin, text_.size() - strings_ - offset)};
 }
 
-uint32_t KernelTypes::word_at(size_t offset) const {
-  uint32_t word = 0;
-  std::memcpy(&word, text_.data() + offset, sizeof word);
-  return word;
+/// Quicker than to measure the name that is there.
+bool KernelTypes::has_name(uint32_t offset, std::string_view name) const {
+  const size_t left = text_.size() - strings_;
+  if (offset >= left || left - offset <= name.size()) return false;
+  const uint8_t* begin = text_.data() + strings_ + offset;
+  return std::memcmp(begin, name.data(), name.size()) == 0 && begin[name.size()] == 0;
 }
 
-Result<KernelTypes> KernelTypes::parse(Bytes btf) {
-  constexpr size_t header = 24;
+Result<KernelTypes> KernelTypes::parse(ByteView text, std::shared_ptr<const void> holder) {
+  constexpr size_t header = 24, usual_types = 1 << 17;
   KernelTypes types;
-  types.text_ = std::move(btf);
-  const auto& text = types.text_;
-  if (text.size() < header) return malformed("it is too short");
+  types.holder_ = std::move(holder);
+  types.text_ = text;
+  if (text.size() < header || text.size() > UINT32_MAX) return malformed("it is too short, or too long");
   const uint64_t begin = types.word_at(4), type_begin = begin + types.word_at(8),
                  type_end = type_begin + types.word_at(12), strings = begin + types.word_at(16),
                  strings_end = strings + types.word_at(20);
   if ((types.word_at(0) & 0xffff) != btf_magic || begin < header || type_end > text.size() || strings_end > text.size())
     return malformed("its header is wrong");
   types.strings_ = strings;
-  types.types_.emplace_back();  // void
+  types.places_.reserve(std::min(usual_types, text.size() / size_of_type));
+  types.places_.push_back(0);
   for (size_t at = type_begin; at < type_end;) {
-    Type type;
-    if (type_end - at < member_size) return malformed("it ends within a type");
-    type.name = types.word_at(at), type.info = types.word_at(at + 4), type.size_or_type = types.word_at(at + 8);
-    type.more = at + member_size;
-    const uint32_t kind = types.kind(type);
-    if (kind == 0 || kind > last_kind) return malformed(fmt::format("a type of an unknown kind, {}", kind));
-    at = type.more + size_behind(kind, types.count(type));
+    if (type_end - at < size_of_type) return malformed("it ends within a type");
+    const Type type = types.type_at(at);
+    if (kind(type) == 0 || kind(type) > last_kind)
+      return malformed(fmt::format("a type of an unknown kind, {}", kind(type)));
+    types.places_.push_back(static_cast<uint32_t>(at));
+    at = type.more + size_behind(kind(type), count(type));
     if (at > type_end) return malformed("it ends within a type");
-    if (kind == kind_struct) types.structures_.try_emplace(types.name_at(type.name), types.types_.size());
-    types.types_.push_back(type);
   }
   return types;
 }
 
-std::optional<KernelField> KernelTypes::field(std::string_view structure, std::string_view name) const {
-  const auto found = structures_.find(structure);
-  return found == structures_.end() ? std::nullopt : find(types_[found->second], name, 0);
-}
-
-/// Asked for one or two of tens of thousands: they are not worth an index.
-std::optional<uint32_t> KernelTypes::function(std::string_view name) const {
-  for (size_t id = 0; id < types_.size(); ++id)
-    if (kind(types_[id]) == kind_function && name_at(types_[id].name) == name) return static_cast<uint32_t>(id);
+/// A handful is asked for, of tens of thousands: they are not worth an index.
+std::optional<uint32_t> KernelTypes::named(uint32_t wanted, std::string_view name) const {
+  for (uint32_t id = 1; id < places_.size(); ++id) {
+    const size_t at = places_[id];
+    if ((word_at(at + 4) >> 24 & 31) == wanted && has_name(word_at(at), name)) return id;
+  }
   return std::nullopt;
 }
 
+std::optional<KernelField> KernelTypes::field(std::string_view structure, std::string_view name) const {
+  const auto found = named(kind_struct, structure);
+  return found ? find(type(*found), name, 0) : std::nullopt;
+}
+
+std::optional<uint32_t> KernelTypes::function(std::string_view name) const { return named(kind_function, name); }
+
 Result<KernelTypes> KernelTypes::read() {
-  const auto text = TRY(read_file(std::string(btf_path)));
-  return parse(Bytes(text.begin(), text.end()));
+  const std::string path(btf_path);
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat status{};
+  if (!fd.valid() || fstat(fd.get(), &status) != 0) return fail_errno("read the kernel's types", path);
+  const auto size = static_cast<size_t>(status.st_size);
+  void* mapped = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd.get(), 0);
+  if (mapped != MAP_FAILED) {
+    const std::shared_ptr<const void> holder(mapped, [size](const void* at) { munmap(const_cast<void*>(at), size); });
+    return parse({static_cast<const uint8_t*>(mapped), size}, holder);
+  }
+  const auto text = std::make_shared<const std::string>(TRY(read_file(path)));
+  return parse({reinterpret_cast<const uint8_t*>(text->data()), text->size()}, text);
 }
 
 std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_view name, int depth) const {
@@ -158,9 +175,9 @@ std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_
     const uint32_t bits = has_bit_fields ? place >> 24 : 0, offset = has_bit_fields ? place & 0xffffff : place;
     const auto own_name = name_at(word_at(at));
     if (own_name == name) return KernelField{offset / 8, bits == 0 ? size_of(type) : 0, offset % 8, bits};
-    const bool is_open = own_name.empty() && type < types_.size() &&
-                         (kind(types_[type]) == kind_struct || kind(types_[type]) == kind_union);
-    auto inner = is_open ? find(types_[type], name, depth + 1) : std::nullopt;
+    const auto own_type = own_name.empty() && type < places_.size() ? this->type(type) : Type{};
+    const bool is_open = kind(own_type) == kind_struct || kind(own_type) == kind_union;
+    auto inner = is_open ? find(own_type, name, depth + 1) : std::nullopt;
     if (!inner) continue;
     inner->offset += offset / 8;
     return inner;
@@ -170,8 +187,8 @@ std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_
 
 uint32_t KernelTypes::size_of(uint32_t id) const {
   constexpr int deepest = 16;
-  for (int depth = 0; depth < deepest && id < types_.size(); ++depth) {
-    const auto& type = types_[id];
+  for (int depth = 0; depth < deepest && id < places_.size(); ++depth) {
+    const auto type = this->type(id);
     switch (kind(type)) {
       case kind_pointer:
         return sizeof(uint64_t);

@@ -7,9 +7,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/result.h"
@@ -29,11 +30,9 @@ struct KernelField {
 /// The kernel's types, from the text of BTF. Hostile input is an error.
 class KernelTypes {
  public:
-  KernelTypes() = default;
-  KernelTypes(KernelTypes&&) = default;
-  KernelTypes& operator=(KernelTypes&&) = default;
-  static Result<KernelTypes> parse(Bytes btf);
-  /// Of the running kernel.
+  /// `holder` keeps the text.
+  static Result<KernelTypes> parse(ByteView btf, std::shared_ptr<const void> holder = nullptr);
+  /// Of the running kernel: a millisecond where it lets its text be mapped (Linux 6.17), some more where it is copied.
   static Result<KernelTypes> read();
   /// Nothing: there is no such structure or field.
   std::optional<KernelField> field(std::string_view structure, std::string_view name) const;
@@ -41,21 +40,32 @@ class KernelTypes {
   std::optional<uint32_t> function(std::string_view name) const;
 
  private:
+  static constexpr size_t size_of_type = 12;  ///< without its members
   struct Type {
     uint32_t name = 0, info = 0, size_or_type = 0;
     size_t more = 0;  ///< where its members are
   };
-  uint32_t kind(const Type& type) const { return type.info >> 24 & 31; }
-  uint32_t count(const Type& type) const { return type.info & 0xffff; }
+  static uint32_t kind(const Type& type) { return type.info >> 24 & 31; }
+  static uint32_t count(const Type& type) { return type.info & 0xffff; }
+  Type type(uint32_t id) const { return id == 0 ? Type{} : type_at(places_[id]); }
+  Type type_at(size_t offset) const {
+    return {word_at(offset), word_at(offset + 4), word_at(offset + 8), offset + size_of_type};
+  }
+  std::optional<uint32_t> named(uint32_t kind, std::string_view name) const;
   std::string_view name_at(uint32_t offset) const;
-  uint32_t word_at(size_t offset) const;
+  bool has_name(uint32_t offset, std::string_view name) const;
+  uint32_t word_at(size_t offset) const {
+    uint32_t word = 0;
+    std::memcpy(&word, text_.data() + offset, sizeof word);
+    return word;
+  }
   std::optional<KernelField> find(const Type& structure, std::string_view name, int depth) const;
   uint32_t size_of(uint32_t type) const;
 
-  Bytes text_;
+  std::shared_ptr<const void> holder_;
+  ByteView text_;
   size_t strings_ = 0;
-  std::vector<Type> types_;
-  std::unordered_map<std::string_view, size_t> structures_;  ///< by name, which is part of the text
+  std::vector<uint32_t> places_;  ///< of the types in the text, by number; number 0 is void, which has none
 };
 
 class KernelMemory {

@@ -5,92 +5,21 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <functional>
 #include <optional>
 #include <string_view>
-#include <tuple>
 
-#include "kernel/bpf.h"
-#include "kernel/kernel_memory.h"
 #include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {
 namespace {
 
 constexpr std::string_view vsyscall = "[vsyscall]";
-
-// ---- the program
-
-/// What it writes of each mapping.
-struct Record {
-  uint64_t begin = 0, end = 0, flags = 0;
-};
-
-struct Fields {
-  int meta = 0, sequence = 0, mapping = 0, begin = 0, end = 0, flags = 0;
-};
-
-Result<Fields> find_fields(const KernelTypes& types) {
-  Fields fields;
-  const std::tuple<const char*, const char*, int*> wanted[] = {
-      {"bpf_iter__task_vma", "meta", &fields.meta},   {"bpf_iter_meta", "seq", &fields.sequence},
-      {"bpf_iter__task_vma", "vma", &fields.mapping}, {"vm_area_struct", "vm_start", &fields.begin},
-      {"vm_area_struct", "vm_end", &fields.end},      {"vm_area_struct", "vm_flags", &fields.flags},
-  };
-  for (const auto& [structure, name, place] : wanted) {
-    const auto field = types.field(structure, name);
-    if (!field || field->size != sizeof(uint64_t)) {
-      return fail(Error::unsupported("iterate over mappings",
-                                     fmt::format("this kernel has no {}.{} of 8 bytes", structure, name)));
-    }
-    *place = static_cast<int>(field->offset);
-  }
-  return fields;
-}
-
-Result<UniqueFd> load_iterator() {
-  const auto types = TRY(KernelTypes::read());
-  const auto fields = TRY(find_fields(types));
-  const auto target = types.function("bpf_iter_task_vma");
-  if (!target) return fail(Error::unsupported("iterate over mappings", "this kernel has no iterator for them"));
-  using namespace bpf;
-  constexpr int context = 6, mapping = 7, record = -static_cast<int>(sizeof(Record));
-  const std::array program{
-      bpf::move(context, 1),
-      load(mapping, context, fields.mapping),
-      skip_if_zero(mapping, 12),  // the end
-      load(1, mapping, fields.begin),
-      store(frame, record, 1),
-      load(1, mapping, fields.end),
-      store(frame, record + 8, 1),
-      load(1, mapping, fields.flags),
-      store(frame, record + 16, 1),
-      load(1, context, fields.meta),
-      load(1, 1, fields.sequence),
-      bpf::move(2, frame),
-      add(2, record),
-      set(3, sizeof(Record)),
-      helper(BPF_FUNC_seq_write),
-      set(0, 0),
-      leave(),
-  };
-  bpf_attr attributes{};
-  attributes.prog_type = BPF_PROG_TYPE_TRACING;
-  attributes.expected_attach_type = BPF_TRACE_ITER;
-  attributes.attach_btf_id = *target;
-  attributes.insns = reinterpret_cast<uint64_t>(program.data());
-  attributes.insn_cnt = static_cast<uint32_t>(program.size());
-  attributes.license = reinterpret_cast<uint64_t>("GPL");  // the helper asks for it
-  UniqueFd loaded(static_cast<int>(bpf::call(BPF_PROG_LOAD, attributes)));
-  if (!loaded.valid()) return fail_errno("load a BPF program that iterates over mappings");
-  return loaded;
-}
+constexpr size_t words_of_one = 3;  ///< mapping: where it begins and ends, its flags
 
 // ---- mappings to learn from
 
@@ -165,7 +94,9 @@ class Specimens {
 
 Result<MappingFlags> MappingFlags::open() {
   MappingFlags flags;
-  flags.program_ = TRY(load_iterator());
+  flags.iterator_ = TRY(BpfIterator::load(
+      "mappings", "task_vma", "vma",
+      {{{"vm_area_struct", "vm_start"}}, {{"vm_area_struct", "vm_end"}}, {{"vm_area_struct", "vm_flags"}}}));
   const Specimens specimens;
   const auto shown = TRY(read_smaps(getpid()));
   std::vector<FlagNames::Sample> samples;
@@ -184,34 +115,11 @@ Result<MappingFlags> MappingFlags::open() {
 Result<std::vector<FlaggedRange>> MappingFlags::ranges(pid_t tid) const {
   bpf_iter_link_info whose{};
   whose.task.tid = static_cast<uint32_t>(tid);
-  bpf_attr link{};
-  link.link_create.prog_fd = static_cast<uint32_t>(program_.get());
-  link.link_create.attach_type = BPF_TRACE_ITER;
-  link.link_create.iter_info = reinterpret_cast<uint64_t>(&whose);
-  link.link_create.iter_info_len = sizeof whose;
-  const UniqueFd attached(static_cast<int>(bpf::call(BPF_LINK_CREATE, link)));
-  if (!attached.valid()) return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
-  bpf_attr iterator{};
-  iterator.iter_create.link_fd = static_cast<uint32_t>(attached.get());
-  const UniqueFd reading(static_cast<int>(bpf::call(BPF_ITER_CREATE, iterator)));
-  if (!reading.valid()) return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
-
-  Bytes bytes;
-  constexpr size_t step = 64 << 10;
-  for (;;) {
-    const size_t before = bytes.size();
-    bytes.resize(before + step);
-    const ssize_t count = ::read(reading.get(), bytes.data() + before, step);
-    bytes.resize(before + static_cast<size_t>(std::max<ssize_t>(count, 0)));
-    if (count < 0 && errno != EINTR && errno != EAGAIN)
-      return fail_errno("iterate over mappings", fmt::format("thread {}", tid));
-    if (count == 0) break;
-  }
-  std::vector<FlaggedRange> ranges(bytes.size() / sizeof(Record));
+  const auto words = TRY(iterator_.run(whose, fmt::format("thread {}", tid)));
+  std::vector<FlaggedRange> ranges(words.size() / words_of_one);
   for (size_t i = 0; i < ranges.size(); ++i) {
-    Record record;
-    std::memcpy(&record, bytes.data() + i * sizeof record, sizeof record);
-    ranges[i] = {{record.begin, record.end}, record.flags};
+    const uint64_t* const one = &words[i * words_of_one];
+    ranges[i] = {{one[0], one[1]}, one[2]};
   }
   return ranges;
 }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/result.h"
-#include "base/unique_fd.h"
+#include "kernel/bpf_iterator.h"
 #include "kernel/flag_names.h"
 #include "kernel/proc.h"
 
@@ -23,8 +23,8 @@ struct FlaggedRange {
 
 class MappingFlags {
  public:
-  /// Takes ten milliseconds, most of them for the description of the kernel's types. An error where the kernel does not
-  /// let us; then there is smaps.
+  /// Takes three milliseconds or more (kernel_memory.h, KernelTypes). An error where the kernel does not let us; then
+  /// there is smaps.
   static Result<MappingFlags> open();
 
   /// As read_smaps, but nothing is counted. From smaps where flags are met that could not be learnt (huge pages, which
@@ -35,7 +35,7 @@ class MappingFlags {
   const FlagNames& names() const { return names_; }
 
  private:
-  UniqueFd program_;
+  BpfIterator iterator_;
   FlagNames names_;
   std::optional<MapsEntry> gate_;  ///< the page of vsyscalls, as smaps shows it
 };

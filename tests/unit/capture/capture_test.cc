@@ -644,6 +644,49 @@ TEST(Refusals, ForeignNamespace) {
   EXPECT_THAT((*captive)->context.diagnostics.all().front().text(), HasSubstr("another UTS namespace"));
 }
 
+/// One of a hundred threads has something of its own. So many are not looked at one by one.
+class OneOfManyThreads : public testing::TestWithParam<std::pair<int, const char*>> {};
+
+TEST_P(OneOfManyThreads, IsFound) {
+  const auto [flag, what] = GetParam();
+  Shared<std::atomic<int>> started;
+  Specimen specimen([&] {
+    std::vector<std::thread> threads;
+    for (int index = 0; index < 99; ++index) {
+      threads.emplace_back([&, index] {
+        if (index == 57 && flag != 0 && unshare(flag) != 0) _exit(1);
+        ++*started;
+        for (;;) pause();
+      });
+    }
+    for (;;) pause();
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return *started == 99 || specimen.state() == 'Z'; }));
+  auto captive = Captive::take(specimen.pid());
+  ASSERT_OK(captive);
+  const auto& context = (*captive)->context;
+  const bool refused = std::string_view(what).starts_with("has ");
+  ASSERT_EQ(context.diagnostics.refused(), refused);
+  if (refused) {
+    ASSERT_EQ(context.diagnostics.all().size(), 1u);
+    EXPECT_THAT(context.diagnostics.all().front().text(), HasSubstr(what));
+  }
+  const auto& threads = context.application.tasks.at(0).threads;
+  ASSERT_EQ(threads.size(), 100u);
+  const auto elsewhere = [&](const model::Thread& thread) {
+    return thread.childrens_namespace == model::empty_namespace;
+  };
+  EXPECT_EQ(std::ranges::count_if(threads, elsewhere), flag == CLONE_NEWPID ? 1 : 0);
+  if (flag == CLONE_NEWPID) EXPECT_TRUE(elsewhere(threads[58]));
+}
+
+INSTANTIATE_TEST_SUITE_P(Capture, OneOfManyThreads,
+                         testing::Values(std::pair(0, "nothing"),
+                                         std::pair(CLONE_FILES, "has a descriptor table of its own"),
+                                         std::pair(CLONE_FS, "has a working directory of its own"),
+                                         std::pair(CLONE_NEWPID, "its children will live elsewhere")));
+
 // ---- namespaces
 
 TEST(Capture, InitOfAPidNamespace) {

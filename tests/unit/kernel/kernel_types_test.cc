@@ -49,7 +49,8 @@ Text an_example() {
 }
 
 TEST(KernelTypes, FieldsOfUnnamedMembersAreTheStructures) {
-  const auto types = KernelTypes::parse(an_example().bytes());
+  const auto text = an_example().bytes();
+  const auto types = KernelTypes::parse(text);
   ASSERT_TRUE(types) << types.error().message();
   EXPECT_EQ(types->field("outer", "first"), (KernelField{0, 4, 0, 0}));
   EXPECT_EQ(types->field("outer", "inner"), (KernelField{16, 8, 0, 0}));
@@ -61,13 +62,14 @@ TEST(KernelTypes, FieldsOfUnnamedMembersAreTheStructures) {
 TEST(KernelTypes, WhateverIsCutOffIsAnError) {
   const auto whole = an_example().bytes();
   for (size_t size = 0; size < whole.size(); ++size)
-    EXPECT_FALSE(KernelTypes::parse({whole.begin(), whole.begin() + static_cast<ptrdiff_t>(size)})) << size;
+    EXPECT_FALSE(KernelTypes::parse(ByteView(whole).first(size))) << size;
 }
 
 TEST(KernelTypes, WhatIsInAStructureOfItselfEnds) {
   Text text;
   text.words({text.name("loop"), of_kind(4, 1), 8, 0, 1, 0});
-  const auto types = KernelTypes::parse(text.bytes());
+  const auto bytes = text.bytes();
+  const auto types = KernelTypes::parse(bytes);
   ASSERT_TRUE(types);
   EXPECT_EQ(types->field("loop", "any"), std::nullopt);
 }
