@@ -319,13 +319,6 @@ Result<EncodeStats> encode(const model::Application& application, ApplicationMem
   return Encoder(application, memory, directory, options).run();
 }
 
-Status commit(const model::Application& application, const image::Directory& directory) {
-  TRY(write_clocks(directory));
-  auto inventory = make_inventory(application);
-  set_storage(directory, inventory);
-  return directory.commit(inventory);
-}
-
 std::map<ObjectId, Pid> address_space_owners(const model::Application& application) {
   std::map<ObjectId, Pid> owners;
   for (const model::Task& task : application.tasks)

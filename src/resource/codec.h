@@ -58,9 +58,6 @@ struct Decoded {
 /// What is rejected is named by file and field.
 Result<Decoded> decode(const image::Directory&);
 
-/// Makes the checkpoint valid: writes inventory.img (image::Directory::commit).
-Status commit(const model::Application&, const image::Directory&);
-
 /// The task whose mm-<pid>.img and pagemap-<pid>.img stand for an address space: the first that has it.
 std::map<ObjectId, Pid> address_space_owners(const model::Application&);
 

@@ -35,6 +35,7 @@ class Decoder {
 
   Result<Decoded> run() {
     inventory_ = TRY(read_inventory(directory_));
+    TRY(check_images(directory_, inventory_));
     auto tree = TRY(decode_pstree(directory_));
     application_.tasks = std::move(tree.tasks);
     application_.dead_leaders = std::move(tree.dead_leaders);
@@ -342,11 +343,12 @@ class Decoder {
     ObjectId id;
     std::string suffix;                 ///< of its pagemap
     std::vector<AddressRange> allowed;  ///< ascending, disjoint
+    bool may_be_missing = false;        ///< CRIU writes none for shared memory without pages
     bool exists = false;
     std::vector<memory::StoredRun> runs;
   };
 
-  /// Which pages there are, and where they lie. A pagemap may be missing: no pages.
+  /// Which pages there are, and where they lie.
   Status pages() {
     std::vector<Stored> all;
     for (const auto& [id, owner] : address_space_owners(application_)) {
@@ -356,7 +358,8 @@ class Decoder {
       all.push_back(std::move(stored));
     }
     for (const auto& [id, segment] : application_.shared_memories)
-      all.push_back({.id = id, .suffix = fmt::format("shmem-{}", id), .allowed = {{0, segment.size}}});
+      all.push_back(
+          {.id = id, .suffix = fmt::format("shmem-{}", id), .allowed = {{0, segment.size}}, .may_be_missing = true});
     TRY(parallel_for(all.size(), [&](size_t index) { return read_runs(all[index]); }));
     for (const Stored& stored : all)
       if (stored.exists) locate(stored);
@@ -365,7 +368,7 @@ class Decoder {
 
   Status read_runs(Stored& stored) const {
     stored.exists = directory_.has(file_name("pagemap-" + stored.suffix));
-    if (!stored.exists) return {};
+    if (!stored.exists && stored.may_be_missing) return {};
     stored.runs = TRY(memory::read_pagemap(directory_, stored.suffix));
     auto here = stored.allowed.begin();
     for (const memory::StoredRun& run : stored.runs) {

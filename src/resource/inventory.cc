@@ -97,6 +97,19 @@ Result<inventory_entry> read_inventory(const image::Directory& directory) {
   return inventory;
 }
 
+Status check_images(const image::Directory& directory, const inventory_entry& inventory) {
+  if (inventory.images().empty()) return {};  // of CRIU
+  const auto found = TRY(directory.list());
+  for (const auto& name : inventory.images()) {
+    if (!image::parse_name(name))
+      return fail(Error::invalid("read checkpoint", "a name that no image has", "inventory.img, field images"));
+    if (!std::ranges::binary_search(found, name))
+      return fail(Error::invalid("read checkpoint", "it is missing, and was there when the dump was completed", name)
+                      .advise("copy the whole directory of images"));
+  }
+  return {};
+}
+
 void set_round(inventory_entry& inventory, const std::string& round) {
   timespec now{};
   clock_gettime(CLOCK_BOOTTIME, &now);
@@ -134,6 +147,14 @@ inventory_entry make_inventory(const model::Application& application) {
   inventory.set_network_lock_method(0);
   inventory.mutable_plugins_entry();  // present and empty: no plugin is needed
   return inventory;
+}
+
+Status set_images(const image::Directory& directory, inventory_entry& inventory) {
+  for (auto& name : TRY(directory.list())) {
+    const auto parsed = image::parse_name(name);
+    if (parsed && !parsed->kind->service && name != file) inventory.add_images(std::move(name));
+  }
+  return {};
 }
 
 void set_storage(const image::Directory& directory, inventory_entry& inventory) {

@@ -16,6 +16,10 @@ Result<inventory_entry> read_inventory(const image::Directory&);
 inventory_entry make_inventory(const model::Application&);
 /// Writes down how the images of the directory are stored: CRIU refuses those that it would misread.
 void set_storage(const image::Directory&, inventory_entry&);
+/// Names the images that are in the directory: one that is lost later is missed, though CRIU's format takes its absence
+/// for emptiness (no pages, no descriptors, empty pipes).
+Status set_images(const image::Directory&, inventory_entry&);
+Status check_images(const image::Directory&, const inventory_entry&);
 
 /// Notes the round of tracking that the images end ("": none), and when: CRIU takes a process that is younger than the
 /// parent images for another with the same pid.

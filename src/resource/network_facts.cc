@@ -8,8 +8,10 @@ namespace stasis::resource {
 
 Status commit(const model::Application& application, const image::Directory& directory, const NetworkFacts& network,
               const std::string& round) {
+  TRY(write_clocks(directory));
   auto inventory = make_inventory(application);
   set_storage(directory, inventory);
+  TRY(set_images(directory, inventory));
   set_round(inventory, round);
   inventory.set_network_lock_method(static_cast<uint32_t>(network.lock.method));
   if (!network.lock.run_id.empty()) inventory.set_dump_criu_run_id(network.lock.run_id);

@@ -24,8 +24,10 @@ struct NetworkFacts {
   NetworkLockRecord lock;
   bool tcp_closed = false;  ///< it was dumped with --tcp-close
 };
-/// Makes the checkpoint valid (resource::commit), and says this in it, and the round of tracking that begins with it.
-Status commit(const model::Application&, const image::Directory&, const NetworkFacts&, const std::string& round = {});
+/// Makes the checkpoint valid: writes inventory.img (image::Directory::commit), which says this, and the round of
+/// tracking that begins with it.
+Status commit(const model::Application&, const image::Directory&, const NetworkFacts& = {},
+              const std::string& round = {});
 Result<NetworkFacts> read_network_facts(const image::Directory&);
 
 /// Of a capture (CaptureContext::kept).

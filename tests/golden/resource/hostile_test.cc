@@ -89,7 +89,7 @@ TEST_F(Hostile, TheCheckpointItselfIsGood) { EXPECT_EQ(decoded(), "none"); }
 
 TEST_F(Hostile, MissingFilesAreNamed) {
   for (const char* file : {"inventory.img", "pstree.img", "core-31907.img", "ids-31907.img", "mm-31907.img",
-                           "fs-31907.img", "pages-2.img", "ghost-file-1.img"})
+                           "fs-31907.img", "pages-2.img", "ghost-file-1.img", "pagemap-31904.img"})
     EXPECT_THAT(error_without(file), HasSubstr(file)) << file;
   EXPECT_THAT(error_without("files.img"), HasSubstr("files.img"));
 }

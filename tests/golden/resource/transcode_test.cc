@@ -8,6 +8,7 @@
 #include "model/difference.h"
 #include "plan/lazy_memory.h"
 #include "resource/codec.h"
+#include "resource/network_facts.h"
 
 namespace stasis::resource {
 namespace {

@@ -7,6 +7,7 @@
 #include "inventory.pb.h"
 #include "pstree.pb.h"
 #include "resource/codec.h"
+#include "resource/network_facts.h"
 #include "resource/inventory.h"
 
 namespace stasis::resource {
