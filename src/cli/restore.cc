@@ -1,6 +1,5 @@
 // stasis restore: images → Application → Program → verified → processes.
 
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -12,6 +11,7 @@
 #include "cli/key_options.h"
 #include "cli/network_options.h"
 #include "cli/session.h"
+#include "cli/shell_job.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
 #include "cli/until_exit.h"
@@ -183,12 +183,6 @@ Result<pid_t> restore(const Options& options, const Session& session) {
   return root;
 }
 
-/// Without --restore-detached criu stays the parent until the root ends.
-void wait_for_root(pid_t root) {
-  while (waitpid(root, nullptr, 0) < 0 && errno == EINTR) {
-  }
-}
-
 Status restore_and_follow(const Options& options, const Session& session) {
   const pid_t root = TRY(restore(options, session));
   if (options.exec_cmd) {
@@ -198,7 +192,9 @@ Status restore_and_follow(const Options& options, const Session& session) {
     execvp(arguments[0], arguments.data());
     return fail(Error::system("run --exec-cmd", errno, arguments[0]));
   }
-  if (!options.restore.detached && !options.restore.sibling) wait_for_root(root);
+  // Without --restore-detached criu stays the parent until the root ends.
+  if (!options.restore.detached && !options.restore.sibling)
+    options.restore.shell_job ? wait_for_job(root) : wait_for_root(root);
   return {};
 }
 
