@@ -19,7 +19,7 @@ _stasis() {
   local words=""
   case ${COMP_WORDS[1]} in
     dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers --compress --encrypt --recipient --key-file --identity --auto-dedup --page-server --lazy-pages --status-fd $transfer" ;;
-    pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode --auto-dedup --page-server $transfer" ;;
+    pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode --compress --encrypt --recipient --key-file --identity --auto-dedup --page-server $transfer" ;;
     page-server) words="$common --prev-images-dir --auto-dedup --lazy-pages --identity --key-file --daemon --status-fd $transfer" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
     restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --lazy-pages --auto-dedup --exec-cmd --identity --key-file" ;;

@@ -40,8 +40,8 @@ struct RoundOptions {
 /// What a round found out about an address space.
 struct RoundMemory {
   std::string suffix;
-  pid_t witness = 0;                    ///< through whom it is reached
-  std::vector<AddressRange> mappings;   ///< that have own pages
+  pid_t witness = 0;  ///< through whom it is reached
+  std::vector<memory::Trackable> mappings;
   std::vector<model::PageRun> runs;     ///< own pages
   std::vector<AddressRange> unchanged;  ///< since the round before
 };

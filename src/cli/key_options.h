@@ -31,7 +31,7 @@ struct StorageOptions {
   bool auto_dedup = false;
 };
 
-/// --compress, --encrypt, --recipient, --key-file, --identity and --auto-dedup of dump.
+/// --compress, --encrypt, --recipient, --key-file, --identity and --auto-dedup of dump and pre-dump.
 void add_storage_options(CLI::App&, StorageOptions&);
 /// Opens the directory of a dump, which writes as the options say.
 Result<image::Directory> open_for_writing(const std::string& path, const StorageOptions&);

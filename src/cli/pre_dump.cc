@@ -6,6 +6,7 @@
 #include "cli/criu_options.h"
 #include "cli/dedup.h"
 #include "cli/fault_points.h"
+#include "cli/key_options.h"
 #include "cli/progress.h"
 #include "cli/rounds.h"
 #include "cli/session.h"
@@ -24,7 +25,7 @@ struct Options {
   PageServerOptions page_server;
   pid_t tree = 0;
   std::string mode = "splice";
-  bool auto_dedup = false;
+  StorageOptions storage;
 };
 
 /// criu's numbers, in the inventory.
@@ -51,7 +52,7 @@ Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory
 }
 
 Status pre_dump(const Options& options, const Session& session) {
-  auto images = TRY(image::Directory::open(options.common.images_dir));
+  auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
   auto rounds = TRY(Rounds::open(session, images, options.tree, options.rounds));
   TRY(use_page_server(options.page_server, images, session));
   TRY(session.run_scripts("pre-dump", options.tree));
@@ -75,7 +76,7 @@ Status pre_dump(const Options& options, const Session& session) {
   fault_point("committed");
   rounds.complete(session);
   write_dump_statistics(session, statistics);
-  if (options.auto_dedup && !options.page_server.use) release_superseded_of(images, session);
+  if (options.storage.auto_dedup && !options.page_server.use) release_superseded_of(images, session);
   session.log().info("Pre-dumping finished successfully");
   return {};
 }
@@ -93,8 +94,7 @@ void add_pre_dump(CLI::App& app, Action& chosen, Face) {
       ->add_option("--pre-dump-mode", options->mode,
                    "splice or read: accepted as criu does; pages are always read while the tree runs")
       ->check(CLI::IsMember({"splice", "read"}));
-  add_switch(*command, "--auto-dedup", options->auto_dedup,
-             "Release pages in the parent images that this round has anew (stasis dedup)");
+  add_storage_options(*command, options->storage);
   add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {

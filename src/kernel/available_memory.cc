@@ -77,15 +77,19 @@ Result<uint64_t> available_memory(pid_t pid) {
   return left;
 }
 
+uint64_t resident(pid_t pid) {
+  const auto size = read_proc(pid, "statm").value_or("");
+  TextCursor numbers(size);
+  (void)numbers.number<uint64_t>();  // what is mapped
+  return numbers.number<uint64_t>().value_or(0) * page_size;
+}
+
 bool has_resident(pid_t root, uint64_t bytes) {
   constexpr size_t most = 8;
   std::vector<pid_t> tree{root};
   uint64_t found = 0;
   for (size_t index = 0; index < std::min(tree.size(), most) && found < bytes; ++index) {
-    const auto size = read_proc(tree[index], "statm").value_or("");
-    TextCursor numbers(size);
-    (void)numbers.number<uint64_t>();  // what is mapped
-    found += numbers.number<uint64_t>().value_or(0) * page_size;
+    found += resident(tree[index]);
     // Children of the first thread: most have no others.
     const auto text = read_proc(tree[index], fmt::format("task/{}/children", tree[index])).value_or("");
     TextCursor children(text);

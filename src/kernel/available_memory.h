@@ -16,8 +16,10 @@ Result<uint64_t> available_memory();
 /// where everybody mounts them); at most what the system has left.
 Result<uint64_t> available_memory(pid_t pid);
 
-/// Whether a process and some of those below it have so many bytes in memory (/proc/PID/statm): not more are looked at
-/// than takes no time.
+/// Bytes that a process has in memory (/proc/PID/statm); 0 if it has none, or is no more.
+uint64_t resident(pid_t);
+/// Whether a process and some of those below it have so many bytes in memory: not more are looked at than takes no
+/// time.
 bool has_resident(pid_t root, uint64_t bytes);
 
 /// The number after a word in a text of lines ("MemAvailable:   1234 kB", "file 1234"); 0 if there is no such line.

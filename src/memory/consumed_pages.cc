@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/ranges.h"
+#include "memory/dedup.h"
 
 namespace stasis::memory {
 namespace {
@@ -105,6 +106,8 @@ Status ConsumedPages::release(const std::string& name, AddressRange pages) {
 /// Whoever leads to the pages needs them as well: pagemaps refer to nothing that the parent's pagemap does not list.
 Status ConsumedPages::begin() {
   if (has_begun_) return {};
+  // The parents are no checkpoints any more from here on: what only they needed makes room for the processes first.
+  if (directory_.has("parent")) TRY(release_superseded(directory_));
   std::set<std::string> levels;
   for (const auto& [name, ranges] : needed_) {
     levels.insert("");

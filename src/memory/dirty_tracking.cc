@@ -33,13 +33,15 @@ Result<bool> governs(const kernel::Userfaultfd& tracker, int pagemap_fd, uint64_
 }
 
 /// A page of its own is neither a file's nor the page of zeros, and no guard: those have an entry, too.
-Result<std::vector<kernel::PageScan>> protect_written(int pagemap_fd, AddressRange where) {
-  constexpr uint64_t excluded = page_is_file | page_is_zero_frame, in_use = page_is_present | page_is_swapped;
-  auto found = kernel::scan_and_protect(pagemap_fd, where, page_is_written | excluded | page_is_guard, in_use,
+Result<std::vector<kernel::PageScan>> protect_written(int pagemap_fd, const Trackable& part) {
+  const uint64_t excluded = page_is_zero_frame | (part.is_anonymous ? 0 : page_is_file);
+  constexpr uint64_t in_use = page_is_present | page_is_swapped;
+  auto found = kernel::scan_and_protect(pagemap_fd, part.range, page_is_written | excluded | page_is_guard, in_use,
                                         excluded | page_is_guard, page_is_written);
   if (found || found.error().errno_value() != EINVAL) return found;
   // Before 6.15 there are guards, or not even those, but no word for them.
-  return kernel::scan_and_protect(pagemap_fd, where, page_is_written | excluded, in_use, excluded, page_is_written);
+  return kernel::scan_and_protect(pagemap_fd, part.range, page_is_written | excluded, in_use, excluded,
+                                  page_is_written);
 }
 
 }  // namespace
@@ -68,18 +70,18 @@ bool is_unchanged(uint64_t categories, bool is_anonymous) {
 }
 
 Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd& tracker, int pagemap_fd,
-                                                    const std::vector<AddressRange>& mappings) {
+                                                    const std::vector<Trackable>& mappings) {
   constexpr uint64_t step = 64ull << 20;  // worth a processor of its own
-  std::vector<AddressRange> parts;
+  std::vector<Trackable> parts;
   std::vector<std::vector<AddressRange>> written;  // of each part
-  for (const AddressRange& mapping : mappings) {
+  for (const auto& [mapping, is_anonymous] : mappings) {
     if (TRY(tracker.register_range(mapping)) != kernel::Userfaultfd::Registration::registered) {
       parts.emplace_back();
       written.push_back({mapping});
       continue;
     }
     for (uint64_t at = mapping.begin; at < mapping.end; at += std::min(step, mapping.end - at)) {
-      parts.push_back({at, at + std::min(step, mapping.end - at)});
+      parts.push_back({{at, at + std::min(step, mapping.end - at)}, is_anonymous});
       written.emplace_back();
     }
   }
@@ -87,7 +89,7 @@ Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd& t
   TRY(parallel_for(
       parts.size(),
       [&](size_t index) -> Status {
-        if (parts[index].size() == 0) return {};
+        if (parts[index].range.empty()) return {};
         for (const auto& scan : TRY(protect_written(pagemap_fd, parts[index]))) written[index].push_back(scan.range);
         return {};
       },

@@ -52,10 +52,15 @@ class Trackers {
 /// swapped out (mm/memory.c, pte_install_uffd_wp_if_needed). `is_anonymous`: of memory without a file.
 bool is_unchanged(uint64_t categories, bool is_anonymous);
 
-/// The end of a round, for one address space: registers these mappings (those that have own pages) and protects their
-/// own pages. The answer is what was written since the round before, as of that very moment; mappings that cannot be
-/// tracked are written wholly.
+/// A mapping with own pages.
+struct Trackable {
+  AddressRange range;
+  bool is_anonymous = false;  ///< no page in it is a file's: the kernel need not look, which takes most of the time
+};
+
+/// The end of a round, for one address space: registers these mappings and protects their own pages. The answer is what
+/// was written since the round before, as of that very moment; mappings that cannot be tracked are written wholly.
 Result<std::vector<AddressRange>> protect_own_pages(const kernel::Userfaultfd&, int pagemap_fd,
-                                                    const std::vector<AddressRange>& mappings);
+                                                    const std::vector<Trackable>& mappings);
 
 }  // namespace stasis::memory

@@ -29,9 +29,24 @@ Result<FileId> id_of(const image::Directory& directory) {
   return FileId{status.st_dev, status.st_ino};
 }
 
-std::unexpected<Error> refuse(const std::string& path, std::string cause) {
-  return fail(Error::invalid("use --prev-images-dir", std::move(cause), path)
-                  .advise("name the directory of the round before, relative to the images directory, or dump in full"));
+std::unexpected<Error> refuse(const std::string& path, std::string cause,
+                              std::string advice =
+                                  "name the directory of the round before, relative to the images "
+                                  "directory, or dump in full") {
+  return fail(Error::invalid("use --prev-images-dir", std::move(cause), path).advise(std::move(advice)));
+}
+
+/// In a chain all are encrypted, or none is.
+Status check_encryption(const image::Directory& images, const image::Directory& parent) {
+  const bool ours = images.encryption() != nullptr, theirs = parent.has(image::file_name("manifest"));
+  if (theirs && !ours)
+    return refuse(parent.path(), "these images are encrypted, and what is added to them has to be as well",
+                  "pass --encrypt with --recipient or --key-file, and --identity where that reads them; or dump in "
+                  "full, without --prev-images-dir");
+  if (ours && !theirs)
+    return refuse(parent.path(), "these images are not encrypted: nobody could tell whether they were changed",
+                  "leave out --encrypt, or dump in full, without --prev-images-dir");
+  return {};
 }
 
 /// A chain that is written to while it is read would hold pages of two times.
@@ -90,11 +105,12 @@ bool has_pages(const image::Directory& directory, const std::string& suffix) {
 
 Result<std::unique_ptr<ParentImages>> ParentImages::open(const image::Directory& images, const std::string& previous) {
   const auto path = previous.starts_with('/') ? previous : images.path() + "/" + previous;
-  if (auto opened = image::Directory::open(path); !opened)
-    return refuse(path, std::strerror(opened.error().errno_value()));
-  auto opened = TRY(open_parent(images, path));
-  if (!opened.has("inventory.img"))
+  const auto found = image::Directory::open(path);
+  if (!found) return refuse(path, std::strerror(found.error().errno_value()));
+  if (!found->has("inventory.img"))
     return refuse(path, "there is no inventory.img: no checkpoint, or one that was never completed");
+  TRY(check_encryption(images, *found));
+  auto opened = TRY(open_parent(images, path));
   TRY(check_chain(images, opened, path));
   return std::unique_ptr<ParentImages>(new ParentImages(std::move(opened)));
 }

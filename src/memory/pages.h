@@ -73,7 +73,7 @@ uint64_t total_size(std::span<const AddressRange>);
 uint64_t total_size(std::span<const model::PageRun>);
 
 /// Runs of this size together are copied by two threads: less is copied before the second has started.
-inline constexpr uint64_t parallel_copy_from = 32ull << 20;
+inline constexpr uint64_t parallel_copy_from = 2ull << 20;
 
 /// Writes pagemap-`suffix`.img and pages-`pages_id`.img, in blocks where the directory says so (memory/block_file.h).
 /// Zero pages are dropped; `runs` ascend.

@@ -12,7 +12,6 @@
 #include <cstring>
 #include <condition_variable>
 #include <optional>
-#include <thread>
 
 #include <fmt/format.h>
 
@@ -28,7 +27,11 @@
 namespace stasis::memory {
 namespace {
 
-constexpr uint64_t chunk_size = 1 << 20;
+/// Of a little memory each thread takes little at a time, so that all are done at the same time.
+uint64_t chunk_size_for(uint64_t total) {
+  constexpr uint64_t usual = 1 << 20, small = 1 << 18;
+  return std::min(total < 32 * usual ? small : usual, total);
+}
 
 using image::PageEntry;
 
@@ -53,7 +56,7 @@ void append(std::vector<PageEntry>& entries, const PageEntry& next) {
   }
 }
 
-/// One worker's share: up to chunk_size bytes from consecutive runs.
+/// One worker's share: up to chunk_size_ bytes from consecutive runs.
 struct Chunk {
   uint64_t turn = 0;
   std::vector<model::PageRun> pieces;
@@ -75,16 +78,19 @@ class Copy {
         name_(std::move(name)),
         runs_(runs),
         told_(std::move(told)),
-        buffer_size_(std::min(chunk_size, total_size(runs))),
+        chunk_size_(chunk_size_for(total_size(runs))),
         source_(source),
         directory_(directory),
         filters_(filters_of(directory)) {}
 
   Status run(unsigned workers) {
-    std::vector<std::thread> helpers;
-    for (unsigned i = 1; i < workers; ++i) helpers.emplace_back([this] { work(); });
-    work();
-    for (auto& helper : helpers) helper.join();
+    TRY(parallel_for(
+        workers,
+        [this](size_t) -> Status {
+          work();
+          return {};
+        },
+        2));
     if (error_) return fail(std::move(*error_));
     return sink_.add(with_told({}, UINT64_MAX), {});
   }
@@ -100,10 +106,10 @@ class Copy {
     chunk.ranges.clear();
     chunk.size = 0;
     if (error_) return false;
-    while (index_ < runs_.size() && chunk.size < chunk_size) {
+    while (index_ < runs_.size() && chunk.size < chunk_size_) {
       model::PageRun piece = runs_[index_];
       piece.range.begin += inside_;
-      piece.range.end = std::min(piece.range.end, piece.range.begin + (chunk_size - chunk.size));
+      piece.range.end = std::min(piece.range.end, piece.range.begin + (chunk_size_ - chunk.size));
       inside_ += piece.range.size();
       chunk.size += piece.range.size();
       if (piece.range.end == runs_[index_].range.end) ++index_, inside_ = 0;
@@ -123,7 +129,7 @@ class Copy {
   }
 
   Status copy_chunks() {
-    const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(buffer_size_);  // zeroing would touch all of it
+    const auto buffer = std::make_unique_for_overwrite<uint8_t[]>(chunk_size_);  // zeroing would touch all of it
     std::optional<Pipeline> pipeline;
     if (!filters_.empty())
       pipeline = TRY(Pipeline::make(filters_, {directory_, name_, directory_.compression().level}, block_size));
@@ -237,7 +243,7 @@ class Copy {
   std::span<const model::PageRun> runs_;
   const std::vector<PageEntry> told_;  // entries without bytes
   size_t next_told_ = 0;
-  uint64_t buffer_size_;
+  const uint64_t chunk_size_;
   PageSource& source_;
   const image::Directory& directory_;
   const std::vector<const FilterKind*> filters_;

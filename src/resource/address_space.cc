@@ -178,10 +178,6 @@ Result<ObjectId> TreeMemory::segment_of(CaptureContext& context, pid_t witness, 
 Status TreeMemory::look_ahead(const std::map<ObjectId, pid_t>& witnesses) {
   std::vector<std::pair<pid_t, std::vector<kernel::PageScan>*>> wanted;
   for (const auto& [space, witness] : witnesses) wanted.emplace_back(witness, &scans_[space]);
-  if (wanted.size() < processor_count()) {
-    for (const auto& [witness, scans] : wanted) *scans = TRY(scan_own_pages_by_all(witness));
-    return {};
-  }
   return parallel_for(wanted.size(), [&](size_t index) -> Status {
     *wanted[index].second = TRY(scan_own_pages(wanted[index].first));
     return {};

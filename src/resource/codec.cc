@@ -1,6 +1,7 @@
 #include "resource/codec.h"
 
 #include <algorithm>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <set>
@@ -95,14 +96,24 @@ class Encoder {
     uint32_t pages_id = 0;
   };
 
-  /// Memory and records have nothing to do with each other: they are saved side by side.
+  static bool is_large(const Segment& segment) {
+    return memory::total_size(segment.runs) >= memory::parallel_copy_from;
+  }
+
+  /// Memory and records have nothing to do with each other: they are saved side by side. But where several threads copy
+  /// a memory they keep the processors busy, and a further one would only make one of them wait.
   Status records_and(std::span<Segment> memory, Meter& meter) {
-    Status saved_pages;
-    std::jthread beside([&] { saved_pages = pages(memory, meter); });
-    Status saved_records = records();
-    beside.join();
-    TRY(saved_records);
-    TRY(saved_pages);
+    if (std::ranges::any_of(memory, is_large)) {
+      TRY(records());
+      TRY(pages(memory, meter));
+    } else {
+      Status saved_pages;
+      std::jthread beside([&] { saved_pages = pages(memory, meter); });
+      Status saved_records = records();
+      beside.join();
+      TRY(saved_records);
+      TRY(saved_pages);
+    }
     stats_.shared_pages_scanned += files_.pages_written;
     stats_.shared_pages_written += files_.pages_written;
     return {};
@@ -292,8 +303,7 @@ class Encoder {
       stats_.zero_pages_skipped += written.zero_pages_skipped;
       return {};
     };
-    const auto large = std::ranges::partition(
-        all, [](const Segment& s) { return memory::total_size(s.runs) < memory::parallel_copy_from; });
+    const auto large = std::ranges::partition(all, std::not_fn(is_large));
     const size_t small = all.size() - large.size();
     TRY(parallel_for(small, [&](size_t index) { return save(all[index]); }));
     for (Segment& segment : large) TRY(save(segment));

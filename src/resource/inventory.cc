@@ -119,6 +119,7 @@ void set_round(inventory_entry& inventory, const std::string& round) {
 
 Status commit_pre_dump(const image::Directory& directory, uint32_t mode, const std::string& round) {
   auto inventory = make_inventory({});
+  set_storage(directory, inventory);
   inventory.set_pre_dump_mode(mode);
   set_round(inventory, round);
   return directory.commit(inventory);

@@ -8,9 +8,11 @@
 #include <fmt/format.h>
 
 #include "base/parallel.h"
+#include "kernel/available_memory.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "memory/increments.h"
+#include "resource/memory_mappings.h"
 
 namespace stasis::resource {
 namespace {
@@ -21,25 +23,105 @@ using kernel::page_is_present;
 using kernel::page_is_swapped;
 using kernel::page_is_zero_frame;
 
-constexpr size_t worth_a_thread = 4;  ///< parts of an address space
+/// Nor one in hugetlbfs, which has no name.
+bool is_without_file(const model::Mapping& mapping) {
+  return mapping.backing == model::Backing::private_anonymous && (mapping.map_flags & MAP_HUGETLB) == 0;
+}
 
-/// One walk over the page tables of the whole address space: empty reservations have none and cost nothing.
-Result<std::vector<kernel::PageScan>> scan(int pagemap, AddressRange where) {
-  constexpr uint64_t own = page_is_file | page_is_zero_frame;  // inverted: neither a file's page nor the page of zeros
+/// A stretch of an address space.
+struct Part {
+  AddressRange range;
+  /// Nothing is mapped there but anonymous memory, in which no page is a file's. That the kernel tells only after a
+  /// look at each page, which takes six times as long as the walk over the page tables itself.
+  bool is_anonymous = false;
+  uint64_t mapped = 0;  ///< bytes that can have pages
+};
+
+/// One walk over the page tables: empty reservations have none and cost nothing.
+Result<std::vector<kernel::PageScan>> scan(int pagemap, const Part& part) {
+  const uint64_t of_file = part.is_anonymous ? 0 : page_is_file;
+  const uint64_t own = of_file | page_is_zero_frame;  // inverted: neither a file's page nor the page of zeros
   constexpr uint64_t tracking = kernel::page_is_wp_allowed | kernel::page_is_written | page_is_present;
-  auto found =
-      kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, page_is_guard | tracking);
+  constexpr uint64_t in_use = page_is_present | page_is_swapped;
+  auto found = kernel::scan_pages(pagemap, part.range, own, in_use, own, page_is_guard | tracking);
   // Kernels that know no guards refuse to speak of them; before 6.7 the page of zeros cannot be told apart either,
   // which costs time but no correctness: zeros are dropped when they are stored.
-  if (!found && found.error().errno_value() == EINVAL) {
-    found = kernel::scan_pages(pagemap, where, own, page_is_present | page_is_swapped, own, tracking);
-  }
-  if (!found && found.error().code() == ErrorCode::unsupported) {
-    found = kernel::scan_pages(pagemap, where, page_is_file, page_is_present | page_is_swapped, page_is_file,
-                               page_is_guard);
-  }
+  if (!found && found.error().errno_value() == EINVAL)
+    found = kernel::scan_pages(pagemap, part.range, own, in_use, own, tracking);
+  if (!found && found.error().code() == ErrorCode::unsupported)
+    found = kernel::scan_pages(pagemap, part.range, of_file, in_use, of_file, page_is_guard);
   return found;
 }
+
+/// An address space below `end`, in parts that are about the same work. What is mapped comes in order.
+class Parts {
+ public:
+  void add(AddressRange mapping, bool is_anonymous, bool has_access) {
+    if (is_anonymous != part_.is_anonymous) {
+      end_part(mapping.begin);
+      part_.is_anonymous = is_anonymous;
+    }
+    if (!has_access) return;
+    // Reservations of many terabytes are cheap, and all alike.
+    constexpr uint64_t most = 64;
+    const uint64_t step = std::max(much, (mapping.size() / most + page_size - 1) / page_size * page_size);
+    part_.mapped += mapping.size();
+    for (uint64_t at = mapping.begin + step; at < mapping.end; at += step) {
+      part_.mapped = step;
+      end_part(at);
+    }
+    if (part_.mapped >= step) end_part(mapping.end);
+  }
+  Result<std::vector<kernel::PageScan>> scan(int pagemap, uint64_t end) && {
+    end_part(end);
+    join_small();
+    std::vector<std::vector<kernel::PageScan>> found(parts_.size());
+    constexpr uint64_t worth_a_thread = 4 * much;
+    TRY(parallel_for(
+        parts_.size(),
+        [&](size_t index) -> Status {
+          found[index] = TRY(resource::scan(pagemap, parts_[index]));
+          return {};
+        },
+        mapped_ >= worth_a_thread ? 2 : SIZE_MAX));
+    // As if it had been one walk.
+    std::vector<kernel::PageScan> all;
+    for (const auto& scans : found) {
+      for (const auto& one : scans) kernel::append(all, one);
+    }
+    return all;
+  }
+
+ private:
+  static constexpr uint64_t much = 64ull << 20;
+
+  void end_part(uint64_t at) {
+    part_.range.end = at;
+    mapped_ += part_.mapped;
+    if (!part_.range.empty()) parts_.push_back(part_);
+    part_ = {{at, at}, part_.is_anonymous, 0};
+  }
+  /// Each is a system call.
+  void join_small() {
+    constexpr uint64_t worth_a_call = 4ull << 20;
+    std::vector<Part> joined;
+    for (Part part : parts_) {
+      part.is_anonymous = part.is_anonymous && part.mapped >= worth_a_call;
+      Part* last = joined.empty() ? nullptr : &joined.back();
+      if (last != nullptr && !last->is_anonymous && !part.is_anonymous && last->mapped + part.mapped <= much) {
+        last->range.end = part.range.end;
+        last->mapped += part.mapped;
+      } else {
+        joined.push_back(part);
+      }
+    }
+    parts_ = std::move(joined);
+  }
+
+  std::vector<Part> parts_;
+  Part part_;  ///< the next one
+  uint64_t mapped_ = 0;
+};
 
 void append(std::vector<model::PageRun>& runs, model::PageRun next) {
   if (next.range.empty()) return;
@@ -141,63 +223,32 @@ OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<k
   return own;
 }
 
-namespace {
-
-/// The address space in parts that are about the same work: so much of mappings that can have pages.
-Result<std::vector<AddressRange>> parts_to_scan(pid_t witness) {
-  constexpr uint64_t much = 64ull << 20, most = 64;
-  std::vector<AddressRange> parts;
-  uint64_t begin = 0, gathered = 0;
-  const auto end_part = [&](uint64_t at) {
-    parts.push_back({begin, at});
-    begin = at, gathered = 0;
-  };
-  for (const auto& vma : TRY(kernel::read_maps(witness))) {
-    if (vma.protection == PROT_NONE || vma.range.end > end_of_scan) continue;
-    // Reservations of many terabytes are cheap, and all alike.
-    const uint64_t step = std::max(much, (vma.range.size() / most + page_size - 1) / page_size * page_size);
-    gathered += vma.range.size();
-    for (uint64_t at = vma.range.begin + step; at < vma.range.end; at += step) end_part(at);
-    if (gathered >= step) end_part(vma.range.end);
-  }
-  end_part(end_of_scan);
-  return parts;
-}
-
-}  // namespace
-
 Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness) {
+  constexpr uint64_t worth_a_look = 16ull << 20;
   const auto pagemap = TRY(open_pagemap(witness));
-  return scan(pagemap.get(), {0, end_of_scan});
-}
-
-Result<std::vector<kernel::PageScan>> scan_own_pages_by_all(pid_t witness) {
-  const auto pagemap = TRY(open_pagemap(witness));
-  const auto parts = TRY(parts_to_scan(witness));
-  std::vector<std::vector<kernel::PageScan>> found(parts.size());
-  TRY(parallel_for(
-      parts.size(),
-      [&](size_t index) -> Status {
-        found[index] = TRY(scan(pagemap.get(), parts[index]));
-        return {};
-      },
-      worth_a_thread));
-  // As if it had been one walk.
-  std::vector<kernel::PageScan> all;
-  for (const auto& scans : found) {
-    for (const auto& one : scans) kernel::append(all, one);
+  Parts parts;
+  if (kernel::resident(witness) >= worth_a_look) {
+    for (const auto& vma : TRY(kernel::read_maps(witness))) {
+      if (vma.range.end > end_of_scan) continue;
+      parts.add(vma.range, !vma.shared && classify(vma).kind == VmaKind::anonymous && vma.inode == 0,
+                vma.protection != PROT_NONE);
+    }
   }
-  return all;
+  return std::move(parts).scan(pagemap.get(), end_of_scan);
 }
 
 Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings) {
   uint64_t end = 0;
+  Parts parts;
   for (const model::Mapping& mapping : mappings) {
-    if (mapping.backing != model::Backing::vsyscall) end = std::max(end, mapping.range.end);
+    if (mapping.backing == model::Backing::vsyscall) continue;
+    end = std::max(end, mapping.range.end);
+    parts.add(mapping.range, is_without_file(mapping), mapping.protection != PROT_NONE);
   }
   if (end == 0) return OwnPages{};
   const auto pagemap = TRY(open_pagemap(witness));
-  const auto found = TRY_IN(fmt::format("find the pages of task {}", witness), scan(pagemap.get(), {0, end}));
+  const auto found =
+      TRY_IN(fmt::format("find the pages of task {}", witness), std::move(parts).scan(pagemap.get(), end));
   return own_pages_in(mappings, found);
 }
 
@@ -211,18 +262,19 @@ Result<const memory::Tracker*> recognise(const memory::Trackers& trackers, pid_t
   return found;
 }
 
-Status protect(const kernel::Userfaultfd& tracker, pid_t witness, const std::vector<AddressRange>& mappings,
+Status protect(const kernel::Userfaultfd& tracker, pid_t witness, const std::vector<memory::Trackable>& mappings,
                std::vector<AddressRange>& unchanged) {
   const auto pagemap = TRY(open_pagemap(witness));
   unchanged = memory::subtract(unchanged, TRY(memory::protect_own_pages(tracker, pagemap.get(), mappings)));
   return {};
 }
 
-std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>& mappings,
-                                                  const std::vector<model::PageRun>& runs) {
-  std::vector<AddressRange> found;
+std::vector<memory::Trackable> mappings_with_own_pages(const std::vector<model::Mapping>& mappings,
+                                                       const std::vector<model::PageRun>& runs) {
+  std::vector<memory::Trackable> found;
   for (const model::Mapping& mapping : mappings) {
-    if (is_private(mapping) && !runs_within(runs, mapping.range).empty()) found.push_back(mapping.range);
+    if (is_private(mapping) && !runs_within(runs, mapping.range).empty())
+      found.push_back({mapping.range, is_without_file(mapping)});
   }
   return found;
 }

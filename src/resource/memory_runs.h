@@ -23,10 +23,8 @@ struct OwnPages {
 /// those of the vDSO, ascending. Guards (MADV_GUARD_INSTALL) are noted in the mappings.
 Result<OwnPages> find_own_pages(pid_t witness, std::vector<model::Mapping>& mappings);
 /// The walk over the page tables alone, of all of user space below `end_of_scan`: while somebody else reads what is
-/// mapped.
+/// mapped. On all processors, if it is large.
 Result<std::vector<kernel::PageScan>> scan_own_pages(pid_t witness);
-/// The same on all processors, for one that is likely to be large.
-Result<std::vector<kernel::PageScan>> scan_own_pages_by_all(pid_t witness);
 inline constexpr uint64_t end_of_scan = (uint64_t{1} << 47) - page_size;
 /// What it has found in these mappings, none of which lies higher; pure.
 OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<kernel::PageScan>& found);
@@ -36,7 +34,7 @@ Result<const memory::Tracker*> recognise(const memory::Trackers&, pid_t witness,
                                          std::string_view suffix, std::vector<AddressRange>& unchanged);
 /// Begins a round for the mappings: what is written from now on will count as written, and what has been before is not
 /// unchanged.
-Status protect(const kernel::Userfaultfd&, pid_t witness, const std::vector<AddressRange>& mappings,
+Status protect(const kernel::Userfaultfd&, pid_t witness, const std::vector<memory::Trackable>& mappings,
                std::vector<AddressRange>& unchanged);
 
 /// /proc/PID/pagemap; ErrorCode::gone when the task has died.
@@ -45,8 +43,8 @@ Result<UniqueFd> open_pagemap(pid_t witness);
 bool is_private(const model::Mapping& mapping);
 
 /// Those of the private mappings in which there are any; pure.
-std::vector<AddressRange> mappings_with_own_pages(const std::vector<model::Mapping>&,
-                                                  const std::vector<model::PageRun>&);
+std::vector<memory::Trackable> mappings_with_own_pages(const std::vector<model::Mapping>&,
+                                                       const std::vector<model::PageRun>&);
 
 /// Marks the runs of `child` whose page frames are those of the parent at the same addresses. Needs CAP_SYS_ADMIN for
 /// the frame numbers; without it nothing is marked.

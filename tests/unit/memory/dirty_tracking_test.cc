@@ -48,7 +48,7 @@ class Tracking : public testing::Test {
   AddressRange range() const { return {address(), address() + count * page_size}; }
   uint64_t address(size_t page = 0) const { return reinterpret_cast<uint64_t>(at_) + page * page_size; }
   void begin_round() {
-    const auto done = protect_own_pages(descriptor_, pagemap_.get(), {range()});
+    const auto done = protect_own_pages(descriptor_, pagemap_.get(), {{range()}});
     ASSERT_TRUE(done) << done.error().message();
   }
   /// A letter for each page: '-' no page of its own, 'u' unchanged, 'W' written or not tracked.
@@ -154,14 +154,14 @@ TEST_F(Tracking, a_write_into_a_huge_page_counts) {
   madvise(whole, 2 * huge, MADV_HUGEPAGE);
   std::memset(whole, 1, 2 * huge);
   const AddressRange where{reinterpret_cast<uint64_t>(whole), reinterpret_cast<uint64_t>(whole) + 2 * huge};
-  ASSERT_TRUE(protect_own_pages(descriptor_, pagemap_.get(), {where}));
+  ASSERT_TRUE(protect_own_pages(descriptor_, pagemap_.get(), {{where}}));
   whole[huge + page_size] = 2;
-  const auto written = protect_own_pages(descriptor_, pagemap_.get(), {where});
+  const auto written = protect_own_pages(descriptor_, pagemap_.get(), {{where}});
   ASSERT_TRUE(written);
   const bool told = std::ranges::any_of(
       *written, [&](const AddressRange& range) { return range.contains(where.begin + huge + page_size); });
   EXPECT_TRUE(told);
-  const auto again = protect_own_pages(descriptor_, pagemap_.get(), {where});
+  const auto again = protect_own_pages(descriptor_, pagemap_.get(), {{where}});
   ASSERT_TRUE(again);
   EXPECT_TRUE(again->empty());
   munmap(whole, 2 * huge);
@@ -191,7 +191,7 @@ TEST_F(Tracking, a_tracker_is_known_by_what_it_does) {
   if (child == 0) {  // another address space, with the same addresses
     pagemap_ = own_pagemap();
     kernel::Userfaultfd its(make_userfaultfd());
-    if (!its.begin_tracking() || !protect_own_pages(its, pagemap_.get(), {range()})) _exit(1);
+    if (!its.begin_tracking() || !protect_own_pages(its, pagemap_.get(), {{range()}})) _exit(1);
     const auto nobody = trackers.find(pagemap_.get(), address(1), "7");
     if (!nobody || *nobody != nullptr) _exit(2);
     const auto* added = trackers.add({"8", std::move(its)});

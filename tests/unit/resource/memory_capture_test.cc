@@ -140,6 +140,38 @@ TEST_F(MemoryCapture, anonymous_memory_and_its_pages) {
   EXPECT_FALSE(context.diagnostics.refused());
 }
 
+/// Where nothing but anonymous memory is mapped the kernel is not asked whose a page is.
+TEST_F(MemoryCapture, pages_of_files_among_large_anonymous_memory) {
+  constexpr uint64_t many = 160 << 8, filled = 20 << 8;  // 160 and 20 MiB
+  constexpr uint64_t file = many, behind = file + 4, hidden = behind + many, last = hidden + 4;
+  const pid_t pid = child([] {
+    const int program = open("/proc/self/exe", O_RDONLY);
+    map(0, many, read_write, anonymous);
+    memset(at(8), 1, filled * page_size);
+    map(file, 4, read_write, MAP_PRIVATE, program);
+    [[maybe_unused]] volatile uint8_t only_read = at(file)[0];
+    only_read = at(file + 1)[0];
+    at(file + 2)[0] = 7;
+    map(behind, many, read_write, anonymous);
+    at(behind)[0] = at(behind + many - 1)[0] = 7;
+    only_read = at(behind + 1)[0];
+    map(hidden, 4, PROT_READ, MAP_PRIVATE, program);
+    only_read = at(hidden)[0];
+    mprotect(at(hidden), 4 * page_size, PROT_NONE);
+    map(last, 1, read_write, anonymous)[0] = 7;
+  });
+  // The page cache may map the program's neighbouring pages as well: none of them is the child's own.
+  const Ranges expected = {pages(8, 8 + filled), pages(file + 2, file + 3), pages(behind, behind + 1),
+                           pages(hidden - 1, hidden), pages(last, last + 1)};
+  EXPECT_EQ(stored(capture(pid), pages(0, last + 1)), expected);
+
+  const ObjectId next{context.new_id().value + 1};
+  ASSERT_TRUE(memory.look_ahead({{next, pid}}));
+  const auto& again = capture(pid);
+  ASSERT_EQ(again.id, next);
+  EXPECT_EQ(stored(again, pages(0, last + 1)), expected) << "found before it was known what is mapped";
+}
+
 TEST_F(MemoryCapture, layout_and_special_mappings) {
   const auto& space = capture(child([] {}));
   const auto count = [&](auto predicate) { return std::ranges::count_if(space.mappings, predicate); };
