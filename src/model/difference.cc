@@ -140,6 +140,7 @@ void compare_address_spaces(Comparison& check, const AddressSpace& a, const Addr
   check.values("memory.membarrier_registrations", subject, a.membarrier_registrations, b.membarrier_registrations);
   check.values("memory.merge_any", subject, a.merge_any, b.merge_any);
   check.values("memory.lock_future", subject, a.lock_future, b.lock_future);
+  check.values("memory.lock_future_on_fault", subject, a.lock_future_on_fault, b.lock_future_on_fault);
   std::set<std::string> before, after;
   for (const auto& mapping : a.mappings) before.insert(describe(mapping));
   for (const auto& mapping : b.mappings) after.insert(describe(mapping));

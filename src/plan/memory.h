@@ -36,6 +36,8 @@ struct MemoryPlan {
 Status plan_mappings(Emission&, const MemoryPlan&, SharedSegments&, const OpenNumbers&);
 /// Creates the segments that the process owns and holds them open for the others.
 Status plan_segments(Emission&, const MemoryPlan&, SharedSegments&);
+/// MADV_UNMERGEABLE: PR_SET_MEMORY_MERGE makes all mergeable that can be (mm/ksm.c, vma_ksm_compatible).
+bool is_kept_unmerged(const model::AddressSpace&, const model::Mapping&);
 /// How much room behind the agent area `plan_segments` needs for a segment.
 uint64_t scratch_space(const model::SharedMemory&);
 /// Once everybody has mapped what he needs.

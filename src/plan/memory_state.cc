@@ -18,6 +18,7 @@ namespace {
 constexpr uint32_t mlock_on_fault = 1;  // MLOCK_ONFAULT
 constexpr int guard_install = 102;      // MADV_GUARD_INSTALL, Linux 6.13
 constexpr uint32_t mseal = 462;
+constexpr int set_memory_merge = 67;  // PR_SET_MEMORY_MERGE, Linux 6.4
 
 struct MmMap {  // struct prctl_mm_map
   uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start,
@@ -58,13 +59,14 @@ Call lock_call(const model::Mapping& mapping) {
 }
 
 /// Calls for one mapping that need its contents in place.
-Calls state_calls(const model::Mapping& mapping) {
+Calls state_calls(const model::AddressSpace& space, const model::Mapping& mapping) {
   Calls calls;
   const uint64_t begin = mapping.range.begin, size = mapping.range.size();
   for (const auto& guard : mapping.guards) calls.push_back(call(SYS_madvise, guard.begin, guard.size(), guard_install));
   for (const int advice : mapping.advice) {
     if (advice != MADV_HUGEPAGE && advice != MADV_NOHUGEPAGE) calls.push_back(call(SYS_madvise, begin, size, advice));
   }
+  if (is_kept_unmerged(space, mapping)) calls.push_back(call(SYS_madvise, begin, size, MADV_UNMERGEABLE));
   if (!mapping.name.empty()) {
     // A kernel without CONFIG_ANON_VMA_NAME answers EINVAL. Names are for people: no reason to fail.
     calls.push_back(expecting(call(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, begin, size, text(mapping.name)),
@@ -122,10 +124,20 @@ Status plan_layout(Emission& out, const MemoryPlan& plan, const OpenNumbers& ope
 
 }  // namespace
 
+bool is_kept_unmerged(const model::AddressSpace& space, const model::Mapping& mapping) {
+  const bool is_private =
+      mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
+  const bool can_be_merged = is_private && (mapping.map_flags & (MAP_HUGETLB | model::map_droppable)) == 0;
+  return space.merge_any && can_be_merged && !mapping.advice.contains(MADV_MERGEABLE);
+}
+
 Status plan_memory_state(Emission& out, const MemoryPlan& plan, const OpenNumbers& open) {
   auto sink = out.process(plan.pid);
+  // It applies to what is mapped as well as to what will be: exceptions come later.
+  if (plan.space->merge_any)
+    sink.perform("merging of memory", "memory.merging", {call(SYS_prctl, set_memory_merge, 1, 0, 0, 0)});
   for (const auto& mapping : plan.space->mappings) {
-    if (auto calls = state_calls(mapping); !calls.empty()) {
+    if (auto calls = state_calls(*plan.space, mapping); !calls.empty()) {
       sink.perform(fmt::format("state of the mapping at {:#x}", mapping.range.begin), "memory.state", std::move(calls));
     }
   }

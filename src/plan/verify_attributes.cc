@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "plan/contributor.h"
+#include "plan/memory.h"
 
 namespace stasis::plan {
 namespace {
@@ -65,9 +66,10 @@ bool any_mapping(const model::Application& application, const Task& task, bool (
 }
 /// Beside what may come with the mapping itself (SpaceModel::keeps_huge_pages_out).
 bool has_memory_state(const model::Application& application, const Task& task, const Thread&) {
-  return any_mapping(application, task, [](const model::Mapping& m) {
+  const auto& space = space_of(application, task);
+  return std::ranges::any_of(space.mappings, [&](const model::Mapping& m) {
     const size_t at_birth = m.backing == model::Backing::private_anonymous ? m.advice.count(MADV_NOHUGEPAGE) : 0;
-    return !m.guards.empty() || m.advice.size() > at_birth || !m.name.empty() || m.locked;
+    return !m.guards.empty() || m.advice.size() > at_birth || !m.name.empty() || m.locked || is_kept_unmerged(space, m);
   });
 }
 
@@ -97,6 +99,8 @@ constexpr Rule rules[] = {
     {"fs.directory", Scope::fs, always},
     {"fs.root", Scope::fs, always},
     {"memory.layout", Scope::space, always},
+    {"memory.merging", Scope::space,
+     [](const auto& application, const Task& t, const Thread&) { return space_of(application, t).merge_any; }},
     {.name = "memory.state", .scope = Scope::space, .demanded = has_memory_state, .repeatable = true},
     {.name = "memory.aio",
      .scope = Scope::space,
@@ -137,7 +141,7 @@ constexpr size_t index_of(std::string_view name) {
   return index;
 }
 constexpr size_t seccomp = index_of("seccomp"), final_capabilities = index_of("credentials.capabilities"),
-                 memory_state = index_of("memory.state");
+                 memory_state = index_of("memory.state"), merging = index_of("memory.merging");
 /// A change of ids resets the other two (kernel/cred.c, commit_creds).
 constexpr size_t credentials = index_of("credentials"), dumpable = index_of("attributes.dumpable");
 
@@ -189,6 +193,8 @@ std::optional<std::string> AttributeLedger::record(Pid pid, Tid tid, const Perfo
     return fmt::format("'{}' is established in a task that is not part of the application", perform.attribute);
   if (rule == credentials && by_thread_.at(tid.value)[dumpable] > 0)
     return "it resets the thread's dumpable flag and death signal, which have been set already";
+  if (rule == merging && by_space_.at(who->second.task->address_space)[memory_state] > 0)
+    return "it makes mergeable what has been kept from it already (MADV_UNMERGEABLE)";
   auto& count = counts_of(who->second, rule)[rule];
   if (count > 0 && !rules[rule].repeatable) return fmt::format("'{}' is established already", perform.attribute);
   count = 1;

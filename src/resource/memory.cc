@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <cerrno>
 
-#include "kernel/proc.h"
 #include "resource/host.h"
 #include "resource/memory_record.h"
 
@@ -22,34 +22,24 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
-/// The VMA that is there only because of us tells whether new mappings are locked on fault.
-Status look_at_our_own_mapping(pid_t witness, model::AddressSpace& space) {
-  for (const auto& vma : TRY(kernel::read_smaps(witness))) {
-    const bool known = std::ranges::any_of(
-        space.mappings, [&](const model::Mapping& mapping) { return mapping.range.overlaps(vma.range); });
-    if (known || !vma.vm_flags.contains("lo")) continue;
-    space.lock_future = true;
-    space.lock_future_on_fault = vma.vm_flags.contains("lf");
-  }
-  return {};
-}
-
-/// A page that is there although nobody has touched it was locked when it was mapped.
-void ask_about_locking(model::AddressSpace& space, std::function<pid_t()> witness, Inquiry& inquiry) {
+/// A page that is there although nobody has touched it was locked when it was mapped. One that is not may still be
+/// locked, on fault: what is locked cannot be dropped (mm/madvise.c, madvise_dontneed_free_valid_vma).
+void ask_about_locking(model::AddressSpace& space, Inquiry& inquiry) {
   const uint32_t flags = MAP_PRIVATE | MAP_ANONYMOUS;
-  inquiry.ask(expecting(call(SYS_mmap, 0, page_size, PROT_READ | PROT_WRITE, flags, -1, 0), Expected::anything),
+  inquiry.ask(call(SYS_mmap, 0, page_size, PROT_READ | PROT_WRITE, flags, -1, 0),
               [](const Inquiry::Answer&) -> Status { return {}; });
-  inquiry.ask(expecting(call(SYS_mincore, ResultOf{-1}, page_size, plan::Out{1}), Expected::anything),
+  inquiry.ask(call(SYS_mincore, ResultOf{-1}, page_size, plan::Out{1}),
               [&space](const Inquiry::Answer& answer) -> Status {
-                if (answer.result == 0 && !answer.out.empty() && !answer.out[0].empty())
-                  space.lock_future = (answer.out[0][0] & 1) != 0;
+                space.lock_future_on_fault = (answer.out.at(0).at(0) & 1) == 0;
                 return {};
               });
-  inquiry.ask(expecting(call(SYS_munmap, ResultOf{-2}, page_size), Expected::anything),
-              [&space, witness = std::move(witness)](const Inquiry::Answer&) -> Status {
-                const bool on_fault = std::ranges::any_of(space.mappings, &model::Mapping::locked_on_fault);
-                return on_fault && !space.lock_future ? look_at_our_own_mapping(witness(), space) : Status{};
+  inquiry.ask(expecting(call(SYS_madvise, ResultOf{-2}, page_size, MADV_DONTNEED), Expected::success_or, -EINVAL),
+              [&space](const Inquiry::Answer& answer) -> Status {
+                space.lock_future = answer.result == -EINVAL;
+                space.lock_future_on_fault &= space.lock_future;
+                return {};
               });
+  inquiry.ask(call(SYS_munmap, ResultOf{-3}, page_size), [](const Inquiry::Answer&) -> Status { return {}; });
 }
 
 class MemoryRoom final : public TaskRoom {
@@ -62,7 +52,7 @@ class MemoryRoom final : public TaskRoom {
       space.layout.brk = static_cast<uint64_t>(answer.result);
       return {};
     });
-    ask_about_locking(space, [&context, &task] { return context.witness(task); }, inquiry);
+    ask_about_locking(space, inquiry);
     return {};
   }
 

@@ -28,9 +28,9 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
-constexpr int get_registrations = 1 << 9;                    // MEMBARRIER_CMD_GET_REGISTRATIONS, Linux 6.3
-constexpr int set_memory_merge = 67, get_memory_merge = 68;  // PR_SET_MEMORY_MERGE, Linux 6.4
-constexpr int dumpable_by_root = 2;                          // SUID_DUMP_ROOT
+constexpr int get_registrations = 1 << 9;  // MEMBARRIER_CMD_GET_REGISTRATIONS, Linux 6.3
+constexpr int get_memory_merge = 68;       // PR_GET_MEMORY_MERGE, Linux 6.4
+constexpr int dumpable_by_root = 2;        // SUID_DUMP_ROOT
 constexpr int lowest_score = -1000, highest_score = 1000;
 constexpr const char* own_score = "/proc/self/oom_score_adj";
 
@@ -173,7 +173,6 @@ class ProcessAttributesRoom final : public TaskRoom {
     plan::Calls calls{call(SYS_personality, task.personality)};
     const auto& space = application.address_spaces.at(task.address_space);
     calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0));
-    if (space.merge_any) calls.push_back(call(SYS_prctl, set_memory_merge, 1, 0, 0, 0));
     for (uint32_t rest = space.membarrier_registrations; rest != 0; rest &= rest - 1)
       calls.push_back(call(SYS_membarrier, rest & -rest, 0, 0));
     if (space.dumpable == dumpable_by_root && suid_dumpable() == dumpable_by_root) {

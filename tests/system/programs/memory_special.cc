@@ -5,7 +5,7 @@
 
 #include <initializer_list>
 
-#include "probe.h"
+#include "smaps.h"
 
 namespace {
 
@@ -15,30 +15,6 @@ char* map(size_t size, int flags = 0) {
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
   CHECK(memory != MAP_FAILED);
   return static_cast<char*>(memory);
-}
-
-/// The value of a field of this address's smaps entry.
-void smaps(const void* address, const char* field, char* value, size_t size) {
-  FILE* file = fopen("/proc/self/smaps", "r");
-  CHECK(file != nullptr);
-  char line[4096];
-  bool inside = false;
-  value[0] = 0;
-  while (fgets(line, sizeof line, file) != nullptr) {
-    unsigned long begin, end;
-    if (sscanf(line, "%lx-%lx ", &begin, &end) == 2) {
-      inside = reinterpret_cast<unsigned long>(address) >= begin && reinterpret_cast<unsigned long>(address) < end;
-    } else if (inside && strncmp(line, field, strlen(field)) == 0) {
-      snprintf(value, size, "%s", line + strlen(field));
-    }
-  }
-  fclose(file);
-}
-
-bool has_flag(const void* address, const char* flag) {
-  char value[256];
-  smaps(address, "VmFlags:", value, sizeof value);
-  return strstr(value, flag) != nullptr;
 }
 
 __attribute__((noinline)) int deep(int depth) {
@@ -53,12 +29,13 @@ int main(int argc, char** argv) {
   probe::begin(argc, argv);
   char* locked = map(4 * page);
   CHECK(mlock(locked, 2 * page) == 0);
-  char* advised[] = {map(4 * page), map(4 * page), map(4 * page), map(4 << 20), map(4 << 20)};
+  char* advised[] = {map(4 * page), map(4 * page), map(4 * page), map(4 << 20), map(4 << 20), map(4 << 20)};
   CHECK(madvise(advised[0], 4 * page, MADV_DONTFORK) == 0);
   CHECK(madvise(advised[1], 4 * page, MADV_WIPEONFORK) == 0);
   CHECK(madvise(advised[2], 4 * page, MADV_DONTDUMP) == 0);
   CHECK(madvise(advised[3], 4 << 20, MADV_HUGEPAGE) == 0);
   CHECK(madvise(advised[4], 4 << 20, MADV_MERGEABLE) == 0);
+  CHECK(madvise(advised[5], 4 << 20, MADV_NOHUGEPAGE) == 0);
   for (auto* area : advised) area[1] = 'a';
   char* named = map(2 * page);
   const bool can_name = prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, named, 2 * page, "probe area") == 0;
@@ -80,11 +57,12 @@ int main(int argc, char** argv) {
   CHECK(clock_gettime(CLOCK_MONOTONIC, &after) == 0);  // through the vDSO
   CHECK(after.tv_sec > before.tv_sec || (after.tv_sec == before.tv_sec && after.tv_nsec > before.tv_nsec));
   CHECK(time(nullptr) > 1'600'000'000);
-  CHECK(has_flag(locked, " lo") && !has_flag(locked + 3 * page, " lo"));
-  CHECK(has_flag(advised[0], " dc") && has_flag(advised[1], " wf") && has_flag(advised[2], " dd"));
-  CHECK(has_flag(advised[3], " hg") && has_flag(advised[4], " mg"));
+  CHECK(probe::has_flag(locked, " lo") && !probe::has_flag(locked + 3 * page, " lo"));
+  CHECK(probe::has_flag(advised[0], " dc") && probe::has_flag(advised[1], " wf") && probe::has_flag(advised[2], " dd"));
+  CHECK(probe::has_flag(advised[3], " hg") && probe::has_flag(advised[4], " mg"));
+  CHECK(probe::has_flag(advised[5], " nh") && !probe::has_flag(advised[4], " nh"));
   for (auto* area : advised) CHECK_EQUAL(area[1], 'a');
-  CHECK(has_flag(growing, " gd"));
+  CHECK(probe::has_flag(growing, " gd"));
   CHECK_EQUAL(growing[15 * page], 'g');
   CHECK_EQUAL(deep(200), 200);  // 1.6 MB: the main stack grows as before
   if (can_name) {
@@ -97,7 +75,7 @@ int main(int argc, char** argv) {
   }
   if (key > 0) {
     char value[64];
-    smaps(keyed, "ProtectionKey:", value, sizeof value);
+    probe::smaps(keyed, "ProtectionKey:", value, sizeof value);
     CHECK_EQUAL(atoi(value), key);
     CHECK_EQUAL(keyed[0], 'k');
     CHECK(pkey_alloc(0, 0) != key);  // still taken

@@ -1,4 +1,5 @@
-// Handlers, masks, pending signals of process and thread with their siginfo and order, alternate stack.
+// Handlers and what they return through, masks, pending signals of process and thread with their siginfo and order,
+// alternate stack.
 // LAZY
 #include <pthread.h>
 
@@ -34,6 +35,36 @@ void install(int signal, void (*handler)(int, siginfo_t*, void*), int flags) {
   CHECK(sigaction(signal, &action, nullptr) == 0);
 }
 
+/// struct sigaction as the kernel has it: the C library puts a restorer of its own into all others.
+struct KernelAction {
+  void (*handler)(int);
+  unsigned long flags;
+  void (*restorer)();
+  unsigned long mask;
+};
+constexpr unsigned long sa_restorer = 0x04000000;
+volatile int urgent = 0;
+void on_urgent(int) { urgent = urgent + 1; }
+
+/// rt_sigreturn(2)
+extern "C" void own_restorer();
+asm(".pushsection .text\nown_restorer: mov $15, %eax\nsyscall\n.popsection");
+
+void install_with_restorer() {
+  const KernelAction action = {on_urgent, sa_restorer | SA_NODEFER, own_restorer, 1ul << (SIGWINCH - 1)};
+  CHECK(syscall(SYS_rt_sigaction, SIGURG, &action, nullptr, sizeof action.mask) == 0);
+}
+
+void expect_restorer() {
+  KernelAction action;
+  CHECK(syscall(SYS_rt_sigaction, SIGURG, nullptr, &action, sizeof action.mask) == 0);
+  CHECK(action.handler == on_urgent && action.restorer == own_restorer);
+  CHECK_EQUAL(action.flags, sa_restorer | SA_NODEFER);
+  CHECK_EQUAL(action.mask, 1ul << (SIGWINCH - 1));
+  raise(SIGURG);
+  CHECK_EQUAL(urgent, 1);
+}
+
 void* thread(void*) {
   sigset_t mask;
   sigemptyset(&mask);
@@ -62,6 +93,7 @@ int main(int argc, char** argv) {
   install(SIGUSR1, on_stack, SA_ONSTACK | SA_RESETHAND);
   signal(SIGUSR2, in_thread);
   signal(SIGHUP, SIG_IGN);
+  install_with_restorer();
   const stack_t stack = {alternate, 0, sizeof alternate};
   CHECK(sigaltstack(&stack, nullptr) == 0);
   sigset_t blocked;
@@ -100,5 +132,6 @@ int main(int argc, char** argv) {
   CHECK(sigaction(SIGHUP, nullptr, &action) == 0 && action.sa_handler == SIG_IGN);
   CHECK(sigaction(SIGRTMIN + 1, nullptr, &action) == 0);
   CHECK(action.sa_flags & SA_RESTART && sigismember(&action.sa_mask, SIGWINCH));
+  expect_restorer();
   return probe::passed();
 }

@@ -69,8 +69,9 @@ int main(int argc, char** argv) {
   action.sa_flags = SA_SIGINFO | SA_RESTART;
   sigaction(SIGRTMIN + 3, &action, nullptr);
 
-  const itimerval real = {{0, 50'000}, {0, 50'000}}, virt = {{1000, 0}, {5000, 0}};
+  const itimerval real = {{0, 50'000}, {0, 50'000}}, virt = {{1000, 0}, {5000, 0}}, prof = {{700, 0}, {4000, 0}};
   CHECK(setitimer(ITIMER_REAL, &real, nullptr) == 0 && setitimer(ITIMER_VIRTUAL, &virt, nullptr) == 0);
+  CHECK(setitimer(ITIMER_PROF, &prof, nullptr) == 0);
 
   int ids[5];
   for (int i = 0; i < 5; ++i) ids[i] = create(CLOCK_MONOTONIC, SIGEV_NONE, 0, i);
@@ -106,6 +107,9 @@ int main(int argc, char** argv) {
   CHECK(getitimer(ITIMER_VIRTUAL, &now) == 0);
   CHECK_EQUAL(now.it_interval.tv_sec, 1000);
   CHECK(now.it_value.tv_sec <= 5000 && now.it_value.tv_sec > 4900);
+  CHECK(getitimer(ITIMER_PROF, &now) == 0);
+  CHECK_EQUAL(now.it_interval.tv_sec, 700);
+  CHECK(now.it_value.tv_sec <= 4000 && now.it_value.tv_sec > 3900);
   CHECK(left(ids[2]).it_value.tv_sec > 99'000 && left(ids[2]).it_value.tv_sec <= 100'000);
   CHECK_EQUAL(left(ids[2]).it_interval.tv_sec, 7);
   CHECK_EQUAL(left(ids[0]).it_value.tv_sec, 0);
