@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "capture/walk.h"
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 #include "model/pid_namespaces.h"
 
 namespace stasis::capture {
@@ -87,6 +88,7 @@ class PidNamespaceFinder {
   void run() {
     name_namespaces();
     for (size_t index = 0; index < processes_.size(); ++index) place(index);
+    for (size_t index = 0; index < processes_.size(); ++index) place_around(index);
     if (context_.diagnostics.refused()) return;
     note_dead_leaders();
     if (const auto problem = model::PidNamespaces(context_.application).problem(); !problem.empty())
@@ -121,6 +123,22 @@ class PidNamespaceFinder {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       if (!task.threads[i].has_ended()) place_children(index, i);
     }
+  }
+
+  /// A sibling may have begun an init's namespace further inside than the parent lives.
+  void place_around(size_t index) {
+    auto& task = this->task(index);
+    const auto* parent = context_.application.find(task.parent);
+    if (task.pid_namespace != task.pid || parent == nullptr ||
+        task.nested_pids.size() == parent->nested_pids.size() + 1)
+      return;
+    const auto outer = inits_.find(kernel::outer_pid_namespace(processes_[index].view.host_pid).value_or(""));
+    if (outer != inits_.end())
+      task.outer_namespace = outer->second;
+    else
+      context_.diagnostics.refuse(subject_of(processes_[index]),
+                                  "is the init of a pid namespace in one whose init is not part of the tree",
+                                  "Dump a tree that contains the init, too, or neither");
   }
 
   /// Each thread has its own. The link leads nowhere as long as nobody has been born there (kernel/pid_namespace.c,

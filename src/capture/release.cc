@@ -21,6 +21,7 @@
 #include "capture/places.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/processes.h"
 
 namespace stasis::capture {
 namespace {
@@ -163,28 +164,33 @@ class NamespaceKeepers {
   bool any_nested_ = false;
 };
 
-/// Generations: the root is 0. Whoever lives in a nested pid namespace comes after its init, too: he may have come
-/// there by setns, and have a parent outside.
+/// Generations: the root is 0. Whoever lives in a nested pid namespace comes after its init, and an init after that of
+/// the namespace which its own lies in, too: those who have come by setns, and their siblings, have parents outside.
 std::vector<size_t> depths_of(const std::vector<LiveProcess>& processes) {
   constexpr size_t nobody = ~size_t{0};
   std::map<pid_t, size_t> places;
   std::map<std::string, size_t> inits;  // by what the link of their namespace says
   std::vector<size_t> parents, inits_of;
   const auto ids = [](const LiveProcess& process) { return process.view.statuses.front()->ns_pid; };
+  const auto is_init = [&](const LiveProcess& process) {
+    return ids(process).size() > ids(processes.front()).size() && ids(process).back() == 1;
+  };
   const auto space_of = [](const LiveProcess& process) {
     return kernel::read_link(fmt::format("/proc/{}/ns/pid", process.view.host_pid)).value_or("");
+  };
+  const auto space_around = [&](const LiveProcess& process) {
+    return is_init(process) ? kernel::outer_pid_namespace(process.view.host_pid).value_or("") : space_of(process);
   };
   for (size_t index = 0; index < processes.size(); ++index) {
     const auto parent = places.find(processes[index].stat.ppid);
     parents.push_back(parent == places.end() ? nobody : parent->second);
     places[processes[index].view.host_pid] = index;
-    if (index > 0 && ids(processes[index]).size() > 1 && ids(processes[index]).back() == 1)
-      inits[space_of(processes[index])] = index;
+    if (is_init(processes[index])) inits[space_of(processes[index])] = index;
   }
   for (size_t index = 0; index < processes.size(); ++index) {
     const bool is_nested = !inits.empty() && ids(processes[index]).size() > ids(processes.front()).size();
-    const auto init = is_nested ? inits.find(space_of(processes[index])) : inits.end();
-    inits_of.push_back(init == inits.end() || init->second == index ? nobody : init->second);
+    const auto init = is_nested ? inits.find(space_around(processes[index])) : inits.end();
+    inits_of.push_back(init == inits.end() ? nobody : init->second);
   }
   std::vector<size_t> depths(processes.size());
   for (bool changed = true; std::exchange(changed, false);) {

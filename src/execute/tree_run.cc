@@ -22,6 +22,7 @@
 #include "execute/lower.h"
 #include "image/directory.h"
 #include "kernel/proc.h"
+#include "kernel/processes.h"
 #include "model/pid_namespaces.h"
 #include "plan/bare_tree.h"
 #include "plan/planner.h"
@@ -295,6 +296,9 @@ class TreeLook {
     for (size_t i = 0; i < seen_.size(); ++i) {
       auto& task = tree_.tasks[i];
       if (!task.nested_pids.empty()) task.pid_namespace = inits[link_of(seen_[i].host_pid, "pid")];
+      if (const auto* parent = tree_.find(task.parent); task.pid_namespace == task.pid && parent != nullptr &&
+                                                        task.nested_pids.size() > parent->nested_pids.size() + 1)
+        task.outer_namespace = inits[kernel::outer_pid_namespace(seen_[i].host_pid).value_or("")];
       if (task.state == model::TaskState::zombie) continue;
       auto* witness = task.first_living();
       if (witness == nullptr) continue;

@@ -1,6 +1,10 @@
 #include "kernel/processes.h"
 
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/nsfs.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +12,7 @@
 #include <cstdint>
 
 #include "base/parallel.h"
+#include "base/unique_fd.h"
 #include "kernel/mounts.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
@@ -53,6 +58,17 @@ std::optional<bool> has_children(pid_t pid, size_t most) {
     return {};
   });
   return found ? std::optional<bool>(true) : unknown ? std::nullopt : std::optional<bool>(false);
+}
+
+Result<std::string> outer_pid_namespace(pid_t pid) {
+  const auto path = fmt::format("/proc/{}/ns/pid", pid);
+  const UniqueFd own(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!own.valid()) return fail_errno("open", path);
+  const UniqueFd outer(ioctl(own.get(), NS_GET_PARENT));
+  if (!outer.valid()) return fail_errno("NS_GET_PARENT", path);
+  struct stat about{};
+  if (fstat(outer.get(), &about) != 0) return fail_errno("fstat", path);
+  return fmt::format("pid:[{}]", about.st_ino);
 }
 
 }  // namespace stasis::kernel

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -17,5 +18,9 @@ Result<std::vector<pid_t>> list_processes();
 /// (PIDFD_GET_INFO, Linux 6.13), which takes half as long as a look at the children of one thread. Nothing: that is not
 /// known, because they are more than `most`, the kernel does not tell, or /proc may hide some (hidepid, proc(5)).
 std::optional<bool> has_children(pid_t pid, size_t most);
+
+/// Of the pid namespace that the one of a process, which may be a zombie, lies in: what a link to it would say,
+/// "pid:[4026531836]".
+Result<std::string> outer_pid_namespace(pid_t pid);
 
 }  // namespace stasis::kernel

@@ -104,6 +104,7 @@ void compare_tasks(Comparison& check, const Task& a, const Task& b) {
   check.values("ids.session", subject, a.session, b.session);
   check.values("ids.nested", subject, a.nested_pids, b.nested_pids);
   check.values("ids.pid_namespace", subject, a.pid_namespace, b.pid_namespace);
+  check.values("ids.outer_namespace", subject, a.outer_namespace, b.outer_namespace);
   check.values("state", subject, static_cast<int>(a.state), static_cast<int>(b.state));
   check.values("state.exit_status", subject, a.exit_status, b.exit_status);
   check.values("state.stop_signal", subject, a.stop_signal, b.stop_signal);

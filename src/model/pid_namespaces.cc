@@ -20,9 +20,9 @@ PidNamespaces::PidNamespaces(const Application& application) : application_(appl
   add_spaces();
 }
 
-/// A namespace lies in that of the process that began it: its init has one level more than the parent's namespace. What
-/// is above an init can be told from its parent, because who has come to another parent has stayed in the same
-/// namespace (kernel/exit.c, find_new_reaper).
+/// A namespace lies in that of the process that began it, whose child the init is mostly: who comes to another parent
+/// has had one in the same namespace (kernel/exit.c, find_new_reaper). Where a process that had come there by setns
+/// began it for a sibling (CLONE_PARENT, CLONE_NEWPID), the parent lives further outside.
 void PidNamespaces::add_spaces() {
   std::vector<const Task*> inits;
   for (const auto& task : application_.tasks) {
@@ -30,8 +30,8 @@ void PidNamespaces::add_spaces() {
   }
   std::ranges::stable_sort(inits, {}, [](const Task* init) { return init->nested_pids.size(); });
   for (const auto* init : inits) {
-    spaces_[init->pid] = {of(init->parent), std::max<size_t>(1, init->nested_pids.size()),
-                          init->state == TaskState::zombie};
+    const Pid above = init->outer_namespace.value != 0 ? init->outer_namespace : of(init->parent);
+    spaces_[init->pid] = {above, std::max<size_t>(1, init->nested_pids.size()), init->state == TaskState::zombie};
     inits_.push_back(init->pid);
   }
 }
@@ -99,15 +99,23 @@ std::string PidNamespaces::problem_of_init(const Task& task) const {
                        task.nested_pids.size(), level(space));
   if (task.pid == application_.root && space.value != 0)
     return fmt::format("the root {} is in a nested pid namespace", task.pid);
+  const Pid outer = task.outer_namespace;
+  const bool is_init = space.value != 0 && space == task.pid;
+  if (outer.value != 0 && !is_init)
+    return fmt::format("{} is the init of no pid namespace that could lie in that of {}", task.pid, outer);
+  if (outer.value != 0 && (!spaces_.contains(outer) || outer == of(task.parent)))
+    return fmt::format("the pid namespace of {} is said to lie in that of {}, which is {}", task.pid, outer,
+                       spaces_.contains(outer) ? "its parent's anyway" : "the init of none");
   if (space.value == 0) return {};
-  const bool is_init = space == task.pid;
   if (is_init != (task.nested_pids.back() == 1))
     return fmt::format("{} is {}the init of a pid namespace, but its id there is {}", task.pid, is_init ? "" : "not ",
                        task.nested_pids.back());
-  const Pid parents = of(task.parent);
-  if (is_init && level(parents) + 1 != level(space))
-    return fmt::format("{} is the init of a pid namespace {} levels deep, but its parent {} lives {} levels deep",
-                       task.pid, level(space), task.parent, level(parents));
+  if (is_init && level(above(space)) + 1 != level(space))
+    return outer.value == 0
+               ? fmt::format("{} is the init of a pid namespace {} levels deep, but its parent {} lives {} levels deep",
+                             task.pid, level(space), task.parent, level(above(space)))
+               : fmt::format("{} is the init of a pid namespace {} levels deep, but that of {} is {} levels deep",
+                             task.pid, level(space), outer, level(outer));
   return {};
 }
 
@@ -122,9 +130,10 @@ std::string PidNamespaces::problem_of(const Task& task) const {
   }
   if (!contains(of(task.parent), space))
     return fmt::format("{} is in a pid namespace that its parent {} is not above", task.pid, task.parent);
-  if (space.value != 0 && space != task.pid && spaces_.at(space).has_ended)
+  const Pid around = space == task.pid ? task.outer_namespace : space;
+  if (around.value != 0 && spaces_.at(around).has_ended)
     return fmt::format("{} is in the pid namespace of {}, which has ended: its end would have ended all", task.pid,
-                       space);
+                       around);
   for (const auto& thread : task.threads) {
     const Pid childrens = thread.childrens_namespace;
     if (childrens.value == 0) continue;

@@ -167,6 +167,8 @@ struct Task {
   Pid pid, parent, group, session;  ///< parent 0: outside the tree. Ids in the tree's namespace
   std::vector<pid_t> nested_pids;   ///< its ids in deeper pid namespaces, outermost first: 1 is the init of the last
   Pid pid_namespace;                ///< the init of the innermost one (itself, if it is that); 0: the tree's own
+  /// Of an init: the namespace that its own lies in, where that is further inside than its parent lives. 0: it is not.
+  Pid outer_namespace;
   /// Which of the parent's threads it is the child of: whose end sends it its death signal (prctl(2),
   /// PR_SET_PDEATHSIG), and who waits for it with __WNOTHREAD. 0: the first of them that lives.
   Tid parent_thread;

@@ -177,6 +177,7 @@ std::vector<std::string> tree_differences(const model::Application& wanted, cons
     if (task.nested_pids != other->nested_pids)
       differ(task.pid, "nested ids", fmt::format("{}", task.nested_pids), fmt::format("{}", other->nested_pids));
     differ(task.pid, "pid namespace", task.pid_namespace, other->pid_namespace);
+    differ(task.pid, "pid namespace around its own", task.outer_namespace, other->outer_namespace);
     differ(task.pid, "children's pid namespace", task.childrens_namespace(), other->childrens_namespace());
   }
   if (wanted.dead_leaders != found.dead_leaders) differences.emplace_back("dead leaders have other nested ids");

@@ -10,7 +10,8 @@
 //
 // A process in pid namespaces below the root's has `nested_pids`, its ids there, outermost first; all other ids are as
 // the root's namespace has them. One whose last nested id is 1 is the init of a namespace; any other lives where its
-// parent does, unless `pid_namespace`, the pid of an init, says where it has come by setns. `nested_tids` are the
+// parent does, unless `pid_namespace`, the pid of an init, says where it has come by setns. Its own namespace lies in
+// its parent's, unless `outer_namespace` says in which it has been begun by a sibling. `nested_tids` are the
 // nested ids of each of `threads`. `childrens_namespace` is the pid of the init of the one that the children of its
 // first living thread are born in, where unshare or setns have made that another; 0: one that is still empty. Dead
 // leaders of sessions and groups are listed where they have nested ids:

@@ -96,8 +96,8 @@ class Reader {
 
   Result<model::Task> task(const Json& process) {
     TRY(only_fields(process, {"pid", "ppid", "pgid", "sid", "state", "exit_code", "exit_signal", "subreaper", "threads",
-                              "leader_exit_code", "nested_pids", "pid_namespace", "nested_tids", "childrens_namespace",
-                              "terminal", "foreground"}));
+                              "leader_exit_code", "nested_pids", "pid_namespace", "outer_namespace", "nested_tids",
+                              "childrens_namespace", "terminal", "foreground"}));
     model::Task task;
     task.pid = Pid{static_cast<pid_t>(TRY(number(process, "pid", 1, highest_pid)))};
     task.parent = Pid{static_cast<pid_t>(TRY(number(process, "ppid", 0, highest_pid)))};
@@ -109,9 +109,11 @@ class Reader {
       task.child_subreaper = subreaper->get<bool>();
     }
     if (process.contains("nested_pids")) task.nested_pids = TRY(nested_ids(process["nested_pids"], "nested_pids"));
-    if (process.contains("pid_namespace")) {
-      if (task.nested_pids.empty()) return reject("pid_namespace", "only a process with nested_pids has it");
-      task.pid_namespace = Pid{static_cast<pid_t>(TRY(number(process, "pid_namespace", 1, highest_pid)))};
+    for (const auto& [field, space] :
+         {std::pair{"pid_namespace", &task.pid_namespace}, std::pair{"outer_namespace", &task.outer_namespace}}) {
+      if (!process.contains(field)) continue;
+      if (task.nested_pids.empty()) return reject(field, "only a process with nested_pids has it");
+      *space = Pid{static_cast<pid_t>(TRY(number(process, field, 1, highest_pid)))};
     }
     TRY(terminal(process, task));
     TRY(threads(process, task));
@@ -287,6 +289,7 @@ Json json_of(const model::Application& tree, const model::Task& task, Pid parent
   if (!task.nested_pids.empty()) made["nested_pids"] = task.nested_pids;
   if (task.pid_namespace != parents_namespace && task.pid_namespace != task.pid)
     made["pid_namespace"] = task.pid_namespace.value;
+  if (task.outer_namespace.value != 0) made["outer_namespace"] = task.outer_namespace.value;
   if (task.state == model::TaskState::zombie) {
     made["state"] = "zombie";
     if (WIFSIGNALED(task.exit_status))

@@ -49,7 +49,8 @@ void BirthSearch::list_demands() {
   for (const auto& [pid, node] : tree_.nodes) {
     if (!lines_.is_restricted(node)) continue;
     const Birth above = lines_.birth_of(node.parent), below = lines_.birth_of(pid);
-    if (above != below && above != Birth{false, lines_.root_session()}) demands.emplace(above, below);
+    const bool is_anywhere = !spaces_.any() && above == Birth{false, lines_.root_session()};
+    if (above != below && !is_anywhere) demands.insert({above, below, spaces_.home_of(node.parent)});
   }
   demands_.assign(demands.begin(), demands.end());
 }
@@ -136,7 +137,7 @@ bool BirthSearch::begin(bool any_session) {
   tree_.born_session.clear();
   open_demands_.clear(), waiting_.clear(), before_.clear(), undecided_.clear(), decisions_.clear();
   for (const auto& demand : demands_) {
-    for (const auto& birth : {demand.first, demand.second}) open_demands_[birth.id].push_back(&demand);
+    for (const auto& birth : {demand.above, demand.below}) open_demands_[birth.id].push_back(&demand);
   }
   for (const auto& [pid, node] : tree_.nodes) {
     if (lines_.is_restricted(node)) file_order(node);
@@ -209,7 +210,7 @@ bool BirthSearch::choose(Decision& decision, Pid session) {
   std::set<Pid> concerned{end};
   for (const auto* demand : open_demands_[leader]) {
     if (is_met(*demand)) continue;
-    concerned.insert({open_end(demand->first), open_end(demand->second)});
+    concerned.insert({open_end(demand->above), open_end(demand->below)});
     if (end == lines_.root_session()) continue;
     open_demands_[end].push_back(demand);
     moved_demands_.push_back(end);
@@ -240,12 +241,34 @@ void BirthSearch::retract(Decision& decision) {
 // ---- what a choice leaves to others
 
 bool BirthSearch::is_plausible(const Demand& demand) const {
-  const auto above = lines_.known(demand.first), below = lines_.known(demand.second);
-  return !above || !below || !lines_.leads_elsewhere(*above, *below);
+  const auto above = lines_.known(demand.above), below = lines_.known(demand.below);
+  return (!above || !below || !lines_.leads_elsewhere(*above, *below)) && leads_through(demand);
 }
 bool BirthSearch::is_met(const Demand& demand) const {
-  const auto above = lines_.known(demand.first), below = lines_.known(demand.second);
+  const auto above = lines_.known(demand.above), below = lines_.known(demand.below);
   return above && below && lines_.is_on_the_way(*above, *below);
+}
+/// Whether all leaders on the way, as far as that is known, can be created between the parent and the child. Adds those
+/// whose births lead to one who cannot.
+bool BirthSearch::leads_through(const Demand& demand, std::set<Pid>* conflict) const {
+  const auto above = lines_.known(demand.above), below = lines_.known(demand.below);
+  if (!spaces_.any() || !above || !below) return true;
+  std::set<Pid> seen;
+  for (const auto& birth : {demand.above, demand.below}) {
+    if (birth.chosen) seen.insert(birth.id);
+  }
+  for (Pid at = *below; at != *above;) {
+    const bool is_parent = demand.above.chosen && at == demand.above.id;
+    const auto born = tree_.born_session.find(at);
+    if (is_parent || born == tree_.born_session.end()) return true;
+    seen.insert(at);
+    if (!spaces_.can_be_between(tree_.nodes.at(at), born->second, demand.space)) {
+      if (conflict != nullptr) conflict->merge(seen);
+      return false;
+    }
+    at = born->second;
+  }
+  return true;
 }
 
 /// Whether a birth contradicts nothing that is chosen already. Demands that do not depend on it are as they were.
@@ -297,9 +320,11 @@ void BirthSearch::explain(Pid leader, Pid session, std::set<Pid>& conflict) {
   } else {
     const auto& demands = open_demands_[leader];
     const auto broken = std::ranges::find_if_not(demands, [&](const Demand* one) { return is_plausible(*one); });
-    for (const auto& birth : {(*broken)->first, (*broken)->second}) {
-      if (birth.chosen) conflict.insert(birth.id);
-      add_way(*lines_.known(birth), lines_.root_session(), conflict);
+    if (leads_through(**broken, &conflict)) {
+      for (const auto& birth : {(*broken)->above, (*broken)->below}) {
+        if (birth.chosen) conflict.insert(birth.id);
+        add_way(*lines_.known(birth), lines_.root_session(), conflict);
+      }
     }
   }
   tree_.born_session.erase(leader);

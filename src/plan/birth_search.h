@@ -1,11 +1,12 @@
 // The search for the sessions that session leaders were born in.
 //
 // Each time the leader with the fewest sessions left is chosen for. Every choice is checked against what it leaves to
-// those whom it concerns: a parent must still be able to be among the creators, and nobody have to be born before
-// himself. What each choice changes is noted, and taken back with it; nothing else is looked at anew. If nothing is
-// left for somebody, the search goes back to the last of the choices that have to do with that (conflict-directed
-// backjumping): those between, which concern other parts of the tree, would all be tried in vain. Now and then it
-// begins anew with the leaders for whom nothing was left: in large trees those that are hard are a handful.
+// those whom it concerns: a parent must still be able to be among the creators, whoever is between it and its child
+// live in its pid namespace, and nobody have to be born before himself. What each choice changes is noted, and taken
+// back with it; nothing else is looked at anew. If nothing is left for somebody, the search goes back to the last of
+// the choices that have to do with that (conflict-directed backjumping): those between, which concern other parts of
+// the tree, would all be tried in vain. Now and then it begins anew with the leaders for whom nothing was left: in
+// large trees those that are hard are a handful.
 #pragma once
 
 #include <functional>
@@ -36,7 +37,13 @@ class BirthSearch {
   size_t leaders() const { return leaders_.size(); }
 
  private:
-  using Demand = std::pair<Birth, Birth>;  ///< the first is the second, or above it
+  /// Of a parent and a child: the one was born in the session of the other, or in one above it. Whoever leads a session
+  /// between them is in the pid namespace that the parent lives in.
+  struct Demand {
+    Birth above, below;
+    Pid space;
+    auto operator<=>(const Demand&) const = default;
+  };
   struct Leader {
     Pid pid;
     std::vector<Pid> all;   ///< sessions that it may have been born in, likely ones first
@@ -73,6 +80,7 @@ class BirthSearch {
   void retract(Decision&);
   bool is_plausible(const Demand&) const;
   bool is_met(const Demand&) const;
+  bool leads_through(const Demand&, std::set<Pid>* conflict = nullptr) const;
   bool fits(Pid leader, Pid session);
   bool narrow(Pid leader, std::set<Pid>& conflict);
   void explain(Pid leader, Pid session, std::set<Pid>& conflict);

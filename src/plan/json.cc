@@ -84,7 +84,7 @@ Json json_of(const Command& command) {
   std::visit(
       [&](const auto& action) {
         std::remove_cvref_t<decltype(action)>::fields(action, [&](const char* field, const auto& value) {
-          // The three lists that are nearly always empty are left out.
+          // Empty lists are left out, but for the calls.
           using Value = std::remove_cvref_t<decltype(value)>;
           if constexpr (requires { value.empty(); } && !std::is_same_v<Value, std::string>) {
             if (value.empty() && std::string_view(field) != "calls") return;

@@ -74,13 +74,13 @@ void NamespaceBirths::check_by_clones() {
 
 void NamespaceBirths::check_by_setns() {
   adopters_.insert(spaces_.inits().begin(), spaces_.inits().end());
-  std::map<Pid, Pid> parents;  // of dead leaders
   for (const auto& task : application_.tasks) {
     if (task.pid == application_.root || task.session == task.pid) continue;
     if (spaces_.contains(spaces_.of(task.session), spaces_.of(task.parent))) continue;
     // From their birth on they have one parent, whoever takes them over.
     const auto* leader = tasks_.find(task.session);
-    const Pid parent = leader == nullptr ? parents.emplace(task.session, task.parent).first->second : leader->parent;
+    const Pid parent =
+        leader == nullptr ? parents_of_dead_.emplace(task.session, task.parent).first->second : leader->parent;
     if (parent == task.parent && !spaces_.is_init(task.session)) continue;
     object(
         fmt::format("{} is in session {}, which is led from further inside than its parent {} lives: only its "
@@ -96,6 +96,12 @@ bool NamespaceBirths::is_sibling(const Node& node, Pid birth_session) const {
 Pid NamespaceBirths::creators_space(const Node& node, Pid birth_session) const {
   if (is_sibling(node, birth_session)) return spaces_.of(birth_session);
   return node.has_parent() ? spaces_.of(node.parent) : spaces_.of(node.pid);
+}
+
+bool NamespaceBirths::can_be_between(const Node& leader, Pid session, Pid space) const {
+  const Pid own = spaces_.of(leader.pid);
+  return own == space ? !leader.has_parent() || creators_space(leader, session) == space
+                      : !spaces_.contains(own, space);
 }
 
 bool NamespaceBirths::allows(Pid space, Pid session) const {
@@ -117,8 +123,9 @@ bool NamespaceBirths::allows_birth(const Node& leader, Pid session) const {
 
 bool NamespaceBirths::can_be_sibling(const Node& leader, Pid session) const {
   const auto* elder = tasks_.find(session);
+  const Pid parent = elder == nullptr ? parent_of_dead(session) : elder->parent;
   return spaces_.contains(spaces_.of(session), spaces_.born_in(leader.pid)) && !spaces_.is_init(session) &&
-         (elder == nullptr || elder->parent == leader.parent);
+         (parent.value == 0 || parent == leader.parent);
 }
 
 /// From the inner namespaces outwards: what an inner one has from outside, its init has from the namespace above.

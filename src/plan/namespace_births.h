@@ -32,12 +32,22 @@ class NamespaceBirths {
   /// Whoever is born in a session that is led from further inside than its parent lives was created by the leader, or
   /// by another such, as a sibling (CLONE_PARENT). All of them have one parent, the leader, too.
   bool is_sibling(const Node&, Pid birth_session) const;
+  /// The parent of those whom a dead leader has created as siblings; 0: there are none.
+  Pid parent_of_dead(Pid leader) const {
+    const auto found = parents_of_dead_.find(leader);
+    return found == parents_of_dead_.end() ? Pid{} : found->second;
+  }
   /// The namespace that its creator lives in, or the creator's relay: who has a parent was created by a process of the
   /// parent's namespace (kernel/exit.c, find_new_reaper).
   Pid creators_space(const Node&, Pid birth_session) const;
   /// Whether it can be in the groups from outside of its namespace that it has to be in at its birth, by itself or for
   /// its children, if the init of its parent's namespace creates it, in this session.
   bool can_init_create(Pid init, Pid session, Pid pid) const;
+  bool any() const { return spaces_.any(); }
+  Pid home_of(Pid pid) const { return spaces_.of(pid); }
+  /// Whether a session leader who is born in this session can have been created by a process that lives in `space`, or
+  /// by one whom that has created, and its own child be one by a process of that namespace. Elders live further inside.
+  bool can_be_between(const Node& leader, Pid session, Pid space) const;
   /// Whether a session leader can be born in this session: one of a namespace that contains its creator.
   bool allows_birth(const Node& leader, Pid session) const;
 
@@ -58,6 +68,7 @@ class NamespaceBirths {
   Arrival arrival_;
   std::map<Pid, Pid> outer_session_;  ///< of namespaces: the one from outside that processes of it are in
   std::set<Pid> adopters_;
+  std::map<Pid, Pid> parents_of_dead_;
   std::map<Pid, std::set<Pid>> outer_groups_;  ///< that somebody has to be in at some time, led from outside of his
   std::string obstacle_;
   bool is_undecided_ = false;

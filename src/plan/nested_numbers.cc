@@ -11,7 +11,8 @@ class Numbering {
   explicit Numbering(model::Application& tree) : tree_(tree) {
     for (const auto& task : tree.tasks) homes_[task.pid] = task.pid_namespace;
     for (const auto& task : tree.tasks) {
-      if (task.pid_namespace.value != 0 && task.pid_namespace == task.pid) above_[task.pid] = homes_[task.parent];
+      if (task.pid_namespace.value != 0 && task.pid_namespace == task.pid)
+        above_[task.pid] = task.outer_namespace.value != 0 ? task.outer_namespace : homes_[task.parent];
     }
   }
 
@@ -37,10 +38,10 @@ class Numbering {
   }
 
  private:
-  /// From the outermost inwards. Parents of inits lie ever higher in the tree: there is an end.
+  /// From the outermost inwards. That there is an end has not been checked yet.
   std::vector<Pid> line(Pid space) const {
     std::vector<Pid> spaces;
-    while (space.value != 0) {
+    while (space.value != 0 && spaces.size() <= above_.size()) {
       spaces.push_back(space);
       const auto above = above_.find(space);
       space = above == above_.end() ? Pid{} : above->second;

@@ -53,8 +53,9 @@ class Graph {
       if (task.pid != tree.root) connect(task.pid, parent, task.parent);
       connect(task.pid, session, task.session);
       connect(task.pid, group, task.group);
-      const bool entered = task.pid_namespace != task.pid && task.pid_namespace != spaces.of(task.parent);
-      if (entered) connect(task.pid, pid_space, task.pid_namespace);
+      const Pid around = task.pid_namespace == task.pid ? task.outer_namespace : task.pid_namespace;
+      const bool entered = around.value != 0 && around != spaces.of(task.parent);
+      if (entered) connect(task.pid, pid_space, around);
       const Pid childrens = task.childrens_namespace();
       const bool have_another = childrens.value != 0 && childrens != model::empty_namespace;
       if (have_another) connect(task.pid, childrens_space, childrens);
@@ -370,7 +371,7 @@ model::Application renamed(const model::Application& tree, const std::map<pid_t,
     copy.stop_signal = task.state == model::TaskState::stopped ? SIGSTOP : 0;
     copy.exit_status = task.exit_status;
     copy.child_subreaper = task.child_subreaper;
-    copy.pid_namespace = other(task.pid_namespace);
+    copy.pid_namespace = other(task.pid_namespace), copy.outer_namespace = other(task.outer_namespace);
     for (const auto& thread : task.threads) {
       auto& made_thread = copy.threads.emplace_back();
       made_thread.tid = other(thread.tid);

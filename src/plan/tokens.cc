@@ -68,6 +68,7 @@ class TreeWriter {
     link("session", task.session, task.pid, parent == nullptr ? Pid{-1} : parent->session);
     link("group", task.group, task.pid, parent == nullptr ? Pid{-1} : parent->group);
     link("namespace", task.pid_namespace, task.pid, parent == nullptr ? Pid{0} : parent->pid_namespace);
+    if (task.outer_namespace.value != 0) add(tokens_, "in", task.outer_namespace.value);
     if (const Pid childrens = task.childrens_namespace(); childrens.value != 0)
       add(tokens_, "births", childrens == model::empty_namespace ? 0 : childrens.value);
     if (task.state == model::TaskState::stopped) tokens_.emplace_back("stopped");
@@ -196,6 +197,7 @@ class Reader {
     Pid space = spaces_[parent];
     if (take("namespace")) space = Pid{take("self") ? pid : TRY(id())};
     spaces_[Pid{pid}] = space;
+    if (take("in")) outer_spaces_[Pid{pid}] = Pid{TRY(id())};
     if (take("births")) {
       const Pid space{TRY(id())};
       childrens_spaces_[Pid{pid}] = space.value == 0 ? model::empty_namespace : space;
@@ -206,6 +208,8 @@ class Reader {
   Result<model::Application> with_namespaces(model::Application tree) const {
     for (auto& task : tree.tasks) {
       task.pid_namespace = spaces_.at(task.pid);
+      if (const auto found = outer_spaces_.find(task.pid); found != outer_spaces_.end())
+        task.outer_namespace = found->second;
       if (const auto found = childrens_spaces_.find(task.pid); found != childrens_spaces_.end())
         task.first_living()->childrens_namespace = found->second;
     }
@@ -359,7 +363,7 @@ class Reader {
   Json processes_ = Json::array();
   std::vector<std::pair<size_t, uint64_t>> threads_;  // process by index, how many
   uint64_t thread_count_ = 0, highest_ = 0;
-  std::map<Pid, Pid> spaces_, childrens_spaces_;  // pid namespaces of processes, and of their children
+  std::map<Pid, Pid> spaces_, outer_spaces_, childrens_spaces_;  // pid namespaces of processes, and of their children
   std::map<Pid, model::DeadLeader> dead_leaders_;
 };
 

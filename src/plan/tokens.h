@@ -4,6 +4,7 @@
 // attributes, its children, ")". Pids are not written: processes are numbered as they begin, from 1 (init) or 2.
 //   session N | session self, group N | group self    as the parent's unless given
 //   namespace self (begins a pid namespace) | namespace N, births N (where its children are born) likewise
+//   in N: the namespace that its own lies in, if that is not its parent's
 //   stopped | zombie exit N | zombie signal N, subreaper, threads N (how many beside the first)
 //   terminal (that of its session), foreground N (of a leader whose own group is not in the foreground; 0: nobody is)
 // After the root come dead leaders of nested pid namespaces: dead N namespace M. Ids in nested namespaces are not

@@ -145,6 +145,7 @@ class TreePlanner {
   bool is_found(Arrival arrival, const Births& likely) {
     births_.emplace(application_, spaces_, arrival);
     tree_.adopters = births_->adopters();
+    name_parents_of_dead_leaders();
     contradiction_ = births_->obstacle();
     undecided_.clear(), deferral_problem_.clear();
     if (!contradiction_.empty()) {
@@ -185,16 +186,21 @@ class TreePlanner {
 
   // ---- the creation tree for fixed birth sessions
 
-  /// What a dead leader's parent would have to be is known with the births alone.
-  bool is_constructed() {
-    if (construct()) return true;
+  /// What a dead leader's parent would have to be is mostly known with the births alone. Whom inits create needs no
+  /// setns, but may have to be in other groups from outside than they.
+  bool is_constructed() { return is_constructed(true) || (spaces_.any() && is_constructed(false)); }
+  bool is_constructed(bool by_inits) {
+    const bool constructed = construct(by_inits);
+    if (!constructed) name_parents_of_dead_leaders();
+    return constructed;
+  }
+  void name_parents_of_dead_leaders() {
     for (auto& [pid, node] : tree_.nodes) {
-      if (node.transient) node.parent = {};
+      if (node.transient) node.parent = births_->parent_of_dead(pid);
     }
-    return false;
   }
 
-  bool construct() {
+  bool construct(bool by_inits) {
     std::map<Pid, std::vector<Pid>> sessions;  // those born in each
     Before before;
     for (const auto& [pid, node] : tree_.nodes) {
@@ -209,11 +215,13 @@ class TreePlanner {
     tree_.before_setsid.clear();
     tree_.children.clear();
     for (auto& [session, members] : sessions) {
-      if (!order_session(session, members, before)) return false;
+      if (!order_session(session, members, before, by_inits)) return false;
     }
     for (const auto& [session, members] : sessions) {
       for (const Pid pid : members) {
         const Pid creator = tree_.creator.at(pid);
+        auto& node = tree_.nodes.at(pid);
+        if (!node.has_parent() && spaces_.of(creator) != spaces_.of(pid)) node.parent = creator;
         const bool early = creator != tree_.root && tree_.is_leader(creator) && born(pid) != creator;
         (early ? tree_.before_setsid : tree_.children)[creator].push_back(pid);
       }
@@ -251,8 +259,9 @@ class TreePlanner {
       return false;
     }
     for (Pid at = session; spaces_.any() && at != above; at = tree_.born_session.at(at)) {
-      const bool is_elder = !spaces_.contains(spaces_.of(at), spaces_.of(node.parent));
-      if (spaces_.of(at) == spaces_.of(node.parent) || is_elder) continue;
+      if (at == node.parent ||
+          births_->can_be_between(tree_.nodes.at(at), tree_.born_session.at(at), spaces_.of(node.parent)))
+        continue;
       conflict_ = fmt::format(
           "{}, who leads a session between {} and its parent {}, lives in another pid namespace "
           "than the parent",
@@ -265,9 +274,9 @@ class TreePlanner {
   }
 
   /// They hang under the session's leader; in namespaces whose inits are born in the session, under these.
-  bool order_session(Pid session, const std::vector<Pid>& members, Before& before) {
+  bool order_session(Pid session, const std::vector<Pid>& members, Before& before, bool by_inits) {
     Places places;
-    if (spaces_.any()) places = places_of(session, members, before);
+    if (spaces_.any()) places = places_of(session, members, before, by_inits);
     const auto creators = creators_of(members, leader_of_session(session), before, places);
     if (!creators) {
       conflict_ = fmt::format("{} would have to be born both before and after its own descendant in session {}",
@@ -282,13 +291,14 @@ class TreePlanner {
   }
 
   /// Namespaces are nested: whoever is created further inside cannot be above.
-  Places places_of(Pid session, const std::vector<Pid>& members, Before& before) const {
+  Places places_of(Pid session, const std::vector<Pid>& members, Before& before, bool by_inits) const {
     Places places;
     for (const Pid pid : members) {
       const Pid by = births_->creators_space(tree_.nodes.at(pid), session);
       places[pid] = {spaces_.level(by), spaces_.level(spaces_.of(pid))};
       const bool init_is_there = by.value != 0 && by != leader_of_session(session) && born(by) == session;
-      if (init_is_there && before[pid].empty() && births_->can_init_create(by, session, pid)) before[pid].insert(by);
+      if (by_inits && init_is_there && before[pid].empty() && births_->can_init_create(by, session, pid))
+        before[pid].insert(by);
     }
     return places;
   }
@@ -296,8 +306,8 @@ class TreePlanner {
   bool can_create(Pid creator, Pid pid) {
     const auto& node = tree_.nodes.at(pid);
     const Pid session = born(pid), space = births_->creators_space(node, session);
-    // Only to an init come those whom others have created from further outside.
-    const bool from_outside = node.has_parent() && tree_.adopters.contains(node.parent);
+    // Only to an init come those whom others have created from further outside. Dead leaders' parents are unknown.
+    const bool from_outside = node.has_parent() ? tree_.adopters.contains(node.parent) : !tree_.adopters.empty();
     const bool by_elder = (creator == session || tree_.siblings.contains(creator)) &&
                           spaces_.contains(spaces_.of(creator), spaces_.born_in(pid));
     if (tree_.siblings.contains(pid)

@@ -121,12 +121,12 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   const bool moves = node.has_parent() && (node.parent != creator || tree_.moved.contains(child));
   const Pid giver = TRY(giver_of(creator, child, moves ? std::vector<Pid>{} : parent.born));
   if (moves) {
-    const Pid relay = fork_through_relay(creator, fork_of(creator, child));
+    const Pid relay = fork_through_relay(creator, birth_of<Fork>(creator, child));
     return begin(line, {child, creator, {creator, creator}, relay, creator});
   }
   out_.take_table(giver);
   if (giver == creator)
-    out_.add_by(creator, thread_for(creator, child), fork_of(creator, child));
+    out_.add_by(creator, thread_for(creator, child), birth_of<Fork>(creator, child));
   else
     out_.process(giver).add(birth_of<Clone>(giver, child));
   parent.born.push_back(child);
@@ -136,11 +136,11 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
 /// By the leader of the session that it is born in, or another sibling. Whoever adopts that one adopts it, too.
 Status TreeEmission::spawn_sibling(std::vector<Growing>& line, Pid elder, Pid child) {
   out_.take_table(elder);
-  // Into a namespace further inside, and back: the elder has children of its own.
-  const Pid own = out_.spaces.of(elder), space = out_.spaces.born_in(child);
-  if (space != own) enter_space(elder, space);
-  out_.process(elder).add(birth_of<Clone>(elder, child));
-  if (space != own) out_.process(elder).add(EnterPidNamespace{elder});
+  const Pid own = out_.spaces.of(elder);
+  const Pid founder = create_in_its_space(elder, own, birth_of<Clone>(elder, child));
+  // And back: the elder has children of its own.
+  if (out_.spaces.born_in(child) != own) out_.process(elder).add(EnterPidNamespace{elder});
+  if (founder.value != 0) end_sibling(founder, elder);
   return begin_sibling(line, elder, child);
 }
 
@@ -165,12 +165,6 @@ void TreeEmission::note_parent_thread(Pid child) {
   if (task != nullptr && depends_on_parent_thread(out_.application, *task)) out_.passed_on.insert(child);
 }
 
-Fork TreeEmission::fork_of(Pid giver, Pid child) const {
-  auto fork = birth_of<Fork>(giver, child);
-  fork.new_pid_namespace = out_.spaces.is_init(child);
-  return fork;
-}
-
 /// Of those whose parent ends in its pid namespace, without having to be a subreaper.
 bool TreeEmission::adopts_anyway(Pid pid) const {
   const Pid space = out_.spaces.of(pid);
@@ -179,13 +173,11 @@ bool TreeEmission::adopts_anyway(Pid pid) const {
 
 /// giver → relay → child. The relay's pid is returned.
 Pid TreeEmission::fork_through_relay(Pid giver, const Fork& born) {
-  const Fork passing = out_.transient_in(out_.spaces.of(tree_.creator.at(born.child_pid)));
-  Fork fork = born;
-  fork.child_pid = passing.child_pid, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
+  const Fork relay = transient_like(born, out_.spaces.of(tree_.creator.at(born.child_pid)));
   out_.take_table(giver);
-  out_.process(giver).add(fork);
-  out_.process(passing.child_pid).add(born);
-  return passing.child_pid;
+  out_.process(giver).add(relay);
+  out_.process(relay.child_pid).add(born);
+  return relay.child_pid;
 }
 
 /// When the child's own work is done its final parent adopts it: it becomes the nearest living subreaper among the

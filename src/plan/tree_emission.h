@@ -62,7 +62,6 @@ class TreeEmission {
   static const std::vector<Pid>& listed(const std::map<Pid, std::vector<Pid>>& children_of, Pid);
   Tid thread_for(Pid creator, Pid child) const;
   void note_parent_thread(Pid child);
-  Fork fork_of(Pid giver, Pid child) const;
   bool adopts_anyway(Pid pid) const;
   Status await_entry(Pid creator, Pid child);
   Status enter(std::vector<Growing>& line, Pid child);
@@ -74,7 +73,14 @@ class TreeEmission {
   Pid porter_of(Pid creator, Pid child);
   void join_early(Pid porter, Pid creator, Pid child);
   Pid fork_inside(Pid porter, const Fork& born);
-  Pid clone_by(Pid porter, const Fork& born);
+  /// A transient process that has in common with the runner what the one that is to be born will have.
+  template <typename Birth>
+  Birth transient_like(Birth birth, Pid space);
+  /// Whoever has entered a pid namespace to create somebody cannot begin one there (kernel/pid_namespace.c,
+  /// copy_pid_ns): a founder is born in it, and begins it for a sibling. Who that is, still living, is returned; 0:
+  /// none.
+  template <typename Birth>
+  Pid create_in_its_space(Pid runner, Pid runners_space, const Birth& birth);
   void end_sibling(Pid porter, Pid elder);
   bool knows(Pid pid, Pid group) const { return out_.spaces.contains(out_.spaces.of(pid), out_.spaces.of(group)); }
   void put_into(Pid pid, Pid group);

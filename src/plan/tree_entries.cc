@@ -10,6 +10,12 @@ namespace {
 
 std::string founded_early(Pid group) { return fmt::format("early group {}", group); }
 
+Clone as_clone(const Clone& clone) { return clone; }
+Clone as_clone(const Fork& fork) {
+  return {fork.child_pid, fork.nested_pids,    fork.new_pid_namespace, fork.share_files,
+          fork.share_fs,  fork.share_handlers, fork.share_memory};
+}
+
 }  // namespace
 
 /// The child is born when all others are. A porter is forked already: later it would not have, from its creator, the
@@ -23,23 +29,41 @@ Status TreeEmission::await_entry(Pid creator, Pid child) {
     if (!knows(creator, group->second) && groups_of_moved_.at(creator) != group->second) return {};
     stand_in(creator, group->second);
   }
-  entries_[child] = {porter_of(creator, child), fork_of(creator, child)};
+  entries_[child] = {porter_of(creator, child), birth_of<Fork>(creator, child)};
   return {};
 }
 
 Pid TreeEmission::porter_of(Pid creator, Pid child) {
-  const Fork passing = out_.transient(creator);
-  const auto add = [&](auto birth) {
-    birth.child_pid = passing.child_pid, birth.nested_pids = passing.nested_pids;
-    out_.take_table(creator);
+  const Pid space = out_.spaces.of(creator);
+  out_.take_table(creator);
+  const auto create = [&](auto birth) {
     out_.process(creator).add(birth);
+    return birth.child_pid;
   };
-  if (tree_.siblings.contains(child))
-    add(birth_of<Clone>(creator, child));
-  else
-    add(birth_of<Fork>(creator, child));
-  return passing.child_pid;
+  if (tree_.siblings.contains(child)) return create(transient_like(birth_of<Clone>(creator, child), space));
+  return create(transient_like(birth_of<Fork>(creator, child), space));
 }
+
+template <typename Birth>
+Birth TreeEmission::transient_like(Birth birth, Pid space) {
+  Fork passing = out_.transient_in(space);
+  birth.child_pid = passing.child_pid, birth.nested_pids = std::move(passing.nested_pids);
+  birth.new_pid_namespace = false;
+  return birth;
+}
+template Fork TreeEmission::transient_like(Fork, Pid);
+
+template <typename Birth>
+Pid TreeEmission::create_in_its_space(Pid runner, Pid runners_space, const Birth& birth) {
+  const Pid space = out_.spaces.born_in(birth.child_pid);
+  if (space != runners_space) enter_space(runner, space);
+  if (space == runners_space || !birth.new_pid_namespace) return out_.process(runner).add(birth), Pid{};
+  const Birth founder = transient_like(birth, space);
+  out_.process(runner).add(founder);
+  out_.process(founder.child_pid).add(as_clone(birth));
+  return founder.child_pid;
+}
+template Pid TreeEmission::create_in_its_space(Pid, Pid, const Clone&);
 
 /// creator → porter → child, or porter → relay → child where the child's parent is the init of a namespace that the
 /// creator is not in: the relay, who lives there, leaves it an orphan. Siblings have siblings for porters.
@@ -49,7 +73,7 @@ Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
   if (entries_.at(child).porter.value == 0) {
     if (is_sibling) return spawn_sibling(line, creator, child);
     put_creator(creator, child);
-    entries_[child] = {porter_of(creator, child), fork_of(creator, child)};
+    entries_[child] = {porter_of(creator, child), birth_of<Fork>(creator, child)};
   }
   const auto [porter, birth] = entries_.at(child);
   // What the porter opens for a moment is in the table that the child is to share: nobody else uses it now.
@@ -60,12 +84,17 @@ Status TreeEmission::enter(std::vector<Growing>& line, Pid child) {
     out_.await_all(out_.process(porter), turn);
   }
   join_early(porter, creator, child);
-  const Pid giver = is_sibling ? clone_by(porter, birth) : fork_inside(porter, birth);
+  Pid founder, giver = porter;
+  if (is_sibling)
+    founder = create_in_its_space(porter, out_.spaces.of(creator), as_clone(birth));
+  else
+    giver = fork_inside(porter, birth);
   if (birth.share_files) {
     out_.post(out_.process(giver), over);
     out_.await_all(out_.process(creator), over);
   }
   if (!is_sibling) return begin(line, {child, creator, {creator, creator}, giver, giver == porter ? creator : porter});
+  if (founder.value != 0) end_sibling(founder, creator);
   end_sibling(porter, creator);
   return begin_sibling(line, creator, child);
 }
@@ -82,27 +111,21 @@ void TreeEmission::join_early(Pid porter, Pid creator, Pid child) {
 /// Who has created it is returned.
 Pid TreeEmission::fork_inside(Pid porter, const Fork& born) {
   const auto& spaces = out_.spaces;
-  const Pid creators = spaces.of(tree_.creator.at(born.child_pid)), own = spaces.born_in(born.child_pid);
+  const Pid creators = spaces.of(tree_.creator.at(born.child_pid));
   const auto& node = tree_.nodes.at(born.child_pid);
   const Pid parents = node.has_parent() ? spaces.of(node.parent) : creators;
   Pid relay = porter;
   if (creators != parents) {
     enter_space(porter, parents);
-    const Fork passing = out_.transient_in(parents);
-    Fork fork = born;
-    fork.child_pid = relay = passing.child_pid, fork.nested_pids = passing.nested_pids, fork.new_pid_namespace = false;
+    const Fork fork = transient_like(born, parents);
+    relay = fork.child_pid;
     out_.process(porter).add(fork);
   }
-  if (own != parents) enter_space(relay, own);
-  out_.process(relay).add(born);
+  const Pid founder = create_in_its_space(relay, parents, born);
+  if (founder.value == 0) return relay;
+  out_.process(founder).add(Exit{0});
+  out_.process(relay).add(Wait{founder});
   return relay;
-}
-Pid TreeEmission::clone_by(Pid porter, const Fork& born) {
-  const Pid creators = out_.spaces.of(tree_.creator.at(born.child_pid)), own = out_.spaces.born_in(born.child_pid);
-  if (own != creators) enter_space(porter, own);
-  out_.process(porter).add(Clone{born.child_pid, born.nested_pids, born.new_pid_namespace, born.share_files,
-                                 born.share_fs, born.share_handlers, born.share_memory});
-  return porter;
 }
 
 /// Whoever is the elder's parent as yet waits for it.

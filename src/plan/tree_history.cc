@@ -34,6 +34,8 @@ class History {
     end_some();
     stop_some();
     for (auto& [pid, task] : tasks_) {
+      if (pid.value != 1 && is_init(task) && above_.at(pid) != tasks_.at(task.parent).pid_namespace)
+        task.outer_namespace = above_.at(pid);
       if (task.state == model::TaskState::zombie) task.threads.clear();
       for (const auto& thread : task.threads) history_.program.commands.push_back({pid, thread.tid, Ready{}});
       history_.tree.tasks.push_back(task);
@@ -214,20 +216,29 @@ class History {
     children_[parent].insert(pid);
     return task;
   }
-  void fork(const Task& task) {
-    if (pid_namespaces_ && pick(6) == 0) return fork_into(task);
-    Fork fork;
-    fork.child_pid = Pid{fresh_number()};
-    fork.new_pid_namespace = pid_namespaces_ && pick(5) == 0;
-    if (fork.new_pid_namespace) above_[fork.child_pid] = task.pid_namespace;
-    const Pid space = fork.new_pid_namespace ? fork.child_pid : task.pid_namespace;
-    fork.nested_pids = take_place(fork.child_pid.value, space);
-    add(task.pid, fork);
-    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session).controlling_terminal =
+  void fork(const Task& task) { create<Fork>(task, task.pid); }
+  void clone(const Task& task) {
+    if (!is_init(task)) create<Clone>(task, task.parent);  // it has no siblings (EINVAL)
+  }
+  /// Sometimes in a namespace below, where whoever creates it does not live himself, or in a new one.
+  template <typename Birth>
+  void create(const Task& task, Pid parent) {
+    const Pid entered = pid_namespaces_ && pick(6) == 0 ? any_space_below(task) : task.pid_namespace;
+    const bool enters = entered != task.pid_namespace;
+    Birth birth;
+    birth.child_pid = Pid{fresh_number()};
+    birth.new_pid_namespace = pid_namespaces_ && !enters && pick(5) == 0;
+    if (birth.new_pid_namespace) above_[birth.child_pid] = task.pid_namespace;
+    const Pid space = birth.new_pid_namespace ? birth.child_pid : entered;
+    birth.nested_pids = take_place(birth.child_pid.value, space);
+    if (enters) add(task.pid, EnterPidNamespace{space});
+    add(task.pid, birth);
+    if (enters) add(task.pid, EnterPidNamespace{task.pid});
+    born(birth.child_pid, parent, {space, birth.nested_pids}, task.group, task.session).controlling_terminal =
         task.controlling_terminal;
   }
-  /// A child in a namespace below: its parent stays outside.
-  void fork_into(const Task& task) {
+  /// Its own if there is none.
+  Pid any_space_below(const Task& task) {
     std::vector<Pid> below;
     for (const auto& [init, above] : above_) {
       const auto found = tasks_.find(init);
@@ -235,25 +246,7 @@ class History {
                          found->second.state != model::TaskState::zombie;
       if (lives && init != task.pid_namespace && contains(task.pid_namespace, init)) below.push_back(init);
     }
-    if (below.empty()) return;
-    const Pid space = below[pick(below.size())];
-    Fork fork;
-    fork.child_pid = Pid{fresh_number()};
-    fork.nested_pids = take_place(fork.child_pid.value, space);
-    add(task.pid, EnterPidNamespace{space});
-    add(task.pid, fork);
-    add(task.pid, EnterPidNamespace{task.pid});
-    born(fork.child_pid, task.pid, {space, fork.nested_pids}, task.group, task.session).controlling_terminal =
-        task.controlling_terminal;
-  }
-  void clone(const Task& task) {
-    if (is_init(task)) return;  // it has no siblings (EINVAL)
-    Clone clone;
-    clone.child_pid = Pid{fresh_number()};
-    clone.nested_pids = take_place(clone.child_pid.value, task.pid_namespace);
-    add(task.pid, clone);
-    born(clone.child_pid, task.parent, {task.pid_namespace, clone.nested_pids}, task.group, task.session)
-        .controlling_terminal = task.controlling_terminal;
+    return below.empty() ? task.pid_namespace : below[pick(below.size())];
   }
 
   /// Nobody else can be in a group or session of its number that does not lead one.

@@ -62,6 +62,7 @@ Birth TreeEmission::birth_of(Pid giver, Pid child) const {
   Birth birth;
   birth.child_pid = child;
   birth.nested_pids = out_.spaces.nested(child.value);
+  birth.new_pid_namespace = out_.spaces.is_init(child);
   birth.share_files = share_at_birth(giver, child, files_kind);
   birth.share_fs = share_at_birth(giver, child, fs_kind);
   birth.share_memory = share_at_birth(giver, child, memory_kind);
@@ -92,10 +93,9 @@ Result<Pid> TreeEmission::giver_of(Pid creator, Pid child, const std::vector<Pid
   };
   if (has_all(creator)) return creator;
   for (const Pid sibling : siblings) {
-    // An init can neither create siblings nor be created as one.
-    const bool is_init = out_.spaces.is_init(sibling) || out_.spaces.is_init(child);
+    const bool can_have_siblings = !tree_.is_leader(sibling) && !out_.spaces.is_init(sibling);
     const bool of_one_thread = thread_for(creator, sibling) == thread_for(creator, child);
-    if (!tree_.is_leader(sibling) && !is_init && of_one_thread && has_all(sibling)) return sibling;
+    if (can_have_siblings && of_one_thread && has_all(sibling)) return sibling;
   }
   return fail(Error::conflict("plan the process tree",
                               fmt::format("task {} '{}' shares its {} with a task that is neither its creator nor its "
@@ -155,7 +155,7 @@ Status TreeEmission::spawn_from_holder(std::vector<Growing>& line, Pid child) {
     out_.take_table(creator);
     out_.process(creator).add(holder);
   }
-  Fork born = fork_of(creator, child);
+  Fork born = birth_of<Fork>(creator, child);
   for (size_t kind = 0; kind < std::size(shareable); ++kind) {
     auto& shared = born.*shareable[kind].flag;
     shared = shared || share_at_birth(eldest, family.members[1], kind);

@@ -265,6 +265,8 @@ class Interpreter {
 
   // ---- the outcome
 
+  /// Of an init: the namespace that its own lies in, if that is further inside than its parent lives.
+  Pid outer_space(const Process& process) const;
   void compare();
   void compare_terminals();
   void compare_descriptions();

@@ -8,6 +8,12 @@
 
 namespace stasis::plan::verifier {
 
+Pid Interpreter::outer_space(const Process& process) const {
+  if (process.pid_space != process.pid) return {};
+  const Pid above = spaces_.above(process.pid);
+  return above == processes_.at(process.parent).pid_space ? Pid{} : above;
+}
+
 std::vector<model::Task> Interpreter::tasks() const {
   std::vector<model::Task> tasks;
   for (const auto& [pid, process] : processes_) {
@@ -15,6 +21,7 @@ std::vector<model::Task> Interpreter::tasks() const {
     model::Task task;
     task.pid = pid, task.parent = process.parent, task.group = process.group, task.session = process.session;
     task.pid_namespace = process.pid_space, task.nested_pids = spaces_.place_of(pid.value).nested;
+    task.outer_namespace = outer_space(process);
     task.state = process.zombie ? model::TaskState::zombie : model::TaskState::running;
     task.exit_status = process.status;
     task.child_subreaper = process.subreaper && process.alive;
@@ -101,7 +108,8 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
     require(made.session == task.session, "its session becomes {} instead of {}", made.session, task.session);
   if (!led_outside || made.group.value != 0)
     require(made.group == task.group, "its group becomes {} instead of {}", made.group, task.group);
-  require(made.pid_space == task.pid_namespace && spaces_.place_of(task.pid.value).nested == task.nested_pids,
+  require(made.pid_space == task.pid_namespace && spaces_.place_of(task.pid.value).nested == task.nested_pids &&
+              outer_space(made) == task.outer_namespace,
           "its place in nested pid namespaces is another");
   if (task.state == model::TaskState::zombie) {
     require(made.zombie, "it should be a zombie");

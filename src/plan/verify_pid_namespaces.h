@@ -25,6 +25,7 @@ class NamespaceModel {
 
   void begin(Pid init, Pid above);
   bool is_init(Pid pid) const { return inits_.contains(pid); }
+  Pid above(Pid init) const { return above_.at(init); }
   /// `inner` is `outer`, or nested in it.
   bool contains(Pid outer, Pid inner) const;
   /// An id that a process, a group or a session has.

@@ -41,6 +41,7 @@ class TreeDecoder {
     TRY(claim("pid", task.pid.value));
     task.nested_pids = TRY(nested_ids(entry.nested_pids()));
     task.pid_namespace = Pid{TRY(id("pid_namespace", entry.pid_namespace(), 0))};
+    task.outer_namespace = Pid{TRY(id("outer_namespace", entry.outer_namespace(), 0))};
     task.parent_thread = Tid{TRY(id("parent_thread", entry.parent_thread(), 0))};
     for (const auto& leader : entry.dead_leaders()) TRY(add(leader));
     // Who is alone is the leader: of a zombie, CRIU writes a number that it has not set.
@@ -154,6 +155,7 @@ Status encode_pstree(const model::Application& application, const image::Directo
     if (task.threads.empty()) entry.add_threads(entry.pid());
     add_ids(task.nested_pids, *entry.mutable_nested_pids());
     if (task.pid_namespace.value != 0) entry.set_pid_namespace(static_cast<uint32_t>(task.pid_namespace.value));
+    if (task.outer_namespace.value != 0) entry.set_outer_namespace(static_cast<uint32_t>(task.outer_namespace.value));
     if (!task.threads.empty() && task.threads[0].childrens_namespace.value != 0)
       entry.set_childrens_namespace(childrens_namespace_field(task.threads[0]));
     if (task.parent_thread.value != 0) entry.set_parent_thread(static_cast<uint32_t>(task.parent_thread.value));

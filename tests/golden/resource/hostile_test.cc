@@ -199,6 +199,8 @@ TEST_F(Hostile, NestedPidNamespaces) {
   EXPECT_THAT(error_of_last([](auto& r) { r.add_nested_pids(1); }),
               AllOf(HasSubstr("pstree.img, field nested_pids"), HasSubstr("0 levels deep")));
   EXPECT_THAT(error_of_last([](auto& r) { r.set_pid_namespace(4711); }), HasSubstr("the init of none"));
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_outer_namespace(4711); }), HasSubstr("the init of no pid namespace"));
+  EXPECT_THAT(error_of_last([](auto& r) { r.set_outer_namespace(0xffffffff); }), HasSubstr("field outer_namespace"));
   EXPECT_THAT(error_of_last([](auto& r) {
                 r.add_nested_pids(1);
                 r.set_pid_namespace(r.pid());

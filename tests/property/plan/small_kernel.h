@@ -26,6 +26,7 @@ struct Process {
   bool exists = false, zombie = false;
   int parent = 0, session = 0, group = 0;
   int space = 0;  ///< the init of its pid namespace; of one that is gone: of that of a session or group with its number
+  int above = 0;  ///< of an init: that of the namespace which its own lies in
 };
 
 /// Of the init, in session and group 0, and of those with the pids from 1.
@@ -55,7 +56,7 @@ inline Word word_of(const State& state) {
     const auto& process = state[p];
     const int bits =
         process.exists ? process.parent | process.session << 3 | process.group << 6 | (process.zombie ? 1 << 9 : 0) : p;
-    word[p - 1] = static_cast<uint16_t>(bits | process.space << 10);
+    word[p - 1] = static_cast<uint16_t>(bits | process.space << 10 | process.above << 13);
   }
   return word;
 }
@@ -64,7 +65,7 @@ inline State state_of(const Word& word) {
   for (int p = 1; p <= most_pids; ++p) {
     const int bits = word[p - 1], parent = bits & 7;
     if (parent != p) state[p] = {true, (bits >> 9 & 1) != 0, parent, bits >> 3 & 7, bits >> 6 & 7};
-    state[p].space = bits >> 10 & 7;
+    state[p].space = bits >> 10 & 7, state[p].above = bits >> 13 & 7;
   }
   return state;
 }
@@ -88,7 +89,7 @@ inline State renamed(const State& state, const Renaming& name) {
     const auto& process = state[p];
     if (process.exists)
       made[name[p]] = {true, process.zombie, name[process.parent], name[process.session], name[process.group]};
-    made[name[p]].space = name[process.space];
+    made[name[p]].space = name[process.space], made[name[p]].above = name[process.above];
   }
   return made;
 }
@@ -126,6 +127,8 @@ class Canonical {
         const auto& process = state_[p];
         if (process.space != 0)
           next[p] += mix(colours_[process.space] + 7), next[process.space] += mix(colours_[p] + 8);
+        if (process.above != 0)
+          next[p] += mix(colours_[process.above] + 9), next[process.above] += mix(colours_[p] + 10);
         if (!process.exists) continue;
         next[p] +=
             mix(colours_[process.parent] + 1) + mix(colours_[process.session] + 2) + mix(colours_[process.group] + 3);
@@ -172,10 +175,10 @@ struct Rules {
   bool spaces = false;                 ///< pid namespaces nested in the init's own
 };
 
-/// A namespace is named by its init, whose parent lives in the one above.
+/// A namespace is named by its init.
 inline bool is_init(const State& state, int p) { return state[p].exists && state[p].space == p; }
 inline bool contains(const State& state, int outer, int inner) {
-  for (int at = inner;; at = state[state[at].parent].space) {
+  for (int at = inner;; at = state[at].above) {
     if (at == outer) return true;
     if (at == 0) return false;
   }
@@ -213,23 +216,26 @@ class Step {
   }
 
   /// Also as a sibling (CLONE_PARENT), which an init has not. In its own pid namespace, or in one below that it can
-  /// enter for a moment (setns), or in a new one.
+  /// enter for a moment (setns), or in a new one, which lies in its own: as long as it has entered another it cannot
+  /// begin one (kernel/pid_namespace.c, copy_pid_ns).
   void fork(int p) {
     int child = 1;
     while (child <= rules_.pids && !is_free(now_, child)) ++child;
     if (child > rules_.pids) return;
     const auto bear = [&](int parent, int space) {
-      with([&](State& next) { next[child] = {true, false, parent, now_[p].session, now_[p].group, space}; });
+      const int above = space == child ? now_[p].space : 0;
+      with([&](State& next) { next[child] = {true, false, parent, now_[p].session, now_[p].group, space, above}; });
     };
-    const bool has_siblings = !is_init(now_, p), bears_inits = rules_.spaces;
+    const bool has_siblings = !is_init(now_, p);
     for (int space = 0; space <= rules_.pids; ++space) {
       const bool lives = is_init(now_, space) && !now_[space].zombie;
       if (!lives || !contains(now_, now_[p].space, space)) continue;
       bear(p, space);
       if (has_siblings) bear(now_[p].parent, space);
     }
-    if (bears_inits) bear(p, child);
-    if (bears_inits && has_siblings && now_[now_[p].parent].space == now_[p].space) bear(now_[p].parent, child);
+    if (!rules_.spaces) return;
+    bear(p, child);
+    if (has_siblings) bear(now_[p].parent, child);
   }
   /// Refused to leaders, and as long as there is a group of that number, whoever is in it.
   void set_sid(int p) {
@@ -276,7 +282,7 @@ class Step {
   }
   /// Its number keeps its place as long as it is in use; one of an init only where others may see it.
   static void bury(State& state, int p) {
-    state[p] = {.space = is_init(state, p) ? state[state[p].parent].space : state[p].space};
+    state[p] = {.space = is_init(state, p) ? state[p].above : state[p].space};
     for (auto& process : state) {
       const auto id = static_cast<int>(&process - state.data());
       if (is_free(state, id)) process = {};

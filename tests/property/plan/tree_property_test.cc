@@ -1,9 +1,12 @@
 // Every tree that a random history leads to is planned, and the plan is accepted by the verifier.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <string>
+#include <utility>
 
 #include "plan/bare_tree.h"
 #include "plan/tree_history.h"
@@ -60,6 +63,27 @@ TEST(LargeTrees, NeedLittleSearch) {
     ASSERT_TRUE(verdict) << verdict.error().message();
     EXPECT_EQ(*verdict, Verdict::restorable) << "seed " << seed;
   }
+}
+
+/// Empty: it is found restorable at once.
+std::string trouble_with_namespaces(uint64_t seed, unsigned operations) {
+  const auto tree = random_history(seed, operations, true).tree;
+  const auto planned = plan_tree(tree, {.search_steps = 2 * tree.tasks.size()});
+  return planned ? "" : fmt::format("seed {}, {} operations: {}", seed, operations, planned.error().message());
+}
+
+/// Births that lead through another pid namespace than the parent's are not chosen at all.
+RC_GTEST_PROP(LargeTrees, NeedLittleSearchWithPidNamespaces, ()) {
+  const auto seed = *rc::gen::arbitrary<uint64_t>();
+  const auto trouble = trouble_with_namespaces(seed, *rc::gen::inRange(200u, 2000u));
+  if (!trouble.empty()) RC_FAIL(trouble);
+}
+
+/// In the first somebody lives elsewhere who would have to be between parent and child; in the others a dead leader has
+/// created siblings, or whom an init could create is in another group from outside than the init.
+TEST(LargeTrees, NeedLittleSearchWhereNamespacesAreCrooked) {
+  for (const auto& [seed, operations] : {std::pair{48, 400u}, {16, 600u}, {586, 600u}, {232, 1990u}, {607, 300u}})
+    EXPECT_EQ(trouble_with_namespaces(seed, operations), "");
 }
 
 /// Each the child of the one before, with ascending and with descending pids.

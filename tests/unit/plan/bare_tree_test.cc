@@ -122,6 +122,18 @@ TEST(BareTree, WhatHasNoHistoryIsRefused) {
   EXPECT_EQ(program.error().code(), ErrorCode::conflict) << program.error().message();
 }
 
+TEST(BareTree, UndecidedSaysHowFarTheSearchCame) {
+  const auto tree = tree_from_json(R"({"processes": [{"pid": 1, "ppid": 0, "pgid": 1, "sid": 1},
+      {"pid": 4, "ppid": 1, "pgid": 4, "sid": 4}, {"pid": 2, "ppid": 4, "pgid": 2, "sid": 2}]})");
+  ASSERT_TRUE(tree) << tree.error().message();
+  const auto program = make_tree_program(*tree, {.search_steps = 1});
+  ASSERT_FALSE(program);
+  EXPECT_EQ(program.error().code(), ErrorCode::unsupported);
+  EXPECT_THAT(program.error().message(),
+              testing::HasSubstr("undecided: after 1 steps of search over the birth sessions of 2 leaders"));
+  EXPECT_TRUE(make_tree_program(*tree));
+}
+
 TEST(BareTree, AProgramWithoutARootGetsOne) {
   const auto published = from_json(R"([{"command": "FORK", "pid": 1, "child_pid": 6},
                                        {"command": "SET_SID", "pid": 6}])");

@@ -176,6 +176,64 @@ TEST(NestedNamespaces, HaveSiblingsOfLeadersInside) {
             "restorable");
 }
 
+/// Who has come into a namespace begins another for a sibling: its parent lives two levels further out, or more.
+TEST(NestedNamespaces, AreBegunForSiblings) {
+  const std::string around = R"(, {"pid": 5, "ppid": 1, "pgid": 5, "sid": 5, "nested_pids": [1]},
+                                  {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1})";
+  const auto init = [](int pid, int parent, const std::string& ids, const std::string& nested, int outer) {
+    return fmt::format(R"(, {{"pid": {}, "ppid": {}, {}, "nested_pids": {}, "outer_namespace": {}}})", pid, parent, ids,
+                       nested, outer);
+  };
+  const std::string in_first = R"("pgid": 1, "sid": 1)", in_seventh = R"("pgid": 7, "sid": 7)";
+  const std::string plain = init(8, 6, in_first, "[2, 1]", 5);
+  EXPECT_EQ(decision(around + plain + R"(, {"pid": 9, "ppid": 8, "pgid": 9, "sid": 9, "nested_pids": [3, 2]})"),
+            "restorable");
+  // Three levels, into one that has been begun so itself.
+  EXPECT_EQ(decision(around + plain + init(9, 1, in_first, "[3, 2, 1]", 8)), "restorable");
+  // In the session and the group of a process that lives inside, and of one who has ended.
+  EXPECT_EQ(decision(around + init(8, 6, in_seventh, "[2, 1]", 5) +
+                     R"(, {"pid": 7, "ppid": 6, "pgid": 7, "sid": 7, "nested_pids": [9], "pid_namespace": 5})"),
+            "restorable");
+  EXPECT_EQ(decision(around + init(8, 6, in_seventh, "[2, 1]", 5) + init(9, 6, in_seventh, "[3, 2, 1]", 8),
+                     R"(, "dead_leaders": [{"pid": 7, "nested_pids": [9], "pid_namespace": 5}])"),
+            "restorable");
+  EXPECT_EQ(decision(around + init(8, 6, R"("pgid": 9, "sid": 1)", "[2, 1]", 5) +
+                     R"(, {"pid": 9, "ppid": 6, "pgid": 9, "sid": 1, "nested_pids": [9], "pid_namespace": 5})"),
+            "restorable");
+  // One that has ended, and orphans that have come to the root and to an init.
+  EXPECT_EQ(decision(around + R"(, {"pid": 8, "ppid": 6, "pgid": 1, "sid": 1, "nested_pids": [2, 1],
+                                    "outer_namespace": 5, "state": "zombie"})"),
+            "restorable");
+  EXPECT_EQ(decision(around + R"(, {"pid": 8, "ppid": 5, "pgid": 5, "sid": 5, "nested_pids": [2, 1]})" +
+                     init(9, 1, in_first, "[3, 2, 1]", 8) + init(10, 5, in_first, "[4, 3, 1]", 8)),
+            "restorable");
+}
+
+TEST(NestedNamespaces, BegunForSiblingsAreReadStrictly) {
+  const std::string outer = R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1]})";
+  const auto with = [&](const std::string& nested, int space) {
+    return error_of(outer + fmt::format(R"(, {{"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, {}"outer_namespace": {}}})",
+                                        nested, space));
+  };
+  EXPECT_EQ(with(R"("nested_pids": [2, 1], )", 5), "accepted");
+  EXPECT_THAT(with("", 5), HasSubstr("only a process with nested_pids"));
+  EXPECT_THAT(with(R"("nested_pids": [2], "pid_namespace": 5, )", 5), HasSubstr("the init of no pid namespace"));
+  EXPECT_THAT(with(R"("nested_pids": [2, 1], )", 7), HasSubstr("the init of none"));
+  EXPECT_THAT(with(R"("nested_pids": [2, 1], )", 6), HasSubstr("that of 6 is 2 levels deep"));
+  EXPECT_THAT(with(R"("nested_pids": [1], )", 5), HasSubstr("that of 5 is 1 levels deep"));
+  EXPECT_THAT(with(R"("nested_pids": [2, 1], )", 0), HasSubstr("0 is not between 1 and"));
+  EXPECT_THAT(error_of(outer + R"(, {"pid": 6, "ppid": 5, "pgid": 1, "sid": 1, "nested_pids": [2, 1],
+                                      "outer_namespace": 5})"),
+              HasSubstr("its parent's anyway"));
+  EXPECT_THAT(error_of(R"(, {"pid": 5, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [1], "state": "zombie"},
+                           {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [2, 1], "outer_namespace": 5,
+                            "state": "zombie"})"),
+              HasSubstr("its end would have ended all"));
+  const auto one = read(tree_of(outer + R"(, {"pid": 6, "ppid": 1, "pgid": 1, "sid": 1, "nested_pids": [2, 1],
+                                               "outer_namespace": 5})"));
+  EXPECT_EQ(tree_to_json(read(tree_to_json(one))), tree_to_json(one));
+}
+
 /// Members live further inside, or have come from outside.
 TEST(NestedNamespaces, HaveDeadGroupsLedFromInside) {
   const std::string dead = R"(, "dead_leaders": [{"pid": 9, "nested_pids": [9], "pid_namespace": 5}])";
@@ -320,6 +378,21 @@ TEST(NamespaceRules, NumbersOnEveryLevel) {
               HasSubstr("(EEXIST)"));
   EXPECT_THAT(rejection_of(begun + R"(, {"command": "CLONE", "pid": 5, "child_pid": 8, "nested_pids": [2]})"),
               HasSubstr("can create siblings (EINVAL)"));
+}
+
+/// Whoever has entered another for its children begins none, but they do, and for siblings (kernel/pid_namespace.c,
+/// copy_pid_ns).
+TEST(NamespaceRules, WhoBeginsOne) {
+  const std::string entered = fork(1, 5, "[1]", true) + ", " + fork(1, 6, "[]") +
+                              R"(, {"command": "POST", "pid": 1, "event": "begun"},
+                                 {"command": "AWAIT", "pid": 6, "event": "begun", "count": 1},
+                                 {"command": "ENTER_PID_NAMESPACE", "pid": 6, "target": 5}, )";
+  EXPECT_THAT(rejection_of(entered + fork(6, 7, "[2, 1]", true)), HasSubstr("it cannot begin one (EINVAL)"));
+  EXPECT_THAT(rejection_of(entered + R"({"command": "UNSHARE", "pid": 6, "pid_namespace": true})"),
+              HasSubstr("in another pid namespace already (EINVAL)"));
+  const std::string clone =
+      R"({"command": "CLONE", "pid": 7, "child_pid": 8, "nested_pids": [3, 1], "new_pid_namespace": true})";
+  EXPECT_EQ(rejection_of(entered + fork(6, 7, "[2]") + ", " + clone), "accepted");
 }
 
 TEST(NamespaceRules, AnInitTakesItsNamespaceWithIt) {

@@ -93,18 +93,21 @@ TEST_F(PstreeTest, KeepsNestedPidNamespaces) {
   init.nested_pids = {1}, init.pid_namespace = Pid{11};
   model::Task inner{.pid = Pid{12}, .parent = Pid{11}, .group = Pid{12}, .session = Pid{13}};
   inner.nested_pids = {7, 1}, inner.pid_namespace = Pid{12};
+  model::Task siblings{.pid = Pid{16}, .parent = Pid{10}, .group = Pid{10}, .session = Pid{10}};
+  siblings.nested_pids = {8, 1}, siblings.pid_namespace = Pid{16}, siblings.outer_namespace = Pid{11};
   root.threads = {{.tid = Tid{10}, .childrens_namespace = Pid{11}}, {.tid = Tid{15}}};
   init.parent_thread = Tid{15};
-  application.tasks = {root, init, inner};
+  application.tasks = {root, init, inner, siblings};
   application.dead_leaders[Pid{13}] = {{5}, Pid{11}};
   ASSERT_TRUE(encode_pstree(application, *directory));
   const auto decoded = decode_pstree(*directory);
   ASSERT_TRUE(decoded) << decoded.error().message();
   EXPECT_EQ(decoded->dead_leaders, application.dead_leaders);
-  ASSERT_EQ(decoded->tasks.size(), 3u);
+  ASSERT_EQ(decoded->tasks.size(), 4u);
   EXPECT_EQ(decoded->tasks[0].childrens_namespace(), Pid{11});
   EXPECT_EQ(decoded->tasks[1].parent_thread, Tid{15});
-  for (size_t i = 0; i < 3; ++i) {
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(decoded->tasks[i].outer_namespace, application.tasks[i].outer_namespace);
     EXPECT_EQ(decoded->tasks[i].nested_pids, application.tasks[i].nested_pids);
     EXPECT_EQ(decoded->tasks[i].pid_namespace, application.tasks[i].pid_namespace);
   }
