@@ -91,6 +91,30 @@ TEST(Shapes, NamespacesThatNoParentTells) {
   EXPECT_THAT(hashes, testing::Each(testing::SizeIs(32)));
 }
 
+/// Two that differ only in which of two namespaces another lies in, whose init's parent is outside of both.
+TEST(Shapes, SayWhatNamespacesLieIn) {
+  const ordered_json root{{"pid", 1}, {"ppid", 0}, {"pgid", 1}, {"sid", 1}};
+  const ordered_json one{{"pid", 2}, {"ppid", 1}, {"pgid", 1}, {"sid", 1}, {"nested_pids", {1}}};
+  const ordered_json other{{"pid", 3}, {"ppid", 1}, {"pgid", 3}, {"sid", 3}, {"nested_pids", {1}}};
+  std::set<std::string> hashes;
+  for (const int outer : {2, 3}) {
+    const ordered_json inner{
+        {"pid", 4}, {"ppid", 1}, {"pgid", 1}, {"sid", 1}, {"nested_pids", {2, 1}}, {"outer_namespace", outer}};
+    const auto shape = canonical_form(read({root, one, other, inner}));
+    ASSERT_TRUE(shape);
+    hashes.insert(shape->hash);
+    const auto tokens = tree_tokens(shape->tree);
+    EXPECT_THAT(join(tokens), testing::HasSubstr("namespace self in "));
+    const auto back = from_tokens(tokens);
+    ASSERT_TRUE(back) << back.error().message();
+    EXPECT_EQ(tree_to_json(std::get<model::Application>(*back)), tree_to_json(shape->tree));
+  }
+  EXPECT_EQ(hashes.size(), 2u);
+  // Of two that lie in each other none has an end.
+  EXPECT_FALSE(
+      from_tokens(split("tree init ( session self group self ( namespace self in 3 ) ( namespace self in 2 ) )")));
+}
+
 TEST(Shapes, SayWhoseFirstThreadHasEnded) {
   const ordered_json one{{"pid", 1}, {"ppid", 0}, {"pgid", 1}, {"sid", 1}};
   ordered_json other{{"pid", 2}, {"ppid", 1}, {"pgid", 1}, {"sid", 1}, {"state", "alive"}, {"threads", {3}}};
