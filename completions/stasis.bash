@@ -18,19 +18,19 @@ _stasis() {
   fi
   local words=""
   case ${COMP_WORDS[1]} in
-    dump) words="$common --tree --leave-running --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers --compress --encrypt --recipient --key-file --identity --auto-dedup --page-server --lazy-pages --status-fd $transfer" ;;
+    dump) words="$common --tree --leave-running --cow --no-cow --snapshot-memory-limit --leave-stopped --shell-job --link-remap --file-locks --ext-unix-sk --tcp-established --tcp-close --skip-in-flight --network-lock --ghost-limit --file-validation --external --evasive-devices --force-irmap --irmap-scan-path --track-mem --prev-images-dir --show-leftovers --compress --encrypt --recipient --key-file --identity --auto-dedup --page-server --lazy-pages --status-fd $transfer" ;;
     pre-dump) words="$common --tree --track-mem --prev-images-dir --pre-dump-mode --compress --encrypt --recipient --key-file --identity --auto-dedup --page-server $transfer" ;;
     page-server) words="$common --prev-images-dir --auto-dedup --lazy-pages --identity --key-file --daemon --status-fd $transfer" ;;
     dirty) words="--tree --intervals --rounds --json --plot --stop --log-file --verbosity --timeout --help" ;;
     restore) words="$common --restore-detached --restore-sibling --leave-stopped --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --lazy-pages --auto-dedup --exec-cmd --identity --key-file" ;;
     lazy-pages) words="$common --daemon --status-fd --page-server --identity --key-file $transfer" ;;
     cleanup|dedup) words="$common --identity --key-file" ;;
-    plan) words="$common --format --shell-job --file-validation --inherit-fd --plan-cache --lazy-pages --auto-dedup --identity --key-file" ;;
+    plan) words="$common --format --shell-job --tcp-established --tcp-close --file-validation --inherit-fd --plan-cache --lazy-pages --auto-dedup --identity --key-file" ;;
     show) words="--images-dir --tree --compact --identity --key-file --help" ;;
     diff) words="--ignore --identity --key-file --help" ;;
     keygen) words="--shared --help" ;;
     tree) words="plan check run random capture canon same draw encode decode dataset --tree --format --search-limit --seed --operations --pid-namespaces --terminals --program --hash --count --help" ;;
-    check) words="--feature --extra --all --experimental --help" ;;
+    check) words="$common --feature --extra --all --experimental" ;;
   esac
   if [[ $current == -* || ( ${COMP_WORDS[1]} == tree && $COMP_CWORD == 2 ) ]]; then mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
   else mapfile -t COMPREPLY < <(compgen -f -- "$current"); fi

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/advice.h"
+
 namespace stasis {
 
 std::string Diagnostic::text() const {
-  std::string line = subject.empty() ? problem : subject + ": " + problem;
-  if (!advice.empty()) line += "; " + advice;
-  return line;
+  return with_advice(subject.empty() ? problem : subject + ": " + problem, advice);
 }
 
 void Diagnostics::refuse(std::string subject, std::string problem, std::string advice) {

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "base/advice.h"
+
 namespace stasis {
 
 Error Error::system(std::string operation, int errno_value, std::string subject) {
@@ -49,8 +51,7 @@ std::string Error::message() const {
   } else {
     text += cause_;
   }
-  if (!advice_.empty()) text += "; " + advice_;
-  return text;
+  return with_advice(std::move(text), advice_);
 }
 
 }  // namespace stasis

@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <iterator>
+#include <string>
 
 #include <fmt/format.h>
 
@@ -18,13 +18,22 @@ Status write_pidfile(const Session& session, pid_t pid) {
   const auto& name = session.options().pidfile;
   if (name.empty()) return {};
   const std::string path = session.work_path(name);
-  std::ofstream file(path, std::ios::trunc);
-  const bool is_open = file.is_open();
-  file << pid;
-  file.flush();
-  if (file) return {};
-  if (is_open) unlink(path.c_str());
-  return fail(Error::conflict("write the pidfile", "it cannot be written", path).advise("check --pidfile"));
+  const auto problem = [&](int error) {
+    return fail(Error::system("write the pidfile", error, path).advise("name another place with --pidfile"));
+  };
+  const UniqueFd file(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file.valid()) return problem(errno);
+  const std::string text = std::to_string(pid);
+  const ssize_t written = write(file.get(), text.data(), text.size());
+  if (written == static_cast<ssize_t>(text.size())) return {};
+  const int error = written < 0 ? errno : ENOSPC;
+  unlink(path.c_str());
+  return problem(error);
+}
+
+void remove_pidfile(const Session& session) {
+  const auto& name = session.options().pidfile;
+  if (!name.empty()) unlink(session.work_path(name).c_str());
 }
 
 Status leave_terminal() {

@@ -16,6 +16,7 @@ namespace stasis::cli {
 
 /// --pidfile, if it is given. After an error there is none.
 Status write_pidfile(const Session&, pid_t);
+void remove_pidfile(const Session&);
 
 /// Of a process that goes on alone: it gets a session of its own, and nothing of the caller's terminal.
 Status leave_terminal();

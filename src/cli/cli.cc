@@ -19,6 +19,14 @@ Face face_of(const char* program) {
   return std::filesystem::path(program).filename().string().starts_with("criu") ? Face::criu : Face::stasis;
 }
 
+/// The exit status. criu names itself alone.
+int tell_usage(const CLI::App& app, const std::string& command, const std::string& text, Face face) {
+  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", face == Face::criu ? app.get_name() : command, text, command);
+  return face == Face::criu ? 1 : 2;
+}
+
+std::string no_such_subcommand(const std::string& name) { return fmt::format("There is no subcommand '{}'", name); }
+
 int wrong_usage(const CLI::App& app, const CLI::ParseError& problem, Face face) {
   if (problem.get_exit_code() == 0) return app.exit(problem);  // --help, --version
   const CLI::App* command = &app;
@@ -30,10 +38,8 @@ int wrong_usage(const CLI::App& app, const CLI::ParseError& problem, Face face) 
   const auto unknown = command->remaining();
   const bool lacks_command = problem.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) &&
                              command->get_require_subcommand_min() > 0;
-  if (lacks_command && !unknown.empty()) text = fmt::format("There is no subcommand '{}'", unknown.front());
-  // criu names itself alone.
-  fmt::print(stderr, "{}: {}\nTry '{} --help'.\n", face == Face::criu ? app.get_name() : name, text, name);
-  return face == Face::criu ? 1 : 2;
+  if (lacks_command && !unknown.empty()) text = no_such_subcommand(unknown.front());
+  return tell_usage(app, name, text, face);
 }
 
 /// "stasis --version", "criu -V" and, as criu allows it, "criu restore … --version".
@@ -89,6 +95,9 @@ int run(int argc, char** argv) {
   put_command_first(arguments);
   // Declaring the options of all commands takes a millisecond: those of the others are only declared for --help.
   const bool known = !arguments.empty() && is_command(arguments.front());
+  // Said now: what follows may be the name of another command, as in `criu cpuinfo dump`.
+  if (!known && !arguments.empty() && !arguments.front().starts_with('-'))
+    return tell_usage(app, app.get_name(), no_such_subcommand(arguments.front()), face);
   Action chosen;
   for (const auto& command : commands) {
     if (!known || command.name == arguments.front()) command.add(app, chosen, face);

@@ -19,6 +19,7 @@
 #include "cli/progress.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
+#include "cli/target.h"
 #include "kernel/descriptor_limit.h"
 #include "kernel/proc.h"
 #include "memory/keeper.h"
@@ -111,6 +112,7 @@ unsigned width_of_output() {
 }
 
 Status stop(const Options& options) {
+  TRY(check_target("end the tracking of", options.tree));
   auto keeper = TRY(memory::Keeper::find(options.tree));
   if (!keeper) {
     fmt::print("Nobody tracks task {}\n", options.tree);
@@ -122,6 +124,7 @@ Status stop(const Options& options) {
 }
 
 Status measure(const Options& options, const Session& session) {
+  TRY(check_target("measure", options.tree));
   if (TRY(memory::Keeper::find(options.tree))) {
     return fail(
         Error::conflict("measure the tree", "it is tracked for a dump to come", fmt::format("task {}", options.tree))
@@ -153,7 +156,7 @@ Status measure(const Options& options, const Session& session) {
 void add_dirty(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("dirty", "Measure how many pages a tree writes in how much time");
-  command->add_option("-t,--tree", options->tree, "The root of the tree")->required()->type_name("PID");
+  add_target_option(*command, options->tree);
   add_log_options(*command, options->common);
   command->add_option("--timeout", options->common.timeout, "Seconds after which stopping the tree is given up")
       ->type_name("SECONDS");

@@ -21,6 +21,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/target.h"
 #include "cli/transfer_options.h"
 #include "cli/until_exit.h"
 #include "resource/codec.h"
@@ -219,6 +220,7 @@ void undo(capture::SeizedTree& tree, const PostCopy* post_copy, const Session& s
 
 Status dump(const Options& options, const Session& session) {
   TRY(check_combinations(options));
+  TRY(check_target_and_rights("dump", options.dump.tree));
   auto wanted = TRY(capture_options(options));
   const auto snapshot = TRY(snapshot_options(options.dump));
   auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
@@ -265,7 +267,7 @@ Status dump(const Options& options, const Session& session) {
 void add_dump(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("dump", "Save a process and all its descendants");
-  command->add_option("-t,--tree", options->dump.tree, "The root of the tree")->required()->type_name("PID");
+  add_target_option(*command, options->dump.tree);
   add_common_options(*command, options->common);
   add_switch(*command, "-R,--leave-running", options->dump.leave_running, "Let the tree run on after the dump");
   add_switch(*command, "--cow", options->dump.cow,

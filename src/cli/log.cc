@@ -1,12 +1,15 @@
 #include "cli/log.h"
 
+#include <fcntl.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
 #include <chrono>
 #include <filesystem>
+#include <utility>
 
+#include "base/unique_fd.h"
 #include "cli/options.h"
 
 namespace stasis::cli {
@@ -55,6 +58,11 @@ spdlog::level::level_enum level_of(int verbosity) {
   }
 }
 
+Error cannot_open(int errno_value, std::string file) {
+  return Error::system("open the log file", errno_value, std::move(file))
+      .advise("create its directory, or name another place with -o, -W or -D");
+}
+
 }  // namespace
 
 Result<std::shared_ptr<spdlog::logger>> open_log(const CommonOptions& options) {
@@ -64,13 +72,18 @@ Result<std::shared_ptr<spdlog::logger>> open_log(const CommonOptions& options) {
   } else {
     const std::filesystem::path directory = options.work_dir.empty() ? options.images_dir : options.work_dir;
     const std::filesystem::path file = directory / options.log_file;  // an absolute name stays as it is
+    // spdlog would make directories that are missing.
+    const UniqueFd made(open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    if (!made.valid()) return fail(cannot_open(errno, file.string()));
     try {  // spdlog reports a file it cannot open by throwing: it goes no further than here
       logger = std::make_shared<spdlog::logger>(
           "stasis", std::make_shared<spdlog::sinks::basic_file_sink_st>(file.string(), /*truncate=*/true));
-    } catch (const spdlog::spdlog_ex& problem) {
-      return fail(Error::conflict("open the log file", problem.what(), file.string())
-                      .advise("create the directory, or name another one with -D or -W"));
+    } catch (const spdlog::spdlog_ex&) {
+      return fail(cannot_open(errno, file.string()));
     }
+    logger->set_error_handler([told = false](const std::string& problem) mutable {
+      if (!std::exchange(told, true)) fmt::print(stderr, "Warn: the log is incomplete: {}; make room there\n", problem);
+    });
   }
   auto formatter = std::make_unique<spdlog::pattern_formatter>();
   formatter->add_flag<ElapsedFlag>('*', std::chrono::system_clock::now());

@@ -4,16 +4,24 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
 
 #include "base/checked.h"
 
 namespace stasis::cli {
+namespace {
+
+bool is_number(const char* text) { return *text != '\0' && text[std::strspn(text, "0123456789")] == '\0'; }
+
+}  // namespace
 
 void add_log_options(CLI::App& app, CommonOptions& options) {
   app.add_option("-o,--log-file", options.log_file,
                  "Write the log to this file (in the work directory) instead of stderr");
-  app.add_option("-v,--verbosity", options.verbosity, "0 silent, 1 errors, 2 warnings, 3 information, 4 everything")
-      ->check(CLI::Range(0, 4));
+  app.add_option("-v,--verbosity", options.verbosity,
+                 "0 silent, 1 errors, 2 warnings, 3 information, 4 (-v4, -vv) or more everything; -v is 3")
+      ->type_name("LEVEL")
+      ->transform(CLI::Bound(0, 4));
 }
 
 void add_common_options(CLI::App& app, CommonOptions& options) {
@@ -25,7 +33,7 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--action-script", options.action_scripts,
                  "Run this at pre-dump, post-dump, pre-restore, post-restore, …")
       ->type_name("SCRIPT");
-  app.add_option("--pidfile", options.pidfile, "Write the root task's pid (restore) to this file");
+  app.add_option("--pidfile", options.pidfile, "Write the pid of the restored root, or of the daemon, to this file");
   add_switch(app, "--display-stats", options.display_stats, "Print the statistics when done");
   app.add_option("--timeout", options.timeout, "Seconds after which stopping the tree is given up")
       ->type_name("SECONDS");
@@ -79,7 +87,9 @@ std::vector<std::string> normalise_arguments(int argc, char** argv) {
     if (argument == "--") options_ended = true;
     const bool is_verbosity = !options_ended && argument.starts_with("-v");
     const bool counts = argument.find_first_not_of('v', 1) == std::string::npos;
-    if (is_verbosity && counts) {
+    if (argument == "-v" && is_verbosity && i + 1 < argc && is_number(argv[i + 1])) {  // more than getopt allows
+      arguments.push_back("--verbosity=" + std::string(argv[++i]));
+    } else if (is_verbosity && counts) {
       arguments.push_back("--verbosity=" + std::to_string(std::min<size_t>(argument.size() - 1 + 2, 4)));
     } else if (is_verbosity) {  // "-v4"; criu reads anything that is no number ("-verbosity=4") as 0
       arguments.push_back("--verbosity=" + std::to_string(std::clamp(std::atoi(argument.c_str() + 2), 0, 4)));

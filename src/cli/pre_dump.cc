@@ -12,6 +12,7 @@
 #include "cli/session.h"
 #include "cli/statistics.h"
 #include "cli/subcommands.h"
+#include "cli/target.h"
 #include "cli/transfer_options.h"
 #include "memory/running_pages.h"
 #include "resource/inventory.h"
@@ -52,6 +53,7 @@ Status copy(const image::Directory& images, Rounds& rounds, capture::RoundMemory
 }
 
 Status pre_dump(const Options& options, const Session& session) {
+  TRY(check_target("pre-dump", options.tree));
   auto images = TRY(open_for_writing(options.common.images_dir, options.storage));
   auto rounds = TRY(Rounds::open(session, images, options.tree, options.rounds));
   TRY(use_page_server(options.page_server, images, session));
@@ -86,7 +88,7 @@ Status pre_dump(const Options& options, const Session& session) {
 void add_pre_dump(CLI::App& app, Action& chosen, Face) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("pre-dump", "Save the memory of a tree while it runs, for a dump to come");
-  command->add_option("-t,--tree", options->tree, "The root of the tree")->required()->type_name("PID");
+  add_target_option(*command, options->tree);
   add_common_options(*command, options->common);
   add_rounds_options(*command, options->rounds);
   add_page_server_options(*command, options->page_server);

@@ -7,6 +7,7 @@
 
 #include "cli/background.h"
 #include "cli/criu_options.h"
+#include "cli/exec_command.h"
 #include "cli/checkpoint.h"
 #include "cli/key_options.h"
 #include "cli/network_options.h"
@@ -43,7 +44,7 @@ class Pidfile {
  public:
   explicit Pidfile(const Session& session) : session_(session) {}
   ~Pidfile() {
-    if (written_) unlink(session_.work_path(session_.options().pidfile).c_str());
+    if (written_) remove_pidfile(session_);
   }
   Pidfile(const Pidfile&) = delete;
   Pidfile& operator=(const Pidfile&) = delete;
@@ -184,13 +185,14 @@ Result<pid_t> restore(const Options& options, const Session& session) {
 }
 
 Status restore_and_follow(const Options& options, const Session& session) {
+  if (options.exec_cmd) TRY(check_command(options.restore.exec_cmd.front()));
   const pid_t root = TRY(restore(options, session));
   if (options.exec_cmd) {
-    std::vector<char*> arguments;
-    for (const auto& argument : options.restore.exec_cmd) arguments.push_back(const_cast<char*>(argument.c_str()));
-    arguments.push_back(nullptr);
-    execvp(arguments[0], arguments.data());
-    return fail(Error::system("run --exec-cmd", errno, arguments[0]));
+    session.log().flush();
+    Status failed = become(options.restore.exec_cmd);
+    end_tree(root);  // a restore that fails leaves nothing behind
+    remove_pidfile(session);
+    return failed;
   }
   // Without --restore-detached criu stays the parent until the root ends.
   if (!options.restore.detached && !options.restore.sibling)

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 
 #include "cli/log.h"
@@ -28,6 +29,24 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   for (auto& text : strings) result.push_back(text.data());
   result.push_back(nullptr);
   return result;
+}
+
+/// How a shell that ran a script has ended; nothing: well.
+std::string how_it_ended(int status) {
+  constexpr int not_executable = 126, not_found = 127, of_signals = 128;  // sh(1)
+  const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status) - of_signals;
+  if (signal > 0 && sigdescr_np(signal) != nullptr)
+    return fmt::format("killed by signal {} ({})", signal, sigdescr_np(signal));
+  switch (const int code = WEXITSTATUS(status)) {
+    case 0:
+      return {};
+    case not_executable:
+      return "it cannot be executed (exit status 126)";
+    case not_found:
+      return "it is not found (exit status 127)";
+    default:
+      return fmt::format("exit status {}", code);
+  }
 }
 
 /// Found out before anything is done: a tree must not have ended before its pidfile or log turns out to have no place.
@@ -71,9 +90,8 @@ Status Session::run_scripts(const std::string& action, pid_t root) const {
     int status = 0;
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
     }
-    if (status != 0) {
-      return fail(Error::conflict("run the action script", fmt::format("it ended with wait status {:#x}", status),
-                                  script + " at " + action)
+    if (auto problem = how_it_ended(status); !problem.empty()) {
+      return fail(Error::conflict("run the action script", std::move(problem), script + " at " + action)
                       .advise("the operation is stopped because a script may veto it"));
     }
   }
@@ -120,7 +138,9 @@ int run_in_session(const CommonOptions& options, const std::function<Status(cons
     return 1;
   }
   const Status done = work(*session);
-  return done ? 0 : session->failed(done.error());
+  const int status = done ? 0 : session->failed(done.error());
+  session->log().flush();  // here a disk that is full is told; at exit it is not
+  return status;
 }
 
 }  // namespace stasis::cli

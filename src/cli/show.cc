@@ -1,9 +1,12 @@
 // stasis show: an image, or a whole checkpoint, as JSON in crit's shape or as a tree for people.
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
 #include "cli/key_options.h"
+#include "cli/progress.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
 #include "image/show.h"
@@ -31,6 +34,23 @@ Result<std::string> shown(const Options& options) {
   return image::show_file(images, path.filename().string(), !options.compact);
 }
 
+/// On a terminal a line that is longer than it is wide ends in "…".
+std::string cut_lines(std::string_view text, unsigned width) {
+  std::string cut;
+  size_t columns = 0, last = 0;  // where the last character of the line begins in `cut`
+  for (const char c : text) {
+    const bool continues = (static_cast<unsigned char>(c) & 0xc0) == 0x80;  // a character of UTF-8
+    if (c == '\n')
+      columns = 0;
+    else if (!continues && ++columns == width)
+      last = cut.size();
+    else if (!continues && columns == width + 1)
+      cut.resize(last), cut += "…";
+    if (columns <= width) cut += c;
+  }
+  return cut;
+}
+
 }  // namespace
 
 void add_show(CLI::App& app, Action& chosen, Face) {
@@ -45,11 +65,12 @@ void add_show(CLI::App& app, Action& chosen, Face) {
   command->callback([options, &chosen] {
     if (options->path.empty() && options->images_dir.empty()) options->images_dir = ".";
     chosen = [options] {
-      const auto text = shown(*options);
+      auto text = shown(*options);
       if (!text) {
         fmt::print(stderr, "Error: {}\n", text.error().message());
         return 1;
       }
+      if (const auto width = terminal_width(STDOUT_FILENO); width && options->tree) *text = cut_lines(*text, *width);
       fmt::print("{}\n", *text);
       return 0;
     };

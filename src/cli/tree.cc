@@ -7,6 +7,7 @@
 
 #include "cli/options.h"
 #include "cli/subcommands.h"
+#include "cli/target.h"
 #include "execute/tree_run.h"
 #include "kernel/proc.h"
 #include "plan/bare_tree.h"
@@ -82,6 +83,7 @@ Result<int> random(const Options& options) {
 }
 
 Result<int> capture(const Options& options) {
+  TRY(check_target("capture", options.pid));
   fmt::print("{}\n", plan::tree_to_json(TRY(execute::look_at_tree(options.pid))));
   return 0;
 }
@@ -248,10 +250,7 @@ void add_tree(CLI::App& app, Action& chosen, Face) {
 
   add_forms(all);
 
-  all.add("capture", "Print the tree below a process, as /proc shows it", capture)
-      .add_option("-t,--tree", options.pid, "The root's pid")
-      ->required()
-      ->check(CLI::Range(1, 1 << 22));
+  add_target_option(all.add("capture", "Print the tree below a process, as /proc shows it", capture), options.pid);
 }
 
 }  // namespace stasis::cli

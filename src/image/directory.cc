@@ -23,10 +23,27 @@ struct OpenFile {
   uint64_t size = 0;
 };
 
+/// What can be done about an error of open(2), if that is known.
+Error advised(Error error) {
+  switch (error.errno_value()) {
+    case ENOENT:
+      return std::move(error).advise("create the directory, or name another one with -D");
+    case ENOTDIR:
+      return std::move(error).advise("name the directory that the images are in with -D");
+    case EACCES:
+      return std::move(error).advise("run as its owner or as root, or change its permissions");
+    default:
+      return error;
+  }
+}
+
 Result<OpenFile> open_at(int directory, const std::string& name, int flags, std::string_view operation) {
   // O_NONBLOCK: a FIFO in place of an image must not hang us; it has no effect on regular files.
   UniqueFd fd(openat(directory, name.c_str(), flags | O_CLOEXEC | O_NONBLOCK, 0600));
-  if (!fd.valid()) return fail_errno(std::string(operation), name);
+  if (!fd.valid()) {
+    auto error = Error::system(std::string(operation), errno, name);
+    return fail(error.errno_value() == EACCES ? advised(std::move(error)) : std::move(error));
+  }
   struct stat status{};
   if (fstat(fd.get(), &status) < 0) return fail_errno("fstat", name);
   if (!S_ISREG(status.st_mode)) return fail(Error::invalid(std::string(operation), "not a regular file", name));
@@ -103,11 +120,7 @@ Result<Directory> Directory::open(const std::string& path) {
   Directory directory;
   directory.path_ = path;
   directory.fd_ = UniqueFd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!directory.fd_.valid()) {
-    auto error = Error::system("open image directory", errno, path);
-    if (error.errno_value() != ENOENT) return fail(std::move(error));
-    return fail(std::move(error).advise("create the directory, or name another one with -D"));
-  }
+  if (!directory.fd_.valid()) return fail(advised(Error::system("open image directory", errno, path)));
   return directory;
 }
 

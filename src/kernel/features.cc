@@ -19,6 +19,7 @@
 #include <cstring>
 
 #include "base/unique_fd.h"
+#include "kernel/map_files.h"
 #include "kernel/mapping_flags.h"
 #include "kernel/thread_objects.h"
 #include "kernel/missing_pages.h"
@@ -202,8 +203,8 @@ std::string probe_tracking() {
 }
 
 std::string probe_map_files() {
-  const UniqueFd directory(open("/proc/self/map_files", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  return directory.valid() ? std::string() : failed("open /proc/self/map_files");
+  const Status followed = follow_map_files();
+  return followed ? std::string() : followed.error().message();
 }
 
 std::string probe_seccomp_suspend() {
@@ -243,8 +244,7 @@ const std::vector<Feature>& features() {
        "programs that call the vDSO cannot be restored", probe_map_vdso},
       {"prctl PR_SET_MM_MAP", "", true, "heap, arguments and environment areas", "brk and /proc/PID/cmdline are lost",
        probe_mm_map},
-      {"/proc/PID/map_files", "", true, "mapped files as they are", "mappings of unlinked files cannot be saved",
-       probe_map_files},
+      {"/proc/PID/map_files", "", true, "mapped files as they are", "nothing can be dumped", probe_map_files},
       {"PAGEMAP_SCAN", "pagemap_scan", false, "finding pages to store in milliseconds",
        "/proc/PID/pagemap is read instead, slower", probe_pagemap_scan},
       {"PR_TIMER_CREATE_RESTORE_IDS", "timer_cr_ids", false, "POSIX timer ids as they were, directly",

@@ -31,7 +31,7 @@ Status Userfaultfd::begin_tracking() const {
   if (ioctl(fd_.get(), UFFDIO_API, &api) == 0) return {};
   if (errno != EINVAL) return fail_errno("UFFDIO_API");
   return fail(Error::unsupported("track writes", "this kernel's userfaultfd has no asynchronous write protection")
-                  .advise("Linux 6.7 or later is needed: `stasis check` tells"));
+                  .advise("it needs Linux 6.7 or later: `stasis check` tells"));
 }
 
 Result<Userfaultfd::Registration> Userfaultfd::register_range(AddressRange range) const {

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "base/advice.h"
 #include "base/checked.h"
+#include "base/diagnostics.h"
 
 namespace stasis {
 namespace {
@@ -30,6 +32,18 @@ TEST(Result, ASystemErrorKeepsItsErrnoAndTellsDeathApart) {
   const Error error = Error::system("open", ENOENT, "/nowhere");
   EXPECT_EQ(error.errno_value(), ENOENT);
   EXPECT_EQ(error.message(), "open (/nowhere): No such file or directory");
+}
+
+TEST(Result, AnAdviceGoesOnInLowerCaseUnlessItBeginsWithAName) {
+  EXPECT_EQ(with_advice("it failed", ""), "it failed");
+  EXPECT_EQ(with_advice("it failed", "Run as root"), "it failed; run as root");
+  EXPECT_EQ(with_advice("it failed", "run as root"), "it failed; run as root");
+  EXPECT_EQ(with_advice("it failed", "SIGCONT lets it go on"), "it failed; SIGCONT lets it go on");
+  EXPECT_EQ(with_advice("it failed", "--tree names it"), "it failed; --tree names it");
+  EXPECT_EQ(Error::conflict("do", "it failed").advise("Run as root").message(), "do: it failed; run as root");
+  Diagnostics diagnostics;
+  diagnostics.refuse("task 7", "is traced", "End the debugger");
+  EXPECT_EQ(diagnostics.all().front().text(), "task 7: is traced; end the debugger");
 }
 
 TEST(Checked, NeverWrapsAround) {
