@@ -1,10 +1,10 @@
 // restore --auto-dedup: pages are given back to the file system as soon as all who need them have them, so that images
 // and processes together never take more than the pages did, and a piece for each who reads.
 //
-// What is released cannot be restored again. So nothing that is needed is released before somebody has it; that the file
-// system can do it at all is known before any process exists; and a directory of which something is missing says so
-// (memory/page_release.h), so that a second restore is refused instead of filling memory with zeros. Pages that cannot
-// be released are no reason to give up a restore: they stay, and whoever asks is told why.
+// What is released cannot be restored again. So nothing that is needed is released before somebody has it; that the
+// file system can do it at all is known before any process exists; and a directory of which something is missing says
+// so (memory/page_release.h), so that a second restore is refused instead of filling memory with zeros. Pages that
+// cannot be released are no reason to give up a restore: they stay, and whoever asks is told why.
 #pragma once
 
 #include <memory>
