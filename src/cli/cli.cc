@@ -75,9 +75,14 @@ bool is_command(const std::string& text) {
 void put_command_first(std::vector<std::string>& arguments) {
   if (arguments.empty() || !arguments.front().starts_with('-')) return;
   const auto end = std::ranges::find(arguments, "--");
-  auto command = std::find_if(arguments.begin(), end, is_command);
+  // What comes after options that have their values with them is the command, even if we have no such command.
+  const auto has_value = [](const std::string& text) { return text.starts_with('-') && text.contains('='); };
+  auto command = std::find_if_not(arguments.begin(), end, has_value);
+  if (command != end && command->starts_with('-')) {
+    command = std::find_if(arguments.begin(), end, is_command);
+    while (command != end && command + 1 != end && is_command(command[1])) ++command;  // in `-D dump dump`
+  }
   if (command == end) return;
-  while (command + 1 != end && is_command(command[1])) ++command;  // in `-D dump dump` the first is a directory
   std::rotate(arguments.begin(), command, command + 1);
 }
 

@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <ranges>
 #include <string_view>
 
+#include "cli/shell_job.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 
@@ -69,8 +69,7 @@ void end_tree(pid_t root) {
   // The root is the last: the orphans of others come to nobody whom we do not know.
   const auto tree = kernel::list_descendants(root);
   for (const pid_t pid : std::views::reverse(tree)) kill(pid, SIGKILL);
-  while (waitpid(root, nullptr, 0) < 0 && errno == EINTR) {
-  }
+  wait_for_root(root);
   // A sibling of ours is waited for by its own parent.
   pollfd ended{descriptor ? descriptor->get() : -1, POLLIN, 0};
   if (descriptor) poll(&ended, 1, -1);
