@@ -1,5 +1,6 @@
 // What prctl, personality and procfs know of a process: all as before.
 // ROOT: sets its OOM score while it cannot be dumped by users
+#include <pthread.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -18,6 +19,55 @@ int oom_score_adj(int wanted) {
   return atoi(text);
 }
 
+/// All sixteen, no two alike, as far as the hard limits allow that: for a nice value and a real-time priority that may
+/// be 0.
+struct Limit {
+  __rlimit_resource resource;
+  rlimit value;
+};
+Limit limits[] = {
+    {RLIMIT_CPU, {9'000, 9'100}},
+    {RLIMIT_FSIZE, {1 << 29, 1 << 30}},
+    {RLIMIT_DATA, {1ull << 33, 1ull << 34}},
+    {RLIMIT_STACK, {5 << 20, 7 << 20}},
+    {RLIMIT_CORE, {0, 4'096}},
+    {RLIMIT_RSS, {1ull << 35, 1ull << 36}},
+    {RLIMIT_NPROC, {4'321, 5'432}},
+    {RLIMIT_NOFILE, {500, 600}},
+    {RLIMIT_MEMLOCK, {65'536, 131'072}},
+    {RLIMIT_AS, {1ull << 40, 1ull << 41}},
+    {RLIMIT_LOCKS, {55, 56}},
+    {RLIMIT_SIGPENDING, {66, 67}},
+    {RLIMIT_MSGQUEUE, {77'777, 88'888}},
+    {RLIMIT_NICE, {3, 4}},
+    {RLIMIT_RTPRIO, {1, 2}},
+    {RLIMIT_RTTIME, {1'000'000, RLIM_INFINITY}},
+};
+static_assert(sizeof limits / sizeof *limits == RLIM_NLIMITS);
+
+void set_limits() {
+  for (auto& [resource, wanted] : limits) {
+    rlimit now;
+    CHECK(getrlimit(resource, &now) == 0);
+    if (wanted.rlim_max > now.rlim_max) wanted.rlim_max = now.rlim_max;
+    if (wanted.rlim_cur > wanted.rlim_max) wanted.rlim_cur = wanted.rlim_max;
+    CHECK(setrlimit(resource, &wanted) == 0);
+  }
+}
+
+volatile int second_is_set_up = 0;
+
+void* second_thread(void*) {
+  CHECK(prctl(PR_SET_TIMERSLACK, 77'777) == 0);
+  CHECK(prctl(PR_SET_NAME, "second of two") == 0);
+  __atomic_store_n(&second_is_set_up, 1, __ATOMIC_RELEASE);
+  probe::wait_for_go();
+  CHECK_EQUAL(prctl(PR_GET_TIMERSLACK), 77'777);
+  char name[16];
+  CHECK(prctl(PR_GET_NAME, name) == 0 && strcmp(name, "second of two") == 0);
+  return nullptr;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -33,8 +83,10 @@ int main(int argc, char** argv) {
   signal(SIGUSR1, SIG_IGN);
   umask(0137);
   CHECK_EQUAL(oom_score_adj(500), 500);
-  const rlimit files = {500, 600}, core = {0, 0};
-  CHECK(setrlimit(RLIMIT_NOFILE, &files) == 0 && setrlimit(RLIMIT_CORE, &core) == 0);
+  pthread_t second;
+  CHECK(pthread_create(&second, nullptr, second_thread, nullptr) == 0);
+  probe::await(&second_is_set_up, 1);
+  set_limits();
   CHECK(chdir(probe::directory) == 0);
 
   probe::ready();
@@ -54,11 +106,12 @@ int main(int argc, char** argv) {
   CHECK(prctl(PR_GET_NAME, name) == 0 && strcmp(name, "renamed task") == 0);
   CHECK_EQUAL(umask(0), 0137);
   CHECK_EQUAL(oom_score_adj(0), 500);
-  rlimit limit;
-  CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-  CHECK_EQUAL(limit.rlim_cur, 500);
-  CHECK_EQUAL(limit.rlim_max, 600);
-  CHECK(getrlimit(RLIMIT_CORE, &limit) == 0 && limit.rlim_max == 0);
+  for (const auto& [resource, wanted] : limits) {
+    rlimit limit;
+    CHECK(getrlimit(resource, &limit) == 0);
+    CHECK_EQUAL(limit.rlim_cur, wanted.rlim_cur);
+    CHECK_EQUAL(limit.rlim_max, wanted.rlim_max);
+  }
   char here[4096], expected[4096];
   CHECK(getcwd(here, sizeof here) != nullptr && realpath(probe::directory, expected) != nullptr);
   CHECK(strcmp(here, expected) == 0);
@@ -73,5 +126,6 @@ int main(int argc, char** argv) {
   char link[4096] = {};
   CHECK(readlink("/proc/self/exe", link, sizeof link - 1) > 0);
   CHECK(strstr(link, "attributes") != nullptr);
+  CHECK(pthread_join(second, nullptr) == 0);
   return probe::passed();
 }

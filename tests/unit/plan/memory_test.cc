@@ -403,6 +403,23 @@ TEST_F(MemoryPlans, state_comes_in_the_kernels_order) {
                           " 400000 8000 0");
 }
 
+TEST_F(MemoryPlans, what_is_kept_from_being_merged_is_so_after_all_have_been_made_mergeable) {
+  space().merge_any = true;
+  map(7, 0x400000, 0x401000);
+  map(7, 0x402000, 0x403000, PROT_READ, Backing::private_file);
+  map(7, 0x404000, 0x405000).advice = {MADV_MERGEABLE};
+  map(7, 0x406000, 0x407000, PROT_READ, Backing::shared_file);  // the kernel merges none of these
+  map(7, 0x800000, 0xa00000).map_flags = MAP_HUGETLB;
+  map(7, 0xc00000, 0xc01000).map_flags = model::map_droppable;
+  const auto lines = planned_state();
+  ASSERT_GT(lines.size(), 4u);
+  EXPECT_EQ(lines[0], "perform: prctl 43 1 0 0 0");
+  EXPECT_EQ(lines[1], "perform: madvise 400000 1000 d");
+  EXPECT_EQ(lines[2], "perform: madvise 402000 1000 d");
+  EXPECT_EQ(lines[3], "perform: madvise 404000 1000 c");
+  EXPECT_EQ(lines[4], "open /fake as 101");
+}
+
 TEST(PagesWithin, cuts_to_the_range) {
   const std::vector<PageLocation> pages{{{0x1000, 0x4000}, false, "a", 0}, {{0x6000, 0x7000}, false, "a", 0x3000}};
   const auto found = pages_within(pages, {0x2000, 0x6000});
