@@ -72,7 +72,7 @@ struct FakeMaker : DescriptionMaker {
 /// their numbers, in another process and under the number that it has itself by now, something that is started last,
 /// two connections that are in repair mode until the end, something that is inherited, something that stasis gives,
 /// memory with stored pages, one of which a child inherits, one that comes later, pages and a file that are stored in
-/// blocks, memory that is not merged where all other is, System V memory, and locks of all kinds.
+/// blocks, System V memory, and locks of all kinds.
 class Sample : private SampleTree {
  public:
   Sample() {
@@ -119,8 +119,6 @@ class Sample : private SampleTree {
     open(107, 9, 511), open(108, 10, 511);
     application_.descriptor_tables.at(task(108).descriptors).slots.at(8).close_on_exec = true;
     map(100, 0x10000, 4);
-    auto& space = application_.address_spaces.at(task(100).address_space);
-    space.merge_any = true;
     map(105, 0x20000, 2);
     options_.pages.at(task(105).address_space).front().through_stasis = true;
     task(105).threads.front().clear_child_tid = 0x20000;  // of that page: it cannot wait
@@ -593,7 +591,9 @@ TEST_F(Mutations, merging_that_comes_after_its_exceptions_is_noticed) {
       return command.pid == Pid{100} && perform != nullptr && perform->attribute == attribute;
     };
   };
-  Program mutant = correct_;
+  sample_.application().address_spaces.at(ObjectId{100}).merge_any = true;
+  Program mutant = sample_.program();
+  ASSERT_TRUE(accepted(mutant));
   const auto merging = std::ranges::find_if(mutant.commands, of_root("memory.merging"));
   const auto exception = std::ranges::find_if(mutant.commands, of_root("memory.state"));
   ASSERT_TRUE(merging < exception && exception != mutant.commands.end());
