@@ -73,7 +73,8 @@ std::vector<Pid> PidNamespaces::line(Pid space) const {
 
 std::string PidNamespaces::problem() const {
   const auto speaks_of_one = [](const Task& task) {
-    return std::ranges::any_of(task.threads, [](const auto& one) { return one.childrens_namespace.value != 0; });
+    return task.outer_namespace.value != 0 ||
+           std::ranges::any_of(task.threads, [](const auto& one) { return one.childrens_namespace.value != 0; });
   };
   if (!any() && std::ranges::none_of(application_.tasks, speaks_of_one)) return {};
   // First of all that each namespace lies in one with a level less: there is no way round and round.
