@@ -4,10 +4,13 @@
 // an orphan that has come to a subreaper; and one that has ended.
 // FAIL_RESTORE
 // ROOT: makes pid namespaces
+#include <dirent.h>
 #include <linux/nsfs.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+
+#include <utility>
 
 #include "probe.h"
 
@@ -19,31 +22,55 @@ constexpr int steady = 13;  // processes that check themselves, the root apart
 
 enum Known { outer, inner, plain, in_session, deep, orphan, ended, all_known };
 struct Board {
-  volatile int settled;
+  volatile int settled, level;     // how many ids the root has
   volatile pid_t pids[all_known];  // as the root calls them
   volatile bool checked, may_end;  // by the root; all but the inits of `outer` and `inner`
 };
 Board* board = nullptr;
 
+/// The line "NSpid:" of /proc/PID/status: an id in each namespace, behind a tabulator. Empty: there is no such process.
+struct Line {
+  char text[128];
+};
+Line read_line(const char* process = "self") {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%s/status", process);
+  Line line{};
+  FILE* status = fopen(path, "r");
+  if (status == nullptr) return line;
+  while (strncmp(line.text, "NSpid:", 6) != 0) {
+    if (fgets(line.text, sizeof line.text, status) == nullptr) line.text[0] = 0;
+    if (line.text[0] == 0) break;
+  }
+  fclose(status);
+  return line;
+}
+/// From id number `level` on, counted from 1.
+const char* ids_from(const Line& line, int level) {
+  const char* at = line.text;
+  for (; level > 0; --level) at = strchr(at, '\t') + 1;
+  return at;
+}
+int count_ids(const Line& line) {
+  int count = 0;
+  for (const char* at = line.text; *at != 0; ++at) count += *at == '\t';
+  return count;
+}
+
 struct Ids {
   pid_t pid, parent, session, group;
-  char line[128];  // of /proc/PID/status: the ids in all namespaces
+  Line line;
 };
-Ids look() {
-  Ids ids{getpid(), getppid(), getsid(0), getpgrp(), {}};
-  FILE* status = fopen("/proc/self/status", "r");
-  CHECK(status != nullptr);
-  while (strncmp(ids.line, "NSpid:", 6) != 0) CHECK(fgets(ids.line, sizeof ids.line, status) != nullptr);
-  fclose(status);
-  return ids;
-}
+Ids look() { return {getpid(), getppid(), getsid(0), getpgrp(), read_line()}; }
 void expect(const Ids& before) {
   const Ids now = look();
   CHECK_EQUAL(now.pid, before.pid);
   CHECK_EQUAL(now.parent, before.parent);
   CHECK_EQUAL(now.session, before.session);
   CHECK_EQUAL(now.group, before.group);
-  if (strcmp(now.line, before.line) != 0) probe::failed("%s is now %s", before.line, now.line);
+  // Those in namespaces around the root's are no part of it.
+  const char *ids = ids_from(now.line, board->level), *expected = ids_from(before.line, board->level);
+  if (strcmp(ids, expected) != 0) probe::failed("%s is now %s", expected, ids);
 }
 void stay() {
   const Ids before = look();
@@ -52,7 +79,7 @@ void stay() {
   expect(before);
   while (!board->checked) usleep(1000);
 }
-void make_known(Known which) { board->pids[which] = atoi(look().line + strlen("NSpid:")); }
+void make_known(Known which) { board->pids[which] = atoi(ids_from(read_line(), board->level)); }
 pid_t known(Known which) {
   while (board->pids[which] == 0) usleep(1000);
   return board->pids[which];
@@ -157,15 +184,31 @@ ino_t namespace_of(int fd) {
   close(fd);
   return about.st_ino;
 }
-int open_namespace(pid_t pid) {
-  char path[64];
-  snprintf(path, sizeof path, "/proc/%d/ns/pid", pid);
-  return open(path, O_RDONLY);
+/// /proc may be that of a namespace around the root's, with other numbers.
+int open_namespace(Known which) {
+  DIR* all = opendir("/proc");
+  CHECK(all != nullptr);
+  int found = -1;
+  while (const dirent* entry = readdir(all)) {
+    if (found >= 0 || atoi(entry->d_name) == 0) continue;
+    const Line line = read_line(entry->d_name);
+    if (count_ids(line) <= board->level || atoi(ids_from(line, board->level)) != known(which)) continue;
+    char path[300];
+    snprintf(path, sizeof path, "/proc/%s/ns/pid", entry->d_name);
+    found = open(path, O_RDONLY);
+    // Somebody may have the same number in a namespace beside ours: of that the kernel does not tell us the parent.
+    if (const int around = ioctl(found, NS_GET_PARENT); around >= 0)
+      close(around);
+    else if (found >= 0)
+      close(std::exchange(found, -1));
+  }
+  closedir(all);
+  return found;
 }
 void expect_inside(Known which, Known around) {
-  const int own = open_namespace(known(which));
+  const int own = open_namespace(which);
   CHECK(own >= 0);
-  CHECK_EQUAL(namespace_of(ioctl(own, NS_GET_PARENT)), namespace_of(open_namespace(known(around))));
+  CHECK_EQUAL(namespace_of(ioctl(own, NS_GET_PARENT)), namespace_of(open_namespace(around)));
   close(own);
 }
 void expect_all_inside() {
@@ -182,14 +225,16 @@ void expect_all_inside() {
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   board = probe::shared_memory<Board>();
+  board->level = count_ids(read_line());
   start([] { init(outer); }, CLONE_NEWPID);
   known(inner);
   start(parent), start(subreaper), start(with_ended);
   probe::await(&board->settled, steady);
   expect_all_inside();
-  const Ids before = look();
+  Ids before = look();
   probe::ready();
   probe::wait_for_go();
+  before.parent = getppid();  // outside of the tree
   expect(before);
   expect_all_inside();
   board->checked = true;
