@@ -80,6 +80,7 @@ void compare_threads(Comparison& check, const std::string& task, const Thread& a
   check.equal("threads.rseq", subject, a.rseq, b.rseq);
   check.values("threads.clear_child_tid", subject, a.clear_child_tid, b.clear_child_tid);
   check.values("threads.parent_death_signal", subject, a.parent_death_signal, b.parent_death_signal);
+  check.values("threads.personality", subject, a.personality, b.personality);
 }
 
 void compare_timers(Comparison& check, const std::string& subject, const Task& a, const Task& b) {
@@ -113,7 +114,6 @@ void compare_tasks(Comparison& check, const Task& a, const Task& b) {
   check.values("sharing.handlers", subject, a.handlers, b.handlers);
   check.values("sharing.memory", subject, a.address_space, b.address_space);
   check.values("attributes.subreaper", subject, a.child_subreaper, b.child_subreaper);
-  check.values("attributes.personality", subject, a.personality, b.personality);
   check.values("attributes.oom_score_adj", subject, a.oom_score_adj, b.oom_score_adj);
   check.equal("limits", subject, a.limits, b.limits);
   check.values("signals.pending", subject, hex(a.pending), hex(b.pending));
@@ -140,6 +140,7 @@ void compare_address_spaces(Comparison& check, const AddressSpace& a, const Addr
   check.values("memory.thp_disabled", subject, a.thp_disabled, b.thp_disabled);
   check.values("memory.membarrier_registrations", subject, a.membarrier_registrations, b.membarrier_registrations);
   check.values("memory.merge_any", subject, a.merge_any, b.merge_any);
+  check.equal("memory.coredump_filter", subject, a.coredump_filter, b.coredump_filter);
   check.values("memory.lock_future", subject, a.lock_future, b.lock_future);
   check.values("memory.lock_future_on_fault", subject, a.lock_future_on_fault, b.lock_future_on_fault);
   std::set<std::string> before, after;

@@ -108,12 +108,13 @@ struct PageRun {
 struct AddressSpace {
   ObjectId id;
   MemoryLayout layout;
-  ObjectId executable;                    ///< /proc/PID/exe: an OpenDescription
-  int dumpable = 1;                       ///< PR_GET_DUMPABLE: 0, 1 or 2
-  bool thp_disabled = false;              ///< PR_SET_THP_DISABLE
-  bool merge_any = false;                 ///< PR_SET_MEMORY_MERGE
-  uint32_t membarrier_registrations = 0;  ///< MEMBARRIER_CMD_REGISTER_* commands given
-  bool lock_future = false;               ///< MCL_FUTURE
+  ObjectId executable;                      ///< /proc/PID/exe: an OpenDescription
+  int dumpable = 1;                         ///< PR_GET_DUMPABLE: 0, 1 or 2
+  bool thp_disabled = false;                ///< PR_SET_THP_DISABLE
+  bool merge_any = false;                   ///< PR_SET_MEMORY_MERGE
+  std::optional<uint32_t> coredump_filter;  ///< core(5); missing: whatever the restored process is born with
+  uint32_t membarrier_registrations = 0;    ///< MEMBARRIER_CMD_REGISTER_* commands given
+  bool lock_future = false;                 ///< MCL_FUTURE
   bool lock_future_on_fault = false;
   std::vector<Mapping> mappings;
   std::vector<AioContext> aio;  ///< by address

@@ -121,6 +121,7 @@ struct Thread {
   RestartableSequence rseq;
   uint64_t clear_child_tid = 0;
   int parent_death_signal = 0;
+  uint32_t personality = 0;  ///< personality(2)
   bool has_ended() const { return exit_status.has_value(); }
   friend bool operator==(const Thread&, const Thread&) = default;
 };
@@ -177,7 +178,6 @@ struct Task {
   int stop_signal = 0;                                ///< stopped: the signal that stopped it
   ObjectId descriptors, fs, handlers, address_space;  ///< 0 for a zombie
   bool child_subreaper = false;
-  uint32_t personality = 0;
   int32_t oom_score_adj = 0;
   std::array<ResourceLimit, 16> limits{};
   std::array<IntervalTimer, 3> interval_timers{};  ///< ITIMER_REAL, _VIRTUAL, _PROF

@@ -75,7 +75,7 @@ bool has_memory_state(const model::Application& application, const Task& task, c
 
 constexpr Rule rules[] = {
     {"scheduling", Scope::thread, always},
-    {"threads.name", Scope::thread, always},
+    {"threads.attributes", Scope::thread, always},
     {"threads.pointers", Scope::thread, always},
     {"threads.rseq", Scope::thread, [](const auto&, const Task&, const Thread& t) { return t.rseq.address != 0; }},
     {"signals.stack", Scope::thread,
@@ -90,6 +90,10 @@ constexpr Rule rules[] = {
     {"limits", Scope::process, always},
     {"attributes", Scope::process, always},
     {"attributes.oom_score_adj", Scope::process, always},
+    {"attributes.coredump_filter", Scope::process,
+     [](const auto& application, const Task& t, const Thread&) {
+       return space_of(application, t).coredump_filter.has_value();
+     }},
     // A thread that keeps its creator's credentials is born without a death signal.
     {.name = "attributes.dumpable",
      .scope = Scope::thread,

@@ -64,7 +64,7 @@ Result<std::shared_ptr<const ProcessFacts>> read_facts(pid_t witness, const kern
   facts->mappings = TRY(flags != nullptr ? flags->read(witness) : kernel::read_smaps(witness));
   facts->limits = TRY(kernel::read_limits(witness));
   facts->timers = TRY(kernel::read_timers(witness));
-  facts->personality = TRY(read_number<uint32_t>(witness, "personality", 16));
+  if (auto filter = read_number<uint32_t>(witness, "coredump_filter", 16)) facts->coredump_filter = *filter;
   facts->oom_score_adj = TRY(read_number<int32_t>(witness, "oom_score_adj", 10));
   facts->executable = TRY(read_file_link(fmt::format("/proc/{}/exe", witness)));
   facts->working_directory = TRY(read_file_link(fmt::format("/proc/{}/cwd", witness)));

@@ -102,7 +102,7 @@ struct ProcessFacts {
   std::vector<kernel::MapsEntry> mappings;  ///< from smaps
   std::vector<kernel::LimitInfo> limits;
   std::vector<kernel::ProcTimer> timers;
-  uint32_t personality = 0;
+  std::optional<uint32_t> coredump_filter;  ///< missing: the kernel writes no core dumps (CONFIG_ELF_CORE)
   int32_t oom_score_adj = 0;
   FileLink executable, working_directory, root_directory;
 };

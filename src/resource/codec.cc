@@ -168,7 +168,7 @@ class Encoder {
     auto& tc = *core.mutable_tc();
     tc.set_task_state(static_cast<uint32_t>(record_of(task.state)));
     tc.set_exit_code(task.state == model::TaskState::zombie ? static_cast<uint32_t>(task.exit_status) : 0);
-    tc.set_personality(task.personality);
+    tc.set_personality(0);
     tc.set_flags(0);
     tc.set_blk_sigset(0);
     tc.set_comm(name);

@@ -227,7 +227,6 @@ class Decoder {
     const auto state = state_of(tc.task_state());
     if (!state) return reject(file, "tc.task_state", fmt::format("{} is no state", tc.task_state()));
     task.state = *state;
-    task.personality = tc.personality();
     task.controlling_terminal = tc.controlling_terminal();
     if (task.state == model::TaskState::zombie) {
       // The kernel keeps 16 bits of an exit status (wait(2)).

@@ -42,6 +42,8 @@ Host look() {
   host.can_raise_limits = status && ((status->cap_effective >> sys_resource) & 1) != 0;
   if (const auto score = kernel::read_proc(getpid(), "oom_score_adj"))
     std::from_chars(score->data(), score->data() + score->size(), host.oom_score_adj);
+  if (const auto filter = kernel::read_proc(getpid(), "coredump_filter"))
+    std::from_chars(filter->data(), filter->data() + filter->size(), host.coredump_filter, 16);
   host.has_protection_keys = protection_keys();
   host.stacks_are_never_huge = kernel_is_at_least(6, 7);
   if (const auto maps = kernel::read_maps(getpid())) {

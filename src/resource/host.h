@@ -21,6 +21,7 @@ struct Host {
   std::array<uint64_t, 16> hard_limits{};  ///< of stasis, by RLIMIT_*
   bool can_raise_limits = false;           ///< CAP_SYS_RESOURCE
   int32_t oom_score_adj = 0;               ///< of stasis
+  uint32_t coredump_filter = 0;            ///< of stasis
   bool has_protection_keys = false;        ///< pkeys(7)
   /// Since Linux 6.7 what is mapped with MAP_STACK is without huge pages (include/linux/mman.h, calc_vm_flag_bits).
   bool stacks_are_never_huge = false;

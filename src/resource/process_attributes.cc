@@ -1,5 +1,5 @@
 // Single values that prctl, personality and procfs know: names, personality, dumpable, THP, KSM, subreaper, OOM score,
-// death signal.
+// what goes into core dumps, death signal.
 //
 // commit_creds resets both dumpable and the parent death signal when ids change (kernel/cred.c): both are set by every
 // thread after its credentials. Dumpable belongs to the address space: the last thread's word, like everybody's, is the
@@ -7,6 +7,10 @@
 //
 // oom_score_adj can be lowered no further than what the last task with CAP_SYS_RESOURCE among the ancestors set
 // (fs/proc/base.c, __set_oom_adj); that limit cannot be read, only tried.
+//
+// Under READ_IMPLIES_EXEC whatever a thread maps or protects can be executed, too: its personality comes when its
+// process has all its mappings. What core dumps contain is inherited by birth (kernel/fork.c, MMF_INIT_MASK): when it
+// is set, all have been born.
 #include "resource/process_attributes.h"
 
 #include <fcntl.h>
@@ -32,13 +36,20 @@ constexpr int get_registrations = 1 << 9;  // MEMBARRIER_CMD_GET_REGISTRATIONS, 
 constexpr int get_memory_merge = 68;       // PR_GET_MEMORY_MERGE, Linux 6.4
 constexpr int dumpable_by_root = 2;        // SUID_DUMP_ROOT
 constexpr int lowest_score = -1000, highest_score = 1000;
-constexpr const char* own_score = "/proc/self/oom_score_adj";
+constexpr uint32_t ask_personality = 0xffffffff;  // personality(2)
+constexpr uint32_t all_parts_of_dumps = 0x1ff;    // core(5)
+constexpr const char *own_score = "/proc/self/oom_score_adj", *own_filter = "/proc/self/coredump_filter";
 
 template <typename T>
-T number_in(std::string_view text) {
+T number_in(std::string_view text, int base = 10) {
   T value{};
-  std::from_chars(text.data(), text.data() + text.size(), value);
+  std::from_chars(text.data(), text.data() + text.size(), value, base);
   return value;
+}
+
+plan::Calls write_own(const char* file, const std::string& value) {
+  return {call(SYS_openat, AT_FDCWD, plan::text(file), O_WRONLY | O_CLOEXEC, 0),
+          call(SYS_write, ResultOf{-1}, plan::text(value), value.size()), call(SYS_close, ResultOf{-2})};
 }
 
 /// An answer that is an int behind a pointer.
@@ -52,10 +63,14 @@ class ProcessAttributesRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "attributes"; }
 
-  Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
+  Status capture(CaptureContext& context, const ProcessView& view, model::Task& task) const override {
     const auto* facts = TRY(view.facts());
-    task.personality = facts->personality;
     task.oom_score_adj = facts->oom_score_adj;
+    context.application.address_spaces[task.address_space].coredump_filter = facts->coredump_filter;
+    if (view.leader_ended) {  // it cannot be asked
+      const auto text = TRY(kernel::read_proc(view.host_pid, "personality"));
+      task.threads.at(0).personality = number_in<uint32_t>(text, 16);
+    }
     return {};
   }
 
@@ -93,13 +108,18 @@ class ProcessAttributesRoom final : public TaskRoom {
                   thread.parent_death_signal = int_of(answer);
                   return {};
                 });
+    inquiry.ask(call(SYS_personality, ask_personality), [&thread](const Inquiry::Answer& answer) -> Status {
+      thread.personality = static_cast<uint32_t>(answer.result);
+      return {};
+    });
     return {};
   }
 
   Status encode(const model::Application& application, const model::Task& task,
                 image::TaskRecords& records) const override {
     auto& leader = *records.cores.at(0).mutable_tc();
-    leader.set_personality(task.personality);
+    const uint32_t leaders = task.threads.at(0).personality;
+    leader.set_personality(leaders);
     leader.set_oom_score_adj(task.oom_score_adj);
     leader.set_child_subreaper(task.child_subreaper);
     leader.set_comm(task.threads.at(0).name);
@@ -107,18 +127,19 @@ class ProcessAttributesRoom final : public TaskRoom {
       auto& core = *records.cores.at(i).mutable_thread_core();
       core.set_comm(task.threads[i].name);
       core.set_pdeath_sig(static_cast<uint32_t>(task.threads[i].parent_death_signal));
+      if (task.threads[i].personality != leaders) core.set_personality(task.threads[i].personality);
     }
     const auto& space = application.address_spaces.at(task.address_space);
     records.mm.set_dumpable(space.dumpable);
     records.mm.set_thp_disabled(space.thp_disabled);
     if (space.merge_any) records.mm.set_merge_any(true);
+    if (space.coredump_filter) records.mm.set_coredump_filter(*space.coredump_filter);
     if (space.membarrier_registrations != 0) leader.set_membarrier_registration_mask(space.membarrier_registrations);
     return {};
   }
 
   Status decode(const image::TaskRecords& records, model::Application& application, model::Task& task) const override {
     const auto& leader = records.cores.at(0).tc();
-    task.personality = leader.personality();
     task.oom_score_adj = leader.oom_score_adj();
     if (task.oom_score_adj < lowest_score || task.oom_score_adj > highest_score) {
       return fail(Error::invalid("decode attributes",
@@ -135,6 +156,7 @@ class ProcessAttributesRoom final : public TaskRoom {
                                    fmt::format("core-{}.img", thread.tid)));
       }
       thread.parent_death_signal = static_cast<int>(core.pdeath_sig());
+      thread.personality = core.has_personality() ? core.personality() : leader.personality();
     }
     task.name = task.threads.at(0).name;
     auto& space = application.address_spaces[task.address_space];
@@ -143,6 +165,12 @@ class ProcessAttributesRoom final : public TaskRoom {
     if (space.dumpable < 0 || space.dumpable > dumpable_by_root) {
       return fail(Error::invalid("decode attributes", fmt::format("there is no dumpable state {}", space.dumpable),
                                  fmt::format("mm-{}.img, field dumpable", task.pid)));
+    }
+    if (records.mm.has_coredump_filter()) space.coredump_filter = records.mm.coredump_filter();
+    if (space.coredump_filter.value_or(0) > all_parts_of_dumps) {
+      return fail(Error::invalid("decode attributes",
+                                 fmt::format("a core dump has no parts {:#x}", *space.coredump_filter),
+                                 fmt::format("mm-{}.img, field coredump_filter", task.pid)));
     }
     space.thp_disabled = records.mm.thp_disabled();
     space.membarrier_registrations = leader.membarrier_registration_mask();
@@ -170,9 +198,8 @@ class ProcessAttributesRoom final : public TaskRoom {
   void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::process) return;
-    plan::Calls calls{call(SYS_personality, task.personality)};
     const auto& space = application.address_spaces.at(task.address_space);
-    calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0));
+    plan::Calls calls{call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0)};
     for (uint32_t rest = space.membarrier_registrations; rest != 0; rest &= rest - 1)
       calls.push_back(call(SYS_membarrier, rest & -rest, 0, 0));
     if (space.dumpable == dumpable_by_root && suid_dumpable() == dumpable_by_root) {
@@ -180,17 +207,19 @@ class ProcessAttributesRoom final : public TaskRoom {
       calls.push_back(expecting(call(SYS_setfsgid, nobody), Expected::anything));
       calls.push_back(expecting(call(SYS_setfsgid, getegid()), Expected::anything));
     }
-    sink.perform("personality and memory policy", "attributes", std::move(calls));
-    const auto score = fmt::format("{}", task.oom_score_adj);
-    sink.perform("OOM score", "attributes.oom_score_adj",
-                 {call(SYS_openat, AT_FDCWD, plan::text(own_score), O_WRONLY | O_CLOEXEC, 0),
-                  call(SYS_write, ResultOf{-1}, plan::text(score), score.size()), call(SYS_close, ResultOf{-2})});
+    sink.perform("memory policy", "attributes", std::move(calls));
+    sink.perform("OOM score", "attributes.oom_score_adj", write_own(own_score, fmt::format("{}", task.oom_score_adj)));
+    if (!space.coredump_filter) return;
+    const bool born_with_it = *space.coredump_filter == host().coredump_filter;
+    sink.perform("what goes into core dumps", "attributes.coredump_filter",
+                 born_with_it ? plan::Calls{} : write_own(own_filter, fmt::format("{:#x}", *space.coredump_filter)));
   }
 
   void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
                   const model::Thread& thread, plan::Sink& sink) const override {
     if (stage == plan::Stage::thread) {
-      sink.perform("name", "threads.name", {call(SYS_prctl, PR_SET_NAME, plan::text(thread.name))});
+      sink.perform("name and personality", "threads.attributes",
+                   {call(SYS_prctl, PR_SET_NAME, plan::text(thread.name)), call(SYS_personality, thread.personality)});
     }
     if (stage == plan::Stage::final && thread.tid == leader_of(task.pid) && task.child_subreaper)
       sink.add(plan::SetChildReaper{true});

@@ -791,6 +791,14 @@ TEST_F(Hostile, SystemVSegmentsThatCannotBe) {
       AllOf(at(""), HasSubstr("differs")));
 }
 
+TEST_F(Hostile, CoreDumpsOfPartsThatThereAreNot) {
+  const auto with = [&](uint32_t filter) {
+    return error_of_first<mm_entry>(mm, [&](mm_entry& r) { r.set_coredump_filter(filter); });
+  };
+  EXPECT_EQ(with(0x1ff), "none");
+  EXPECT_THAT(with(0x200), AllOf(HasSubstr(mm + ", field coredump_filter"), HasSubstr("0x200")));
+}
+
 TEST_F(Hostile, AioContextsThatCannotBe) {
   const auto with = [&](const std::function<void(aio_ring_entry&)>& change, int contexts = 1) {
     return error_of_first<mm_entry>(mm, [&](mm_entry& r) {

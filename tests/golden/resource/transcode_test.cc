@@ -2,6 +2,7 @@
 // what is written is what CRIU reads (the fields that it requires are there; done by hand with its restore as well).
 #include <gmock/gmock.h>
 
+#include "core.pb.h"
 #include "criu_images.h"
 #include "inventory.pb.h"
 #include "memory/pages.h"
@@ -106,6 +107,36 @@ TEST_F(Transcode, ALeaderThatHasEndedIsSaidAndTheImagesAreNotForCriu) {
   ASSERT_TRUE(again) << again.error().message();
   EXPECT_THAT(model::differences(application, again->application), testing::IsEmpty());
   EXPECT_EQ(again->application.tasks.front().threads.front().exit_status, 7 << 8);
+}
+
+/// CRIU knows one personality of each process, and nothing of what its core dumps contain.
+TEST_F(Transcode, PersonalitiesOfOtherThreadsAreSaidWhereTheyDiffer) {
+  auto application = decode(*theirs)->application;
+  auto& task = application.tasks.front();
+  for (const int tid : {40000, 40001}) {
+    task.threads.push_back(task.threads.front());
+    task.threads.back().tid = Tid{tid};
+  }
+  task.threads[0].personality = task.threads[1].personality = 0x20000;
+  task.threads[2].personality = 0x40000;
+  auto& space = application.address_spaces.at(task.address_space);
+  EXPECT_FALSE(space.coredump_filter.has_value());
+  space.coredump_filter = 0x7f;
+  StoredMemory memory(application, *theirs);
+  ASSERT_TRUE(encode(application, memory, *ours));
+  ASSERT_TRUE(commit(application, *ours));
+  const auto core_of = [&](Tid tid) {
+    core_entry core;
+    EXPECT_TRUE(ours->read(fmt::format("core-{}.img", tid))->single(core));
+    return core;
+  };
+  EXPECT_EQ(core_of(task.threads[0].tid).tc().personality(), 0x20000u);
+  EXPECT_FALSE(core_of(Tid{40000}).thread_core().has_personality());
+  EXPECT_EQ(core_of(Tid{40001}).thread_core().personality(), 0x40000u);
+  const auto again = decode(*ours);
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_THAT(model::differences(application, again->application), testing::IsEmpty());
+  EXPECT_TRUE(joined(application) == joined(again->application));
 }
 
 TEST_F(Transcode, PagesAreFoundWhereTheyLie) {

@@ -19,6 +19,20 @@ int oom_score_adj(int wanted) {
   return atoi(text);
 }
 
+unsigned coredump_filter() {
+  char text[16] = {};
+  const int fd = open("/proc/self/coredump_filter", O_RDONLY);
+  CHECK(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+  close(fd);
+  return static_cast<unsigned>(strtoul(text, nullptr, 16));
+}
+
+void set_coredump_filter(unsigned wanted) {
+  const int fd = open("/proc/self/coredump_filter", O_WRONLY);
+  CHECK(fd >= 0 && dprintf(fd, "%#x", wanted) > 0);
+  close(fd);
+}
+
 /// All sixteen, no two alike, as far as the hard limits allow that: for a nice value and a real-time priority that may
 /// be 0.
 struct Limit {
@@ -55,14 +69,17 @@ void set_limits() {
   }
 }
 
+constexpr unsigned of_second_thread = ADDR_COMPAT_LAYOUT;
 volatile int second_is_set_up = 0;
 
 void* second_thread(void*) {
   CHECK(prctl(PR_SET_TIMERSLACK, 77'777) == 0);
   CHECK(prctl(PR_SET_NAME, "second of two") == 0);
+  CHECK(personality(of_second_thread) >= 0);
   __atomic_store_n(&second_is_set_up, 1, __ATOMIC_RELEASE);
   probe::wait_for_go();
   CHECK_EQUAL(prctl(PR_GET_TIMERSLACK), 77'777);
+  CHECK_EQUAL(personality(0xffffffff), of_second_thread);
   char name[16];
   CHECK(prctl(PR_GET_NAME, name) == 0 && strcmp(name, "second of two") == 0);
   return nullptr;
@@ -83,6 +100,13 @@ int main(int argc, char** argv) {
   signal(SIGUSR1, SIG_IGN);
   umask(0137);
   CHECK_EQUAL(oom_score_adj(500), 500);
+  const unsigned inherited_filter = coredump_filter();
+  const pid_t child = probe::start([&] {
+    probe::wait_for_go();
+    CHECK_EQUAL(coredump_filter(), inherited_filter);
+  });
+  const unsigned filter = inherited_filter ^ 0x4c;
+  set_coredump_filter(filter);
   pthread_t second;
   CHECK(pthread_create(&second, nullptr, second_thread, nullptr) == 0);
   probe::await(&second_is_set_up, 1);
@@ -106,6 +130,7 @@ int main(int argc, char** argv) {
   CHECK(prctl(PR_GET_NAME, name) == 0 && strcmp(name, "renamed task") == 0);
   CHECK_EQUAL(umask(0), 0137);
   CHECK_EQUAL(oom_score_adj(0), 500);
+  CHECK_EQUAL(coredump_filter(), filter);
   for (const auto& [resource, wanted] : limits) {
     rlimit limit;
     CHECK(getrlimit(resource, &limit) == 0);
@@ -127,5 +152,6 @@ int main(int argc, char** argv) {
   CHECK(readlink("/proc/self/exe", link, sizeof link - 1) > 0);
   CHECK(strstr(link, "attributes") != nullptr);
   CHECK(pthread_join(second, nullptr) == 0);
+  probe::expect_child_passed(child);
   return probe::passed();
 }
