@@ -128,9 +128,7 @@ class PidNamespaceFinder {
   /// A sibling may have begun an init's namespace further inside than the parent lives.
   void place_around(size_t index) {
     auto& task = this->task(index);
-    if (task.pid_namespace != task.pid) return;
-    const auto* parent = context_.application.find(task.parent);
-    if (parent == nullptr || task.nested_pids.size() == parent->nested_pids.size() + 1) return;
+    if (!model::is_begun_for_sibling(context_.application, task)) return;
     const auto outer = inits_.find(kernel::outer_pid_namespace(processes_[index].view.host_pid).value_or(""));
     if (outer != inits_.end())
       task.outer_namespace = outer->second;

@@ -9,11 +9,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <ranges>
+#include <set>
 #include <string_view>
 
 #include "cli/shell_job.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/processes.h"
 
 namespace stasis::cli {
 namespace {
@@ -49,23 +51,21 @@ Status check_command(const std::string& name) {
   return fail(cannot_run(problem, name));
 }
 
-Status become(const std::vector<std::string>& arguments) {
-  std::vector<char*> pointers;
-  for (const auto& argument : arguments) pointers.push_back(const_cast<char*>(argument.c_str()));
-  pointers.push_back(nullptr);
-  execvp(pointers[0], pointers.data());
+std::vector<char*> pointers(std::vector<std::string>& strings) {
+  std::vector<char*> result;
+  for (auto& text : strings) result.push_back(text.data());
+  result.push_back(nullptr);
+  return result;
+}
+
+Status become(std::vector<std::string> arguments) {
+  execvp(arguments[0].c_str(), pointers(arguments).data());
   return fail(cannot_run(errno, arguments[0]));
 }
 
 void end_tree(pid_t root) {
   const auto descriptor = kernel::pidfd_open(root);
-  // Who stands still creates nobody: a round that finds nobody new has found all.
-  for (size_t known = 0;;) {
-    const auto tree = kernel::list_descendants(root);
-    if (tree.size() == known) break;
-    known = tree.size();
-    for (const pid_t pid : tree) kill(pid, SIGSTOP);
-  }
+  for (std::set<pid_t> stopped; kernel::stop_descendants(root, stopped);) continue;
   // The root is the last: the orphans of others come to nobody whom we do not know.
   const auto tree = kernel::list_descendants(root);
   for (const pid_t pid : std::views::reverse(tree)) kill(pid, SIGKILL);

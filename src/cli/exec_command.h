@@ -1,4 +1,4 @@
-// restore --exec-cmd: stasis becomes a command once the tree runs.
+// Commands that are executed; restore --exec-cmd: stasis becomes one once the tree runs.
 #pragma once
 
 #include <sys/types.h>
@@ -14,8 +14,11 @@ namespace stasis::cli {
 /// tree runs it is too late.
 Status check_command(const std::string& name);
 
+/// As execve(2) takes them; valid as long as the strings are.
+std::vector<char*> pointers(std::vector<std::string>& strings);
+
 /// Does not return if it goes well.
-Status become(const std::vector<std::string>& arguments);
+Status become(std::vector<std::string> arguments);
 
 /// Of a tree that runs: nothing of it is left, neither a process nor a zombie of ours.
 void end_tree(pid_t root);

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "cli/exec_command.h"
 #include "cli/log.h"
 
 namespace stasis::cli {
@@ -22,13 +23,6 @@ std::vector<std::string> script_environment(const CommonOptions& options, const 
   environment.push_back("CRTOOLS_IMAGE_DIR=" + std::filesystem::absolute(options.images_dir, ignored).string());
   if (root > 0) environment.push_back("CRTOOLS_INIT_PID=" + std::to_string(root));
   return environment;
-}
-
-std::vector<char*> pointers(std::vector<std::string>& strings) {
-  std::vector<char*> result;
-  for (auto& text : strings) result.push_back(text.data());
-  result.push_back(nullptr);
-  return result;
 }
 
 /// How a shell that ran a script has ended; nothing: well.

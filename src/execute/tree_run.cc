@@ -286,13 +286,6 @@ class TreeLook {
   static std::string link_of(pid_t host_pid, const char* name) {
     return kernel::read_link(fmt::format("/proc/{}/ns/{}", host_pid, name)).value_or("");
   }
-  /// Of an init whose own namespace does not lie in its parent's.
-  Pid place_around(size_t index, std::map<std::string, Pid>& inits) const {
-    const auto& task = tree_.tasks[index];
-    const auto* parent = tree_.find(task.parent);
-    if (parent == nullptr || task.nested_pids.size() == parent->nested_pids.size() + 1) return {};
-    return inits[kernel::outer_pid_namespace(seen_[index].host_pid).value_or("")];
-  }
   void place_in_namespaces() {
     std::map<std::string, Pid> inits;
     for (size_t i = 0; i < seen_.size(); ++i) {
@@ -303,7 +296,8 @@ class TreeLook {
     for (size_t i = 0; i < seen_.size(); ++i) {
       auto& task = tree_.tasks[i];
       if (!task.nested_pids.empty()) task.pid_namespace = inits[link_of(seen_[i].host_pid, "pid")];
-      if (task.pid_namespace == task.pid) task.outer_namespace = place_around(i, inits);
+      if (model::is_begun_for_sibling(tree_, task))
+        task.outer_namespace = inits[kernel::outer_pid_namespace(seen_[i].host_pid).value_or("")];
       if (task.state == model::TaskState::zombie) continue;
       auto* witness = task.first_living();
       if (witness == nullptr) continue;

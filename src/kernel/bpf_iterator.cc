@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernel/bpf.h"
 
@@ -100,7 +99,7 @@ Result<BpfIterator> BpfIterator::load(std::string what, const char* target, cons
   return iterator;
 }
 
-Result<std::vector<uint64_t>> BpfIterator::run(const bpf_iter_link_info& whose, const std::string& subject) const {
+Result<Bytes> BpfIterator::read(const bpf_iter_link_info& whose, const std::string& subject) const {
   const auto failed = [&] { return fail_errno(fmt::format("iterate over {}", what_), subject); };
   bpf_attr link{};
   link.link_create.prog_fd = static_cast<uint32_t>(program_.get());
@@ -124,9 +123,7 @@ Result<std::vector<uint64_t>> BpfIterator::run(const bpf_iter_link_info& whose, 
     if (count < 0 && errno != EINTR && errno != EAGAIN) return failed();
     if (count == 0) break;
   }
-  std::vector<uint64_t> words(bytes.size() / sizeof(uint64_t));
-  std::memcpy(words.data(), bytes.data(), words.size() * sizeof(uint64_t));
-  return words;
+  return bytes;
 }
 
 }  // namespace stasis::kernel

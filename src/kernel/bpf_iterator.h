@@ -4,10 +4,13 @@
 
 #include <linux/bpf.h>
 
+#include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "base/result.h"
+#include "base/types.h"
 #include "base/unique_fd.h"
 #include "kernel/kernel_memory.h"
 
@@ -27,10 +30,19 @@ class BpfIterator {
   static Result<BpfIterator> load(std::string what, const char* target, const char* object,
                                   const std::vector<Word>& words);
 
-  /// The words of all objects, object by object.
-  Result<std::vector<uint64_t>> run(const bpf_iter_link_info& whose, const std::string& subject) const;
+  /// The words of each object, in the order in which they were asked for. A Record consists of just these.
+  template <typename Record>
+  Result<std::vector<Record>> run(const bpf_iter_link_info& whose, const std::string& subject) const {
+    static_assert(std::is_trivially_copyable_v<Record> && std::has_unique_object_representations_v<Record>);
+    const Bytes bytes = TRY(read(whose, subject));
+    std::vector<Record> records(bytes.size() / sizeof(Record));
+    if (!records.empty()) std::memcpy(records.data(), bytes.data(), records.size() * sizeof(Record));
+    return records;
+  }
 
  private:
+  Result<Bytes> read(const bpf_iter_link_info& whose, const std::string& subject) const;
+
   std::string what_;
   UniqueFd program_;
 };

@@ -21,10 +21,10 @@
 #include "base/unique_fd.h"
 #include "kernel/map_files.h"
 #include "kernel/mapping_flags.h"
-#include "kernel/thread_objects.h"
 #include "kernel/missing_pages.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/thread_objects.h"
 #include "kernel/userfaultfd.h"
 
 namespace stasis::kernel {

@@ -95,13 +95,6 @@ Result<UniqueFd> load_reader() {
 
 }  // namespace
 
-std::string_view KernelTypes::name_at(uint32_t offset) const {
-  if (offset >= text_.size() - strings_) return {};
-  const auto* begin = reinterpret_cast<const char*>(text_.data()) + strings_ + offset;
-  return {begin, strnlen(begin, text_.size() - strings_ - offset)};
-}
-
-/// Quicker than to measure the name that is there.
 bool KernelTypes::has_name(uint32_t offset, std::string_view name) const {
   const size_t left = text_.size() - strings_;
   if (offset >= left || left - offset <= name.size()) return false;
@@ -138,8 +131,8 @@ Result<KernelTypes> KernelTypes::parse(ByteView text, std::shared_ptr<const void
 /// A handful is asked for, of tens of thousands: they are not worth an index.
 std::optional<uint32_t> KernelTypes::named(uint32_t wanted, std::string_view name) const {
   for (uint32_t id = 1; id < places_.size(); ++id) {
-    const size_t at = places_[id];
-    if ((word_at(at + 4) >> 24 & 31) == wanted && has_name(word_at(at), name)) return id;
+    const Type type = type_at(places_[id]);
+    if (kind(type) == wanted && has_name(type.name, name)) return id;
   }
   return std::nullopt;
 }
@@ -173,9 +166,8 @@ std::optional<KernelField> KernelTypes::find(const Type& structure, std::string_
     const size_t at = structure.more + i * member_size;
     const uint32_t place = word_at(at + 8), type = word_at(at + 4);
     const uint32_t bits = has_bit_fields ? place >> 24 : 0, offset = has_bit_fields ? place & 0xffffff : place;
-    const auto own_name = name_at(word_at(at));
-    if (own_name == name) return KernelField{offset / 8, bits == 0 ? size_of(type) : 0, offset % 8, bits};
-    const auto own_type = own_name.empty() && type < places_.size() ? this->type(type) : Type{};
+    if (has_name(word_at(at), name)) return KernelField{offset / 8, bits == 0 ? size_of(type) : 0, offset % 8, bits};
+    const auto own_type = has_name(word_at(at), "") && type < places_.size() ? this->type(type) : Type{};
     const bool is_open = kind(own_type) == kind_struct || kind(own_type) == kind_union;
     auto inner = is_open ? find(own_type, name, depth + 1) : std::nullopt;
     if (!inner) continue;

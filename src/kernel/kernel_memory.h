@@ -52,7 +52,6 @@ class KernelTypes {
     return {word_at(offset), word_at(offset + 4), word_at(offset + 8), offset + size_of_type};
   }
   std::optional<uint32_t> named(uint32_t kind, std::string_view name) const;
-  std::string_view name_at(uint32_t offset) const;
   bool has_name(uint32_t offset, std::string_view name) const;
   uint32_t word_at(size_t offset) const {
     uint32_t word = 0;

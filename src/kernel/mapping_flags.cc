@@ -19,7 +19,6 @@ namespace stasis::kernel {
 namespace {
 
 constexpr std::string_view vsyscall = "[vsyscall]";
-constexpr size_t words_of_one = 3;  ///< mapping: where it begins and ends, its flags
 
 // ---- mappings to learn from
 
@@ -115,13 +114,7 @@ Result<MappingFlags> MappingFlags::open() {
 Result<std::vector<FlaggedRange>> MappingFlags::ranges(pid_t tid) const {
   bpf_iter_link_info whose{};
   whose.task.tid = static_cast<uint32_t>(tid);
-  const auto words = TRY(iterator_.run(whose, fmt::format("thread {}", tid)));
-  std::vector<FlaggedRange> ranges(words.size() / words_of_one);
-  for (size_t i = 0; i < ranges.size(); ++i) {
-    const uint64_t* const one = &words[i * words_of_one];
-    ranges[i] = {{one[0], one[1]}, one[2]};
-  }
-  return ranges;
+  return iterator_.run<FlaggedRange>(whose, fmt::format("thread {}", tid));
 }
 
 Result<std::vector<MapsEntry>> MappingFlags::read(pid_t tid) const {

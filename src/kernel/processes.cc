@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/nsfs.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -58,6 +60,15 @@ std::optional<bool> has_children(pid_t pid, size_t most) {
     return {};
   });
   return found ? std::optional<bool>(true) : unknown ? std::nullopt : std::optional<bool>(false);
+}
+
+bool stop_descendants(pid_t root, std::set<pid_t>& stopped) {
+  bool found = false;
+  for (const pid_t pid : list_descendants(root)) {
+    if (pid == getpid() || !stopped.insert(pid).second) continue;
+    found = kill(pid, SIGSTOP) == 0 || found;
+  }
+  return found;
 }
 
 Result<std::string> outer_pid_namespace(pid_t pid) {

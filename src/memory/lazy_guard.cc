@@ -20,6 +20,7 @@
 #include "kernel/missing_pages.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
+#include "kernel/processes.h"
 
 namespace stasis::memory {
 namespace {
@@ -52,10 +53,7 @@ size_t end_processes(const std::vector<int>& pidfds) {
       const auto text = kernel::read_file(fmt::format("/proc/self/fdinfo/{}", pidfd));
       const auto info = text ? kernel::parse_pidfd(*text) : Result<kernel::PidfdInfo>(kernel::PidfdInfo{});
       if (!info || info->pid <= 0) continue;
-      for (const pid_t pid : kernel::list_descendants(info->pid)) {
-        if (pid == getpid() || !stopped.insert(pid).second) continue;
-        grows = kill(pid, SIGSTOP) == 0 || grows;
-      }
+      grows = kernel::stop_descendants(info->pid, stopped) || grows;
     }
   }
   for (const int pidfd : pidfds) (void)kernel::pidfd_kill(pidfd, SIGKILL);

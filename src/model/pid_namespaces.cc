@@ -196,4 +196,10 @@ void note_dead_leader(Application& application, const Task& member, Pid leader, 
   noted.nested_pids = std::move(seen);
 }
 
+bool is_begun_for_sibling(const Application& application, const Task& task) {
+  if (task.pid_namespace != task.pid) return false;
+  const Task* parent = application.find(task.parent);
+  return parent != nullptr && task.nested_pids.size() != parent->nested_pids.size() + 1;
+}
+
 }  // namespace stasis::model

@@ -66,6 +66,10 @@ class PidNamespaces {
 /// gone, they are noted. Namespaces of all tasks must be known.
 void note_dead_leader(Application&, const Task& member, Pid leader, std::vector<pid_t> seen);
 
+/// Whether it is the init of a namespace that cannot lie in its parent's: a sibling has begun it further inside
+/// (Task::outer_namespace).
+bool is_begun_for_sibling(const Application&, const Task&);
+
 /// How a process or thread is numbered where it lives itself.
 inline pid_t own_number(const Task& task) {
   return task.nested_pids.empty() ? task.pid.value : task.nested_pids.back();

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "nested_ids.h"
 #include "probe.h"
 
 namespace {
@@ -21,53 +22,9 @@ struct Board {
 Board* board = nullptr;
 int between[2], owned[2];  // pipes: between A and B, not the root's; owned by the root
 
-/// What a process is from inside, and from the namespace that the tree's root lives in (and those between).
-struct Ids {
-  pid_t pid, parent, session, group;
-  char outside[512];
-};
-
-size_t own_level = 0;  // of the root: numbers before that one are not the tree's
-
-/// Of a line such as "NSpid:\t4711\t12\t1"; how many numbers there are.
-size_t append_numbers(char* to, size_t size, char* line) {
-  size_t level = 0;
-  char* rest = nullptr;
-  for (char* word = strtok_r(line, "\t\n", &rest); word != nullptr; word = strtok_r(nullptr, "\t\n", &rest), ++level) {
-    if (level != 0 && level < own_level) continue;
-    strncat(to, word, size - strlen(to) - 1);
-    strncat(to, " ", size - strlen(to) - 1);
-  }
-  return level - 1;
-}
-
-Ids look() {
-  Ids ids{};
-  ids.pid = getpid(), ids.parent = getppid(), ids.session = getsid(0), ids.group = getpgrp();
-  FILE* status = fopen("/proc/self/status", "r");
-  CHECK(status != nullptr);
-  char line[256];
-  while (fgets(line, sizeof line, status) != nullptr) {
-    if (strncmp(line, "NS", 2) != 0) continue;
-    const size_t levels = append_numbers(ids.outside, sizeof ids.outside, line);
-    if (own_level != 0) continue;  // the first to look is the root
-    own_level = levels;
-    *ids.outside = 0;
-    fseek(status, 0, SEEK_SET);
-  }
-  fclose(status);
-  return ids;
-}
-
-void check_same(const Ids& before) {
-  const Ids now = look();
-  CHECK_EQUAL(now.pid, before.pid);
-  CHECK_EQUAL(now.parent, before.parent);
-  CHECK_EQUAL(now.session, before.session);
-  CHECK_EQUAL(now.group, before.group);
-  if (strcmp(now.outside, before.outside) != 0)
-    probe::failed("%d is\n%s from outside, it was\n%s", now.pid, now.outside, before.outside);
-}
+using nested_ids::check_same;
+using nested_ids::Ids;
+using nested_ids::look;
 
 void stay() {
   const Ids before = look();

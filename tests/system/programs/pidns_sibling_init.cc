@@ -12,74 +12,49 @@
 
 #include <utility>
 
+#include "nested_ids.h"
 #include "probe.h"
 
 namespace {
 
+using nested_ids::check_same;
+using nested_ids::Ids;
+using nested_ids::look;
+using nested_ids::own_level;
 using probe::start;
 
 constexpr int steady = 13;  // processes that check themselves, the root apart
 
 enum Known { outer, inner, plain, in_session, deep, orphan, ended, all_known };
 struct Board {
-  volatile int settled, level;     // how many ids the root has
+  volatile int settled;
   volatile pid_t pids[all_known];  // as the root calls them
   volatile bool checked, may_end;  // by the root; all but the inits of `outer` and `inner`
 };
 Board* board = nullptr;
 
-/// The line "NSpid:" of /proc/PID/status: an id in each namespace, behind a tabulator. Empty: there is no such process.
-struct Line {
-  char text[128];
-};
-Line read_line(const char* process = "self") {
-  char path[64];
+/// What a process that /proc shows, or we ourselves, are called on that level (nested_ids::own_level); 0: nothing.
+pid_t id_on(size_t level, const char* process = "self") {
+  char path[300], line[256] = "";
   snprintf(path, sizeof path, "/proc/%s/status", process);
-  Line line{};
   FILE* status = fopen(path, "r");
-  if (status == nullptr) return line;
-  while (strncmp(line.text, "NSpid:", 6) != 0) {
-    if (fgets(line.text, sizeof line.text, status) == nullptr) line.text[0] = 0;
-    if (line.text[0] == 0) break;
-  }
+  if (status == nullptr) return 0;
+  while (strncmp(line, "NSpid:", 6) != 0 && fgets(line, sizeof line, status) != nullptr) continue;
   fclose(status);
-  return line;
-}
-/// From id number `level` on, counted from 1.
-const char* ids_from(const Line& line, int level) {
-  const char* at = line.text;
-  for (; level > 0; --level) at = strchr(at, '\t') + 1;
-  return at;
-}
-int count_ids(const Line& line) {
-  int count = 0;
-  for (const char* at = line.text; *at != 0; ++at) count += *at == '\t';
-  return count;
+  if (strncmp(line, "NSpid:", 6) != 0) return 0;
+  const char* at = line;
+  for (; level > 0 && at != nullptr; --level) at = strchr(at + 1, '\t');
+  return at == nullptr ? 0 : atoi(at + 1);
 }
 
-struct Ids {
-  pid_t pid, parent, session, group;
-  Line line;
-};
-Ids look() { return {getpid(), getppid(), getsid(0), getpgrp(), read_line()}; }
-void expect(const Ids& before) {
-  const Ids now = look();
-  CHECK_EQUAL(now.pid, before.pid);
-  CHECK_EQUAL(now.parent, before.parent);
-  CHECK_EQUAL(now.session, before.session);
-  CHECK_EQUAL(now.group, before.group);
-  // Those in namespaces around the root's are no part of it.
-  const char *ids = ids_from(now.line, board->level), *expected = ids_from(before.line, board->level);
-  if (strcmp(ids, expected) != 0) probe::failed("%s is now %s", expected, ids);
-}
 void stay() {
   const Ids before = look();
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_RELEASE);
   probe::wait_for_go();
-  expect(before);
+  check_same(before);
   while (!board->checked) usleep(1000);
 }
-void make_known(Known which) { board->pids[which] = atoi(ids_from(read_line(), board->level)); }
+void make_known(Known which) { board->pids[which] = id_on(own_level); }
 pid_t known(Known which) {
   while (board->pids[which] == 0) usleep(1000);
   return board->pids[which];
@@ -191,8 +166,7 @@ int open_namespace(Known which) {
   int found = -1;
   while (const dirent* entry = readdir(all)) {
     if (found >= 0 || atoi(entry->d_name) == 0) continue;
-    const Line line = read_line(entry->d_name);
-    if (count_ids(line) <= board->level || atoi(ids_from(line, board->level)) != known(which)) continue;
+    if (id_on(own_level, entry->d_name) != known(which) || id_on(own_level + 1, entry->d_name) == 0) continue;
     char path[300];
     snprintf(path, sizeof path, "/proc/%s/ns/pid", entry->d_name);
     found = open(path, O_RDONLY);
@@ -225,7 +199,7 @@ void expect_all_inside() {
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   board = probe::shared_memory<Board>();
-  board->level = count_ids(read_line());
+  look();  // for own_level
   start([] { init(outer); }, CLONE_NEWPID);
   known(inner);
   start(parent), start(subreaper), start(with_ended);
@@ -235,7 +209,7 @@ int main(int argc, char** argv) {
   probe::ready();
   probe::wait_for_go();
   before.parent = getppid();  // outside of the tree
-  expect(before);
+  check_same(before);
   expect_all_inside();
   board->checked = true;
   for (int i = 0; i < 3; ++i) {
