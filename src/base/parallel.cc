@@ -1,5 +1,8 @@
 #include "base/parallel.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -52,7 +55,26 @@ class Loop {
   std::optional<Error> error_;
 };
 
+/// Without our processor among those it may run on it is moved at once; then it may run on all again. That this works
+/// is nobody's condition.
+void move_elsewhere(pthread_t thread) {
+  cpu_set_t allowed;
+  const int here = sched_getcpu();
+  if (here < 0 || pthread_getaffinity_np(thread, sizeof allowed, &allowed) != 0) return;
+  cpu_set_t elsewhere = allowed;
+  CPU_CLR(static_cast<size_t>(here), &elsewhere);
+  if (CPU_COUNT(&elsewhere) == 0) return;
+  pthread_setaffinity_np(thread, sizeof elsewhere, &elsewhere);
+  pthread_setaffinity_np(thread, sizeof allowed, &allowed);
+}
+
 }  // namespace
+
+std::jthread start_beside(std::function<void()> work) {
+  std::jthread started(std::move(work));
+  move_elsewhere(started.native_handle());
+  return started;
+}
 
 unsigned processor_count() {
   static const unsigned count = std::max(1u, std::thread::hardware_concurrency());
@@ -67,7 +89,7 @@ Status parallel_for(size_t count, const std::function<Status(size_t)>& step, siz
     // None may be to be had (RLIMIT_NPROC, a limit of the cgroup): who is there does it all.
     const auto start = [&] {
       try {
-        helpers.emplace_back([&loop] { loop.work(); });
+        helpers.push_back(start_beside([&loop] { loop.work(); }));
       } catch (const std::system_error&) {
         return false;
       }

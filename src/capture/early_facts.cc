@@ -2,13 +2,15 @@
 
 #include <map>
 
+#include "base/parallel.h"
+
 namespace stasis::capture {
 
 EarlyFacts::EarlyFacts(const std::vector<FrozenProcess>& frozen, const kernel::MappingFlags* flags) : flags_(flags) {
   for (const auto& process : frozen) {
     if (!process.zombie && !process.refused) readings_.push_back({process.witness(), nullptr});
   }
-  thread_ = std::jthread([this] { work(); });
+  thread_ = start_beside([this] { work(); });
 }
 
 void EarlyFacts::work() {

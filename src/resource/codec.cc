@@ -108,7 +108,7 @@ class Encoder {
       TRY(pages(memory, meter));
     } else {
       Status saved_pages;
-      std::jthread beside([&] { saved_pages = pages(memory, meter); });
+      auto beside = start_beside([&] { saved_pages = pages(memory, meter); });
       Status saved_records = records();
       beside.join();
       TRY(saved_records);

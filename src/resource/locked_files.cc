@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+#include "base/parallel.h"
 #include "kernel/fdinfo.h"
 #include "kernel/mounts.h"
 #include "kernel/proc.h"
@@ -25,11 +26,11 @@ bool sees_all_locks() {
 }  // namespace
 
 LockedFiles::LockedFiles(size_t descriptors) {
-  if (descriptors >= worth_it && sees_all_locks()) reading_ = std::async(std::launch::async, read);
+  if (descriptors >= worth_it && sees_all_locks()) reading_ = start_beside([this] { known_ = read(); });
 }
 
 void LockedFiles::wait() {
-  if (reading_.valid()) known_ = reading_.get();
+  if (reading_.joinable()) reading_.join();
 }
 
 /// The kernel waits for all processors before it shows the locks (a percpu_rw_semaphore taken for writing), which takes

@@ -1,10 +1,10 @@
 // Which descriptors cannot have locks: asking for each descriptor, by its fdinfo, costs more than all other questions.
 #pragma once
 
-#include <future>
 #include <map>
 #include <optional>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "resource/capture_context.h"
@@ -29,8 +29,8 @@ class LockedFiles {
   };
   static std::optional<Known> read();
 
-  std::future<std::optional<Known>> reading_;
   std::optional<Known> known_;
+  std::jthread reading_;  // last: it uses the above
 };
 
 }  // namespace stasis::resource
