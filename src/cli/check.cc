@@ -8,7 +8,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
-#include "cli/criu_options.h"
 #include "cli/options.h"
 #include "cli/subcommands.h"
 #include "kernel/features.h"
@@ -69,7 +68,6 @@ void add_check(CLI::App& app, Action& chosen, Face face) {
   add_switch(*command, "--extra", options->extra, "Accepted for criu's sake: everything is always checked");
   add_switch(*command, "--all", options->all, "Likewise");
   add_switch(*command, "--experimental", options->experimental, "Likewise");
-  add_criu_options(*command);
   command->callback([options, &chosen, face] {
     chosen = [options, face] {
       const auto& features = kernel::features();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "cli/criu_options.h"
 #include "cli/options.h"
 #include "cli/subcommands.h"
 
@@ -51,11 +52,12 @@ std::string version_text(Face face) {
 struct Command {
   std::string_view name;
   void (*add)(CLI::App&, Action& chosen, Face);
+  bool is_of_criu = false;
 };
-constexpr Command commands[] = {{"dump", add_dump},
-                                {"pre-dump", add_pre_dump},
-                                {"restore", add_restore},
-                                {"check", add_check},
+constexpr Command commands[] = {{"dump", add_dump, true},
+                                {"pre-dump", add_pre_dump, true},
+                                {"restore", add_restore, true},
+                                {"check", add_check, true},
                                 {"show", add_show},
                                 {"plan", add_plan},
                                 {"diff", add_diff},
@@ -63,9 +65,9 @@ constexpr Command commands[] = {{"dump", add_dump},
                                 {"tree", add_tree},
                                 {"cleanup", add_cleanup},
                                 {"keygen", add_keygen},
-                                {"dedup", add_dedup},
-                                {"page-server", add_page_server},
-                                {"lazy-pages", add_lazy_pages}};
+                                {"dedup", add_dedup, true},
+                                {"page-server", add_page_server, true},
+                                {"lazy-pages", add_lazy_pages, true}};
 
 bool is_command(const std::string& text) {
   return std::ranges::find(commands, text, &Command::name) != std::end(commands);
@@ -105,7 +107,9 @@ int run(int argc, char** argv) {
     return tell_usage(app, app.get_name(), no_such_subcommand(arguments.front()), face);
   Action chosen;
   for (const auto& command : commands) {
-    if (!known || command.name == arguments.front()) command.add(app, chosen, face);
+    if (known && command.name != arguments.front()) continue;
+    command.add(app, chosen, face);
+    if (command.is_of_criu) add_criu_options(*app.get_subcommand(std::string(command.name)), arguments);
   }
   for (CLI::App* command : app.get_subcommands({})) command->set_version_flag("-V,--version", version_text(face));
   std::ranges::reverse(arguments);  // CLI11 takes them from the back

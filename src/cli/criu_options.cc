@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <set>
 #include <string>
 #include <string_view>
 
@@ -113,10 +114,34 @@ CLI::Option* declare(CLI::App& command, const char* names, Takes takes, Seen see
   return option->type_name("VALUE")->expected(takes == Takes::optional_value ? 0 : 1, 1);
 }
 
+/// Single letters may stand anywhere in a cluster of them.
+bool has_letter(std::string_view names) { return names.size() > 1 && names[0] == '-' && names[1] != '-'; }
+
+/// Of the command line, without what is declared elsewhere.
+class Mentioned {
+ public:
+  explicit Mentioned(std::span<const std::string> arguments) {
+    for (const std::string_view argument : arguments) {
+      asks_for_help_ = asks_for_help_ || argument == "-h" || argument.starts_with("--help");
+      if (argument.starts_with("--")) long_names_.insert(argument.substr(0, argument.find('=')));
+    }
+  }
+  bool contains(std::string_view names) const {
+    return asks_for_help_ || has_letter(names) || long_names_.contains(long_name(names)) ||
+           long_names_.contains(taken_back(names));
+  }
+
+ private:
+  std::set<std::string_view> long_names_;
+  bool asks_for_help_ = false;
+};
+
 }  // namespace
 
-void add_criu_options(CLI::App& command) {
+void add_criu_options(CLI::App& command, std::span<const std::string> arguments) {
+  const Mentioned mentioned(arguments);
   const auto accept = [&](const char* names, Takes takes) {
+    if (!mentioned.contains(names)) return;
     declare(command, names, takes, [] {})->group("Accepted as criu does, without effect here");
     if (takes == Takes::nothing) command.add_flag_callback(taken_back(names), [] {})->group("");
   };
@@ -125,7 +150,7 @@ void add_criu_options(CLI::App& command) {
     if (command.get_option_no_throw(std::string(long_name(names))) == nullptr) accept(names, takes);
   }
   for (const auto& [name, takes, reason] : refused) {
-    if (command.get_option_no_throw(name) != nullptr) continue;
+    if (!mentioned.contains(name) || command.get_option_no_throw(name) != nullptr) continue;
     const auto refuse = [name, reason] {
       // CLI11's way to say so; cli.cc turns it into the message and the exit status.
       throw CLI::ValidationError(fmt::format("{} is refused: {}", name, reason));

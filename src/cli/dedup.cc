@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include "cli/criu_options.h"
 #include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
@@ -44,7 +43,6 @@ void add_dedup(CLI::App& app, Action& chosen, Face) {
       "dedup", "Release pages in parent images that newer images have; the parents alone are no checkpoints any more");
   add_common_options(*command, options->common);
   add_key_options(*command, options->keys);
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) { return dedup(*options, session); });

@@ -10,7 +10,6 @@
 #include <optional>
 
 #include "capture/capture.h"
-#include "cli/criu_options.h"
 #include "cli/dedup.h"
 #include "cli/fault_points.h"
 #include "cli/key_options.h"
@@ -323,7 +322,6 @@ void add_dump(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "--show-leftovers", options->show_leftovers,
              "Say what remains on the system when the tree has ended, and how it is removed");
   add_rounds_options(*command, options->rounds);
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     if (options->status_fd >= 0 && !options->lazy_pages)
       throw CLI::ValidationError("--status-fd is refused: without --lazy-pages, wait for the end of stasis instead");

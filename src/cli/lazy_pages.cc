@@ -6,7 +6,6 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/background.h"
-#include "cli/criu_options.h"
 #include "cli/key_options.h"
 #include "cli/session.h"
 #include "cli/subcommands.h"
@@ -102,7 +101,6 @@ void add_lazy_pages(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "--daemon", options->daemon, "Go to the background once a restore can come");
   add_status_fd(*command, options->status_fd, "a restore can come");
   command->add_flag("--only-faults", options->only_faults)->group("");  // for tests: memory stays missing
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) { return lazy_pages(*options, session); });

@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/background.h"
-#include "cli/criu_options.h"
 #include "cli/dedup.h"
 #include "cli/key_options.h"
 #include "cli/session.h"
@@ -94,7 +93,6 @@ void add_page_server(CLI::App& app, Action& chosen, Face) {
   add_key_options(*command, options->keys);
   auto* daemon = add_switch(*command, "--daemon", options->daemon, "Go on in the background once clients can come");
   add_status_fd(*command, options->status_fd, "clients can come")->excludes(daemon);
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
       return run_in_session(options->common, [&](const Session& session) { return page_server(*options, session); });

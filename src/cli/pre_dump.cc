@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 
 #include "capture/round.h"
-#include "cli/criu_options.h"
 #include "cli/dedup.h"
 #include "cli/fault_points.h"
 #include "cli/key_options.h"
@@ -97,7 +96,6 @@ void add_pre_dump(CLI::App& app, Action& chosen, Face) {
                    "splice or read: accepted as criu does; pages are always read while the tree runs")
       ->check(CLI::IsMember({"splice", "read"}));
   add_storage_options(*command, options->storage);
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     chosen = [options] {
       options->rounds.track = true;

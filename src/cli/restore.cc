@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "cli/background.h"
-#include "cli/criu_options.h"
 #include "cli/exec_command.h"
 #include "cli/checkpoint.h"
 #include "cli/key_options.h"
@@ -228,7 +227,6 @@ void add_restore(CLI::App& app, Action& chosen, Face) {
   add_switch(*command, "--exec-cmd", options->exec_cmd, "Become the command after -- once the tree runs");
   command->add_option("command", options->restore.exec_cmd, "The command for --exec-cmd")->type_name("-- CMD ARGS");
   command->add_option("--fail-at-command", options->fail_at_command)->group("");  // fault injection by the tests
-  add_criu_options(*command);
   command->callback([options, &chosen] {
     refuse_lazy_dedup(options->restore.lazy_pages, options->auto_dedup);
     if (options->exec_cmd == options->restore.exec_cmd.empty()) {

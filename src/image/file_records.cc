@@ -36,7 +36,7 @@ Status FileRecords::load() {
     loaded_.push_back(record);
   }
   by_id_ = loaded_;
-  std::ranges::stable_sort(by_id_, {}, &FileRecord::id);
+  if (!std::ranges::is_sorted(by_id_, {}, &FileRecord::id)) std::ranges::stable_sort(by_id_, {}, &FileRecord::id);
   return {};
 }
 

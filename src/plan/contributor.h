@@ -1,6 +1,7 @@
 // How rooms take part in planning without the planner knowing them.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -61,8 +62,8 @@ struct Placement {
   pid_t process_number = 0;  ///< as the runner has to call it
 };
 
-/// Which descriptions are open in a process, under which number.
-using OpenNumbers = std::map<ObjectId, int>;
+/// Under which number a description is open in a process; nothing: it is not. Few are asked for, of possibly many.
+using OpenNumbers = std::function<std::optional<int>(ObjectId)>;
 
 class Contributor {
  public:

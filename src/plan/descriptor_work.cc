@@ -274,14 +274,10 @@ Status DescriptorPlan::complete(Pid pid) {
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return {};
   for (const auto& group : groups->second) {
+    if (std::ranges::none_of(group, [&](ObjectId id) { return carriers_.contains(id); })) continue;
     std::vector<Placement> placements;
-    bool carries = false;
-    for (const ObjectId id : group) {
-      const auto& description = out_.application.descriptions.at(id);
-      placements.push_back({&description, made_.at(id).fd, made_.at(id).scratch});
-      carries = carries || !description.carries.empty();
-    }
-    if (!carries) continue;
+    for (const ObjectId id : group)
+      placements.push_back({&out_.application.descriptions.at(id), made_.at(id).fd, made_.at(id).scratch});
     auto sink = out_.process(pid);
     TRY(made_.at(group.front()).maker->complete(out_.application, placements, open_in(pid), sink));
   }
@@ -381,17 +377,14 @@ void DescriptorPlan::close_temporaries(Pid pid) {
 }
 
 OpenNumbers DescriptorPlan::open_in(Pid pid) const {
-  OpenNumbers numbers;
-  if (const auto used = used_by_.find(pid); used != used_by_.end()) {
-    for (const auto& [id, use] : used->second) numbers.emplace(id, use.fd);
-  }
-  if (const auto mapped = needed_by_.find(pid); mapped != needed_by_.end()) {
-    for (const ObjectId id : mapped->second) {
-      const int fd = made_.at(id).needed_at.at(pid);
-      if (fd >= 0) numbers.emplace(id, fd);
-    }
-  }
-  return numbers;
+  return [this, pid](ObjectId id) -> std::optional<int> {
+    const auto known = made_.find(id);
+    if (known == made_.end()) return std::nullopt;
+    const auto& made = known->second;
+    if (const auto use = std::ranges::find(made.uses, pid, &Use::pid); use != made.uses.end()) return use->fd;
+    const auto needed = made.needed_at.find(pid);
+    return needed != made.needed_at.end() && needed->second >= 0 ? std::optional(needed->second) : std::nullopt;
+  };
 }
 
 /// Among tasks that share a table the one that works on it closes what is left over before any of them takes a lock.

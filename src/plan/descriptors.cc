@@ -125,7 +125,9 @@ void DescriptorPlan::add_carried() {
     if (!description.carries.empty() && made_.contains(id)) carriers.push_back(id);
   }
   for (size_t i = 0; i < carriers.size(); ++i) {
-    for (const ObjectId id : out_.application.descriptions.at(carriers[i]).carries) {
+    const auto& carried = out_.application.descriptions.at(carriers[i]).carries;
+    if (!carried.empty()) carriers_.insert(carriers[i]);
+    for (const ObjectId id : carried) {
       if (!made_.contains(id)) carriers.push_back(id);
       need(id, made_.at(carriers[i]).owner);
     }

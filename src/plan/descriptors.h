@@ -93,6 +93,7 @@ class DescriptorPlan {
   std::unordered_map<ObjectId, Made> made_;                       ///< never walked: its order is nobody's
   std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
   std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
+  std::set<ObjectId> carriers_;                                   ///< of those that are made
   std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
   std::map<Pid, std::vector<std::vector<ObjectId>>> bequests_;    ///< those of them that are made early
   std::map<Pid, std::set<ObjectId>> legacies_;                    ///< what processes are to keep from their birth

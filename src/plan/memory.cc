@@ -298,7 +298,7 @@ class MappingPlanner {
 
   /// The mapped description: one that is open already, or one opened for the moment.
   Result<int> file_for(const model::Mapping& mapping) {
-    if (const auto found = open_.find(mapping.file); found != open_.end()) return found->second;
+    if (const auto number = open_(mapping.file)) return *number;
     if (const auto found = files_.find(mapping.file); found != files_.end()) return found->second;
     const auto description = out_.application.descriptions.find(mapping.file);
     if (description == out_.application.descriptions.end()) {

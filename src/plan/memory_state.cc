@@ -100,9 +100,8 @@ void plan_keys(Sink& sink, const model::AddressSpace& space) {
 
 Status plan_layout(Emission& out, const MemoryPlan& plan, const OpenNumbers& open) {
   auto sink = out.process(plan.pid);
-  const auto found = open.find(plan.space->executable);
-  if (found != open.end()) {
-    sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, found->second),
+  if (const auto number = open(plan.space->executable)) {
+    sink.perform("memory layout and executable", "memory.layout", layout_calls(plan.space->layout, *number),
                  {"CAP_CHECKPOINT_RESTORE"});
     return {};
   }

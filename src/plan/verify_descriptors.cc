@@ -42,8 +42,9 @@ void Interpreter::put(int fd, OpenSlot slot) {
   require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
   touch_table();
   writes(now_->table->uses[fd], "descriptor {}", fd);
-  require(!now_->table->slots.contains(fd), "descriptor {} is open already and would be closed silently", fd);
-  if (!problem_) now_->table->slots[fd] = slot;
+  if (problem_) return;
+  const bool is_free = now_->table->slots.try_emplace(fd, slot).second;
+  require(is_free, "descriptor {} is open already and would be closed silently", fd);
 }
 
 void Interpreter::makes(ObjectId id) {

@@ -41,8 +41,12 @@ class Decoder {
     application_.dead_leaders = std::move(tree.dead_leaders);
     application_.root = application_.tasks.front().pid;
     TRY(seccomp());
-    TRY(descriptions());
-    TRY(load_records());
+    Status records_loaded;
+    {
+      const auto beside = start_beside([&] { records_loaded = load_records(); });
+      TRY(descriptions());
+    }
+    TRY(records_loaded);
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
     if (auto problem = model::PidNamespaces(application_).problem(); !problem.empty())
@@ -66,19 +70,26 @@ class Decoder {
     std::vector<const FileRoom*> rooms;
     for (const image::FileRecord* record : files_.loaded()) rooms.push_back(room_of(*record));
     const auto parts = parts_of_others(rooms);
+    // Everybody goes through all descriptions, again and again: they lie side by side if nothing is made between them.
+    std::vector<model::OpenDescription*> made(rooms.size());
     for (size_t i = 0; i < rooms.size(); ++i) {
-      const image::FileRecord& record = *files_.loaded()[i];
-      if (parts.contains(record.id())) continue;
-      const auto where = [&] { return fmt::format("files.img, id {}", record.id()); };
-      if (record.id() == 0) return reject(where(), "id", "0 is no id");
-      auto description = TRY_IN("read open file", description_of(record, rooms[i]));
-      // Ids ascend in what we and CRIU write.
-      const size_t before = application_.descriptions.size();
-      application_.descriptions.emplace_hint(application_.descriptions.end(), ObjectId{record.id()},
-                                             std::move(description));
-      if (application_.descriptions.size() == before) return reject(where(), "id", "occurs twice");
+      const uint32_t id = files_.loaded()[i]->id();
+      if (!parts.contains(id)) made[i] = TRY(add_description(id));
     }
+    for (size_t i = 0; i < rooms.size(); ++i)
+      if (made[i] != nullptr) *made[i] = TRY_IN("read open file", description_of(*files_.loaded()[i], rooms[i]));
     return {};
+  }
+
+  Result<model::OpenDescription*> add_description(uint32_t id) {
+    const auto where = [&] { return fmt::format("files.img, id {}", id); };
+    if (id == 0) return reject(where(), "id", "0 is no id");
+    auto& all = application_.descriptions;
+    const size_t before = all.size();
+    // Ids ascend in what we and CRIU write.
+    const auto entry = all.emplace_hint(all.end(), ObjectId{id}, model::OpenDescription{});
+    if (all.size() == before) return reject(where(), "id", "occurs twice");
+    return &entry->second;
   }
 
   std::set<uint32_t> parts_of_others(std::span<const FileRoom* const> rooms) const {
@@ -307,18 +318,20 @@ class Decoder {
     if (application_.descriptor_tables.contains(task.descriptors)) return {};
     model::DescriptorTable& table = application_.descriptor_tables[task.descriptors];
     table.id = task.descriptors;
+    auto next = application_.descriptions.begin();  // mostly ids ascend with the numbers
     for (size_t index = 0; const fdinfo_entry& entry : tables_.at(task.descriptors)) {
       const auto where = [&, record = index++] {
         return fmt::format("{}, record {}", table_file(task.descriptors), record);
       };
       if (entry.fd() >= descriptor_limit) return reject(where(), "fd", fmt::format("{} is no descriptor", entry.fd()));
-      if (!application_.descriptions.contains(ObjectId{entry.id()}))
-        TRY(expect_description(ObjectId{entry.id()}, where(), "id"));
-      const bool fresh =
-          table.slots
-              .emplace(static_cast<int>(entry.fd()), model::Descriptor{ObjectId{entry.id()}, (entry.flags() & 1) != 0})
-              .second;
-      if (!fresh) return reject(where(), "fd", fmt::format("{} occurs twice", entry.fd()));
+      const ObjectId id{entry.id()};
+      if (next == application_.descriptions.end() || next->first != id) next = application_.descriptions.find(id);
+      if (next == application_.descriptions.end()) return expect_description(id, where(), "id");
+      ++next;
+      const size_t before = table.slots.size();
+      table.slots.emplace_hint(table.slots.end(), static_cast<int>(entry.fd()),
+                               model::Descriptor{id, (entry.flags() & 1) != 0});
+      if (table.slots.size() == before) return reject(where(), "fd", fmt::format("{} occurs twice", entry.fd()));
     }
     return {};
   }

@@ -69,12 +69,12 @@ class IoUringRoom final : public AnonymousRoom<io_uring_file_entry, &image::File
       if (placement.description->carries.empty()) continue;
       plan::Perform perform{"what is registered with an " + ring.describe(), "", {}, {}, {}};
       std::vector<int32_t> numbers;
-      for (const ObjectId file : ring.files) numbers.push_back(file.value == 0 ? -1 : open.at(file));
+      for (const ObjectId file : ring.files) numbers.push_back(file.value == 0 ? -1 : open(file).value());
       if (!numbers.empty()) perform.calls.push_back(register_numbers(placement.fd, numbers));
       if (ring.eventfd.value != 0) {
         perform.calls.push_back(
             register_with(placement.fd, ring.eventfd_async ? IORING_REGISTER_EVENTFD_ASYNC : IORING_REGISTER_EVENTFD,
-                          plan::struct_in(int32_t{open.at(ring.eventfd)}), 1));
+                          plan::struct_in(int32_t{open(ring.eventfd).value()}), 1));
       }
       perform.completes.push_back({placement.fd, placement.description->id});
       sink.add(std::move(perform));

@@ -83,10 +83,13 @@ std::span<const FileRoom* const> file_rooms() {
 
 std::vector<const FileRoom*> file_rooms_in_use(const model::Application& application) {
   std::set<std::string_view> kinds;
-  std::string_view last;  // thousands of files are of one kind
-  for (const auto& [id, description] : application.descriptions)
-    if (description.state.value && description.state.value->kind() != last)
-      kinds.insert(last = description.state.value->kind());
+  const std::type_info* last = nullptr;  // thousands of files are of one kind
+  for (const auto& [id, description] : application.descriptions) {
+    const auto* state = description.state.value.get();
+    if (state == nullptr || &typeid(*state) == last) continue;
+    last = &typeid(*state);
+    kinds.insert(state->kind());
+  }
   std::vector<const FileRoom*> used;
   std::ranges::copy_if(file_rooms(), std::back_inserter(used),
                        [&](const FileRoom* room) { return kinds.contains(room->kind()); });

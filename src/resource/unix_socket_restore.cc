@@ -360,7 +360,7 @@ class Builder {
     };
     Bytes numbers;
     for (const ObjectId carried : message.descriptors) {
-      const Bytes number = bytes_of(open_->at(carried));
+      const Bytes number = bytes_of((*open_)(carried).value());
       numbers.insert(numbers.end(), number.begin(), number.end());
     }
     if (!numbers.empty()) append(SCM_RIGHTS, numbers);

@@ -1,6 +1,9 @@
 #include "base/parallel.h"
 
+#include <sched.h>
+
 #include <atomic>
+#include <latch>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -36,6 +39,21 @@ TEST(ParallelFor, PrefersTheErrorOfTheLowestIndex) {
       4, [&](size_t index) -> Status { return fail(Error::conflict("step " + std::to_string(index), "it failed")); });
   ASSERT_FALSE(status);
   EXPECT_EQ(status.error().operation(), "step 0");
+}
+
+TEST(StartBeside, LeavesTheThreadAllProcessors) {
+  cpu_set_t ours, its;
+  ASSERT_EQ(sched_getaffinity(0, sizeof ours, &ours), 0);
+  CPU_ZERO(&its);
+  std::latch started(1);
+  {
+    const auto thread = start_beside([&] {
+      started.wait();
+      sched_getaffinity(0, sizeof its, &its);
+    });
+    started.count_down();
+  }
+  EXPECT_TRUE(CPU_EQUAL(&its, &ours));
 }
 
 }  // namespace

@@ -33,6 +33,8 @@ struct FakeMaker : DescriptionMaker {
   }
 };
 
+std::optional<int> nothing_is_open(ObjectId) { return std::nullopt; }
+
 class MemoryPlans : public testing::Test {
  protected:
   MemoryPlans() {
@@ -82,14 +84,14 @@ class MemoryPlans : public testing::Test {
     const MemoryPlan plan{
         .pid = pid, .space = &space(id), .inherited_from = inherits ? &space(7) : nullptr, .lazy = &lazy};
     auto status = plan_segments(out, plan, segments);
-    if (status) status = plan_mappings(out, plan, segments, {});
+    if (status) status = plan_mappings(out, plan, segments, nothing_is_open);
     lazy.plan(out, *out.tasks.find(pid));
     return status ? lines(out.program) : std::vector{status.error().message()};
   }
   std::vector<std::string> planned_state(uint32_t id = 7) {
     Emission out(application, contributors, options);
     prepare(out);
-    const auto status = plan_memory_state(out, {Pid{7}, &space(id), nullptr}, {});
+    const auto status = plan_memory_state(out, {Pid{7}, &space(id), nullptr}, nothing_is_open);
     return status ? lines(out.program) : std::vector{status.error().message()};
   }
 
