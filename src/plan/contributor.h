@@ -64,6 +64,7 @@ struct Placement {
 
 /// Under which number a description is open in a process; nothing: it is not. Few are asked for, of possibly many.
 using OpenNumbers = std::function<std::optional<int>(ObjectId)>;
+inline std::optional<int> nothing_is_open(ObjectId) { return std::nullopt; }
 
 class Contributor {
  public:

@@ -254,12 +254,11 @@ class Planner {
   Status build_memory(const model::Task& task) {
     auto plan = memory_plan(task);
     plan.part = MemoryPlan::Part::without_passed_files;  // descriptors come later
-    const OpenNumbers nothing_open;
     TRY(plan_segments(out_, plan, *segments_));
     for (const auto& [id, fd] : segments_->held_at) {
       if (segments_->is_owner(id, task.pid)) held_for_others_[task.descriptors].push_back(fd);
     }
-    TRY(plan_mappings(out_, plan, *segments_, nothing_open));
+    TRY(plan_mappings(out_, plan, *segments_, nothing_is_open));
     mapped_.insert(task.address_space);
     return {};
   }

@@ -470,7 +470,7 @@ Status make_unix_sockets(std::span<const plan::Placement> placements, plan::Sink
   Builder builder(placements, sink.pid());
   TRY(builder.check());
   builder.create();
-  if (!carries_something(placements)) builder.complete({});
+  if (!carries_something(placements)) builder.complete(plan::nothing_is_open);
   plan::Perform perform{builder.purpose(), "", {}, {}, builder.take()};
   for (const auto& placement : placements) perform.creates.push_back({placement.fd, placement.description->id});
   sink.add(std::move(perform));

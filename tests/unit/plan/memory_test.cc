@@ -33,8 +33,6 @@ struct FakeMaker : DescriptionMaker {
   }
 };
 
-std::optional<int> nothing_is_open(ObjectId) { return std::nullopt; }
-
 class MemoryPlans : public testing::Test {
  protected:
   MemoryPlans() {
