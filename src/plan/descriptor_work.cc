@@ -380,8 +380,9 @@ void DescriptorPlan::close_temporaries(Pid pid) {
   }
 }
 
-OpenNumbers DescriptorPlan::open_in(Pid pid) const {
+OpenNumbers DescriptorPlan::open_in(Pid user) const {
   OpenNumbers numbers;
+  const Pid pid = table_worker_.at(out_.tasks.find(user)->descriptors);
   if (const auto used = used_by_.find(pid); used != used_by_.end()) {
     for (const auto& [id, use] : used->second) numbers.emplace(id, use.fd);
   }
