@@ -221,6 +221,7 @@ class Interpreter {
   /// The slots; who uses them is the new table's own history.
   std::shared_ptr<Table> copied_table();
   void touch_table();
+  /// What the runner uses: it is open, and stays so for as long.
   OpenSlot* open_slot(int fd);
   void put(int fd, OpenSlot slot);
   /// Where a descriptor of the supervisor takes the place of a description, nothing else may.
