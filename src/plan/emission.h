@@ -136,12 +136,15 @@ class Emission {
     if (id.value == 0) return;
     auto& table = tables_.at(id);
     if (table.users < 2 || table.last == pid) return;
-    if (table.last.value != 0) {
-      const auto event = fmt::format("table {} is free, {}", id, ++table.turns);
-      post(process(table.last), event);
-      await_all(process(pid), event);
-    }
+    free_table(table, id);
+    if (table.turns != 0) await_all(process(pid), is_free(id, table.turns));
     table.last = pid;
+  }
+  /// It has another one from here on, or ends: then it could not say later that it has done with this one.
+  void leave_table(Pid pid) {
+    const ObjectId id = table_of(pid);
+    if (id.value != 0 && tables_.at(id).last == pid) free_table(tables_.at(id), id);
+    carried.files.erase(pid);
   }
 
   /// Numbers that processes, threads and leaders of the tree have; those who pass take others, from `first` on (0: from
@@ -203,6 +206,11 @@ class Emission {
     unsigned users = 0, turns = 0;
     Pid last;  ///< whose turn it is
   };
+  static std::string is_free(ObjectId table, unsigned turn) { return fmt::format("table {} is free, {}", table, turn); }
+  void free_table(Table& table, ObjectId id) {
+    if (table.last.value != 0) post(process(table.last), is_free(id, ++table.turns));
+    table.last = {};
+  }
   static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
   static std::string children_passed_on(Pid parent) {
     return fmt::format("the first thread of {} has passed its children on", parent);

@@ -103,7 +103,7 @@ class Planner {
   }
 
   Result<Program> run() {
-    const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
+    auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
     out_.carried = carried_in(application_, tree);
     find_inheritance(tree);
