@@ -288,14 +288,14 @@ TEST_F(Mutations, a_command_left_out_is_noticed) {
 TEST_F(Mutations, a_command_done_twice_is_noticed) {
   for (size_t index = 0; index < correct_.commands.size(); ++index) {
     const auto& action = correct_.commands[index].action;
-    const bool idempotent =
-        std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
-        std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
-        std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
-        std::holds_alternative<DecodePages>(action) || std::holds_alternative<ClearMemory>(action) ||
-        std::holds_alternative<Munmap>(action) || std::holds_alternative<DropPages>(action) ||
-        std::holds_alternative<EnterPidNamespace>(action) || std::holds_alternative<Unshare>(action) ||
-        std::holds_alternative<AwaitChild>(action);
+    const bool idempotent = std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
+                            std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
+                            std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
+                            std::holds_alternative<DecodePages>(action) ||
+                            std::holds_alternative<ClearMemory>(action) || std::holds_alternative<Munmap>(action) ||
+                            std::holds_alternative<DropPages>(action) ||
+                            std::holds_alternative<EnterPidNamespace>(action) ||
+                            std::holds_alternative<Unshare>(action) || std::holds_alternative<AwaitChild>(action);
     if (idempotent || may_be_missing(correct_, correct_.commands[index])) continue;
     Program mutant = correct_;
     mutant.commands.insert(mutant.commands.begin() + static_cast<ptrdiff_t>(index), correct_.commands[index]);
