@@ -26,6 +26,7 @@ enum class Operation : uint16_t {
           ///< the child
   exit,   ///< args[0]: 0: exit_group(args[1]), 1: kill(getpid(), args[1]) with default action, 2: exit (one thread),
           ///< 3: a system call that seccomp forbids, 4: a fault of the processor whose signal is args[1]
+  await_child,  ///< args[0]: pid: until it is a child of this very thread, whatever its parent was before
   get_actions,  ///< args[0]: address of 64 struct sigaction: the dispositions of all signals, by rt_sigaction
   move_fd,      ///< args: descriptor, wanted number, O_CLOEXEC or 0, 1 if it was opened with that: plan::Call::move_fd
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns

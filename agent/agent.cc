@@ -42,9 +42,9 @@ class Interpreter {
   }
   static uint32_t load(uint32_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
   static void store(uint32_t& word, uint32_t value) { __atomic_store_n(&word, value, __ATOMIC_RELEASE); }
-  static int64_t sleep_on(uint32_t& word, uint32_t seen) {
-    // Bounded, so that a wake-up lost to a failing neighbour costs a moment and not forever.
-    const int64_t pause[2] = {0, 20'000'000};
+  /// Bounded, so that a wake-up lost to a failing neighbour costs a moment and not forever.
+  static int64_t sleep_on(uint32_t& word, uint32_t seen, int64_t nanoseconds = 20'000'000) {
+    const int64_t pause[2] = {0, nanoseconds};
     return raw_syscall(call_futex, reinterpret_cast<uint64_t>(&word), 0, seen, reinterpret_cast<uint64_t>(pause));
   }
   static void wake(uint32_t& word) { raw_syscall(call_futex, reinterpret_cast<uint64_t>(&word), 1, 0x7fffffff); }
@@ -83,6 +83,8 @@ class Interpreter {
       case Operation::exit:
         leave(a[0], a[1]);
         return 0;
+      case Operation::await_child:
+        return await_child(a[0]);
       case Operation::get_actions:
         return get_actions(a[0]);
       case Operation::move_fd:
@@ -235,7 +237,8 @@ class Interpreter {
     return 0;
   }
 
-  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7;
+  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10;
+  static constexpr int64_t error_canceled = -125;  ///< somebody else's failure is the one to report
   static bool is_error(int64_t result) { return result < 0 && result > -4096; }
   static int64_t map(uint64_t at, uint64_t size, uint64_t protection, uint64_t flags, uint64_t fd, uint64_t offset) {
     return raw_syscall(call_mmap, at, size, protection, flags, fd, offset);
@@ -418,8 +421,21 @@ class Interpreter {
     for (;;) {
       const uint32_t now = load(counter);
       if (now >= value) return 0;
-      if (load(header_.failed) != 0) return -125;  // ECANCELED: somebody else's failure is the one to report
+      if (load(header_.failed) != 0) return error_canceled;
       sleep_on(counter, now);
+    }
+  }
+
+  /// The kernel tells nobody that a thread has taken over the children of another of its process; a pidfd of a first
+  /// thread is ready only when the last has ended (fs/pidfs.c, pidfd_poll). So it is asked again and again, with pauses
+  /// in which a thread of lower priority can come to its end.
+  int64_t await_child(uint64_t child) {
+    constexpr uint64_t one = 1, exited = 4, at_once = 1, keep = 0x1000000, of_this_thread = 0x20000000;
+    for (;;) {
+      const int64_t found = raw_syscall(call_waitid, one, child, 0, exited | at_once | keep | of_this_thread, 0);
+      if (found != error_no_child) return found;
+      if (load(header_.failed) != 0) return error_canceled;
+      sleep_on(header_.failed, 0, 100'000);
     }
   }
 

@@ -48,6 +48,9 @@ class SlotProgram {
     control(Operation::post, counter, amount, origin, wake_from);
   }
   void exit(uint64_t how, uint64_t value, uint32_t origin) { control(Operation::exit, how, value, origin); }
+  void await_child(pid_t child, uint32_t origin) {
+    control(Operation::await_child, static_cast<uint64_t>(child), 0, origin);
+  }
   /// clone3 with these arguments (struct clone_args; stack is filled in), running `child` afterwards. `set_tid`: ids
   /// from the innermost pid namespace outwards.
   void spawn(uint64_t flags, uint64_t exit_signal, const std::vector<int32_t>& set_tid, uint32_t child,

@@ -222,14 +222,8 @@ class Lowering {
                               (unshare.pid_namespace ? CLONE_NEWPID : 0)));
     return {};
   }
-  Status lower(const plan::Command&, const plan::SetDeathSignal& set) {
-    add(call(SYS_prctl, PR_SET_PDEATHSIG, set.signal));
-    return {};
-  }
-  Status lower(const plan::Command&, const plan::AwaitDeathSignal& await) {
-    const uint64_t only = 1ull << (await.signal - 1);
-    add(expecting(call(SYS_rt_sigtimedwait, plan::struct_in(only), 0, 0, sizeof only), Expected::exactly,
-                  await.signal));
+  Status lower(const plan::Command& command, const plan::AwaitChild& await) {
+    now().await_child(TRY(seen_by(command, await.child_pid)), static_cast<uint32_t>(origin_));
     return {};
   }
   Status lower(const plan::Command&, const plan::SetChildReaper& reaper) {

@@ -1,5 +1,7 @@
 #include "plan/carried.h"
 
+#include <algorithm>
+#include <set>
 #include <vector>
 
 namespace stasis::plan {
@@ -7,52 +9,104 @@ namespace {
 
 using Users = std::map<ObjectId, std::vector<Pid>>;
 
-/// Those at or between its users who have something else in the end. Whoever shares that with others, too, cannot carry
-/// both.
-std::vector<Pid> between(ObjectId object, const Users& users, const std::map<Pid, ObjectId>& own,
-                         const CreationTree& tree) {
-  const auto& all = users.at(object);
-  std::map<Pid, size_t> below;  // how many of them are at or below
-  for (const Pid user : all) {
-    ++below[user];
-    for (Pid at = user; at != tree.root;) ++below[at = tree.creator.at(at)];
+/// One kind of what tasks can have in common, and leave (unshare).
+class Kind {
+ public:
+  Kind(const model::Application& application, ObjectId model::Task::* object, CreationTree& tree) : tree_(tree) {
+    for (const auto& task : application.tasks) {
+      if (task.state == model::TaskState::zombie || (task.*object).value == 0) continue;
+      users_[task.*object].push_back(task.pid);
+      own_[task.pid] = task.*object;
+    }
   }
-  Pid top = all.front();
-  while (below.at(top) < all.size()) top = tree.creator.at(top);
-  std::vector<Pid> found;
-  for (const auto& [pid, count] : below) {
-    const auto has = own.find(pid);
-    if ((pid == top || count < all.size()) && (has == own.end() || has->second != object)) found.push_back(pid);
-  }
-  if (found == std::vector{top}) return {};  // they are siblings
-  std::erase_if(found, [&](Pid pid) {
-    const auto has = own.find(pid);
-    return has != own.end() && users.at(has->second).size() > 1;
-  });
-  return found;
-}
 
-std::map<Pid, ObjectId> carried_of(const model::Application& application, ObjectId model::Task::* kind,
-                                   const CreationTree& tree) {
-  Users users;
-  std::map<Pid, ObjectId> own;
-  for (const auto& task : application.tasks) {
-    if (task.state == model::TaskState::zombie || (task.*kind).value == 0) continue;
-    users[task.*kind].push_back(task.pid);
-    own[task.pid] = task.*kind;
+  std::map<Pid, ObjectId> carried() {
+    // Who is between others has it from birth or never; at the top of them holders could have it, too.
+    std::map<Pid, ObjectId> at_tops;
+    for (const auto& [object, all] : users_) {
+      if (all.size() > 1) find_between(object, at_tops);
+    }
+    carried_.merge(at_tops);
+    std::erase_if(carried_, [&](const auto& entry) {
+      const Pid pid = entry.first;
+      return own_is_shared(pid) && (!is_top_of_its_own(pid) || !put_in_order(pid));
+    });
+    return std::move(carried_);
   }
-  std::map<Pid, ObjectId> carried;
-  for (const auto& [object, all] : users) {
-    if (all.size() < 2) continue;
-    for (const Pid pid : between(object, users, own, tree)) carried.emplace(pid, object);
+
+ private:
+  /// How many of those who have it are at or below each process.
+  std::map<Pid, size_t> counted(ObjectId object) const {
+    std::map<Pid, size_t> below;
+    for (const Pid user : users_.at(object)) {
+      ++below[user];
+      for (Pid at = user; at != tree_.root;) ++below[at = tree_.creator.at(at)];
+    }
+    return below;
   }
-  return carried;
-}
+
+  /// Those at or between its users who have something else in the end.
+  void find_between(ObjectId object, std::map<Pid, ObjectId>& at_tops) {
+    const auto& all = users_.at(object);
+    const auto below = counted(object);
+    Pid top = all.front();
+    while (below.at(top) < all.size()) top = tree_.creator.at(top);
+    bool are_siblings = true;
+    for (const auto& [pid, count] : below) {
+      if (count == all.size() || has(pid, object)) continue;
+      carried_.emplace(pid, object);
+      are_siblings = false;
+    }
+    if (!are_siblings && !has(top, object)) at_tops.emplace(top, object);
+  }
+
+  bool has(Pid pid, ObjectId object) const {
+    const auto own = own_.find(pid);
+    return own != own_.end() && own->second == object;
+  }
+  bool own_is_shared(Pid pid) const {
+    const auto own = own_.find(pid);
+    return own != own_.end() && users_.at(own->second).size() > 1;
+  }
+
+  /// What comes to it after its birth is new: all others have it from there.
+  bool is_top_of_its_own(Pid pid) const {
+    const ObjectId own = own_.at(pid);
+    return !tree_.moved.contains(pid) && counted(own).at(pid) == users_.at(own).size();
+  }
+
+  bool is_born_with(Pid pid, ObjectId object) const {
+    const auto carried = carried_.find(pid);
+    return carried == carried_.end() ? has(pid, object) : carried->second == object;
+  }
+
+  /// Those who are born with what it carries come before those who are born with its own.
+  bool put_in_order(Pid pid) {
+    const auto with = [&](ObjectId object) {
+      return [this, object](Pid child) { return is_born_with(child, object); };
+    };
+    const ObjectId first = carried_.at(pid), then = own_.at(pid);
+    auto& early = tree_.before_setsid[pid];
+    auto& late = tree_.children[pid];
+    if (std::ranges::any_of(early, with(then)) && std::ranges::any_of(late, with(first))) return false;
+    const std::set<Pid> deferred(tree_.deferred.begin(), tree_.deferred.end());
+    for (auto* children : {&early, &late}) {
+      if (std::ranges::any_of(*children, [&](Pid child) { return deferred.contains(child); })) return false;
+      std::ranges::stable_partition(*children, with(first));
+    }
+    return true;
+  }
+
+  CreationTree& tree_;
+  Users users_;
+  std::map<Pid, ObjectId> own_, carried_;
+};
 
 }  // namespace
 
-Carried carried_in(const model::Application& application, const CreationTree& tree) {
-  return {carried_of(application, &model::Task::descriptors, tree), carried_of(application, &model::Task::fs, tree)};
+Carried carried_in(const model::Application& application, CreationTree& tree) {
+  return {Kind(application, &model::Task::descriptors, tree).carried(),
+          Kind(application, &model::Task::fs, tree).carried()};
 }
 
 }  // namespace stasis::plan

@@ -97,22 +97,14 @@ struct Unshare {
     v("pid_namespace", s.pid_namespace);
   }
 };
-/// The runner is sent this signal, which it has blocked, when the thread ends that is its parent. It waits for it with
-/// AWAIT_DEATH_SIGNAL, and is the child of the parent's next thread then.
-struct SetDeathSignal {
-  static constexpr std::string_view name = "SET_DEATH_SIGNAL";
-  int signal = 0;
+/// Until the child is that of this very thread: one that comes to the process is the first thread's, and goes on to the
+/// next when that ends.
+struct AwaitChild {
+  static constexpr std::string_view name = "AWAIT_CHILD";
+  Pid child_pid;
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
-    v("signal", s.signal);
-  }
-};
-struct AwaitDeathSignal {
-  static constexpr std::string_view name = "AWAIT_DEATH_SIGNAL";
-  int signal = 0;
-  template <typename S, typename V>
-  static void fields(S& s, V&& v) {
-    v("signal", s.signal);
+    v("child_pid", s.child_pid);
   }
 };
 struct SetChildReaper {
@@ -604,11 +596,11 @@ struct EndRepair {
 };
 
 using Action =
-    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, SetDeathSignal, AwaitDeathSignal,
-                 SetChildReaper, SetSid, SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek,
-                 TransferFd, OpenPidfd, TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal,
-                 SetForegroundGroup, EpollAdd, Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages,
-                 LoadPages, DecodePages, OwePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
+    std::variant<Fork, Clone, StartThread, ExitThread, EnterPidNamespace, Unshare, AwaitChild, SetChildReaper, SetSid,
+                 SetPgid, Exit, Wait, Await, Post, Open, Close, Dup2, SetCloseOnExec, Lseek, TransferFd, OpenPidfd,
+                 TakeFd, InheritFd, OpenTerminal, SetControllingTerminal, LeaveTerminal, SetForegroundGroup, EpollAdd,
+                 Lock, Mmap, MmapAnon, Mremap, Munmap, Mprotect, ClearMemory, DropPages, LoadPages, DecodePages,
+                 OwePages, DecodeFile, AttachSegment, Perform, Ready, EndRepair>;
 
 struct Command {
   Pid pid;  ///< the process that runs it; 0: the supervisor

@@ -376,7 +376,8 @@ void DescriptorPlan::close_temporaries(Pid pid) {
   }
 }
 
-OpenNumbers DescriptorPlan::open_in(Pid pid) const {
+OpenNumbers DescriptorPlan::open_in(Pid user) const {
+  const Pid pid = table_worker_.at(out_.tasks.find(user)->descriptors);
   return [this, pid](ObjectId id) -> std::optional<int> {
     const auto known = made_.find(id);
     if (known == made_.end()) return std::nullopt;

@@ -34,8 +34,8 @@ class DescriptorPlan {
   Status lock(const model::Task&);
   /// Descriptors that were open only for others.
   void close_temporaries(Pid);
-  /// Numbers under which descriptions are open in the process once `make` and `take` have run, those that it only needs
-  /// for a while included.
+  /// Numbers under which descriptions are open in the process's table once `make` and `take` have run, those that are
+  /// only needed for a while included.
   OpenNumbers open_in(Pid) const;
   /// The process runs the descriptor work of its table (one of those that share it does).
   bool works_on_table(const model::Task&) const;

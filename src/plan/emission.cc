@@ -1,7 +1,6 @@
 #include "plan/emission.h"
 
 #include <fcntl.h>
-#include <signal.h>
 
 namespace stasis::plan {
 
@@ -32,21 +31,6 @@ void Emission::add_by(Pid pid, Tid tid, Action action) {
   sink.add(std::move(action));
   post(sink, over);
   await_all(process(pid), over);
-}
-
-/// One that nothing sends while the tree is built: timers run by then, and what is pending has been sent.
-int Emission::unused_signal(const model::Task& task) const {
-  std::set<int> used;
-  const auto take = [&](const std::vector<model::PendingSignal>& queue) {
-    for (const auto& info : queue) used.insert(model::signal_of(info));
-  };
-  take(task.pending);
-  for (const auto& thread : task.threads) take(thread.pending);
-  for (const auto& timer : task.posix_timers) used.insert(timer.signal);
-  for (const auto& [id, description] : application.descriptions) used.insert(description.owner.signal);
-  int signal = SIGRTMAX;
-  while (signal > SIGSYS && used.contains(signal)) --signal;
-  return signal;
 }
 
 Fork Emission::transient_in(Pid space) {

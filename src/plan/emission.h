@@ -53,9 +53,9 @@ class Emission {
   std::map<std::string, uint32_t> posted;  ///< how often an event is posted so far
   /// Tasks that have or had children that ended meanwhile: SIGCHLD is pending for them and must be dropped.
   std::set<Pid> bereaved;
-  /// Tasks that are sent a signal when a thread of their parent ends, and have come to the first of these threads,
-  /// which has ended in the Application: they go on to the next with its end.
-  std::set<Pid> passed_on;
+  /// By parents: tasks that are sent a signal when a thread of their parent ends, and have come to the first of these
+  /// threads, which has ended in the Application. They go on to the next with its end.
+  std::map<Pid, std::set<Pid>> passed_on;
   /// What processes have that is not theirs, as long as they have it.
   Carried carried;
   /// The descriptor table that it has, or is to be born with: its own, one that it carries, or none that is known.
@@ -98,23 +98,19 @@ class Emission {
     auto sink = this->thread(task.pid, thread.tid);
     if (!thread.has_ended()) return sink.add(Ready{});
     await_all(sink, entered(task.pid));
-    await_all(sink, children_wait(task.pid));
     sink.add(ExitThread{*thread.exit_status});
+    const auto children = passed_on.find(task.pid);
+    if (children == passed_on.end()) return;
+    auto heir = this->thread(task.pid, task.first_living()->tid);
+    for (const Pid child : children->second) heir.add(AwaitChild{child});
+    post(heir, children_passed_on(task.pid));
   }
-  /// Before its own death signal is set: with another one the task waits until it has been passed on.
-  void prepare_to_be_passed_on(const model::Task& task) {
-    if (!passed_on.contains(task.pid)) return;
-    process(task.pid).add(SetDeathSignal{unused_signal(task)});
-    post(process(task.pid), children_wait(task.parent));
-  }
+  /// Before its death signal is set, which the end of its parent's first thread would send.
   void await_passing_on(const model::Task& task) {
-    if (!passed_on.contains(task.pid)) return;
-    const auto event = fmt::format("{} has been passed on", task.pid);
-    process(task.pid).add(AwaitDeathSignal{unused_signal(task)});
-    post(process(task.pid), event);
-    for (const auto& thread : task.threads) {
-      if (thread.tid != leader_of(task.pid)) await_all(this->thread(task.pid, thread.tid), event);
-    }
+    const auto children = passed_on.find(task.parent);
+    if (children == passed_on.end() || !children->second.contains(task.pid)) return;
+    for (const auto& thread : task.threads)
+      await_all(this->thread(task.pid, thread.tid), children_passed_on(task.parent));
   }
 
   /// With another task that lives in the end.
@@ -140,12 +136,15 @@ class Emission {
     if (id.value == 0) return;
     auto& table = tables_.at(id);
     if (table.users < 2 || table.last == pid) return;
-    if (table.last.value != 0) {
-      const auto event = fmt::format("table {} is free, {}", id, ++table.turns);
-      post(process(table.last), event);
-      await_all(process(pid), event);
-    }
+    free_table(table, id);
+    if (table.turns != 0) await_all(process(pid), is_free(id, table.turns));
     table.last = pid;
+  }
+  /// It has another one from here on, or ends: then it could not say later that it has done with this one.
+  void leave_table(Pid pid) {
+    const ObjectId id = table_of(pid);
+    if (id.value != 0 && tables_.at(id).last == pid) free_table(tables_.at(id), id);
+    carried.files.erase(pid);
   }
 
   /// Numbers that processes, threads and leaders of the tree have; those who pass take others, from `first` on (0: from
@@ -207,11 +206,15 @@ class Emission {
     unsigned users = 0, turns = 0;
     Pid last;  ///< whose turn it is
   };
-  static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
-  static std::string children_wait(Pid parent) {
-    return fmt::format("children wait for the first thread of {}", parent);
+  static std::string is_free(ObjectId table, unsigned turn) { return fmt::format("table {} is free, {}", table, turn); }
+  void free_table(Table& table, ObjectId id) {
+    if (table.last.value != 0) post(process(table.last), is_free(id, ++table.turns));
+    table.last = {};
   }
-  int unused_signal(const model::Task&) const;
+  static std::string entered(Pid init) { return fmt::format("the pid namespace of {} is entered", init); }
+  static std::string children_passed_on(Pid parent) {
+    return fmt::format("the first thread of {} has passed its children on", parent);
+  }
   int pidfd_in_root(Pid);
 
   std::set<Tid> started_;

@@ -312,10 +312,9 @@ class MappingPlanner {
           "plan memory", fmt::format("nobody makes files of kind {}", description->second.state.value->kind())));
     }
     if (out_.is_passed(description->second)) {
-      return fail(Error::unsupported(
-          "plan memory",
-          fmt::format("{} is mapped at {:#x} by a task that shares its descriptors, but not its memory, with another",
-                      description->second.state.value->describe(), mapping.range.begin)));
+      return fail(Error::internal("plan memory",
+                                  fmt::format("nobody passes on {}, which is mapped at {:#x}",
+                                              description->second.state.value->describe(), mapping.range.begin)));
     }
     const int fd = out_.temporary_fd();
     const auto placement = out_.placement(description->second, fd);

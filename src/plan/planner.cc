@@ -103,7 +103,7 @@ class Planner {
   }
 
   Result<Program> run() {
-    const auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
+    auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
     choose_numbers();
     out_.carried = carried_in(application_, tree);
     find_inheritance(tree);
@@ -377,48 +377,23 @@ class Planner {
       for (const auto& thread : std::views::reverse(task.threads)) {  // the leader last
         TRY(once_settled(task, thread, waited, [&](Sink& sink) { return finish(task, thread, sink); }));
       }
-      TRY(once_settled(task, task.threads.front(), waited, [&](Sink&) -> Status {
-        out_.prepare_to_be_passed_on(task);
-        return {};
-      }));
     }
     for (const auto& task : application_.tasks) {  // parents first: their threads end
       if (task.state == model::TaskState::zombie) continue;
-      TRY(check_passing_on(task));
       out_.await_passing_on(task);
       for (const auto& thread : task.threads) {  // the last may wait for all others
         TRY(once_settled(task, thread, waited, [&](Sink& sink) -> Status {
-          const size_t begin = out_.program.commands.size();
           contribute(Stage::privileges, task, thread, sink);
-          const bool root = thread.credentials.uid == 0 || thread.credentials.euid == 0;
-          if (thread.tid == leader_of(task.pid) && !root && changes_ids(begin)) changed_.insert(task.pid);
           return {};
         }));
+        if (thread.has_ended()) out_.end(task, thread);  // the next takes its children over before its own rights go
       }
-      for (const auto& thread : task.threads) out_.end(task, thread);
+      for (const auto& thread : task.threads) {
+        if (!thread.has_ended()) out_.end(task, thread);
+      }
     }
     descriptors_->end_repairs();
     return {};
-  }
-
-  bool changes_ids(size_t first_command) const {
-    return std::any_of(out_.program.commands.begin() + static_cast<ptrdiff_t>(first_command),
-                       out_.program.commands.end(), [](const Command& command) {
-                         const auto* perform = std::get_if<Perform>(&command.action);
-                         return perform != nullptr && perform->attribute == "credentials" && !perform->calls.empty();
-                       });
-  }
-
-  /// An orphan learns by a death signal that its parent's first thread has ended: from a thread with other ids than its
-  /// own, which are still those of stasis, it does not come (kernel/signal.c, check_kill_permission).
-  Status check_passing_on(const model::Task& task) const {
-    if (!out_.passed_on.contains(task.pid) || !changed_.contains(task.parent)) return {};
-    return fail(Error::unsupported(
-        "plan the restore",
-        fmt::format(
-            "task {} has a parent-death signal and has come as an orphan to task {}, whose first thread has ended "
-            "and does not run with the ids of stasis",
-            task.pid, task.parent)));
   }
 
   Status finish(const model::Task& task, const model::Thread& thread, Sink& sink) {
@@ -481,7 +456,6 @@ class Planner {
   int first_terminal_ = -1;
   std::map<ObjectId, int> users_;  ///< of each address space
   std::set<Tid> early_threads_;
-  std::set<Pid> changed_;  ///< whose first thread gets other ids than those of stasis
   std::set<Pid> inherits_, memory_first_;
   std::set<ObjectId> mapped_;
   std::map<ObjectId, std::vector<int>> held_for_others_;  ///< by descriptor table

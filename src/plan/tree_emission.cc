@@ -47,8 +47,7 @@ Status TreeEmission::create() {
     TRY(enter(line, pid));
     TRY(grow(line));
   }
-  settle();
-  return {};
+  return settle();
 }
 
 Status TreeEmission::grow(std::vector<Growing>& line) {
@@ -62,7 +61,7 @@ Status TreeEmission::grow(std::vector<Growing>& line) {
       const Growing grown = std::move(last);
       line.pop_back();
       const bool is_moved = tree_.moved.contains(grown.pid);
-      if (!is_moved) unshare(grown);
+      if (!is_moved) TRY(unshare(grown.pid, true, true));
       if (is_moved || (grown.relay.value != 0 && above_deferred_.contains(grown.pid)))
         pending_.emplace(grown.pid, grown);
       else if (grown.relay.value != 0)
@@ -108,6 +107,7 @@ Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
   auto& parent = line.back();
   const Pid creator = parent.pid;
   const auto& node = tree_.nodes.at(child);
+  TRY(unshare_for(creator, child));
   if (!parent.is_past_setsid) put_creator(creator, child);
   if (const auto moved = tree_.moved.find(child); moved != tree_.moved.end()) {
     for (const Pid group : moved->second.groups) stand_in(creator, group);
@@ -162,7 +162,7 @@ Tid TreeEmission::thread_for(Pid creator, Pid child) const {
 /// Whoever is adopted is the child of his parent's first thread.
 void TreeEmission::note_parent_thread(Pid child) {
   const auto* task = out_.tasks.find(child);
-  if (task != nullptr && depends_on_parent_thread(out_.application, *task)) out_.passed_on.insert(child);
+  if (task != nullptr && depends_on_parent_thread(out_.application, *task)) out_.passed_on[task->parent].insert(child);
 }
 
 /// Of those whose parent ends in its pid namespace, without having to be a subreaper.
@@ -207,6 +207,7 @@ void TreeEmission::lift(const Growing& grown) {
   out_.process(grown.relay_of).add(Wait{relay});
   const bool ends = grown.relay_of != creator && grown.ends_it;
   if (ends) {
+    out_.leave_table(grown.relay_of);
     out_.process(grown.relay_of).add(Exit{0});
     out_.process(creator).add(Wait{grown.relay_of});
   }

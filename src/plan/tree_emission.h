@@ -1,6 +1,7 @@
 // The commands that build a creation tree.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <set>
 #include <vector>
@@ -85,17 +86,22 @@ class TreeEmission {
   bool knows(Pid pid, Pid group) const { return out_.spaces.contains(out_.spaces.of(pid), out_.spaces.of(group)); }
   void put_into(Pid pid, Pid group);
   void put_creator(Pid creator, Pid child);
-  void settle();
+  Status settle();
   Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
-  ObjectId born_with(Pid pid, size_t kind) const;
+  ObjectId own(Pid pid, size_t kind) const;
+  ObjectId current(Pid pid, size_t kind) const;
   bool share_at_birth(Pid a, Pid b, size_t kind) const;
   template <typename Birth>
   Birth birth_of(Pid giver, Pid child) const;
   ObjectId carried_by(Pid pid, size_t kind) const;
-  void unshare(const Growing& grown);
+  Status unshare(Pid, bool files, bool fs);
+  Status unshare_for(Pid creator, Pid child);
+  /// Why one cannot have something in common with whom it should.
+  Error apart(Pid, size_t kind) const;
   void note_objects(Pid pid);
   void find_families(Pid creator, const std::vector<Pid>& children);
   bool needs_holder(Pid creator, const std::vector<Pid>& family) const;
+  bool are_of_one_time(Pid creator, const std::vector<Pid>& family) const;
   Status spawn_from_holder(std::vector<Growing>& line, Pid child);
   void set_foreground(uint64_t terminal, const model::Terminal& about);
   void end_dead_leaders();
@@ -125,6 +131,7 @@ class TreeEmission {
   struct Family {
     Pid creator, holder;
     std::vector<Pid> members;
+    std::array<ObjectId, 4> common = {};  ///< what they have from it, by kind; 0: nothing
     size_t born = 0;
   };
   std::vector<Family> families_;

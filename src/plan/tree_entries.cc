@@ -164,7 +164,7 @@ void TreeEmission::put_creator(Pid creator, Pid child) {
 }
 
 /// All are born. Who leads a group that others are in leaves it to one of them who stays there.
-void TreeEmission::settle() {
+Status TreeEmission::settle() {
   const auto order = birth_order(tree_);
   for (const Pid pid : std::views::reverse(order)) {
     const auto grown = pending_.find(pid);
@@ -173,10 +173,11 @@ void TreeEmission::settle() {
       const Pid group = tree_.nodes.at(pid).group;
       if (!knows(pid, group) && led_.contains(pid)) found_early(pid);
       if (!knows(pid, group)) put_into(pid, group);
-      unshare(grown->second);
+      TRY(unshare(pid, true, true));
     }
     if (grown->second.relay.value != 0) lift(grown->second);
   }
+  return {};
 }
 
 void TreeEmission::enter_space(Pid runner, Pid space) {

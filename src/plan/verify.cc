@@ -138,7 +138,6 @@ void Interpreter::set_death_signal() {
   const auto* task = tasks_wanted_.find(now_->pid);
   const auto sends = [](const model::Thread& thread) { return thread.parent_death_signal != 0; };
   if (task == nullptr || std::ranges::none_of(task->threads, sends)) return;
-  require(now_->awaited_death_signal == 0, "it replaces the one that is to be waited for");
   reads(now_->parentage, "its parent");
   reads(now_->parents_life, "the thread that is its parent");
   now_->has_death_signal = true;

@@ -35,6 +35,7 @@ void Interpreter::touch_table() {
 OpenSlot* Interpreter::open_slot(int fd) {
   const auto found = now_->table->slots.find(fd);
   require(found != now_->table->slots.end(), "descriptor {} is not open (EBADF)", fd);
+  if (!problem_) reads(now_->table->uses[fd], "descriptor {}", fd);
   return problem_ ? nullptr : &found->second;
 }
 
@@ -142,7 +143,6 @@ void Interpreter::apply(const Lock& lock) {
   const auto* task = tasks_wanted_.find(now_->pid);
   require(task != nullptr, "the process is not part of the application: its locks end with it");
   if (problem_) return;
-  reads(now_->table->uses[lock.fd], "descriptor {}", lock.fd);
   // An open at the same time may break a lease, or make it impossible (EAGAIN).
   if (lock.kind == name_of(model::FileLock::Kind::lease)) {
     require(files_.is_quiet(certain()), "files may be opened by another process at that time");
@@ -171,7 +171,6 @@ bool Interpreter::leads_to(ObjectId from, ObjectId to) const {
 void Interpreter::complete(const Created& completed) {
   const auto* slot = open_slot(completed.fd);
   if (slot == nullptr) return;
-  reads(now_->table->uses[completed.fd], "descriptor {}", completed.fd);
   require(slot->description == completed.description, "descriptor {} refers to {} instead of {}", completed.fd,
           slot->description, completed.description);
   const auto description = wanted_.descriptions.find(completed.description);

@@ -48,8 +48,7 @@ struct Process {
   uint64_t terminal = 0;                               ///< that controls it; 0: none
   Tid parent_thread;                                   ///< of the parent's
   bool has_death_signal = false;                       ///< is sent one when that ends
-  int awaited_death_signal = 0;                        ///< likewise, and will wait for it; 0: there is none
-  std::shared_ptr<const Snapshot> parent_threads_end;  ///< it has been sent
+  std::shared_ptr<const Snapshot> parent_threads_end;  ///< of the one before, if that has passed it on
   Stamp born;
   Pid pid_space;                        ///< its pid namespace
   std::map<Tid, Pid> childrens_spaces;  ///< where those of threads are born that have entered others
@@ -178,8 +177,7 @@ class Interpreter {
   void apply(const Unshare& unshare);
   /// What makes a pid namespace, or enters one, does not wait until rights and filters are final.
   void require_admin();
-  void apply(const SetDeathSignal& set);
-  void apply(const AwaitDeathSignal& await);
+  void apply(const AwaitChild& await);
   /// A living process that the runner can name.
   Process* named(Pid pid);
   void apply(const StartThread& thread);
@@ -223,6 +221,7 @@ class Interpreter {
   /// The slots; who uses them is the new table's own history.
   std::shared_ptr<Table> copied_table();
   void touch_table();
+  /// What the runner uses: it is open, and stays so for as long.
   OpenSlot* open_slot(int fd);
   void put(int fd, OpenSlot slot);
   /// Where a descriptor of the supervisor takes the place of a description, nothing else may.

@@ -39,6 +39,7 @@ void Interpreter::apply(const DropPages& drop) { obey(now_->space->drop(drop.add
 
 void Interpreter::apply(const ClearMemory&) {
   require(!program_.agent_area.empty(), "there is no agent area to keep");
+  require(!now_->space->owes(), "pages of its memory are still to come");
   *now_->space = SpaceModel();  // also for those who share it
 }
 
@@ -91,8 +92,9 @@ void Interpreter::require_patient(AddressRange range) {
   const auto* task = tasks_wanted_.find(now_->pid);
   if (task == nullptr) return reject("only a task of the application has pages that come later");
   const auto& mappings = wanted_.address_spaces.at(task->address_space).mappings;
-  const auto found = std::ranges::find(mappings, range, &model::Mapping::range);
-  require(found != mappings.end(), "{:#x}-{:#x} is no mapping of the application", range.begin, range.end);
+  const auto found = std::ranges::lower_bound(mappings, range, {}, &model::Mapping::range);
+  require(found != mappings.end() && found->range == range, "{:#x}-{:#x} is no mapping of the application", range.begin,
+          range.end);
   if (problem_) return;
   // mm/userfaultfd.c knows no private pages of files. Huge pages are promised when they are mapped; mlock(2) fills all
   // pages; and a child's copy with MADV_WIPEONFORK is watched as well, but must stay empty.

@@ -138,7 +138,6 @@ void Interpreter::compare(const model::Task& task, const Process& made) {
     require(born_in == childrens, "the children of thread {} would be born in the pid namespace of {} instead of {}",
             thread.tid, born_in, childrens);
   }
-  require(made.awaited_death_signal == 0, "the death signal that it is to wait for stays");
   if (extent_ == Extent::tree) return;
   compare_parent_thread(task, made);
   if (task.leader_has_ended()) threads.erase(leader_of(task.pid));

@@ -141,21 +141,17 @@ void Interpreter::apply(const Unshare& unshare) {
   if (unshare.pid_namespace) now_->childrens_spaces[tid_] = model::empty_namespace;
 }
 
-void Interpreter::apply(const SetDeathSignal& set) {
-  require(set.signal > 0 && set.signal <= 64 && set.signal != SIGKILL && set.signal != SIGSTOP,
-          "{} is no signal that can be waited for (EINVAL)", set.signal);
-  require(!now_->has_death_signal && now_->awaited_death_signal == 0, "it has a death signal already");
-  reads(now_->parentage, "its parent");
-  reads(now_->parents_life, "the thread that is its parent");
-  now_->awaited_death_signal = set.signal;
-}
-
-void Interpreter::apply(const AwaitDeathSignal& await) {
-  require(await.signal != 0 && now_->awaited_death_signal == await.signal && now_->parent_threads_end != nullptr,
-          "no thread that is its parent has ended and sent it {}: a deadlock", await.signal);
+/// Once it is the child of this thread, whoever was its parent before has ended: both happen under one lock
+/// (kernel/exit.c, exit_notify).
+void Interpreter::apply(const AwaitChild& await) {
+  const auto found = processes_.find(await.child_pid);
+  const bool comes = found != processes_.end() && !found->second.reaped && found->second.parent == now_->pid &&
+                     found->second.parent_thread == tid_;
+  require(comes, "{} does not become the child of this thread: a deadlock", await.child_pid);
+  if (extent_ == Extent::whole) obey(attributes_.check_rights(tid_, {}));
   if (problem_) return;
-  learn(std::exchange(now_->parent_threads_end, nullptr));
-  now_->awaited_death_signal = 0;
+  if (found->second.parent_threads_end) learn(found->second.parent_threads_end);
+  reads(found->second.parentage, "its child");
 }
 
 Process* Interpreter::named(Pid pid) {
@@ -185,14 +181,14 @@ void Interpreter::apply(const ExitThread& exit) {
   require(now_->threads.size() > 1, "it is the only thread: the whole process would end");
   // The thread is the parent; those who wait for its end are told at once (kernel/exit.c, reparent_leader).
   now_->leader_status = exit.status;
+  const auto end = snapshot();
   for (const Pid pid : children_[now_->pid]) {
     auto& child = processes_.at(pid);
     if (child.parent_thread != tid_) continue;
     // Whoever is to have one sets it when this has happened for certain.
     require(!child.has_death_signal, "its child {} would be sent its parent-death signal", pid);
     writes(child.parents_life, "the death signal of its child");
-    if (child.awaited_death_signal != 0) child.parent_threads_end = snapshot();
-    child.parent_thread = now_->first_living();
+    child.parent_thread = now_->first_living(), child.parent_threads_end = end;
   }
   writes(now_->leader_life, "its first thread");
   // With its descriptor table: whoever takes descriptors names the process, and finds the leader.
@@ -262,6 +258,7 @@ void Interpreter::apply(const Exit& exit) {
     require(reaper->value != 0, "its child {} would leave the tree", pid);
     require(!child.has_death_signal, "its child {} would be sent its parent death signal", pid);
     child.parent = *reaper, child.parent_thread = processes_.at(*reaper).first_living();
+    child.parent_threads_end.reset();
     children_[*reaper].insert(pid);
     writes(child.parentage, "the parent of its child");
   }

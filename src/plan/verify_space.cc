@@ -75,7 +75,10 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
   const auto found = areas_.find(from);
   if (found == areas_.end() || found->second.end != from + length)
     return fmt::format("no mapping {:#x}+{:#x} (EFAULT)", from, length);
-  const Area area = found->second;
+  Area area = found->second;
+  if (auto broken = check_pages(to, length)) return broken;
+  if (AddressRange{from, area.end}.overlaps({to, to + length}))
+    return fmt::format("{:#x}+{:#x} overlaps the place that it comes from (EINVAL)", to, length);
   if (auto broken = spares_owed({from, area.end})) return broken;
   Ranges moved;
   for (const auto& [begin, end] : filled_) {
@@ -84,8 +87,9 @@ Broken SpaceModel::move(uint64_t from, uint64_t length, uint64_t to) {
   areas_.erase(found);
   forget_filled({from, area.end});
   if (auto broken = map(to, length, area.protection, area.shared)) return broken;
-  auto& there = areas_.at(to);
-  there.segment = area.segment, there.origin = area.origin - from + to, there.read_only = area.read_only;
+  area.end = to + length;
+  if (area.segment.value != 0) area.origin += to - from;
+  areas_[to] = area;
   filled_.merge(moved);
   return {};
 }
@@ -104,12 +108,19 @@ Broken SpaceModel::protect(uint64_t begin, uint64_t length, uint32_t protection)
   const AddressRange range{begin, begin + length};
   if (const uint64_t covered = covered_until(range, 0); covered < range.end)
     return fmt::format("there is a hole at {:#x} (ENOMEM)", covered);
-  Area changed = std::prev(areas_.upper_bound(range.begin))->second;
-  if (changed.read_only && (protection & PROT_WRITE) != 0)
-    return fmt::format("the segment at {:#x} is attached for reading only (EACCES)", begin);
+  std::vector<std::pair<uint64_t, Area>> changed;  // those of one kind become one
+  for (auto at = std::prev(areas_.upper_bound(begin)); at != areas_.end() && at->first < range.end; ++at) {
+    Area area = at->second;
+    if (area.read_only && (protection & PROT_WRITE) != 0)
+      return fmt::format("the segment at {:#x} is attached for reading only (EACCES)", at->first);
+    area.end = std::min(area.end, range.end), area.protection = protection;
+    if (!changed.empty() && changed.back().second.is_like(area))
+      changed.back().second.end = area.end;
+    else
+      changed.emplace_back(std::max(at->first, begin), area);
+  }
   cut(areas_, range, [](auto& area) -> auto& { return area.end; });
-  changed.end = range.end, changed.protection = protection;
-  areas_[range.begin] = changed;
+  areas_.insert(changed.begin(), changed.end());
   return {};
 }
 

@@ -53,6 +53,12 @@ class SpaceModel {
     uint64_t origin = 0;  ///< where its first byte would be: what is mapped may be a part of it
     bool read_only = false;
     bool never_huge = false;  ///< mapped with MAP_STACK
+
+    /// Side by side they are one mapping to the kernel (mm/vma.c, can_vma_merge_after).
+    bool is_like(const Area& other) const {
+      return shared == other.shared && segment == other.segment && origin == other.origin &&
+             read_only == other.read_only && never_huge == other.never_huge;
+    }
   };
   Broken spares_owed(AddressRange range) const;
   Broken compare_attached(const model::Mapping&, const Area&, bool system_v) const;

@@ -288,13 +288,14 @@ TEST_F(Mutations, a_command_left_out_is_noticed) {
 TEST_F(Mutations, a_command_done_twice_is_noticed) {
   for (size_t index = 0; index < correct_.commands.size(); ++index) {
     const auto& action = correct_.commands[index].action;
-    const bool idempotent =
-        std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
-        std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
-        std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
-        std::holds_alternative<DecodePages>(action) || std::holds_alternative<ClearMemory>(action) ||
-        std::holds_alternative<Munmap>(action) || std::holds_alternative<DropPages>(action) ||
-        std::holds_alternative<EnterPidNamespace>(action) || std::holds_alternative<Unshare>(action);
+    const bool idempotent = std::holds_alternative<SetPgid>(action) || std::holds_alternative<SetChildReaper>(action) ||
+                            std::holds_alternative<SetCloseOnExec>(action) || std::holds_alternative<Lseek>(action) ||
+                            std::holds_alternative<Mprotect>(action) || std::holds_alternative<LoadPages>(action) ||
+                            std::holds_alternative<DecodePages>(action) ||
+                            std::holds_alternative<ClearMemory>(action) || std::holds_alternative<Munmap>(action) ||
+                            std::holds_alternative<DropPages>(action) ||
+                            std::holds_alternative<EnterPidNamespace>(action) ||
+                            std::holds_alternative<Unshare>(action) || std::holds_alternative<AwaitChild>(action);
     if (idempotent || may_be_missing(correct_, correct_.commands[index])) continue;
     Program mutant = correct_;
     mutant.commands.insert(mutant.commands.begin() + static_cast<ptrdiff_t>(index), correct_.commands[index]);
@@ -358,11 +359,9 @@ TEST_F(EndOfALeader, is_what_the_application_says) {
   const size_t end = end_of_leader();
   Program mutant = correct_;
   mutant.commands[end].action = Ready{};
-  EXPECT_EQ(rule_for(mutant), "no thread that is its parent has ended and sent it 64: a deadlock");
-  std::erase_if(mutant.commands, [](const Command& command) {
-    return std::holds_alternative<SetDeathSignal>(command.action) ||
-           std::holds_alternative<AwaitDeathSignal>(command.action);
-  });
+  EXPECT_EQ(rule_for(mutant), "126 does not become the child of this thread: a deadlock");
+  std::erase_if(mutant.commands,
+                [](const Command& command) { return std::holds_alternative<AwaitChild>(command.action); });
   EXPECT_EQ(rule_for(mutant), "its first thread should have ended");
   mutant = correct_;
   mutant.commands[end].action = ExitThread{6 << 8};
@@ -393,19 +392,37 @@ TEST_F(EndOfALeader, would_send_death_signals_to_children) {
 
 /// 126 has come to it as an orphan.
 TEST_F(EndOfALeader, passes_on_those_who_wait_for_it) {
-  const auto index_of = [&](auto is_it) {
-    return std::ranges::find_if(correct_.commands, is_it) - correct_.commands.begin();
-  };
-  const auto set = index_of([](const Command& one) { return std::holds_alternative<SetDeathSignal>(one.action); });
-  const auto await = index_of([](const Command& one) { return std::holds_alternative<AwaitDeathSignal>(one.action); });
-  ASSERT_LT(set, await);
-  ASSERT_LT(static_cast<size_t>(await), correct_.commands.size());
-  EXPECT_EQ(correct_.commands[static_cast<size_t>(set)].pid, Pid{126});
+  const auto await = std::ranges::find_if(
+      correct_.commands, [](const Command& one) { return std::holds_alternative<AwaitChild>(one.action); });
+  ASSERT_NE(await, correct_.commands.end());
+  EXPECT_EQ(await->pid, pid);
+  EXPECT_EQ(std::get<AwaitChild>(await->action).child_pid, Pid{126});
   Program mutant = correct_;
-  mutant.commands.erase(mutant.commands.begin() + await);
-  EXPECT_EQ(rule_for(mutant), "it replaces the one that is to be waited for");
-  mutant.commands.erase(mutant.commands.begin() + set);
+  mutant.commands.erase(mutant.commands.begin() + (await - correct_.commands.begin()));
   EXPECT_EQ(rule_for(mutant), "nothing makes sure that the thread that is its parent is settled by then");
+}
+
+/// The filters of the one who waits might forbid it.
+TEST_F(EndOfALeader, passes_children_on_before_filters_are_in_force) {
+  const Tid next = sample_.application().find(pid)->threads[1].tid;
+  auto& seccomp = sample_.application().find(pid)->threads[1].seccomp;
+  seccomp.mode = model::Seccomp::Mode::strict;
+  const auto program = sample_.program();
+  const auto by_next = [&](auto is_it) {
+    return std::ranges::find_if(program.commands,
+                                [&](const Command& command) { return command.tid == next && is_it(command.action); });
+  };
+  const auto await = by_next([](const Action& action) { return std::holds_alternative<AwaitChild>(action); });
+  const auto filters = by_next([](const Action& action) {
+    const auto* perform = std::get_if<Perform>(&action);
+    return perform != nullptr && perform->attribute == "seccomp";
+  });
+  ASSERT_LT(await, filters);
+  ASSERT_NE(filters, program.commands.end());
+  Program mutant = program;
+  const auto moved = mutant.commands.begin() + (await - program.commands.begin());
+  std::rotate(moved, moved + 1, mutant.commands.begin() + (filters - program.commands.begin()) + 1);
+  EXPECT_EQ(rule_for(mutant), "it comes after the thread's seccomp filters, which may forbid it (EPERM)");
 }
 
 /// The children of 113 are to be born in another pid namespace.

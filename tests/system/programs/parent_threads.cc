@@ -2,7 +2,6 @@
 // signal, and only it waits for them with __WNOTHREAD. One is the child of a thread that is not the first, one of a
 // process whose first thread has ended, and one has come to that process as an orphan, from another session.
 // FAIL_RESTORE
-// ROOT: an orphan cannot be passed on by a first thread with other ids than those of stasis
 #include <pthread.h>
 #include <sys/prctl.h>
 

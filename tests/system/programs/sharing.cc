@@ -20,8 +20,19 @@ void wait_for_step(int step) {
 
 void handler(int) {}
 
+/// A memory file that nobody has open any more, in memory that is not shared.
+volatile char* map_memory_file() {
+  const int fd = memfd_create("mapped", 0);
+  CHECK(fd >= 0 && ftruncate(fd, 4096) == 0);
+  void* memory = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  CHECK(memory != MAP_FAILED && close(fd) == 0);
+  return static_cast<char*>(memory);
+}
+
 /// CLONE_FILES and CLONE_FS: a descriptor and a directory opened by one are the other's.
 int shares_files(void*) {
+  volatile char* mapped = map_memory_file();
+  mapped[1] = 'm';
   __atomic_add_fetch(&board->started, 1, __ATOMIC_SEQ_CST);
   wait_for_step(1);
   char byte = 0;
@@ -29,6 +40,7 @@ int shares_files(void*) {
   char here[4096];
   CHECK(getcwd(here, sizeof here) != nullptr && strcmp(here, "/usr") == 0);
   CHECK(umask(077) == 0123);
+  CHECK_EQUAL(mapped[1], 'm');
   return 0;
 }
 

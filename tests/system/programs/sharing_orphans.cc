@@ -1,5 +1,6 @@
 // What processes share that a common ancestor has left them, which is gone, or has none of it any more: orphans of one
-// parent, one of which leads a session, and a grandparent and a grandchild with a parent between that has unshared.
+// parent, one of which leads a session, and a grandparent and a grandchild with a parent between that has unshared, and
+// shares what it has since then with another child.
 // FAIL_RESTORE
 #include <sys/prctl.h>
 
@@ -10,10 +11,10 @@ namespace {
 struct Board {
   volatile int settled, step;
   volatile pid_t leader, member, between, grandchild;
-  volatile int fd, opened;
+  volatile int fd, opened, own;
 };
 Board* board;
-char stacks[4][64 << 10];
+char stacks[5][64 << 10];
 
 void wait_for_step(int step) {
   while (board->step < step) usleep(1000);
@@ -61,17 +62,31 @@ int grandchild(void*) {
   return 0;
 }
 
+/// It has what the one between has, and not what is common to those around him.
+int companion(void*) {
+  __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
+  wait_for_step(3);
+  common::expect_directory("/tmp");
+  CHECK(fcntl(board->opened, F_GETFD) < 0 && fcntl(board->own, F_GETFD) >= 0);
+  CHECK(close(board->own) == 0);
+  return 0;
+}
+
 int between(void*) {
   board->grandchild = clone(grandchild, stacks[3] + sizeof stacks[3], CLONE_FS | CLONE_FILES | SIGCHLD, nullptr);
   CHECK(board->grandchild > 0);
   CHECK(unshare(CLONE_FS | CLONE_FILES) == 0 && chdir("/tmp") == 0);
-  const int own = open("/dev/null", O_RDONLY);
-  CHECK(own >= 0);
+  board->own = open("/dev/null", O_RDONLY);
+  CHECK(board->own >= 0);
+  const pid_t other = clone(companion, stacks[4] + sizeof stacks[4], CLONE_FS | CLONE_FILES | SIGCHLD, nullptr);
+  CHECK(other > 0);
   __atomic_add_fetch(&board->settled, 1, __ATOMIC_SEQ_CST);
   wait_for_step(3);
   common::expect_directory("/tmp");
-  CHECK(fcntl(board->opened, F_GETFD) < 0 && fcntl(own, F_GETFD) >= 0);
+  CHECK(fcntl(board->opened, F_GETFD) < 0);
   probe::expect_child_passed(board->grandchild);
+  probe::expect_child_passed(other);
+  CHECK(fcntl(board->own, F_GETFD) < 0);
   return 0;
 }
 
@@ -84,7 +99,7 @@ int main(int argc, char** argv) {
   leave_orphans();
   const pid_t child = clone(between, stacks[2] + sizeof stacks[2], CLONE_FS | CLONE_FILES | SIGCHLD, nullptr);
   CHECK(child > 0);
-  probe::await(&board->settled, 4);
+  probe::await(&board->settled, 5);
   probe::ready();
   probe::wait_for_go();
 

@@ -51,6 +51,41 @@ TEST(Interpreter, PassesAllSixArguments) {
   EXPECT_EQ(room.result(0, 1), 0);
 }
 
+/// The first thread has created it, and passes it on with its end.
+TEST(Interpreter, AwaitsAChildOfAnotherThread) {
+  const pid_t process = fork();
+  if (process == 0) {
+    const pid_t child = fork();
+    if (child == 0) pause();
+    auto program = here();
+    program.await_child(child, 0);
+    Room room({program});
+    std::thread([&] {
+      room.run(0);
+      const bool is_mine = waitid(P_PID, static_cast<id_t>(child), nullptr, WEXITED | WNOHANG | __WNOTHREAD) == 0;
+      kill(child, SIGKILL);
+      _exit(room.state(0) == slot_done && room.result(0, 0) == 0 && is_mine ? 0 : 1);
+    }).detach();
+    room.comes_to(0, slot_running);
+    usleep(10'000);
+    if (room.state(0) != slot_running) _exit(2);  // it was not its own yet
+    syscall(SYS_exit, 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(process, &status, 0), process);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(Interpreter, AwaitsNoChildWhenAnotherHasFailed) {
+  auto program = here();
+  program.await_child(getpid(), 0);  // which never is its own child
+  Room room({program});
+  room.header().failed = 1;
+  room.run(0);
+  EXPECT_EQ(room.state(0), slot_failed);
+  EXPECT_EQ(room.result(0, 0), canceled);
+}
+
 TEST(Interpreter, HandsOutputToLaterCalls) {
   auto program = here();
   program.call(call(SYS_pipe2, Out{8}, O_CLOEXEC), 0);

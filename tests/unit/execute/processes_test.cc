@@ -138,6 +138,33 @@ TEST_F(Workshop, TheFirstThreadEndsAloneAndTheProcessGoesOn) {
   EXPECT_EQ(WEXITSTATUS(reap(root.value)), 42);
 }
 
+TEST_F(Workshop, TheNextThreadWaitsForTheChildrenOfTheFirst) {
+  const auto pids = free_pids(3);
+  const auto [root, other, child] = std::tuple(pids[0], Tid{pids[1].value}, pids[2]);
+  begin(root);
+  does(root, fork_of(child));
+  does(root, plan::StartThread{other, {}});
+  does(root, plan::Close{program.images_fd});
+  does(root, plan::ExitThread{0});
+  does(root, other, plan::AwaitChild{child});
+  does(root, other, plan::Post{"passed on"});
+  does(root, other, plan::Ready{});
+  does(child, plan::Await{"passed on", 1});
+  ready(child);
+  auto& made = task(root, Pid{0}, code_pause);
+  made.threads[0].exit_status = 0;
+  made.threads.push_back(thread(other, address_of(code_exit_42)));
+  task(child, root, code_pause);
+  const auto built = build();
+  ASSERT_TRUE(built) << built.error().message();
+  const auto children = kernel::read_file(fmt::format("/proc/{}/task/{}/children", root, other));
+  ASSERT_TRUE(children);
+  EXPECT_EQ(*children, fmt::format("{} ", child));
+  const auto done = tree->resume();
+  ASSERT_TRUE(done) << done.error().message();
+  EXPECT_EQ(WEXITSTATUS(reap(root.value)), 42);
+}
+
 class Zombies : public Workshop, public testing::WithParamInterface<int> {};
 
 TEST_P(Zombies, KeepTheirStatusForTheirParent) {

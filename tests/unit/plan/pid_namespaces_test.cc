@@ -511,21 +511,21 @@ TEST(NamespaceRules, ASiblingCanBeginOne) {
   EXPECT_THAT(rejection_of(fork(1, 5, "[1]", true) + sibling), HasSubstr("can create siblings (EINVAL)"));
 }
 
-/// A signal that comes when the parent's first thread ends.
-TEST(NamespaceRules, ADeathSignalIsWaitedFor) {
-  const std::string begun = R"({"command": "START_THREAD", "pid": 1, "tid": 8}, )" + fork(1, 5, "[]");
-  const std::string set = R"(, {"command": "SET_DEATH_SIGNAL", "pid": 5, "signal": 40})";
-  const std::string turn = R"(, {"command": "POST", "pid": 5, "event": "set"},
-                              {"command": "AWAIT", "pid": 1, "event": "set", "count": 1})";
+/// Whom the first thread passes on with its end, to the next.
+TEST(NamespaceRules, AChildIsWaitedForByTheThreadThatItGoesOnTo) {
+  const std::string begun = R"({"command": "START_THREAD", "pid": 1, "tid": 8},
+                               {"command": "START_THREAD", "pid": 1, "tid": 9}, )" +
+                            fork(1, 5, "[]");
   const std::string end = R"(, {"command": "EXIT_THREAD", "pid": 1, "status": 0})";
-  const std::string await = R"(, {"command": "AWAIT_DEATH_SIGNAL", "pid": 5, "signal": 40})";
-  EXPECT_EQ(rejection_of(begun + set + turn + end + await), "accepted");
-  EXPECT_THAT(rejection_of(begun + set + end + await), HasSubstr("may be in use by another process"));
-  EXPECT_THAT(rejection_of(begun + end + set), HasSubstr("the thread that is its parent"));
-  EXPECT_THAT(rejection_of(begun + set + await), HasSubstr("a deadlock"));
-  EXPECT_THAT(rejection_of(begun + set + turn + end + await + await), HasSubstr("a deadlock"));
-  EXPECT_THAT(rejection_of(begun + R"(, {"command": "SET_DEATH_SIGNAL", "pid": 5, "signal": 9})"),
-              HasSubstr("no signal that can be waited for"));
+  const auto await_by = [](int tid, int child) {
+    return fmt::format(R"(, {{"command": "AWAIT_CHILD", "pid": 1, "tid": {}, "child_pid": {}}})", tid, child);
+  };
+  EXPECT_EQ(rejection_of(begun + end + await_by(8, 5)), "accepted");
+  EXPECT_EQ(rejection_of(begun + await_by(1, 5)), "accepted") << "it is the first thread's from the beginning";
+  EXPECT_THAT(rejection_of(begun + await_by(8, 5)), HasSubstr("a deadlock"));
+  EXPECT_THAT(rejection_of(begun + end + await_by(9, 5)), HasSubstr("a deadlock")) << "it goes to the other one";
+  EXPECT_THAT(rejection_of(begun + end + await_by(8, 6)), HasSubstr("a deadlock"));
+  EXPECT_THAT(rejection_of(begun + ", " + fork(5, 6, "[]") + end + await_by(8, 6)), HasSubstr("a deadlock"));
 }
 
 TEST(NamespaceRules, ChildrenAreBornWhereTheRunnerHasGone) {
