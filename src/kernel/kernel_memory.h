@@ -15,7 +15,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
-#include "base/unique_fd.h"
+#include "kernel/bpf.h"
 
 namespace stasis::kernel {
 
@@ -94,11 +94,9 @@ class KernelMemory {
 
  private:
   Result<KernelField> field(std::string_view structure, std::string_view name) const;
-  /// Of address 0 the calling thread's struct task_struct.
-  Result<uint64_t> run(uint64_t address) const;
 
   KernelTypes types_;
-  UniqueFd reader_;
+  bpf::Question reader_;  ///< of the word at an address; of address 0 the calling thread's struct task_struct
 };
 
 }  // namespace stasis::kernel
