@@ -198,8 +198,16 @@ Result<uint64_t> KernelMemory::word(uint64_t address) const {
   return reader_.ask(address);
 }
 
+std::optional<KernelField> KernelMemory::find(std::string_view structure, std::string_view name) const {
+  auto fields = found_.find(structure);
+  if (fields == found_.end()) fields = found_.emplace(structure, Fields()).first;
+  auto known = fields->second.find(name);
+  if (known == fields->second.end()) known = fields->second.emplace(name, types_.field(structure, name)).first;
+  return known->second;
+}
+
 Result<KernelField> KernelMemory::field(std::string_view structure, std::string_view name) const {
-  if (const auto field = types_.field(structure, name)) return *field;
+  if (const auto field = find(structure, name)) return *field;
   return fail(Error::unsupported("read kernel memory", fmt::format("this kernel has no {}.{}", structure, name)));
 }
 

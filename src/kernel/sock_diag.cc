@@ -159,49 +159,6 @@ Result<std::map<uint32_t, Endpoint>> list_connecting(int family) {
   return found;
 }
 
-Result<bool> SigningSockets::has(int fd) {
-  constexpr int signing_keys = 18;  // INET_DIAG_MD5SIG
-  if (!diag_.valid()) diag_ = UniqueFd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-  if (!diag_.valid()) return fail_errno("socket", "NETLINK_SOCK_DIAG");
-  struct {
-    nlmsghdr head;
-    inet_diag_req_v2 request;
-  } message{};
-  const auto fill = [&](int (*ask)(int, sockaddr*, socklen_t*), uint16_t& port, uint32_t* address) {
-    sockaddr_storage name{};
-    socklen_t size = sizeof name;
-    if (ask(fd, reinterpret_cast<sockaddr*>(&name), &size) != 0) return;
-    const auto end = endpoint_of(name);
-    message.request.sdiag_family = static_cast<uint8_t>(end.family);
-    port = htons(end.port);
-    std::memcpy(address, end.address.data(), end.address_size());
-  };
-  auto& id = message.request.id;
-  fill(getsockname, id.idiag_sport, id.idiag_src);
-  fill(getpeername, id.idiag_dport, id.idiag_dst);
-  if (id.idiag_sport == 0) return false;
-  socklen_t size = sizeof id.idiag_cookie;
-  if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, id.idiag_cookie, &size) != 0) return fail_errno("SO_COOKIE");
-  constexpr int bound_device = 62;  // SO_BINDTOIFINDEX
-  size = sizeof id.idiag_if;
-  if (getsockopt(fd, SOL_SOCKET, bound_device, &id.idiag_if, &size) != 0) id.idiag_if = 0;
-  message.head.nlmsg_len = sizeof message, message.head.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  message.head.nlmsg_flags = NLM_F_REQUEST, message.request.sdiag_protocol = IPPROTO_TCP;
-  message.request.idiag_states = ~0u;
-  uint8_t buffer[16 << 10];
-  if (send(diag_.get(), &message, sizeof message, 0) < 0) return fail_errno("send", "NETLINK_SOCK_DIAG");
-  const ssize_t received = recv(diag_.get(), buffer, sizeof buffer, 0);
-  if (received < static_cast<ssize_t>(sizeof(nlmsghdr))) return fail_errno("recv", "NETLINK_SOCK_DIAG");
-  const ByteView answer(buffer, static_cast<size_t>(received));
-  // An error: it is not among those that can be found, or another shares its port.
-  if (plain<nlmsghdr>(answer).nlmsg_type != SOCK_DIAG_BY_FAMILY) return false;
-  constexpr size_t begin = sizeof(nlmsghdr) + sizeof(inet_diag_msg);
-  bool found = false;
-  each_attribute(answer.subspan(std::min(answer.size(), begin)),
-                 [&](uint16_t type, ByteView) { found = found || type == signing_keys; });
-  return found;
-}
-
 Result<std::map<uint32_t, Endpoint>> list_peers(const std::string& table, int family) {
   std::ifstream lines("/proc/net/" + table);
   std::map<uint32_t, Endpoint> found;

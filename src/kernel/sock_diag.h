@@ -9,7 +9,6 @@
 
 #include "base/result.h"
 #include "base/types.h"
-#include "base/unique_fd.h"
 #include "kernel/inet.h"
 
 namespace stasis::kernel {
@@ -45,18 +44,6 @@ Result<std::map<uint32_t, Endpoint>> list_connecting(int family);
 /// The same of sockets that are connected to an address without a port, which getpeername(2) does not tell either
 /// (net/ipv4/af_inet.c, inet_getname). `table`: "raw", "icmp6" …, a file of /proc/net.
 Result<std::map<uint32_t, Endpoint>> list_peers(const std::string& table, int family);
-
-/// Which TCP sockets sign what they send, and take nothing unsigned (TCP_MD5SIG; tcp(7)): each is asked for alone, for
-/// a list would have all of the network namespace.
-class SigningSockets {
- public:
-  /// `fd`: a descriptor of ours. Of one that is neither bound nor connected, and to who has not CAP_NET_ADMIN, nothing
-  /// is told: false.
-  Result<bool> has(int fd);
-
- private:
-  UniqueFd diag_;
-};
 
 /// A packet socket (packet(7); net/packet/diag.c): what getsockopt(2) does not tell of it.
 struct PacketSocketInfo {
