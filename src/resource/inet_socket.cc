@@ -64,7 +64,6 @@ struct Connections {
   };
   InetOptionReader options;
   MembershipReader memberships;
-  kernel::SigningSockets signing;
   /// Of datagrams and raw sockets, by family and protocol, then inode: how they are shut down.
   std::map<std::pair<int, int>, kernel::Shutdowns> shutdowns;
   std::map<std::pair<std::string, std::string>, bool> foreign;               ///< addresses with devices: none has them
@@ -298,10 +297,7 @@ class InetSocketRoom final : public FileRoom {
   static Status look_at_tcp(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     const auto& policy = context.kept<NetworkCapture>().policy;
     refuse_upper_layer(context, probe, fd);
-    if (TRY(context.kept<Connections>().signing.has(fd)))
-      context.diagnostics.refuse(probe.subject,
-                                 "what it sends and receives is signed with keys (TCP_MD5SIG), which are not saved",
-                                 "close it before the dump");
+    TRY(refuse_signed(context, probe, fd));
     auto info = TRY(kernel::tcp_info(fd));
     if (info.state == TCP_SYN_SENT) {
       TRY(find_remote(probe, fd, socket));
@@ -367,6 +363,20 @@ class InetSocketRoom final : public FileRoom {
         fmt::format("the kernel has taken over a layer above TCP ({}, TCP_ULP), which cannot be repaired",
                     std::string_view(name, strnlen(name, sizeof name))),
         "have the program do it itself (for TLS: without kTLS), or close it before the dump");
+  }
+
+  /// Keys of TCP_MD5SIG no interface tells (sock_diag(7) would, but not of all kernels). Where the kernel's memory
+  /// cannot be read there are taken to be none.
+  static Status refuse_signed(CaptureContext& context, const DescriptorProbe& probe, int fd) {
+    const auto& memory = context.kept<KernelAccess>().memory;
+    if (!memory || !memory->has("tcp_sock", "md5sig_info")) return {};
+    const uint64_t socket = TRY(memory->get(TRY(memory->file(fd)), "file", "private_data"));
+    const uint64_t inner = TRY(memory->get(socket, "socket", "sk"));  // struct tcp_sock begins with struct sock
+    if (TRY(memory->get(inner, "tcp_sock", "md5sig_info")) == 0) return {};
+    context.diagnostics.refuse(probe.subject,
+                               "what it sends and receives is signed with keys (TCP_MD5SIG), which are not saved",
+                               "close it before the dump");
+    return {};
   }
 
   /// Listed again for each: few are in that state, and none for long.
