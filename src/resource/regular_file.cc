@@ -92,8 +92,8 @@ class RegularFileRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!probe.link.starts_with('/')) return false;
-    for (const std::string_view prefix : {"/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage", "/secretmem"}) {
+    if (!probe.link.starts_with('/') || probe.link == "/secretmem (deleted)") return false;
+    for (const std::string_view prefix : {"/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage"}) {
       if (probe.link.starts_with(prefix) && probe.stat.st_nlink == 0) return false;
     }
     return S_ISREG(probe.stat.st_mode) || S_ISDIR(probe.stat.st_mode) ||
