@@ -1,4 +1,5 @@
-// Small BPF programs as the kernel takes them, instruction by instruction (Documentation/bpf/standardization).
+// Small BPF programs as the kernel takes them, instruction by instruction (Documentation/bpf/standardization), and the
+// running of one that answers a question.
 #pragma once
 
 #include <linux/bpf.h>
@@ -6,6 +7,11 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
 
 namespace stasis::kernel::bpf {
 
@@ -31,8 +37,29 @@ constexpr bpf_insn skip_if_zero(int what, int count) {
   return instruction(BPF_JMP | BPF_JEQ | BPF_K, what, 0, count, 0);
 }
 
+/// The address of a map that is behind a descriptor; takes the room of two instructions.
+constexpr bpf_insn address_of_map(int to, int fd) {
+  return instruction(BPF_LD | BPF_IMM | BPF_DW, to, BPF_PSEUDO_MAP_FD, 0, fd);
+}
+constexpr bpf_insn second_half() { return instruction(0, 0, 0, 0, 0); }
+
 inline int64_t call(int command, bpf_attr& attributes) {
   return syscall(SYS_bpf, command, &attributes, sizeof attributes);
 }
+
+/// A program that is given a word, the first of its context, and leaves its answer in the second.
+class Question {
+ public:
+  static constexpr int answer_at = sizeof(uint64_t);
+
+  /// `what` it does is for messages.
+  static Result<Question> load(std::span<const bpf_insn> program, std::string what);
+  /// A program that leaves anything but 0 has found nothing (ErrorCode::conflict).
+  Result<uint64_t> ask(uint64_t argument) const;
+
+ private:
+  std::string what_;
+  UniqueFd program_;
+};
 
 }  // namespace stasis::kernel::bpf

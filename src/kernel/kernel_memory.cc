@@ -53,14 +53,6 @@ std::unexpected<Error> malformed(std::string cause) {
   return fail(Error::invalid("read the kernel's types", std::move(cause), std::string(btf_path)));
 }
 
-// ---- the program. Its argument is a word at the beginning of the context, its answer the one after it.
-
-struct Context {
-  uint64_t argument = 0, answer = 0;
-};
-
-constexpr int answer_at = sizeof(uint64_t);
-
 using namespace bpf;
 
 /// The word at an address; of address 0 the calling task's own.
@@ -73,25 +65,13 @@ constexpr std::array reading{
     set(2, 8),
     helper(BPF_FUNC_probe_read_kernel),
     load(1, frame, -8),
-    store(6, answer_at, 1),
+    store(6, Question::answer_at, 1),
     leave(),
     helper(BPF_FUNC_get_current_task),
-    store(6, answer_at, 0),
+    store(6, Question::answer_at, 0),
     set(0, 0),
     leave(),
 };
-
-Result<UniqueFd> load_reader() {
-  bpf_attr attributes{};
-  attributes.prog_type = BPF_PROG_TYPE_SYSCALL;
-  attributes.insns = reinterpret_cast<uint64_t>(reading.data());
-  attributes.insn_cnt = static_cast<uint32_t>(reading.size());
-  attributes.license = reinterpret_cast<uint64_t>("GPL");  // the helpers ask for it
-  attributes.prog_flags = BPF_F_SLEEPABLE;
-  UniqueFd program(static_cast<int>(bpf::call(BPF_PROG_LOAD, attributes)));
-  if (!program.valid()) return fail_errno("load a BPF program that reads kernel memory");
-  return program;
-}
 
 }  // namespace
 
@@ -206,32 +186,28 @@ uint32_t KernelTypes::size_of(uint32_t id) const {
 
 Result<KernelMemory> KernelMemory::open() {
   KernelMemory memory;
-  memory.reader_ = TRY(load_reader());
+  memory.reader_ = TRY(Question::load(reading, "read kernel memory"));
   memory.types_ = TRY(KernelTypes::read());
   // A kernel that is locked down loads the program, and lets it read nothing (kernel_lockdown(7)).
-  TRY(memory.get(TRY(memory.run(0)), "task_struct", "tgid"));
+  TRY(memory.get(TRY(memory.reader_.ask(0)), "task_struct", "tgid"));
   return memory;
-}
-
-Result<uint64_t> KernelMemory::run(uint64_t argument) const {
-  Context context{argument, 0};
-  bpf_attr attributes{};
-  attributes.test.prog_fd = static_cast<uint32_t>(reader_.get());
-  attributes.test.ctx_in = reinterpret_cast<uint64_t>(&context);
-  attributes.test.ctx_size_in = sizeof context;
-  if (bpf::call(BPF_PROG_TEST_RUN, attributes) != 0) return fail_errno("read kernel memory");
-  if (attributes.test.retval != 0)
-    return fail(Error::conflict("read kernel memory", fmt::format("nothing is at {:#x}", argument)));
-  return context.answer;
 }
 
 Result<uint64_t> KernelMemory::word(uint64_t address) const {
   if (address < sizeof(uint64_t)) return fail(Error::conflict("read kernel memory", "a pointer leads nowhere"));
-  return run(address);
+  return reader_.ask(address);
+}
+
+std::optional<KernelField> KernelMemory::find(std::string_view structure, std::string_view name) const {
+  auto fields = found_.find(structure);
+  if (fields == found_.end()) fields = found_.emplace(structure, Fields()).first;
+  auto known = fields->second.find(name);
+  if (known == fields->second.end()) known = fields->second.emplace(name, types_.field(structure, name)).first;
+  return known->second;
 }
 
 Result<KernelField> KernelMemory::field(std::string_view structure, std::string_view name) const {
-  if (const auto field = types_.field(structure, name)) return *field;
+  if (const auto field = find(structure, name)) return *field;
   return fail(Error::unsupported("read kernel memory", fmt::format("this kernel has no {}.{}", structure, name)));
 }
 
@@ -257,7 +233,7 @@ Result<std::vector<uint64_t>> KernelMemory::listed(uint64_t head, std::string_vi
 }
 
 Result<uint64_t> KernelMemory::file(int fd) const {
-  const uint64_t task = TRY(run(0));
+  const uint64_t task = TRY(reader_.ask(0));
   const uint64_t files = TRY(get(task, "task_struct", "files"));
   const uint64_t table = TRY(get(TRY(get(files, "files_struct", "fdt")), "fdtable", "fd"));
   return word(table + static_cast<uint64_t>(fd) * sizeof(uint64_t));

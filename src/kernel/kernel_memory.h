@@ -8,14 +8,17 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "base/types.h"
-#include "base/unique_fd.h"
+#include "kernel/bpf.h"
 
 namespace stasis::kernel {
 
@@ -67,16 +70,15 @@ class KernelTypes {
   std::vector<uint32_t> places_;  ///< of the types in the text, by number; number 0 is void, which has none
 };
 
+/// For one thread at a time.
 class KernelMemory {
  public:
   static Result<KernelMemory> open();
 
-  bool has(std::string_view structure, std::string_view name) const {
-    return types_.field(structure, name).has_value();
-  }
+  bool has(std::string_view structure, std::string_view name) const { return find(structure, name).has_value(); }
   /// In bytes; 0: it is an array, or a bit field.
   uint32_t size(std::string_view structure, std::string_view name) const {
-    return types_.field(structure, name).value_or(KernelField{}).size;
+    return find(structure, name).value_or(KernelField{}).size;
   }
   /// The address of a field of the object at `address`.
   Result<uint64_t> address(uint64_t object, std::string_view structure, std::string_view name) const;
@@ -94,11 +96,14 @@ class KernelMemory {
 
  private:
   Result<KernelField> field(std::string_view structure, std::string_view name) const;
-  /// Of address 0 the calling thread's struct task_struct.
-  Result<uint64_t> run(uint64_t address) const;
+
+  /// As KernelTypes::field, which looks through all types: what is asked of each socket is found once.
+  std::optional<KernelField> find(std::string_view structure, std::string_view name) const;
 
   KernelTypes types_;
-  UniqueFd reader_;
+  using Fields = std::map<std::string, std::optional<KernelField>, std::less<>>;  ///< by name
+  mutable std::map<std::string, Fields, std::less<>> found_;                      ///< by structure
+  bpf::Question reader_;  ///< of the word at an address; of address 0 the calling thread's struct task_struct
 };
 
 }  // namespace stasis::kernel

@@ -82,6 +82,7 @@ struct StatusInfo {
   bool no_new_privs = false;
   int seccomp = 0;
   int seccomp_filters = 0;
+  uint64_t pinned_kb = 0;  ///< of buffers that are registered (io_uring, RDMA)
   bool thp_enabled = true;
   bool shadow_stack = false;  ///< x86_Thread_features: shstk
 };

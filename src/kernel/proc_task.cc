@@ -136,6 +136,13 @@ bool name(StatusInfo& info, std::string_view value) {
   return true;
 }
 
+/// "1024 kB"
+bool pinned(StatusInfo& info, std::string_view value) {
+  const auto number = TextCursor(value).number<uint64_t>();
+  info.pinned_kb = number.value_or(0);
+  return number.has_value();
+}
+
 bool thread_features(StatusInfo& info, std::string_view value) {
   info.shadow_stack = value.find("shstk") != std::string_view::npos;
   return true;
@@ -162,6 +169,7 @@ constexpr StatusLine status_lines[] = {
     {"NSpid", list<&StatusInfo::ns_pid>},
     {"NSpgid", list<&StatusInfo::ns_pgid>},
     {"NSsid", list<&StatusInfo::ns_sid>},
+    {"VmPin", pinned},
     {"THP_enabled", flag<&StatusInfo::thp_enabled>},
     {"SigPnd", scalar<&StatusInfo::sig_pending, 16>},
     {"ShdPnd", scalar<&StatusInfo::shared_pending, 16>},

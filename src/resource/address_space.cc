@@ -67,12 +67,18 @@ Result<uint32_t> open_flags(pid_t witness, const kernel::MapsEntry& vma) {
   return (link.st_mode & S_IWUSR) != 0 ? O_RDWR : O_RDONLY;
 }
 
-/// Where nobody may look they are taken to have ended.
 Status check_requests(CaptureContext& context, const ProcessView& view, AddressRange ring, std::string subject) {
-  const auto& memory = context.kept<KernelAccess>().memory;
-  if (memory && TRY(waits_for_aio(*memory, view.witness(), ring.begin)))
-    context.diagnostics.refuse_for_now(std::move(subject), "requests of it wait for others (IOCB_CMD_POLL)",
+  auto& access = context.kept<KernelAccess>();
+  if (!access.memory) {
+    context.diagnostics.warn(
+        std::move(subject),
+        "whether requests of it are under way only the kernel's memory tells, which cannot be read: " +
+            access.memory.error().message(),
+        "events of such are lost: dump as root, or while the program does no asynchronous I/O");
+  } else if (TRY(is_under_way(*access.memory, *TRY(access.per_cpu()), view.witness(), ring.begin))) {
+    context.diagnostics.refuse_for_now(std::move(subject), "requests of it are under way",
                                        "let the program wait for them before it is dumped, or cancel them");
+  }
   return {};
 }
 
@@ -123,8 +129,8 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       mapping.file = ring.value_or(ObjectId{});
     }
     if (found.kind == VmaKind::aio_ring) {
-      space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));
       TRY_IN("look at " + subject_of(task, vma), check_requests(context, view, vma.range, subject_of(task, vma)));
+      space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));
     }
     space.mappings.push_back(std::move(mapping));
   }

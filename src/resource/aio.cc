@@ -52,18 +52,35 @@ Result<model::AioContext> look_at_aio(pid_t witness, AddressRange ring) {
   return context;
 }
 
-Result<bool> waits_for_aio(const kernel::KernelMemory& memory, pid_t witness, uint64_t ring) {
+namespace {
+
+Result<uint64_t> find_context(const kernel::KernelMemory& memory, pid_t witness, uint64_t ring) {
   const uint64_t space = TRY(memory.get(TRY(memory.task(witness)), "task_struct", "mm"));
   const uint64_t table = TRY(memory.get(space, "mm_struct", "ioctx_table"));
   const uint64_t count = TRY(memory.get(table, "kioctx_table", "nr"));
   const uint64_t contexts = TRY(memory.address(table, "kioctx_table", "table"));
   for (uint64_t index = 0; index < count; ++index) {
     const uint64_t context = TRY(memory.word(contexts + index * sizeof(uint64_t)));
-    if (context == 0 || TRY(memory.get(context, "kioctx", "user_id")) != ring) continue;
-    const uint64_t list = TRY(memory.address(context, "kioctx", "active_reqs"));
-    return TRY(memory.word(list)) != list;
+    if (context != 0 && TRY(memory.get(context, "kioctx", "user_id")) == ring) return context;
   }
   return fail(Error::conflict("look at an AIO context", "the kernel has none with this ring"));
+}
+
+}  // namespace
+
+/// All places in the ring but one are given away; those that are left are counted for all processors together, which
+/// hand them out from stocks of their own. Each place is taken until its event has been (fs/aio.c,
+/// refill_reqs_available). Nothing is submitted meanwhile, and what completes moves on in the order in which it is read
+/// here, so that what is counted twice or not at all counts as under way.
+Result<bool> is_under_way(const kernel::KernelMemory& memory, const kernel::PerCpu& per_cpu, pid_t witness,
+                          uint64_t ring) {
+  const uint64_t context = TRY(find_context(memory, witness, ring));
+  const uint64_t slots = TRY(memory.get(context, "kioctx", "nr_events"));
+  uint64_t accounted_for = 1 + TRY(memory.get(context, "kioctx", "reqs_available"));
+  for (const uint64_t stock : per_cpu.copies(TRY(memory.get(context, "kioctx", "cpu"))))
+    accounted_for += TRY(memory.get(stock, "kioctx_cpu", "reqs_available"));
+  accounted_for += TRY(memory.get(context, "kioctx", "completed_events"));
+  return accounted_for < slots;
 }
 
 void encode_aio(const model::AddressSpace& space, mm_entry& mm) {

@@ -1,4 +1,8 @@
-// BPF maps (bpf(2)): hashes and arrays.
+// BPF maps (bpf(2)) whose elements can be listed and set again: hashes, arrays and tries.
+//
+// Of maps that have a value for each processor all are read and set; the machine must have as many at the restore.
+// Which elements of an LRU hash were used last nobody tells: what goes first is chosen anew, and such a hash that is
+// nearly full may lose some elements while it is filled, as it may at any time (kernel/bpf/bpf_lru_list.c).
 //
 // Content is read through a duplicate of the descriptor, which changes nothing. What programs, other maps or files of
 // bpffs share with the tree is not found again by a restore: the map that it makes is the tree's own, as with CRIU.
@@ -10,11 +14,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstring>
 #include <map>
 
 #include "kernel/fdinfo.h"
+#include "kernel/process.h"
 #include "resource/anonymous_room.h"
 
 namespace stasis::resource {
@@ -27,6 +34,67 @@ constexpr size_t longest_name = BPF_OBJ_NAME_LEN - 1;
 
 int64_t bpf(int command, bpf_attr& attributes) { return syscall(SYS_bpf, command, &attributes, sizeof attributes); }
 
+struct MapType {
+  uint32_t number;
+  std::string_view name;
+  bool per_processor = false;
+};
+constexpr MapType known_types[] = {
+    {BPF_MAP_TYPE_HASH, "hash"},
+    {BPF_MAP_TYPE_ARRAY, "array"},
+    {BPF_MAP_TYPE_PERCPU_HASH, "per-CPU hash", true},
+    {BPF_MAP_TYPE_PERCPU_ARRAY, "per-CPU array", true},
+    {BPF_MAP_TYPE_LRU_HASH, "LRU hash"},
+    {BPF_MAP_TYPE_LRU_PERCPU_HASH, "LRU per-CPU hash", true},
+    {BPF_MAP_TYPE_LPM_TRIE, "LPM trie"},
+};
+/// Those that are refused: what they hold are objects of the kernel, places in rings, or cannot be looked at at all.
+constexpr MapType other_types[] = {
+    {BPF_MAP_TYPE_PROG_ARRAY, "array of programs"},
+    {BPF_MAP_TYPE_PERF_EVENT_ARRAY, "array of perf events"},
+    {BPF_MAP_TYPE_STACK_TRACE, "map of stack traces"},
+    {BPF_MAP_TYPE_CGROUP_ARRAY, "array of cgroups"},
+    {BPF_MAP_TYPE_ARRAY_OF_MAPS, "array of maps"},
+    {BPF_MAP_TYPE_HASH_OF_MAPS, "hash of maps"},
+    {BPF_MAP_TYPE_DEVMAP, "map of devices"},
+    {BPF_MAP_TYPE_DEVMAP_HASH, "map of devices"},
+    {BPF_MAP_TYPE_SOCKMAP, "map of sockets"},
+    {BPF_MAP_TYPE_SOCKHASH, "map of sockets"},
+    {BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, "map of sockets"},
+    {BPF_MAP_TYPE_XSKMAP, "map of XDP sockets"},
+    {BPF_MAP_TYPE_CPUMAP, "map of CPUs"},
+    {BPF_MAP_TYPE_QUEUE, "queue, which shows only its first element"},
+    {BPF_MAP_TYPE_STACK, "stack, which shows only its top element"},
+    {BPF_MAP_TYPE_RINGBUF, "ring buffer"},
+    {BPF_MAP_TYPE_USER_RINGBUF, "ring buffer"},
+    {BPF_MAP_TYPE_BLOOM_FILTER, "Bloom filter, which shows no elements"},
+    {BPF_MAP_TYPE_STRUCT_OPS, "table of functions (struct_ops)"},
+};
+
+const MapType* type_of(std::span<const MapType> types, uint32_t number) {
+  const auto found = std::ranges::find(types, number, &MapType::number);
+  return found == types.end() ? nullptr : &*found;
+}
+bool is_known(uint32_t type) { return type_of(known_types, type) != nullptr; }
+bool is_per_processor(uint32_t type) {
+  const auto* known = type_of(known_types, type);
+  return known != nullptr && known->per_processor;
+}
+
+/// Of one processor in what system calls take and give (kernel/bpf/syscall.c, bpf_map_value_size).
+uint64_t stride(uint32_t value_size) { return (uint64_t{value_size} + 7) / 8 * 8; }
+
+/// That there may ever be: the last in "0-3,8-11".
+Result<uint32_t> possible_processors() {
+  const std::string path = "/sys/devices/system/cpu/possible";
+  const std::string text = TRY(kernel::read_file(path));
+  const size_t last = text.find_last_of(",-") == std::string::npos ? 0 : text.find_last_of(",-") + 1;
+  uint32_t number = 0;
+  if (std::from_chars(text.data() + last, text.data() + text.size(), number).ec != std::errc())
+    return fail(Error::unsupported("read " + path, "it is not a list of numbers"));
+  return number + 1;
+}
+
 struct BpfMap final : model::KindValue {
   uint32_t type = 0, key_size = 0, value_size = 0, max_entries = 0, flags = 0;
   uint32_t id = 0;      ///< the kernel's own; not compared
@@ -34,30 +102,33 @@ struct BpfMap final : model::KindValue {
   bool frozen = false;
   std::string name;
   uint32_t count = 0;
-  Bytes keys, values;  ///< of `count` elements, ascending keys
+  Bytes keys, values;       ///< of `count` elements, ascending keys
+  uint32_t processors = 1;  ///< that have a value of their own of each element
+
+  uint64_t bytes_of_value() const { return is_per_processor(type) ? stride(value_size) * processors : value_size; }
 
   std::string_view kind() const override { return "bpf map"; }
   bool equals(const model::KindValue& other) const override {
     const auto* map = dynamic_cast<const BpfMap*>(&other);
     const auto all = [](const BpfMap& m) {
       return std::tie(m.type, m.key_size, m.value_size, m.max_entries, m.flags, m.frozen, m.name, m.count, m.keys,
-                      m.values);
+                      m.values, m.processors);
     };
     return map != nullptr && all(*this) == all(*map);
   }
   std::string describe() const override {
-    return fmt::format("bpf {} '{}' with {} of {} elements", type == BPF_MAP_TYPE_HASH ? "hash" : "array", name, count,
+    const auto* known = type_of(known_types, type);
+    return fmt::format("bpf {} '{}' with {} of {} elements", known == nullptr ? "map" : known->name, name, count,
                        max_entries);
   }
 };
 
-bool is_known(uint32_t type) { return type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_ARRAY; }
-uint64_t most_content(const BpfMap& map) { return (uint64_t{map.key_size} + map.value_size) * map.max_entries; }
+uint64_t most_content(const BpfMap& map) { return (map.key_size + map.bytes_of_value()) * map.max_entries; }
 
 /// Reads all elements. Hashes have no order: keys are sorted.
 Status read_elements(int fd, BpfMap& map, const std::string& subject) {
   std::map<Bytes, Bytes> elements;
-  Bytes key(map.key_size), next(map.key_size), value(map.value_size);
+  Bytes key(map.key_size), next(map.key_size), value(map.bytes_of_value());
   for (bool first = true;; first = false) {
     bpf_attr attributes{};
     attributes.map_fd = static_cast<uint32_t>(fd);
@@ -127,12 +198,25 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
       return model::KindState{std::move(map)};
     }
     map->name.assign(more.name, strnlen(more.name, sizeof more.name));
+    if (is_per_processor(map->type)) map->processors = TRY(possible_processors());
     if (const auto problem = problem_of(context, *map, more, probe.flags); !problem.empty()) {
       context.diagnostics.refuse(probe.subject, problem, "close it before the dump, or make it another way");
     } else {
       TRY(read_elements(TRY(probe.duplicate()), *map, probe.subject));
     }
     return model::KindState{std::move(map)};
+  }
+
+  void validate(const model::Application&, const model::OpenDescription& description,
+                Diagnostics& diagnostics) const override {
+    const auto& map = *description.state.as<BpfMap>();
+    const auto here = is_per_processor(map.type) && map.count != 0 ? possible_processors() : map.processors;
+    if (here && *here == map.processors) return;
+    diagnostics.refuse(
+        map.describe(),
+        here ? fmt::format("it has values of {} processors, and here there may be {}", map.processors, *here)
+             : here.error().message(),
+        "restore on a machine with as many processors");
   }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
@@ -197,7 +281,7 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     map->max_entries = entry.max_entries(), map->flags = entry.map_flags(), map->id = entry.map_id();
     map->memory = entry.memlock(), map->frozen = entry.frozen(), map->name = entry.map_name();
     if (!is_known(map->type))
-      return bad_entry(kind(), record, "bpf.map_type", fmt::format("{} is neither hash nor array", map->type));
+      return bad_entry(kind(), record, "bpf.map_type", fmt::format("maps of type {} cannot be made again", map->type));
     if (entry.ifindex() != 0) return bad_entry(kind(), record, "bpf.ifindex", "it is of a network device");
     if (map->key_size == 0 || map->value_size == 0 || map->max_entries == 0 || map->key_size > largest_content ||
         map->value_size > largest_content || map->max_entries > largest_content || most_content(*map) > largest_content)
@@ -210,7 +294,11 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
  private:
   /// Why it cannot be made again; empty: it can.
   static std::string problem_of(CaptureContext& context, const BpfMap& map, const bpf_map_info& info, uint32_t flags) {
-    if (!is_known(map.type)) return fmt::format("it is a BPF map of type {}, neither hash nor array", map.type);
+    if (!is_known(map.type)) {
+      const auto* other = type_of(other_types, map.type);
+      return other != nullptr ? fmt::format("as a BPF map it is a {}", other->name)
+                              : fmt::format("it is a BPF map of type {}", map.type);
+    }
     if (info.btf_id != 0 || info.btf_vmlinux_value_type_id != 0)
       return "its keys and values have types (BTF), which the kernel does not give back";
     if (info.ifindex != 0) return "it is of a network device";
@@ -242,8 +330,10 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     const auto found = all->find(map.id);
     if (found == all->end()) return {};
     const auto& content = found->second;
+    if (is_per_processor(map.type) && content.count != 0)
+      map.processors = static_cast<uint32_t>(content.values.size() / content.count / stride(map.value_size));
     if (content.count > map.max_entries || content.keys.size() != uint64_t{content.count} * map.key_size ||
-        content.values.size() != uint64_t{content.count} * map.value_size) {
+        content.values.size() != content.count * map.bytes_of_value()) {
       return bad_entry("bpf map", record, "bpf.map_id",
                        fmt::format("bpfmap-data.img has another number of bytes than {} elements take", content.count));
     }

@@ -14,10 +14,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <optional>
+#include <utility>
 
+#include "kernel/landlock.h"
 #include "kernel/proc.h"
+#include "resource/kernel_access.h"
 
 namespace stasis::resource {
 namespace {
@@ -104,13 +109,46 @@ std::optional<model::Credentials> our_own() {
   return own;
 }
 
+/// Landlock's domains, learnt once for a tree.
+struct Sandboxes {
+  bool are_possible = kernel::LandlockDomains::are_possible();
+  bool has_warned = false;
+  std::optional<Result<kernel::LandlockDomains>> known;
+};
+
+/// A sandbox whose rules nobody is told. Who goes into one gives up new privileges first, or has CAP_SYS_ADMIN; of the
+/// latter none is known to do without the former, and all threads would have to be looked at.
+Status refuse_sandboxed(CaptureContext& context, pid_t tid, const model::Task& task) {
+  auto& sandboxes = context.kept<Sandboxes>();
+  if (!sandboxes.are_possible) return {};
+  const auto& memory = context.kept<KernelAccess>().memory;
+  if (memory && !sandboxes.known) sandboxes.known = kernel::LandlockDomains::learn(*memory);
+  const auto subject = fmt::format("task {} '{}'", task.pid, task.name);
+  if (!memory || !*sandboxes.known) {
+    if (!std::exchange(sandboxes.has_warned, true)) {
+      context.diagnostics.warn(subject,
+                               "whether it is in a sandbox of Landlock only the kernel's memory tells, which cannot "
+                               "be read: " +
+                                   (memory ? sandboxes.known->error() : memory.error()).message(),
+                               "it is in none after a restore");
+    }
+  } else if (TRY((*sandboxes.known)->contain(*memory, tid))) {
+    context.diagnostics.refuse(subject,
+                               "it is in a sandbox of Landlock, whose rules the kernel tells nobody: it would be free "
+                               "of them after a restore",
+                               "run it without, if that is acceptable");
+  }
+  return {};
+}
+
 class CredentialsRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "credentials"; }
 
-  Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
+  Status capture(CaptureContext& context, const ProcessView& view, model::Task& task) const override {
     for (size_t i = 0; i < task.threads.size(); ++i) {
       task.threads[i].credentials = from_status(*TRY(view.status(i)));
+      if (task.threads[i].credentials.no_new_privs) TRY(refuse_sandboxed(context, view.host_tids[i], task));
     }
     return {};
   }

@@ -10,6 +10,7 @@
 
 #include <fmt/format.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
@@ -27,10 +28,20 @@ namespace {
 
 using plan::call;
 
+/// struct epoll_params of linux/eventpoll.h (Linux 6.9): how it polls network devices.
+struct BusyPoll {
+  uint32_t microseconds = 0;
+  uint16_t budget = 0;
+  uint8_t preferred = 0, zero = 0;
+  friend bool operator==(const BusyPoll&, const BusyPoll&) = default;
+};
+constexpr unsigned long set_busy_poll = _IOW(0x8A, 1, BusyPoll), get_busy_poll = _IOR(0x8A, 2, BusyPoll);
+
 constexpr uint32_t number_limit = 1u << 30;  ///< fs.nr_open: no kernel allows a descriptor above it
 
 /// What it waits for is known to all (model::OpenDescription::watches).
 struct Epoll final : model::KindValue {
+  BusyPoll busy_poll;
   ObjectId table;  ///< one that it is in, or that has what it is in flight in; 0: there is none; not compared
   /// Until it is known what the targets are.
   struct Found {
@@ -41,7 +52,10 @@ struct Epoll final : model::KindValue {
   } found;
 
   std::string_view kind() const override { return "epoll"; }
-  bool equals(const model::KindValue& other) const override { return dynamic_cast<const Epoll*>(&other) != nullptr; }
+  bool equals(const model::KindValue& other) const override {
+    const auto* same = dynamic_cast<const Epoll*>(&other);
+    return same != nullptr && busy_poll == same->busy_poll;
+  }
   std::string describe() const override { return "epoll"; }
 };
 
@@ -148,6 +162,8 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
     auto& found = state->found;
     found.witness = probe.witness, found.fd = probe.fd, found.subject = probe.subject;
     found.targets = TRY_IN("look at " + probe.subject, kernel::parse_epoll(probe.info));
+    // What the kernel does not have cannot have been set.
+    if (ioctl(TRY(probe.duplicate()), get_busy_poll, &state->busy_poll) != 0) state->busy_poll = {};
     return model::KindState{std::move(state)};
   }
 
@@ -183,7 +199,7 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
     }
     for (auto& [id, description] : application.descriptions) {
       if (description.state.as<Epoll>() == nullptr) continue;
-      auto placed = std::make_shared<Epoll>();
+      auto placed = std::make_shared<Epoll>(*description.state.as<Epoll>());
       const auto table = tables.find(id);
       if (table != tables.end()) placed->table = table->second;
       static const model::DescriptorTable none;
@@ -198,6 +214,8 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
     for (const auto& placement : placements) {
       plan::Perform perform{"epoll", "", {}, {}, {call(SYS_epoll_create1, 0)}};
       place(placement, perform);
+      if (const auto& busy = placement.description->state.as<Epoll>()->busy_poll; busy != BusyPoll{})
+        perform.calls.push_back(call(SYS_ioctl, placement.fd, set_busy_poll, plan::struct_in(busy)));
       sink.add(std::move(perform));
     }
     return {};
@@ -206,7 +224,12 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
  protected:
   Status write(const model::Application& application, const model::OpenDescription& description,
                eventpoll_file_entry& entry) const override {
-    const auto table = application.descriptor_tables.find(description.state.as<Epoll>()->table);
+    const auto& epoll = *description.state.as<Epoll>();
+    if (const auto& busy = epoll.busy_poll; busy != BusyPoll{}) {
+      auto& into = *entry.mutable_busy_poll();
+      into.set_microseconds(busy.microseconds), into.set_budget(busy.budget), into.set_preferred(busy.preferred != 0);
+    }
+    const auto table = application.descriptor_tables.find(epoll.table);
     for (const auto& watch : description.watches) {
       auto& target = *entry.add_tfd();
       target.set_id(description.id.value), target.set_events(watch.events), target.set_data(watch.data);
@@ -229,7 +252,13 @@ class EpollRoom final : public AnonymousRoom<eventpoll_file_entry, &image::FileR
       description.watches.push_back(
           {ObjectId{target.target()}, static_cast<int>(number), target.events(), target.data()});
     }
-    description.state = {std::make_shared<Epoll>()};
+    auto state = std::make_shared<Epoll>();
+    const auto& busy = entry.busy_poll();
+    if (busy.microseconds() > INT32_MAX || busy.budget() > UINT16_MAX)
+      return bad_entry(kind(), record, "epfd.busy_poll", "no epoll polls for so long, or so much");
+    state->busy_poll = {busy.microseconds(), static_cast<uint16_t>(busy.budget()),
+                        busy.preferred() ? uint8_t{1} : uint8_t{0}};
+    description.state = {std::move(state)};
     return {};
   }
 

@@ -138,7 +138,7 @@ uint64_t read_time(const time_value_entry& entry, uint32_t below_microseconds) {
 bool GhostFile::equals(const model::KindValue& other) const {
   const auto* ghost = dynamic_cast<const GhostFile*>(&other);
   if (ghost == nullptr || uid != ghost->uid || gid != ghost->gid || mode != ghost->mode || size != ghost->size ||
-      target != ghost->target || device != ghost->device) {
+      target != ghost->target || device != ghost->device || attributes != ghost->attributes) {
     return false;
   }
   const auto there = covers_equal(*this, *ghost), back = covers_equal(*ghost, *this);
@@ -189,6 +189,8 @@ Result<GhostFile> capture_ghost(const DescriptorProbe& probe) {
   ghost.accessed_ns = in_nanoseconds(probe.stat.st_atim), ghost.modified_ns = in_nanoseconds(probe.stat.st_mtim);
   if (S_ISLNK(ghost.mode)) ghost.target = TRY(target_of(probe));
   if (S_ISCHR(ghost.mode)) ghost.device = static_cast<uint32_t>(probe.stat.st_rdev);
+  if (!S_ISLNK(ghost.mode))
+    ghost.attributes = TRY_IN("look at " + probe.subject, read_extended_attributes(probe.proc_path));
   if (!S_ISREG(ghost.mode)) return ghost;
   ghost.size = static_cast<uint64_t>(probe.stat.st_size);
   // A new description: the task's own offset stays where it is.
@@ -217,6 +219,7 @@ Status encode_ghost(const GhostFile& ghost, image::Writer& writer) {
   if (S_ISREG(ghost.mode)) entry.set_chunks(true), entry.set_size(ghost.size);
   if (S_ISLNK(ghost.mode)) entry.set_symlnk_target(ghost.target);
   if (S_ISCHR(ghost.mode)) entry.set_rdev(ghost.device);
+  encode_extended_attributes(ghost.attributes, *entry.mutable_attributes());
   TRY(writer.append(entry));
   const auto reader = TRY(ContentReader::open_for(ghost));
   for (const auto& extent : ghost.extents) {
@@ -282,6 +285,9 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
                                    fmt::format("field mode: {:o}, or the device, cannot be made again", ghost.mode),
                                    ghost.image));
   }
+  ghost.attributes = TRY(decode_extended_attributes(entry.attributes(), ghost.image));
+  if (S_ISLNK(ghost.mode) && !ghost.attributes.empty())
+    return fail(Error::invalid("decode ghost file", "field attributes: a link has none", ghost.image));
   const bool is_target =
       !ghost.target.empty() && ghost.target.size() < PATH_MAX && ghost.target.find('\0') == std::string::npos;
   if (S_ISLNK(ghost.mode) && !is_target)
@@ -349,6 +355,7 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
   }
   calls.push_back(call(SYS_fchownat, AT_FDCWD, path, ghost.uid, ghost.gid, AT_SYMLINK_NOFOLLOW));
   if (!S_ISLNK(ghost.mode)) calls.push_back(call(SYS_fchmodat, AT_FDCWD, path, ghost.mode & 07777));
+  std::ranges::move(set_extended_attributes(ghost.attributes, ghost.path), std::back_inserter(calls));
   const auto time = [](uint64_t ns) {
     return timespec{static_cast<time_t>(ns / nanoseconds), static_cast<long>(ns % nanoseconds)};
   };

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "resource/extended_attributes.h"
 #include "resource/file_room.h"
 
 namespace stasis::resource {
@@ -20,7 +21,8 @@ struct GhostFile final : model::KindValue {
   uint32_t uid = 0, gid = 0, mode = 0;
   uint64_t size = 0;
   uint64_t accessed_ns = 0, modified_ns = 0;
-  std::string target;           ///< of a symbolic link
+  std::string target;  ///< of a symbolic link
+  ExtendedAttributes attributes;
   uint32_t device = 0;          ///< of a character device: its number
   std::vector<Extent> extents;  ///< ascending
   /// All extents' bytes, if they are few. Otherwise they are read from `source` when they are needed: from the task's

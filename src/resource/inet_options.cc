@@ -23,7 +23,8 @@ using plan::call;
 constexpr int sol_ip = 0, sol_tcp = 6, sol_udp = 17, sol_ipv6 = 41, sol_icmpv6 = 58, sol_udplite = 136, sol_raw = 255;
 constexpr int icmpv6_filter_option = 1;
 constexpr int udplite_send_coverage = 10, udplite_receive_coverage = 11;
-constexpr int ip_local_port_range = 51, ipv6_multicast_all = 29, tcp_rto_max_ms = 44;
+constexpr int ip_local_port_range = 51, ipv6_multicast_all = 29, tcp_rto_max_ms = 44, tcp_rto_min_us = 45,
+              tcp_delack_max_us = 46, tcp_fastopen_key = 33;
 
 struct Option {
   int level, name;
@@ -108,6 +109,8 @@ constexpr Option options[] = {
     {sol_tcp, TCP_INQ},
     {sol_tcp, TCP_TX_DELAY},
     {sol_tcp, tcp_rto_max_ms},
+    {sol_tcp, tcp_rto_min_us},
+    {sol_tcp, tcp_delack_max_us},
     {sol_udp, UDP_CORK},
     {sol_udp, UDP_ENCAP},
     {sol_udp, UDP_NO_CHECK6_TX},
@@ -124,13 +127,29 @@ const Option* find_option(int level, int name) {
   return found == std::end(options) ? nullptr : found;
 }
 
-/// Whether sockets of the kind have options of the level. IPv6 sockets have those of SOL_IP, too (dual stack), but the
-/// same value is not asked for twice where one stands for both.
+/// Options of any length: none on a new socket.
+struct LongOption {
+  int level, name;
+  size_t longest;
+};
+constexpr LongOption long_options[] = {
+    {sol_ip, IP_OPTIONS, 40},     {sol_ipv6, IPV6_HOPOPTS, 2048}, {sol_ipv6, IPV6_RTHDRDSTOPTS, 2048},
+    {sol_ipv6, IPV6_RTHDR, 2048}, {sol_ipv6, IPV6_DSTOPTS, 2048}, {sol_tcp, tcp_fastopen_key, 32},
+};
+
+const LongOption* find_long_option(int level, int name) {
+  const auto* found = std::ranges::find_if(
+      long_options, [&](const LongOption& option) { return option.level == level && option.name == name; });
+  return found == std::end(long_options) ? nullptr : found;
+}
+
+/// Whether sockets of the kind have options of the level. IPv6 sockets have those of SOL_IP, too, for what they send to
+/// and receive from IPv4 (dual stack), but raw ones and those of ping (net/ipv6/ipv6_sockglue.c, ipv6_setsockopt).
 bool has_level(const InetKind& kind, int level) {
   const bool is_raw = kind.type == SOCK_RAW;
   switch (level) {
     case sol_ip:
-      return kind.family == AF_INET;
+      return kind.family == AF_INET || (kind.family == AF_INET6 && !is_raw && kind.protocol != IPPROTO_ICMPV6);
     case sol_ipv6:
       return kind.family == AF_INET6;
     case sol_tcp:
@@ -166,6 +185,14 @@ InetOptions read_all(int fd, const InetKind& kind, bool connected) {
     // What the kernel does not have cannot have been set.
     if (getsockopt(fd, option.level, option.name, &value, &size) == 0 && size == sizeof value)
       found.values[{option.level, option.name}] = value;
+  }
+  for (const auto& option : long_options) {
+    if (!has_level(kind, option.level)) continue;
+    Bytes value(option.longest);
+    socklen_t size = static_cast<socklen_t>(value.size());
+    if (getsockopt(fd, option.level, option.name, value.data(), &size) != 0 || size == 0) continue;
+    value.resize(size);
+    found.long_values[{option.level, option.name}] = std::move(value);
   }
   if (has_level(kind, sol_tcp)) {
     char name[64] = {};
@@ -242,7 +269,9 @@ Result<InetOptions> InetOptionReader::read(int fd, const InetKind& kind, bool co
   std::erase_if(found.values, [&](const auto& entry) {
     const auto& [key, value] = entry;
     const auto usual = standard.values.find(key);
-    return usual != standard.values.end() && usual->second == value && !find_option(key.first, key.second)->always;
+    const bool always =
+        find_option(key.first, key.second)->always && find_field(kind, key.first, key.second) != nullptr;
+    return usual != standard.values.end() && usual->second == value && !always;
   });
   if (found.congestion == standard.congestion) found.congestion.clear();
   if (std::ranges::all_of(found.icmp_filter, [](uint8_t byte) { return byte == 0; })) found.icmp_filter.clear();
@@ -261,6 +290,12 @@ void encode_inet_options(const InetOptions& options, const InetKind& kind, inet_
     more.set_level(static_cast<uint32_t>(key.first)), more.set_name(static_cast<uint32_t>(key.second));
     more.set_value(value);
   }
+  for (const auto& [key, value] : options.long_values) {
+    auto& more = *others.add_long_options();
+    more.set_level(static_cast<uint32_t>(key.first)), more.set_name(static_cast<uint32_t>(key.second));
+    more.set_value(value.data(), value.size());
+  }
+  if (options.multicast_device != 0) others.set_multicast_device(options.multicast_device);
   if (!options.congestion.empty()) others.set_congestion(options.congestion);
   for (size_t at = 0; at + 4 <= options.icmp_filter.size(); at += 4) {
     uint32_t word = 0;
@@ -288,6 +323,18 @@ Result<InetOptions> decode_inet_options(const inet_sk_entry& entry, const socket
       return reject("options", fmt::format("option {} of level {} does not belong there", more.name(), more.level()));
     decoded.values[{level, name}] = more.value();
   }
+  for (const auto& more : others.long_options()) {
+    const int level = static_cast<int>(more.level()), name = static_cast<int>(more.name());
+    const auto* option = find_long_option(level, name);
+    if (option == nullptr || !has_level(kind, level) || more.value().empty() || more.value().size() > option->longest)
+      return reject("long_options",
+                    fmt::format("option {} of level {} does not belong there", more.name(), more.level()));
+    decoded.long_values[{level, name}].assign(more.value().begin(), more.value().end());
+  }
+  decoded.multicast_device = others.multicast_device();
+  if (decoded.multicast_device > INT32_MAX ||
+      (decoded.multicast_device != 0 && !has_option(kind, *find_option(sol_ip, IP_MULTICAST_IF))))
+    return reject("multicast_device", fmt::format("{} is no device of such a socket", decoded.multicast_device));
   decoded.congestion = others.congestion();
   constexpr size_t longest_congestion = 15;  // TCP_CA_NAME_MAX
   if (decoded.congestion.size() > longest_congestion) return reject("congestion", "no algorithm has so long a name");
@@ -306,6 +353,14 @@ Result<InetOptions> decode_inet_options(const inet_sk_entry& entry, const socket
 void add_inet_options(const InetOptions& options, const InetKind& kind, int fd, plan::Calls& calls) {
   for (const auto& [key, value] : options.values)
     calls.push_back(call(SYS_setsockopt, fd, key.first, key.second, plan::struct_in(value), sizeof value));
+  if (options.multicast_device != 0) {
+    const auto address = options.values.find({sol_ip, IP_MULTICAST_IF});
+    const ip_mreqn both{
+        {}, {address == options.values.end() ? 0 : address->second}, static_cast<int>(options.multicast_device)};
+    calls.push_back(call(SYS_setsockopt, fd, sol_ip, IP_MULTICAST_IF, plan::struct_in(both), sizeof both));
+  }
+  for (const auto& [key, value] : options.long_values)
+    calls.push_back(call(SYS_setsockopt, fd, key.first, key.second, plan::In{value}, value.size()));
   if (!options.congestion.empty()) {
     calls.push_back(
         call(SYS_setsockopt, fd, sol_tcp, TCP_CONGESTION, plan::text(options.congestion), options.congestion.size()));

@@ -15,8 +15,10 @@ namespace stasis::resource {
 struct InetOptions {
   /// By level and name: those whose value is not that of a new socket, and those that CRIU always saves.
   std::map<std::pair<int, int>, uint32_t> values;
-  std::string congestion;  ///< TCP_CONGESTION, where it is not that of a new socket
-  Bytes icmp_filter;       ///< ICMP_FILTER or ICMPV6_FILTER of a raw socket, where it lets not all pass
+  std::map<std::pair<int, int>, Bytes> long_values;  ///< those of any length
+  uint32_t multicast_device = 0;  ///< IP_MULTICAST_IF: the number of the device, beside the address among the values
+  std::string congestion;         ///< TCP_CONGESTION, where it is not that of a new socket
+  Bytes icmp_filter;              ///< ICMP_FILTER or ICMPV6_FILTER of a raw socket, where it lets not all pass
   friend bool operator==(const InetOptions&, const InetOptions&) = default;
 };
 

@@ -23,6 +23,7 @@
 #include "kernel/socket_option.h"
 #include "resource/anonymous_room.h"
 #include "resource/descriptors.h"
+#include "resource/kernel_access.h"
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
 #include "resource/socket_probe.h"
@@ -253,7 +254,12 @@ class InetSocketRoom final : public FileRoom {
     const bool was_connected = socket.has_connection() || (socket.is_tcp() && socket.shutdown != 0);
     socket.inet_options = TRY(connections.options.read(fd, socket.what, was_connected));
     socket.bound_freely = socket.local.has_address() && !is_bound_anywhere(socket) && is_foreign(connections, socket);
-    if (!socket.is_tcp()) socket.memberships = TRY(connections.memberships.read(fd, socket.what.family));
+    if (socket.is_tcp()) return {};
+    socket.memberships = TRY(connections.memberships.read(fd, socket.what.family));
+    // One that is connected hardly sends to others: that saves a look into the kernel's memory.
+    if (socket.remote.has_address()) return {};
+    if (const auto& memory = context.kept<KernelAccess>().memory)
+      socket.inet_options.multicast_device = TRY(multicast_device(*memory, fd));
     return {};
   }
 
@@ -290,6 +296,8 @@ class InetSocketRoom final : public FileRoom {
 
   static Status look_at_tcp(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     const auto& policy = context.kept<NetworkCapture>().policy;
+    refuse_upper_layer(context, probe, fd);
+    TRY(refuse_signed(context, probe, fd));
     auto info = TRY(kernel::tcp_info(fd));
     if (info.state == TCP_SYN_SENT) {
       TRY(find_remote(probe, fd, socket));
@@ -342,6 +350,32 @@ class InetSocketRoom final : public FileRoom {
     auto& connections = context.kept<Connections>();
     TRY(connections.add(probe.subject, socket.connection(), std::move(kept)));
     socket.number = static_cast<uint32_t>(connections.found.size());  // by which finish_capture finds its description
+    return {};
+  }
+
+  /// Kernel TLS and the like: what it has encrypted, and with which record it goes on, repair mode does not know.
+  static void refuse_upper_layer(CaptureContext& context, const DescriptorProbe& probe, int fd) {
+    char name[16] = {};  // TCP_ULP_NAME_MAX
+    socklen_t size = sizeof name;
+    if (getsockopt(fd, SOL_TCP, TCP_ULP, name, &size) != 0 || size == 0 || name[0] == '\0') return;
+    context.diagnostics.refuse(
+        probe.subject,
+        fmt::format("the kernel has taken over a layer above TCP ({}, TCP_ULP), which cannot be repaired",
+                    std::string_view(name, strnlen(name, sizeof name))),
+        "have the program do it itself (for TLS: without kTLS), or close it before the dump");
+  }
+
+  /// Keys of TCP_MD5SIG no interface tells (sock_diag(7) would, but not of all kernels). Where the kernel's memory
+  /// cannot be read there are taken to be none.
+  static Status refuse_signed(CaptureContext& context, const DescriptorProbe& probe, int fd) {
+    const auto& memory = context.kept<KernelAccess>().memory;
+    if (!memory || !memory->has("tcp_sock", "md5sig_info")) return {};
+    const uint64_t socket = TRY(memory->get(TRY(memory->file(fd)), "file", "private_data"));
+    const uint64_t inner = TRY(memory->get(socket, "socket", "sk"));  // struct tcp_sock begins with struct sock
+    if (TRY(memory->get(inner, "tcp_sock", "md5sig_info")) == 0) return {};
+    context.diagnostics.refuse(probe.subject,
+                               "what it sends and receives is signed with keys (TCP_MD5SIG), which are not saved",
+                               "close it before the dump");
     return {};
   }
 

@@ -495,7 +495,15 @@ class IpcNamespaceRoom final : public TaskRoom {
     const auto* found = namespace_of(context.application);
     if (found == nullptr || found->semaphores.empty() || task.state == model::TaskState::zombie) return {};
     const auto& memory = context.kept<KernelAccess>().memory;
-    if (!memory) return {};
+    if (!memory) {
+      if (task.pid == context.application.root)
+        context.diagnostics.warn("semaphores of the tree's IPC namespace",
+                                 "what is undone when processes end (SEM_UNDO) only the kernel's memory tells, which "
+                                 "cannot be read: " +
+                                     memory.error().message(),
+                                 "nothing of that is undone after a restore");
+      return {};
+    }
     std::map<int32_t, size_t> sizes;
     for (const auto& set : found->semaphores) sizes[set.identity.id] = set.values.size();
     const auto undo = TRY(look_at_undo(*memory, view.host_tids, sizes));
@@ -566,7 +574,17 @@ const TaskRoom& ipc_namespace_room() {
 bool has_own_ipc_namespace(const model::Application& application) { return namespace_of(application) != nullptr; }
 
 Status decode_ipc_namespace(const image::Directory& directory, uint32_t id, model::Application& application) {
-  application.objects[the_namespace] = {TRY(ImageReader(directory, id).run())};
+  auto space = TRY(ImageReader(directory, id).run());
+  const model::TaskIndex tasks(application);
+  for (const auto& set : space->semaphores) {
+    for (const auto& [pid, adjustments] : set.undo) {
+      if (tasks.find(pid) == nullptr)
+        return fail(Error::invalid(
+            "read IPC namespace", fmt::format("process {} is not part of the tree", pid),
+            fmt::format("{}, set {}, field undo.pid", image::file_name("ipcns-sem-{}", id), set.identity.id)));
+    }
+  }
+  application.objects[the_namespace] = {std::move(space)};
   return {};
 }
 

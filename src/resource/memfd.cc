@@ -16,6 +16,7 @@
 #include "kernel/extents.h"
 #include "memory/increments.h"
 #include "resource/descriptors.h"
+#include "resource/extended_attributes.h"
 #include "resource/regular_file.h"
 
 namespace stasis::resource {
@@ -40,6 +41,7 @@ struct MemfdInode final : model::KindValue {
   std::string name;
   uint32_t uid = 0, gid = 0, mode = 0, seals = 0;
   uint64_t size = 0;
+  ExtendedAttributes attributes;
   std::shared_ptr<UniqueFd> file;         ///< capture: open for reading
   std::vector<memory::StoredRun> stored;  ///< restore: where its pages lie
 
@@ -47,7 +49,7 @@ struct MemfdInode final : model::KindValue {
   bool equals(const model::KindValue& other) const override {
     const auto* inode = dynamic_cast<const MemfdInode*>(&other);
     return inode != nullptr && name == inode->name && uid == inode->uid && gid == inode->gid && mode == inode->mode &&
-           seals == inode->seals && size == inode->size;
+           seals == inode->seals && size == inode->size && attributes == inode->attributes;
   }
   std::string describe() const override {
     return fmt::format("memfd '{}' of {} bytes, seals {:#x}", name, size, seals);
@@ -147,6 +149,7 @@ class MemfdRoom final : public FileRoom {
     auto& calls = perform.calls;
     calls.push_back(call(SYS_fchown, file, inode.uid, inode.gid));
     calls.push_back(call(SYS_fchmod, file, inode.mode & 07777));
+    std::ranges::move(set_extended_attributes(inode.attributes, file), std::back_inserter(calls));
     // The file that memfd_create returns does not count as a writer, one opened anew does (fs/file_table.c,
     // alloc_file_pseudo), and nobody can execute it then: the first that is open for both keeps it.
     const auto original = std::ranges::find_if(placements, [](const plan::Placement& placement) {
@@ -187,6 +190,7 @@ class MemfdRoom final : public FileRoom {
     }
     const int seals = fcntl(inode->file->get(), F_GET_SEALS);
     inode->seals = seals < 0 ? 0 : static_cast<uint32_t>(seals);
+    inode->attributes = TRY_IN("look at " + probe.subject, read_extended_attributes(probe.proc_path));
     return inode;
   }
 
@@ -204,6 +208,7 @@ class MemfdRoom final : public FileRoom {
     entry.set_name(inode.name), entry.set_uid(inode.uid), entry.set_gid(inode.gid), entry.set_size(inode.size);
     const uint32_t number = record_id(id);
     entry.set_shmid(number), entry.set_seals(inode.seals), entry.set_inode_id(number), entry.set_mode(inode.mode);
+    encode_extended_attributes(inode.attributes, *entry.mutable_attributes());
     TRY(TRY(records.side("memfd"))->append(entry));
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
     std::vector<model::PageRun> runs;
@@ -229,6 +234,7 @@ class MemfdRoom final : public FileRoom {
       if (entry.has_hugetlb_flag() && entry.hugetlb_flag() != 0)
         return fail(Error::unsupported("decode memfd", "it is of huge pages", subject));
       inode->uid = entry.uid(), inode->gid = entry.gid(), inode->size = entry.size(), inode->seals = entry.seals();
+      inode->attributes = TRY(decode_extended_attributes(entry.attributes(), subject));
       inode->mode = entry.has_mode() ? entry.mode() : (S_IFREG | 0777);
       inode->stored = TRY(memory::read_pagemap(records.directory(), fmt::format("shmem-{}", entry.shmid())));
       return inode;

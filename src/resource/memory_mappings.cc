@@ -69,6 +69,8 @@ Classified classify_name(const kernel::MapsEntry& vma) {
     if (vma.offset == 0 && vma.protection == (PROT_READ | PROT_WRITE)) return {VmaKind::aio_ring, {}};
     return refuse("a part of the ring of an asynchronous I/O context, or protected");
   }
+  if (hidden_device && path.starts_with("/secretmem"))
+    return refuse("secret memory (memfd_secret), which nobody but the program can read");
   if (path.starts_with("socket:"))
     return refuse("a packet socket's ring, in which the kernel goes on where nobody can see");
   if (path == "anon_inode:[io_uring]") {

@@ -13,6 +13,7 @@
 #include "kernel/process.h"
 #include "memory/increments.h"
 #include "resource/memory_mappings.h"
+#include "resource/pinned_memory.h"
 
 namespace stasis::resource {
 namespace {
@@ -264,6 +265,7 @@ Result<const memory::Tracker*> recognise(const memory::Trackers& trackers, pid_t
 
 Status protect(const kernel::Userfaultfd& tracker, pid_t witness, const std::vector<memory::Trackable>& mappings,
                std::vector<AddressRange>& unchanged) {
+  if (TRY(may_be_pinned(witness))) return {};  // what is not protected counts as written
   const auto pagemap = TRY(open_pagemap(witness));
   unchanged = memory::subtract(unchanged, TRY(memory::protect_own_pages(tracker, pagemap.get(), mappings)));
   return {};

@@ -33,7 +33,7 @@ OwnPages own_pages_in(std::vector<model::Mapping>& mappings, const std::vector<k
 Result<const memory::Tracker*> recognise(const memory::Trackers&, pid_t witness, std::optional<uint64_t> tracked_page,
                                          std::string_view suffix, std::vector<AddressRange>& unchanged);
 /// Begins a round for the mappings: what is written from now on will count as written, and what has been before is not
-/// unchanged.
+/// unchanged. Where memory may be pinned (resource/pinned_memory.h) what counts as written goes on doing so.
 Status protect(const kernel::Userfaultfd&, pid_t witness, const std::vector<memory::Trackable>& mappings,
                std::vector<AddressRange>& unchanged);
 

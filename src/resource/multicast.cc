@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kernel/inet.h"
+#include "kernel/kernel_memory.h"
 
 namespace stasis::resource {
 namespace {
@@ -174,6 +175,12 @@ void add_memberships(const std::vector<Membership>& memberships, int family, int
     const Bytes filter = filter_of(membership, family, membership.sources.size());
     calls.push_back(plan::call(SYS_setsockopt, fd, level_of(family), MCAST_MSFILTER, plan::In{filter}, filter.size()));
   }
+}
+
+Result<uint32_t> multicast_device(const kernel::KernelMemory& memory, int fd) {
+  const uint64_t socket = TRY(memory.get(TRY(memory.file(fd)), "file", "private_data"));
+  const uint64_t inner = TRY(memory.get(socket, "socket", "sk"));  // struct inet_sock begins with struct sock
+  return static_cast<uint32_t>(TRY(memory.get(inner, "inet_sock", "mc_index")));
 }
 
 }  // namespace stasis::resource

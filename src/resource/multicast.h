@@ -11,7 +11,15 @@
 #include "plan/call.h"
 #include "sockets_more.pb.h"
 
+namespace stasis::kernel {
+class KernelMemory;
+}
+
 namespace stasis::resource {
+
+/// The number of the device by which a socket sends to IPv4 groups, whether it was chosen by number or by address
+/// (IP_MULTICAST_IF, which tells addresses only); 0: none was chosen. `fd` is a descriptor of ours.
+Result<uint32_t> multicast_device(const kernel::KernelMemory&, int fd);
 
 struct Membership {
   std::array<uint8_t, 16> group{};  ///< of AF_INET the first four bytes; the same for sources

@@ -3,6 +3,9 @@
 // A process of the tree is there again under its number when its pidfds are opened. One that has ended and was reaped
 // has no number any more, but its pidfds go on telling how it ended (PIDFD_GET_INFO, Linux 6.15): another is made to
 // end like it, and they are opened while it is a zombie.
+//
+// A thread other than the first (PIDFD_THREAD) comes after the descriptors: until then one of its process holds its
+// place. That one is another file, so a pidfd that more than one table has, or anything else refers to, is refused.
 #include "model/pid_namespaces.h"
 #include "resource/pidfd.h"
 
@@ -13,6 +16,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <set>
 
 #include "kernel/fdinfo.h"
@@ -51,15 +55,18 @@ struct EndedProcess final : model::KindValue {
 
 struct Pidfd final : model::KindValue {
   Pid process;     ///< 0: it has ended
+  Tid thread;      ///< of that process, and not its first; 0: it is of the process, or of its first thread
   ObjectId ended;  ///< an EndedProcess
   int status = 0;  ///< that one's
 
   std::string_view kind() const override { return "pidfd"; }
   bool equals(const model::KindValue& other) const override {
     const auto* same = dynamic_cast<const Pidfd*>(&other);
-    return same != nullptr && process == same->process && ended == same->ended && status == same->status;
+    return same != nullptr && process == same->process && thread == same->thread && ended == same->ended &&
+           status == same->status;
   }
   std::string describe() const override {
+    if (thread.value != 0) return fmt::format("pidfd of thread {}", thread);
     return process.value != 0 ? fmt::format("pidfd of {}", process)
                               : fmt::format("pidfd of a process that has ended with {:#x}", status);
   }
@@ -79,6 +86,7 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
   PidfdRoom() : AnonymousRoom("anon_inode:[pidfd]", PIDFD) {}
   std::string_view kind() const override { return "pidfd"; }
 
+  bool starts_last(const model::KindState& state) const override { return state.as<Pidfd>()->thread.value != 0; }
   ObjectId made_together(const model::OpenDescription& description) const override {
     return description.state.as<Pidfd>()->ended;
   }
@@ -105,24 +113,59 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
                                      : fmt::format("the process {} it refers to is not part of the tree", info.pid),
                                  "dump that process as well, or close the descriptor before the dump");
     } else if (context.application.find(Pid{known->second}) == nullptr) {
-      context.diagnostics.refuse(probe.subject, fmt::format("it refers to the thread {}", info.pid),
-                                 "pidfds of other threads than the first (PIDFD_THREAD) cannot be saved by this "
-                                 "version: close it before the dump");
+      state->process = process_of(context.application, Tid{known->second});
+      state->thread = Tid{known->second};
     } else {
       state->process = Pid{known->second};
     }
     return model::KindState{std::move(state)};
   }
 
+  Status finish_capture(CaptureContext& context) const override {
+    for (const auto& [id, description] : context.application.descriptions) {
+      const auto* state = description.state.as<Pidfd>();
+      if (state == nullptr || state->thread.value == 0) continue;
+      if (const auto problem = problem_of_thread(context.application, description); !problem.empty())
+        context.diagnostics.refuse(state->describe(), problem, "close it before the dump");
+    }
+    return {};
+  }
+
   Status finish_decode(model::Application& application) const override {
     const model::TaskIndex tasks(application);
     for (const auto& [id, description] : application.descriptions) {
       const auto* state = description.state.as<Pidfd>();
-      if (state == nullptr || state->process.value == 0 || tasks.find(state->process) != nullptr) continue;
-      return fail(Error::invalid("decode pidfd", fmt::format("process {} is not part of the tree", state->process),
-                                 fmt::format("files.img, file {}, field pidfd.nspid", id)));
+      if (state == nullptr || state->process.value == 0) continue;
+      const auto reject = [&](std::string problem) {
+        return fail(Error::invalid("decode pidfd", std::move(problem),
+                                   fmt::format("files.img, file {}, field pidfd.nspid", id)));
+      };
+      if (tasks.find(state->process) == nullptr)
+        return reject(fmt::format("process {} is not part of the tree", state->process));
+      if (state->thread.value == 0) continue;
+      if (process_of(application, state->thread) != state->process)
+        return reject(fmt::format("process {} has no thread {} beside its first", state->process, state->thread));
+      if (auto problem = problem_of_thread(application, description); !problem.empty()) return reject(problem);
     }
     return {};
+  }
+
+  void start(const model::Application& application, const model::OpenDescription& description, int fd,
+             plan::Sink& sink) const override {
+    const auto& state = *description.state.as<Pidfd>();
+    const model::PidNamespaces spaces(application);
+    plan::Perform perform{state.describe(), "", {}, {}, {}};
+    perform.starts.push_back({fd, description.id});
+    perform.calls.push_back(call(SYS_pidfd_open, spaces.number(state.thread.value, spaces.of(sink.pid())),
+                                 (description.flags & O_NONBLOCK) | pidfd_thread));
+    const auto& table = application.descriptor_tables.at(application.find(sink.pid())->descriptors);
+    int opened = -1;  // how many calls before the next
+    for (const auto& [number, slot] : table.slots) {
+      if (slot.description != description.id) continue;
+      perform.calls.push_back(call(SYS_dup3, plan::ResultOf{opened--}, number, slot.close_on_exec ? O_CLOEXEC : 0));
+    }
+    perform.calls.push_back(call(SYS_close, plan::ResultOf{opened}));
+    sink.add(std::move(perform));
   }
 
   Status make(const model::Application& application, std::span<const plan::Placement> placements,
@@ -153,7 +196,9 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
     const auto& state = *description.state.as<Pidfd>();
     entry.set_flags(description.flags & ~static_cast<uint32_t>(O_ACCMODE));
     const bool has_ended = state.process.value == 0;
-    entry.set_nspid(has_ended ? no_process : state.process.value);
+    const bool is_of_thread = state.thread.value != 0;
+    entry.set_nspid(has_ended ? no_process : is_of_thread ? state.thread.value : state.process.value);
+    if (is_of_thread) entry.set_process(static_cast<uint32_t>(state.process.value));
     entry.set_ino(has_ended ? state.ended.value & ~ended_bit : static_cast<uint32_t>(state.process.value));
     if (has_ended) entry.set_exit_status(static_cast<uint32_t>(state.status));
     return {};
@@ -167,6 +212,11 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
       if (entry.nspid() <= 0)
         return bad_entry(kind(), record, "pidfd.nspid", fmt::format("{} is no pid", entry.nspid()));
       state->process = Pid{entry.nspid()};
+      if (entry.has_process()) {
+        state->process = Pid{static_cast<int32_t>(entry.process())}, state->thread = Tid{entry.nspid()};
+        if ((description.flags & pidfd_thread) == 0)
+          return bad_entry(kind(), record, "pidfd.flags", "it is of a thread, and does not say so");
+      }
     } else {
       const uint32_t status = entry.has_exit_status() ? entry.exit_status() : SIGKILL;
       if (!is_end(status))
@@ -183,6 +233,34 @@ class PidfdRoom final : public AnonymousRoom<pidfd_entry, &image::FileRecord::ha
   }
 
  private:
+  /// Whose thread it is, beside its first; 0: nobody's.
+  static Pid process_of(const model::Application& application, Tid tid) {
+    for (const auto& task : application.tasks) {
+      const auto found = std::ranges::find(task.threads, tid, &model::Thread::tid);
+      if (found != task.threads.end() && found != task.threads.begin()) return task.pid;
+    }
+    return {};
+  }
+
+  /// Why the place of a thread's pidfd cannot be held by another; empty: it can.
+  static std::string problem_of_thread(const model::Application& application,
+                                       const model::OpenDescription& description) {
+    size_t tables = 0;
+    for (const auto& [id, table] : application.descriptor_tables) {
+      tables +=
+          std::ranges::any_of(table.slots, [&](const auto& slot) { return slot.second.description == description.id; });
+    }
+    if (tables != 1) return "not exactly one process has it open";
+    if (description.owner.kind != model::FileOwner::Kind::none) return "somebody is named by F_SETOWN";
+    for (const auto& [id, other] : application.descriptions) {
+      if (std::ranges::find(other.watches, description.id, &model::Watch::target) != other.watches.end())
+        return "an epoll waits for it";
+      if (std::ranges::find(other.carries, description.id) != other.carries.end())
+        return "it is on its way through a socket, or registered with an io_uring";
+    }
+    return {};
+  }
+
   static model::KindState ended_with(int status) {
     auto process = std::make_shared<EndedProcess>();
     process->status = status;

@@ -81,10 +81,18 @@ Status capture_pair(CaptureContext& context, CapturedTerminal& captured) {
   }
   KernelTermios modes;
   // All that is asked of a master is what its slave side has (drivers/tty/tty_io.c, tty_pair_get_tty).
-  if (ioctl(master, TCGETS, &modes) != 0) return fail_errno("TCGETS", captured.subject);
+  if (ioctl(master, get_termios, &modes) != 0) return fail_errno("TCGETS2", captured.subject);
+  int discipline = 0;
+  if (captured.slave_fd.valid() && ioctl(captured.slave_fd.get(), TIOCGETD, &discipline) == 0 && discipline != 0) {
+    context.diagnostics.refuse(
+        captured.subject,
+        fmt::format("it has line discipline {} (TIOCSETD): what that has in hand nobody is told", discipline),
+        "have the program put back the usual one (N_TTY) before the dump");
+  }
   device.modes = modes;
-  if (ioctl(master, TIOCGLCKTRMIOS, &modes) != 0) return fail_errno("TIOCGLCKTRMIOS", captured.subject);
-  device.locked_modes = modes;
+  KernelTermios locked;  // without speeds
+  if (ioctl(master, TIOCGLCKTRMIOS, &locked) != 0) return fail_errno("TIOCGLCKTRMIOS", captured.subject);
+  device.locked_modes = locked;
   (void)ioctl(master, TIOCGWINSZ, &device.window);
   device.is_pair = true;
   device.filesystem = static_cast<uint32_t>(node.st_dev);

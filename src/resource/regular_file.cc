@@ -92,7 +92,7 @@ class RegularFileRoom final : public FileRoom {
   // ---- capture
 
   bool recognises(const DescriptorProbe& probe) const override {
-    if (!probe.link.starts_with('/')) return false;
+    if (!probe.link.starts_with('/') || probe.link == "/secretmem (deleted)") return false;
     for (const std::string_view prefix : {"/memfd:", "/dev/zero (deleted)", "/SYSV", "/anon_hugepage"}) {
       if (probe.link.starts_with(prefix) && probe.stat.st_nlink == 0) return false;
     }
@@ -373,6 +373,9 @@ class RegularFileRoom final : public FileRoom {
                                  "let go of the lease before the dump");
       return {};
     }
+    if ((probe.flags & O_TMPFILE) == O_TMPFILE)
+      context.diagnostics.warn(probe.subject, "it was made without a name (O_TMPFILE), which it may be given later",
+                               "a restored one cannot (linkat fails with ENOENT)");
     file.ghost = TRY(capture_ghost_of(context, probe, file.path));
     return {};
   }

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -18,7 +19,8 @@ struct SocketOptions {
   uint32_t send_buffer = 0, receive_buffer = 0;  ///< as getsockopt(2) tells: twice what was asked for
   std::optional<uint32_t> buffer_lock;           ///< SO_BUF_LOCK: which of them the kernel does not tune by itself
   int64_t send_timeout_us = 0, receive_timeout_us = 0;
-  std::optional<uint32_t> linger;  ///< seconds
+  std::optional<uint32_t> linger;                             ///< seconds
+  std::optional<std::pair<uint32_t, uint32_t>> time_to_send;  ///< SO_TXTIME: clock and flags
   std::map<int, uint32_t> values;  ///< options with an integer value, where it is not that of a new socket
   std::string device;              ///< SO_BINDTODEVICE
   std::vector<uint64_t> filter;    ///< classic BPF, one instruction each

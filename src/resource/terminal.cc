@@ -228,7 +228,7 @@ class TerminalRoom final : public FileRoom {
     }
     if (device->modes) {
       calls.push_back(
-          plan::expecting(call(SYS_ioctl, own, TCSETS, plan::struct_in(*device->modes)), Expected::anything));
+          plan::expecting(call(SYS_ioctl, own, set_termios, plan::struct_in(*device->modes)), Expected::anything));
     }
     const auto* root = application.find(application.root);
     if (root != nullptr && root->group == root->pid && !application.root_is_namespace_init) {
@@ -249,7 +249,7 @@ class TerminalRoom final : public FileRoom {
     };
     if (terminal.is_master) return keep(captured.master_fd);
     KernelTermios modes;
-    if (ioctl(fd, TCGETS, &modes) != 0) {
+    if (ioctl(fd, get_termios, &modes) != 0) {
       captured.slave_hung_up = true;
       return {};
     }
@@ -279,8 +279,9 @@ class TerminalRoom final : public FileRoom {
     }
     const int fd = captured.slave_fd.get();
     KernelTermios modes;
-    if (ioctl(fd, TCGETS, &modes) == 0) device.modes = modes;
-    if (ioctl(fd, TIOCGLCKTRMIOS, &modes) == 0) device.locked_modes = modes;
+    if (ioctl(fd, get_termios, &modes) == 0) device.modes = modes;
+    KernelTermios locked;  // without speeds
+    if (ioctl(fd, TIOCGLCKTRMIOS, &locked) == 0) device.locked_modes = locked;
     (void)ioctl(fd, TIOCGWINSZ, &device.window);
     int exclusive = 0;
     if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device.exclusive = exclusive != 0;

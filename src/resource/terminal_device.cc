@@ -39,12 +39,13 @@ uint32_t number_of(TtyType type, dev_t device) {
 void write_modes(const KernelTermios& modes, termios_entry& entry) {
   entry.set_c_iflag(modes.input), entry.set_c_oflag(modes.output);
   entry.set_c_cflag(modes.control), entry.set_c_lflag(modes.local);
-  entry.set_c_line(modes.line), entry.set_c_ispeed(0), entry.set_c_ospeed(0);
+  entry.set_c_line(modes.line), entry.set_c_ispeed(modes.input_speed), entry.set_c_ospeed(modes.output_speed);
   for (const uint8_t character : modes.characters) entry.add_c_cc(character);
 }
 
 Result<KernelTermios> read_modes(const termios_entry& entry, uint32_t id) {
-  KernelTermios modes{entry.c_iflag(), entry.c_oflag(), entry.c_cflag(), entry.c_lflag(), 0, {}};
+  KernelTermios modes{entry.c_iflag(),  entry.c_oflag(), entry.c_cflag(), entry.c_lflag(), 0, {},
+                      entry.c_ispeed(), entry.c_ospeed()};
   modes.line = static_cast<uint8_t>(entry.c_line());
   if (static_cast<size_t>(entry.c_cc_size()) < modes.characters.size()) {
     return fail(Error::invalid("decode terminal", "field termios.c_cc is too short",

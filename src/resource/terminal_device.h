@@ -17,13 +17,17 @@
 
 namespace stasis::resource {
 
-/// struct termios of the kernel (include/uapi/asm-generic/termbits.h), which is not that of the C library.
+/// struct termios2 of the kernel (include/uapi/asm-generic/termbits.h), which is not that of the C library.
 struct KernelTermios {
   uint32_t input = 0, output = 0, control = 0, local = 0;
   uint8_t line = 0;
   std::array<uint8_t, 19> characters{};
+  uint32_t input_speed = 0, output_speed = 0;  ///< those that have no name (BOTHER)
   friend bool operator==(const KernelTermios&, const KernelTermios&) = default;
 };
+static_assert(sizeof(KernelTermios) == 44);
+inline constexpr unsigned long get_termios = _IOR('T', 0x2A, KernelTermios);  ///< TCGETS2
+inline constexpr unsigned long set_termios = _IOW('T', 0x2B, KernelTermios);  ///< TCSETS2
 
 /// The kind of terminal behind a device number; nothing: it is none.
 std::optional<TtyType> terminal_type(dev_t device);

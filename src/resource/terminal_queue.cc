@@ -119,7 +119,7 @@ class Queues {
     return poll(&asked, 1, milliseconds) > 0 && (asked.revents & events) != 0;
   }
   Status set_modes(const KernelTermios& modes) {
-    if (ioctl(master_, TCSETS, &modes) != 0) return fail_errno("TCSETS", subject_);
+    if (ioctl(master_, set_termios, &modes) != 0) return fail_errno("TCSETS2", subject_);
     return {};
   }
 
@@ -216,7 +216,7 @@ plan::Calls fill_queues(const TerminalDevice& device, int master, int slave) {
   if (slave >= 0 && (!device.input.empty() || !device.input_ends.empty() || !device.output.empty())) {
     constexpr uint64_t in_sequence = ~0ull;
     const auto [modes, keys, echoes] = typing_of(device);
-    calls.push_back(call(SYS_ioctl, master, TCSETS, plan::struct_in(modes)));
+    calls.push_back(call(SYS_ioctl, master, set_termios, plan::struct_in(modes)));
     // Nobody waits for room: it is there, or the image says more than a kernel holds.
     calls.push_back(call(SYS_fcntl, master, F_SETFL, O_NONBLOCK));
     calls.push_back(call(plan::Call::write_fully, master, plan::In{keys}, keys.size(), in_sequence));
@@ -225,7 +225,7 @@ plan::Calls fill_queues(const TerminalDevice& device, int master, int slave) {
     if (!device.output.empty())
       calls.push_back(call(plan::Call::write_fully, slave, plan::In{device.output}, device.output.size(), in_sequence));
   }
-  calls.push_back(call(SYS_ioctl, master, TCSETS, plan::struct_in(*device.modes)));
+  calls.push_back(call(SYS_ioctl, master, set_termios, plan::struct_in(*device.modes)));
   return calls;
 }
 

@@ -1,5 +1,6 @@
 #include "resource/unsupported.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
@@ -34,10 +35,16 @@ std::optional<Reason> reason_of_object(std::string_view link) {
     return Reason{
         "it is a userfaultfd: which faults wait for an answer, and what is registered with it, the kernel tells nobody",
         "have the program close it before the dump"};
+  if (link.starts_with("/secretmem"))
+    return Reason{"it is secret memory (memfd_secret): nobody but the program can read it",
+                  "have the program close and unmap it before the dump"};
   return std::nullopt;
 }
 
 std::optional<Reason> reason_of_socket(const DescriptorProbe& probe) {
+  if ((probe.flags & O_PATH) != 0)
+    return Reason{"it is the file of a unix socket, opened by O_PATH",
+                  "close it before the dump: whose socket it is nothing tells"};
   const auto family = socket_family(probe);
   if (!family) return std::nullopt;
   if (*family == AF_VSOCK)

@@ -75,6 +75,21 @@ class Hostile : public CriuImages {
     return error;
   }
 
+  /// Its chunks follow the record, and stay.
+  std::string error_of_first_of_ghost(const std::function<void(ghost_file_entry&)>& change) {
+    const std::string file = "ghost-file-1.img", before = bytes("theirs/" + file);
+    auto reader = theirs->read(file);
+    ghost_file_entry ghost;
+    EXPECT_TRUE(reader && *reader->next(ghost));
+    change(ghost);
+    auto writer = theirs->create(file);
+    EXPECT_TRUE(writer && writer->append(ghost) && writer->append_raw(*reader->raw(reader->remaining())));
+    EXPECT_TRUE(writer->finish());
+    auto error = decoded();
+    std::ofstream(root_ / "theirs" / file, std::ios::binary) << before;
+    return error;
+  }
+
   std::string error_without(const std::string& file) {
     std::filesystem::rename(root_ / "theirs" / file, root_ / "aside");
     auto error = decoded();
@@ -365,6 +380,12 @@ TEST_F(HostileFile, Epoll) {
   EXPECT_THAT(with([](auto& t) { t.set_target(4711); }), AllOf(at("epfd.tfd"), HasSubstr("not open in any")));
   EXPECT_THAT(with([](auto& t) { t.set_tfd(77); }), at("epfd.tfd"));
   EXPECT_THAT(with([](auto&) {}, 2), AllOf(at("epfd.tfd"), HasSubstr("twice")));
+  EXPECT_THAT(error_of(EVENTPOLL,
+                       [&](auto& file) {
+                         auto& busy = *begun(file.mutable_epfd()).mutable_busy_poll();
+                         busy.set_microseconds(1), busy.set_budget(1 << 16), busy.set_preferred(true);
+                       }),
+              at("epfd.busy_poll"));
 }
 
 class HostileTerminal : public HostileFile {
@@ -449,6 +470,12 @@ TEST_F(HostileFile, Pidfd) {
   EXPECT_EQ(with([](auto& p) { p.set_nspid(-1); }), "none");
   EXPECT_THAT(with([](auto& p) { p.set_nspid(4711); }), AllOf(at("pidfd.nspid"), HasSubstr("not part of the tree")));
   EXPECT_THAT(with([](auto& p) { p.set_nspid(-2); }), at("pidfd.nspid"));
+  EXPECT_THAT(with([](auto& p) { p.set_process(31904); }), at("pidfd.flags"));
+  const auto of_thread = [](uint32_t process) {
+    return [process](pidfd_entry& p) { p.set_flags(0x80), p.set_process(process); };
+  };
+  EXPECT_THAT(with(of_thread(31904)), AllOf(at("pidfd.nspid"), HasSubstr("has no thread")));
+  EXPECT_THAT(with(of_thread(4711)), AllOf(at("pidfd.nspid"), HasSubstr("not part of the tree")));
   EXPECT_THAT(with([](auto& p) { p.set_nspid(0); }), at("pidfd.nspid"));
   for (const uint32_t status : {0x10000u, 0x7fu, 19u, 17u, 0x137fu})
     EXPECT_THAT(with([&](auto& p) { p.set_nspid(-1), p.set_exit_status(status); }), at("pidfd.exit_status")) << status;
@@ -499,6 +526,8 @@ TEST_F(HostileFile, BpfMap) {
   EXPECT_EQ(with([](auto&, auto&) {}), "none");
   EXPECT_THAT(with([](auto& map, auto&) { map.set_map_type(3); }), at("bpf.map_type"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_ifindex(1); }), at("bpf.ifindex"));
+  EXPECT_EQ(with([](auto& map, auto&) { map.set_map_type(5); }), "none");  // a value of one processor
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_map_type(5), map.set_value_size(9); }), at("bpf.map_id"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_max_entries(~0u); }), at("bpf.max_entries"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_key_size(0); }), at("bpf.max_entries"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_map_name("longer than sixteen"); }), at("bpf.map_name"));
@@ -736,7 +765,8 @@ TEST_F(HostileIpcNamespace, ObjectsThatCannotBe) {
       for (const int32_t value : values) undo.add_values(value);
     });
   };
-  EXPECT_THAT(undone(7, {1, -1, 0}), HasSubstr("field ipc_ns_id"));  // as with nothing to undo
+  EXPECT_THAT(undone(31904, {1, -1, 0}), HasSubstr("field ipc_ns_id"));  // as with nothing to undo
+  EXPECT_THAT(undone(7, {1, -1, 0}), AllOf(at("sem", "undo.pid"), HasSubstr("process 7 is not part of the tree")));
   EXPECT_THAT(undone(0, {1, -1, 0}), at("sem", "undo.pid"));
   EXPECT_THAT(undone(7, {1, -1}), at("sem", "undo.values"));
   EXPECT_THAT(undone(7, {1, -32768, 0}), at("sem", "undo.values"));
@@ -1048,6 +1078,34 @@ TEST_F(HostileConnections, EachFieldOfASocket) {
   EXPECT_THAT(error_with([](auto& s) { s.set_ifname(std::string(16, 'x')); }), at("ifname"));
   EXPECT_THAT(error_with([](auto& s) { s.mutable_ip_opts()->mutable_raw()->add_icmpv_filter(1); }),
               at("ip_opts.raw.icmpv_filter"));
+}
+
+TEST_F(HostileConnections, OptionsOfAnyLength) {
+  const auto with = [&](uint32_t level, uint32_t name, size_t size) {
+    return error_with_more([=](auto& m) {
+      auto& option = *m.add_long_options();
+      option.set_level(level), option.set_name(name), option.set_value(std::string(size, 'x'));
+    });
+  };
+  EXPECT_EQ(with(6, 33, 16), "none");  // TCP_FASTOPEN_KEY
+  EXPECT_THAT(with(6, 33, 33), HasSubstr("isk.long_options"));
+  EXPECT_THAT(with(6, 33, 0), HasSubstr("isk.long_options"));
+  EXPECT_THAT(with(6, 18, 4), HasSubstr("isk.long_options"));
+  EXPECT_THAT(error_with_more([](auto& m) { m.set_multicast_device(1); }), HasSubstr("isk.multicast_device"));
+}
+
+TEST_F(Hostile, AttributesThatAreNotKept) {
+  const auto with = [&](const std::string& name, size_t size) {
+    return error_of_first_of_ghost([&](ghost_file_entry& ghost) {
+      auto& attribute = *ghost.add_attributes();
+      attribute.set_name(name), attribute.set_value(std::string(size, 'x'));
+    });
+  };
+  EXPECT_EQ(with("user.colour", 4), "none");
+  EXPECT_THAT(with("security.selinux", 4), AllOf(HasSubstr("ghost-file-1.img"), HasSubstr("field attributes")));
+  EXPECT_THAT(with(std::string("user.\0", 6), 4), HasSubstr("field attributes"));
+  EXPECT_THAT(with("user." + std::string(300, 'x'), 4), HasSubstr("field attributes"));
+  EXPECT_THAT(with("user.colour", (1 << 16) + 1), HasSubstr("field attributes"));
 }
 
 TEST_F(HostileConnections, WhatCriuDoesNotSave) {

@@ -3,9 +3,16 @@
 // FAIL_RESTORE
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
 #include "probe.h"
+
+struct BusyPoll {  // struct epoll_params of linux/eventpoll.h
+  uint32_t microseconds;
+  uint16_t budget;
+  uint8_t preferred, zero;
+};
 
 static void add(int epoll, int fd, uint32_t events, uint64_t data) {
   epoll_event event = {};
@@ -97,9 +104,14 @@ int main(int argc, char** argv) {
     _exit(0);
   }
   CHECK(close(number_for_childs) == 0);
+  BusyPoll busy = {50, 8, 1, 0};
+  const bool has_busy_poll = ioctl(inner, _IOW(0x8A, 1, BusyPoll), &busy) == 0;  // EPIOCSPARAMS, Linux 6.9
   probe::ready();
   probe::wait_for_go();
 
+  busy = {};
+  CHECK(!has_busy_poll || (ioctl(inner, _IOR(0x8A, 2, BusyPoll), &busy) == 0 && busy.microseconds == 50 &&
+                           busy.budget == 8 && busy.preferred == 1));
   expect_silence(outer);
   bump(level);
   CHECK_EQUAL(next(outer).data.u64, 3);

@@ -2,6 +2,8 @@
 // Anonymous shared memory that has a descriptor (/proc/self/map_files) and a private mapping besides.
 // ROOT: opens files below map_files
 // FILTERS
+#include <sys/xattr.h>
+
 #include "probe.h"
 
 namespace {
@@ -82,6 +84,8 @@ int main(int argc, char** argv) {
   volatile char* copied = map(fd, MAP_PRIVATE);
   copied[0] = 'P';
   close(fd);
+  const int named = memfd_create("with an attribute", 0);
+  const bool has_attribute = fsetxattr(named, "user.colour", "blue", 4, 0) == 0;  // Linux 6.6
   const int own = memfd_create("own", 0);
   CHECK(own >= 0 && ftruncate(own, size) == 0);
   volatile char* once = map(own, MAP_SHARED);
@@ -103,6 +107,9 @@ int main(int argc, char** argv) {
   usleep(20'000);
   probe::ready();
   probe::wait_for_go();
+  char colour[8];
+  CHECK(!has_attribute ||
+        (fgetxattr(named, "user.colour", colour, sizeof colour) == 4 && memcmp(colour, "blue", 4) == 0));
   CHECK_EQUAL(shared[2 * 4096], 'S');
   CHECK_EQUAL(copied[0], 'P');
   for (int i = 0; i < 5000 && shared[4096] != 'C'; ++i) usleep(1000);

@@ -1,6 +1,7 @@
-// pidfds: of oneself, a child, a zombie, the parent, and processes that have ended, one of them by a signal.
+// pidfds: of oneself, a child, a zombie, the parent, threads, and processes that have ended, one of them by a signal.
 // FAIL_RESTORE
 #include <poll.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
 
 #include "probe.h"
@@ -38,6 +39,17 @@ static int open_ended(int status, int signal) {
   return pidfd;
 }
 
+/// Tells its number, and goes on until somebody sends it a signal.
+static void* live(void* number) {
+  sigset_t usr2;
+  sigemptyset(&usr2);
+  sigaddset(&usr2, SIGUSR2);
+  __atomic_store_n(static_cast<int*>(number), static_cast<int>(syscall(SYS_gettid)), __ATOMIC_RELEASE);
+  int signal = 0;
+  CHECK(sigwait(&usr2, &signal) == 0);
+  return nullptr;
+}
+
 static uint64_t inode(int fd) {
   struct stat found;
   CHECK(fstat(fd, &found) == 0);
@@ -71,11 +83,32 @@ int main(int argc, char** argv) {
   sigset_t usr1;
   sigemptyset(&usr1);
   sigaddset(&usr1, SIGUSR1);
+  sigaddset(&usr1, SIGUSR2);
   sigprocmask(SIG_BLOCK, &usr1, nullptr);
+  int number = 0;
+  pthread_t thread;
+  CHECK(pthread_create(&thread, nullptr, live, &number) == 0);
+  while (__atomic_load_n(&number, __ATOMIC_ACQUIRE) == 0) usleep(100);
+  constexpr unsigned of_thread = O_EXCL;  // PIDFD_THREAD
+  const int first = pidfd_open(getpid(), of_thread), other = pidfd_open(number, of_thread | O_NONBLOCK);
+  const bool knows_threads = first >= 0;  // Linux 6.9
+  const int other_again = knows_threads ? fcntl(other, F_DUPFD, 100) : -1;
   probe::await(opened, 1);
   probe::ready();
   probe::wait_for_go();
 
+  if (knows_threads) {
+    CHECK(fcntl(first, F_GETFL) & static_cast<int>(of_thread));
+    CHECK_EQUAL(fcntl(other, F_GETFL) & (O_EXCL | O_NONBLOCK), O_EXCL | O_NONBLOCK);
+    CHECK_EQUAL(fcntl(other, F_GETFD), FD_CLOEXEC);
+    CHECK_EQUAL(fcntl(other_again, F_GETFD), 0);
+    CHECK(fcntl(other, F_SETFL, 0) == 0);
+    CHECK_EQUAL(fcntl(other_again, F_GETFL) & O_NONBLOCK, 0);  // it is the same one
+    CHECK(!is_over(first) && !is_over(other));
+    CHECK(pidfd_send_signal(other_again, SIGUSR2, nullptr, 0) == 0);  // to that thread alone
+    CHECK(pthread_join(thread, nullptr) == 0);
+    CHECK(is_over(other) && is_over(other_again) && !is_over(first));
+  }
   CHECK_EQUAL(sigwaitinfo(&usr1, &info), SIGUSR1);
   CHECK_EQUAL(info.si_pid, child);
   CHECK(!is_over(self) && !is_over(of_child) && is_over(of_dead) && is_over(exited) && is_over(killed));

@@ -43,6 +43,29 @@ bool is_hung_up(int fd) {
   return (asked.revents & POLLHUP) != 0;
 }
 
+/// struct termios2 of the kernel, which the C library does not have.
+struct Modes {
+  unsigned flags[4];
+  unsigned char line, characters[19];
+  unsigned input_speed, output_speed;
+};
+constexpr unsigned long get_modes = _IOR('T', 0x2A, Modes), set_modes = _IOW('T', 0x2B, Modes);
+
+/// A speed that has no name.
+void set_speed(int fd, unsigned speed) {
+  constexpr unsigned all_speeds = 0010017, other = 0010000;  // CBAUD, BOTHER
+  Modes modes;
+  CHECK(ioctl(fd, get_modes, &modes) == 0);
+  modes.flags[2] = (modes.flags[2] & ~all_speeds) | other;
+  modes.input_speed = modes.output_speed = speed;
+  CHECK(ioctl(fd, set_modes, &modes) == 0);
+}
+unsigned speed_of(int fd) {
+  Modes modes;
+  CHECK(ioctl(fd, get_modes, &modes) == 0);
+  return modes.output_speed;
+}
+
 void make_raw(int fd) {
   termios modes;
   CHECK(tcgetattr(fd, &modes) == 0);
@@ -82,6 +105,7 @@ int main(int argc, char** argv) {
   const int slave = open_slave(several), reader = open_slave(several, O_RDONLY | O_NONBLOCK),
             writer = open_slave(several, O_WRONLY | O_APPEND);
   make_raw(slave);
+  set_speed(slave, 12345);
   CHECK(fcntl(several.master, F_SETFL, O_NONBLOCK) == 0);
   CHECK(fchown(slave, 1, 5) == 0 && fchmod(slave, 0624) == 0);
 
@@ -138,6 +162,7 @@ int main(int argc, char** argv) {
   CHECK_EQUAL(modes.c_cc[VMIN], 7);
   CHECK_EQUAL(modes.c_cc[VTIME], 3);
   CHECK_EQUAL(modes.c_lflag & ICANON, 0);
+  CHECK_EQUAL(speed_of(slave), 12345);
   CHECK(fcntl(several.master, F_SETFL, 0) == 0);
   exchange(several.master, slave);
 

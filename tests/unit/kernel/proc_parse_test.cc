@@ -43,7 +43,8 @@ TEST(ParseStat, RefusesWhatIsCut) {
 constexpr const char* status_text =
     "Name:\ta\\nb\\\\\nUmask:\t0027\nState:\tt (tracing stop)\nTgid:\t4711\nNgid:\t0\nPid:\t4712\nPPid:\t1\n"
     "TracerPid:\t99\nUid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t7\nFDSize:\t64\nGroups:\t10 20 30 \nNStgid:\t4711\t1\n"
-    "NSpid:\t4712\t2\nNSpgid:\t4711\t1\nNSsid:\t4711\t1\nKthread:\t0\nVmPeak:\t    100 kB\nTHP_enabled:\t0\n"
+    "NSpid:\t4712\t2\nNSpgid:\t4711\t1\nNSsid:\t4711\t1\nKthread:\t0\nVmPeak:\t    100 kB\nVmPin:\t      12 "
+    "kB\nTHP_enabled:\t0\n"
     "untag_mask:\t0xffffffffffffffff\nThreads:\t2\nSigQ:\t0/"
     "1000\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n"
     "SigBlk:\t0000000000000004\nSigIgn:\t0000000000001000\nSigCgt:\tffffffff7ffbfeff\nCapInh:\t0000000000000000\n"
@@ -66,6 +67,7 @@ TEST(ParseStatus, AllFields) {
   EXPECT_THAT(info->ns_tgid, ElementsAre(4711, 1));
   EXPECT_THAT(info->ns_pid, ElementsAre(4712, 2));
   EXPECT_THAT(info->ns_sid, ElementsAre(4711, 1));
+  EXPECT_EQ(info->pinned_kb, 12u);
   EXPECT_FALSE(info->thp_enabled);
   EXPECT_EQ(info->sig_pending, 1u);
   EXPECT_EQ(info->shared_pending, 2u);
