@@ -33,7 +33,7 @@ class Subject {
 
   Subject& set(const Option& wanted) {
     if (setsockopt(fd_, wanted.level, wanted.name, wanted.value.data(), (socklen_t)wanted.value.size()) != 0) {
-      if (errno != EPERM && errno != ENOPROTOOPT && errno != EOPNOTSUPP)
+      if (errno != EPERM && errno != EACCES && errno != ENOPROTOOPT && errno != EOPNOTSUPP)
         probe::failed("option %d of level %d cannot be set: %s", wanted.name, wanted.level, strerror(errno));
       return *this;
     }
