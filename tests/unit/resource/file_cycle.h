@@ -274,7 +274,9 @@ class FileCycle : public testing::Test {
 
   static std::vector<std::string> refusals(const CaptureContext& context) {
     std::vector<std::string> texts;
-    for (const auto& diagnostic : context.diagnostics.all()) texts.push_back(diagnostic.text());
+    for (const auto& diagnostic : context.diagnostics.all()) {
+      if (diagnostic.severity == Diagnostic::Severity::refusal) texts.push_back(diagnostic.text());
+    }
     return texts;
   }
 
