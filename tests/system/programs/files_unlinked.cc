@@ -1,5 +1,8 @@
 // Files that are open but unlinked: with their content, owner, mode, extended attributes and access control list,
-// shared by two descriptions, and a directory. FAIL_RESTORE ROOT: gives files away FILTERS
+// shared by two descriptions, and a directory.
+// FAIL_RESTORE
+// ROOT: gives files away
+// FILTERS
 #include <sys/xattr.h>
 
 #include "probe.h"
