@@ -239,6 +239,10 @@ Result<uint64_t> KernelMemory::file(int fd) const {
   return word(table + static_cast<uint64_t>(fd) * sizeof(uint64_t));
 }
 
+Result<uint64_t> KernelMemory::private_data(int fd) const { return get(TRY(file(fd)), "file", "private_data"); }
+
+Result<uint64_t> KernelMemory::socket(int fd) const { return get(TRY(private_data(fd)), "socket", "sk"); }
+
 /// By a pidfd of it: struct pid leads to the thread (kernel/pid.c, pid_task).
 Result<uint64_t> KernelMemory::task(pid_t tid) const {
   const auto pidfd = TRY(pidfd_open_thread(tid));

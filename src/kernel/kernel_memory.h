@@ -93,6 +93,10 @@ class KernelMemory {
   Result<uint64_t> task(pid_t tid) const;
   /// struct file behind a descriptor of ours.
   Result<uint64_t> file(int fd) const;
+  /// What its kind has put into that file.
+  Result<uint64_t> private_data(int fd) const;
+  /// struct sock of a socket: those of its family (struct inet_sock, struct tcp_sock …) begin with it.
+  Result<uint64_t> socket(int fd) const;
 
  private:
   Result<KernelField> field(std::string_view structure, std::string_view name) const;

@@ -40,7 +40,7 @@ Result<Question> finder(int array) {
 Result<PerCpu> PerCpu::learn(const KernelMemory& memory) {
   const auto array = TRY(make_array());
   const auto found = TRY(finder(array.get()));
-  const uint64_t map = TRY(memory.get(TRY(memory.file(array.get())), "file", "private_data"));
+  const uint64_t map = TRY(memory.private_data(array.get()));
   const uint64_t pointer = TRY(memory.word(TRY(memory.address(map, "bpf_array", "pptrs"))));
   PerCpu known;
   constexpr uint64_t most = 8192;  // NR_CPUS

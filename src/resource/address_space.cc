@@ -70,11 +70,9 @@ Result<uint32_t> open_flags(pid_t witness, const kernel::MapsEntry& vma) {
 Status check_requests(CaptureContext& context, const ProcessView& view, AddressRange ring, std::string subject) {
   auto& access = context.kept<KernelAccess>();
   if (!access.memory) {
-    context.diagnostics.warn(
-        std::move(subject),
-        "whether requests of it are under way only the kernel's memory tells, which cannot be read: " +
-            access.memory.error().message(),
-        "events of such are lost: dump as root, or while the program does no asynchronous I/O");
+    context.diagnostics.warn(std::move(subject),
+                             told_by_memory_alone("whether requests of it are under way", access.memory.error()),
+                             "events of such are lost: dump as root, or while the program does no asynchronous I/O");
   } else if (TRY(is_under_way(*access.memory, *TRY(access.per_cpu()), view.witness(), ring.begin))) {
     context.diagnostics.refuse_for_now(std::move(subject), "requests of it are under way",
                                        "let the program wait for them before it is dumped, or cancel them");

@@ -20,6 +20,7 @@
 #include <cstring>
 #include <map>
 
+#include "kernel/bpf.h"
 #include "kernel/fdinfo.h"
 #include "kernel/process.h"
 #include "resource/anonymous_room.h"
@@ -31,8 +32,6 @@ using plan::call;
 
 constexpr uint64_t largest_content = 64 << 20;  ///< keys and values
 constexpr size_t longest_name = BPF_OBJ_NAME_LEN - 1;
-
-int64_t bpf(int command, bpf_attr& attributes) { return syscall(SYS_bpf, command, &attributes, sizeof attributes); }
 
 struct MapType {
   uint32_t number;
@@ -134,14 +133,14 @@ Status read_elements(int fd, BpfMap& map, const std::string& subject) {
     attributes.map_fd = static_cast<uint32_t>(fd);
     attributes.key = first ? 0 : reinterpret_cast<uint64_t>(key.data());
     attributes.next_key = reinterpret_cast<uint64_t>(next.data());
-    if (bpf(BPF_MAP_GET_NEXT_KEY, attributes) != 0) {
+    if (kernel::bpf::call(BPF_MAP_GET_NEXT_KEY, attributes) != 0) {
       if (errno == ENOENT) break;
       return fail_errno("BPF_MAP_GET_NEXT_KEY", subject);
     }
     key.swap(next);
     attributes.key = reinterpret_cast<uint64_t>(key.data());
     attributes.value = reinterpret_cast<uint64_t>(value.data());
-    if (bpf(BPF_MAP_LOOKUP_ELEM, attributes) != 0) {
+    if (kernel::bpf::call(BPF_MAP_LOOKUP_ELEM, attributes) != 0) {
       if (errno == ENOENT) continue;  // a program has removed it meanwhile
       return fail_errno("BPF_MAP_LOOKUP_ELEM", subject);
     }
@@ -191,7 +190,7 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     attributes.info.bpf_fd = static_cast<uint32_t>(TRY(probe.duplicate()));
     attributes.info.info_len = sizeof more;
     attributes.info.info = reinterpret_cast<uint64_t>(&more);
-    if (bpf(BPF_OBJ_GET_INFO_BY_FD, attributes) != 0) {
+    if (kernel::bpf::call(BPF_OBJ_GET_INFO_BY_FD, attributes) != 0) {
       context.diagnostics.refuse(probe.subject,
                                  fmt::format("the kernel does not tell about it: {}", std::strerror(errno)),
                                  "dump with CAP_SYS_ADMIN or CAP_BPF");

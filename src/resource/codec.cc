@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <set>
 
 #include "base/parallel.h"
@@ -107,12 +106,7 @@ class Encoder {
       TRY(records());
       TRY(pages(memory, meter));
     } else {
-      Status saved_pages;
-      auto beside = start_beside([&] { saved_pages = pages(memory, meter); });
-      Status saved_records = records();
-      beside.join();
-      TRY(saved_records);
-      TRY(saved_pages);
+      TRY(parallel_for(2, [&](size_t step) { return step == 0 ? records() : pages(memory, meter); }, 2));
     }
     stats_.shared_pages_scanned += files_.pages_written;
     stats_.shared_pages_written += files_.pages_written;

@@ -127,9 +127,8 @@ Status refuse_sandboxed(CaptureContext& context, pid_t tid, const model::Task& t
   if (!memory || !*sandboxes.known) {
     if (!std::exchange(sandboxes.has_warned, true)) {
       context.diagnostics.warn(subject,
-                               "whether it is in a sandbox of Landlock only the kernel's memory tells, which cannot "
-                               "be read: " +
-                                   (memory ? sandboxes.known->error() : memory.error()).message(),
+                               told_by_memory_alone("whether it is in a sandbox of Landlock",
+                                                    memory ? sandboxes.known->error() : memory.error()),
                                "it is in none after a restore");
     }
   } else if (TRY((*sandboxes.known)->contain(*memory, tid))) {

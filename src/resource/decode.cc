@@ -41,12 +41,7 @@ class Decoder {
     application_.dead_leaders = std::move(tree.dead_leaders);
     application_.root = application_.tasks.front().pid;
     TRY(seccomp());
-    Status records_loaded;
-    {
-      const auto beside = start_beside([&] { records_loaded = load_records(); });
-      TRY(descriptions());
-    }
-    TRY(records_loaded);
+    TRY(parallel_for(2, [&](size_t step) { return step == 0 ? descriptions() : load_records(); }, 2));
     for (model::Task& task : application_.tasks) TRY_IN(fmt::format("read task {}", task.pid), this->task(task));
     TRY(check_parents());
     if (auto problem = model::PidNamespaces(application_).problem(); !problem.empty())

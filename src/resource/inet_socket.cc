@@ -370,9 +370,7 @@ class InetSocketRoom final : public FileRoom {
   static Status refuse_signed(CaptureContext& context, const DescriptorProbe& probe, int fd) {
     const auto& memory = context.kept<KernelAccess>().memory;
     if (!memory || !memory->has("tcp_sock", "md5sig_info")) return {};
-    const uint64_t socket = TRY(memory->get(TRY(memory->file(fd)), "file", "private_data"));
-    const uint64_t inner = TRY(memory->get(socket, "socket", "sk"));  // struct tcp_sock begins with struct sock
-    if (TRY(memory->get(inner, "tcp_sock", "md5sig_info")) == 0) return {};
+    if (TRY(memory->get(TRY(memory->socket(fd)), "tcp_sock", "md5sig_info")) == 0) return {};
     context.diagnostics.refuse(probe.subject,
                                "what it sends and receives is signed with keys (TCP_MD5SIG), which are not saved",
                                "close it before the dump");

@@ -55,7 +55,7 @@ class Look {
 
   /// Why it cannot be saved; empty: it can.
   Result<std::string> run(int fd) {
-    context_ = TRY(memory_.get(TRY(memory_.file(fd)), "file", "private_data"));
+    context_ = TRY(memory_.private_data(fd));
     // Which other rings' workers it uses changes nothing that a program could see.
     ring_.setup_flags = static_cast<uint32_t>(TRY(get("flags"))) & ~uring::attach_workers;
     ring_.sq_entries = static_cast<uint32_t>(TRY(get("sq_entries")));
@@ -241,7 +241,7 @@ Result<std::shared_ptr<IoUring>> capture_io_uring(CaptureContext& context, const
   };
   const auto& memory = context.kept<KernelAccess>().memory;
   if (!memory) {
-    refuse("what it is like only the kernel's memory tells, which cannot be read: " + memory.error().message());
+    refuse(told_by_memory_alone("what it is like", memory.error()));
     return ring;
   }
   const int fd = TRY(probe.duplicate());

@@ -498,9 +498,7 @@ class IpcNamespaceRoom final : public TaskRoom {
     if (!memory) {
       if (task.pid == context.application.root)
         context.diagnostics.warn("semaphores of the tree's IPC namespace",
-                                 "what is undone when processes end (SEM_UNDO) only the kernel's memory tells, which "
-                                 "cannot be read: " +
-                                     memory.error().message(),
+                                 told_by_memory_alone("what is undone when processes end (SEM_UNDO)", memory.error()),
                                  "nothing of that is undone after a restore");
       return {};
     }

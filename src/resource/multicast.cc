@@ -178,9 +178,7 @@ void add_memberships(const std::vector<Membership>& memberships, int family, int
 }
 
 Result<uint32_t> multicast_device(const kernel::KernelMemory& memory, int fd) {
-  const uint64_t socket = TRY(memory.get(TRY(memory.file(fd)), "file", "private_data"));
-  const uint64_t inner = TRY(memory.get(socket, "socket", "sk"));  // struct inet_sock begins with struct sock
-  return static_cast<uint32_t>(TRY(memory.get(inner, "inet_sock", "mc_index")));
+  return static_cast<uint32_t>(TRY(memory.get(TRY(memory.socket(fd)), "inet_sock", "mc_index")));
 }
 
 }  // namespace stasis::resource
