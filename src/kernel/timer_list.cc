@@ -2,7 +2,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <iterator>
+#include <set>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -25,10 +29,11 @@ std::optional<int64_t> labelled(std::string_view line, std::string_view label) {
   return to_number<int64_t>(line.substr(at + label.size()));
 }
 
-/// " #3: <000000009647552f>, hrtimer_wakeup, S:01"
-std::string place_of(std::string_view line) {
+/// " #3: <000000009647552f>, hrtimer_wakeup, S:01": the address, as the kernel disguises it, tells timers apart that
+/// are alike.
+std::string_view place_of(std::string_view line) {
   const size_t begin = line.find('<'), end = line.find('>');
-  return begin < end && end != std::string_view::npos ? std::string(line.substr(begin, end - begin)) : std::string();
+  return begin < end && end != std::string_view::npos ? line.substr(begin, end - begin) : std::string_view();
 }
 
 /// " # expires at 657004527767-657004577767 nsecs [in …]"
@@ -48,16 +53,11 @@ bool parse_expiry(std::string_view line, SleepTimer& timer) {
 
 }  // namespace
 
-void TimerList::add(const SleepTimer& timer, const std::string& place) {
-  for (size_t index = 0; index < sleeps.size(); ++index) {
-    if (sleeps[index] == timer && places[index] == place) return;
-  }
-  sleeps.push_back(timer);
-  places.push_back(place);
-}
-
 void TimerList::merge(const TimerList& other) {
-  for (size_t index = 0; index < other.sleeps.size(); ++index) add(other.sleeps[index], other.places[index]);
+  std::vector<SleepTimer> all;
+  const auto expires = [](const SleepTimer& timer) { return std::pair(timer.clock, timer.soft); };
+  std::ranges::set_union(sleeps, other.sleeps, std::back_inserter(all), {}, expires, expires);
+  sleeps = std::move(all);
 }
 
 Result<TimerList> parse_timer_list(std::string_view text) {
@@ -66,6 +66,7 @@ Result<TimerList> parse_timer_list(std::string_view text) {
   bool has_time = false;
   std::array<int64_t, timer_clocks> offsets{};
   size_t clock = 0;
+  std::set<std::pair<SleepTimer, std::string_view>> seen;  // one may come twice
   while (!cursor.done()) {
     const auto line = cursor.line();
     if (line.starts_with("now at ")) {
@@ -85,19 +86,27 @@ Result<TimerList> parse_timer_list(std::string_view text) {
       SleepTimer timer{.clock = static_cast<TimerClock>(clock)};
       const auto expiry = cursor.line();
       if (!parse_expiry(expiry, timer)) return fail(malformed(expiry));
-      list.add(timer, place_of(line));
+      if (seen.emplace(timer, place_of(line)).second) list.sleeps.push_back(timer);
     }
   }
   // Masked files are empty.
   if (!has_time) return fail(Error::invalid("parse timer_list", "there is no line 'now at'"));
   for (size_t index = 0; index < timer_clocks; ++index) list.now[index] += offsets[index];
+  std::ranges::sort(list.sleeps);
   return list;
 }
 
 Result<TimerList> read_timer_list() {
-  constexpr int further_readings = 2;
-  auto list = TRY(parse_timer_list(TRY(read_file(path))));
-  for (int reading = 0; reading < further_readings; ++reading) list.merge(TRY(parse_timer_list(TRY(read_file(path)))));
+  constexpr int most_readings = 16;  // timers may end faster than they can be read
+  const auto read = []() -> Result<TimerList> { return parse_timer_list(TRY(read_file(path))); };
+  auto list = TRY(read());
+  auto last = list;
+  for (int reading = 1; reading < most_readings; ++reading) {
+    auto next = TRY(read());
+    if (next.sleeps == last.sleeps) break;
+    list.merge(next);
+    last = std::move(next);
+  }
   return list;
 }
 

@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -26,18 +25,16 @@ struct SleepTimer {
 
 struct TimerList {
   std::array<int64_t, timer_clocks> now{};  ///< when the list was begun
-  std::vector<SleepTimer> sleeps;           ///< timers of other kinds are left out
-  std::vector<std::string> places;          ///< of each of them, as the kernel disguises addresses: tells them apart
+  std::vector<SleepTimer> sleeps;           ///< in order; timers of other kinds are left out
 
-  /// Nothing if it is there already.
-  void add(const SleepTimer&, const std::string& place);
-  /// Adds what another reading has.
+  /// Adds what another reading has. Timers that expire together count as often as in the reading that has more of them:
+  /// one that has been armed anew in between, perhaps with another slack, is not another.
   void merge(const TimerList& other);
 };
 Result<TimerList> parse_timer_list(std::string_view text);
 /// What stood in the list at any time of the call. The kernel lets go of its lock between two timers and goes on by
-/// their rank, so that whenever one ends another may be left out, or come twice (print_active_timers): the list is read
-/// several times.
+/// their rank, so that whenever one ends that it has told of, it leaves another out (print_active_timers). The next
+/// reading has the ended one no longer: the list is read until two readings are the same.
 Result<TimerList> read_timer_list();
 /// Whether the file can be opened; what it says may still be empty.
 bool may_read_timer_list();

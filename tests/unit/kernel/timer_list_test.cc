@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -54,6 +55,19 @@ TEST(TimerList, ReadingsAreAddedUpAndNothingTwice) {
   EXPECT_EQ(list.sleeps.size(), size);
   list.merge(*parse_timer_list(text + second_processor));
   EXPECT_EQ(list.sleeps.size(), size + 1);
+}
+
+TEST(TimerList, WhatIsArmedAnewBetweenReadingsIsOneTimer) {
+  const auto reading = [](const std::string& place, int64_t hard) {
+    return *parse_timer_list(
+        fmt::format("{} clock 0:\n  .offset:     0 nsecs\n #0: <{}>, hrtimer_wakeup, S:01\n # expires at 7-{} nsecs\n",
+                    head, place, hard));
+  };
+  auto list = reading("1", 9);
+  list.merge(reading("2", 9));
+  EXPECT_EQ(list.sleeps.size(), 1u) << "its thread has gone to sleep again, elsewhere on its stack";
+  list.merge(reading("2", 11));
+  EXPECT_EQ(list.sleeps.size(), 1u) << "poll allows itself another slack";
 }
 
 TEST(TimerList, WhatIsMaskedOrCutIsAnError) {
