@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <random>
 #include <string>
 
 #include <fmt/format.h>
@@ -121,7 +122,7 @@ class Measurement {
           request.duration_ns ? request.duration_ns : read_duration(sleeper->tracee->tid(), request.duration_at);
       sleeps.push_back({*request.clock, duration.value_or(std::numeric_limits<int64_t>::max()), request.exact});
     }
-    TimerMatch match(std::move(sleeps), all_asleep);
+    TimerMatch match(std::move(sleeps), all_asleep, std::random_device()());
     while (const auto round = match.next_round()) {
       Sleepers some;
       for (size_t index = 0; index < timed.size(); ++index) {

@@ -10,6 +10,9 @@ namespace {
 /// as much again. A task that has asked for more slack by prctl(2) may not find its timer.
 constexpr int64_t most_slack_ns = 200'000'000;
 
+/// A timer of somebody else that comes and goes is taken for a thread's own once in so many powers of two.
+constexpr size_t rounds_by_chance = 24;
+
 }  // namespace
 
 std::map<TimerMatch::Key, size_t> TimerMatch::count(const kernel::TimerList& list) {
@@ -18,8 +21,8 @@ std::map<TimerMatch::Key, size_t> TimerMatch::count(const kernel::TimerList& lis
   return counts;
 }
 
-TimerMatch::TimerMatch(std::vector<Sleep> sleeps, const kernel::TimerList& all_asleep)
-    : first_(all_asleep), counts_(count(all_asleep)), candidates_(sleeps.size()) {
+TimerMatch::TimerMatch(std::vector<Sleep> sleeps, const kernel::TimerList& all_asleep, uint64_t seed)
+    : first_(all_asleep), counts_(count(all_asleep)), candidates_(sleeps.size()), random_(seed) {
   for (size_t index = 0; index < sleeps.size(); ++index) {
     const auto& sleep = sleeps[index];
     for (const auto& timer : all_asleep.sleeps) {
@@ -60,14 +63,24 @@ std::optional<std::vector<bool>> TimerMatch::next_round() {
   // So many bits that no number has all of them: everybody is left out once. After all bits come their opposites, for
   // timers of others that happened to expire when somebody was left out.
   const auto bits = static_cast<size_t>(std::bit_width(open_.size()));
-  if (bits == 0 || round_ == 2 * bits || std::ranges::none_of(open_, [&](size_t index) { return is_open(index); }))
-    return std::nullopt;
+  const bool is_needed = std::ranges::any_of(open_, [&](size_t index) { return is_open(index); });
+  if (!is_needed || round_ == 2 * bits + rounds_by_chance) return std::nullopt;
+  const size_t round = round_++;
+  return round < 2 * bits ? by_number(round, bits) : by_chance();
+}
+
+std::vector<bool> TimerMatch::by_number(size_t round, size_t bits) const {
   std::vector<bool> asleep(candidates_.size());
   for (size_t position = 0; position < open_.size(); ++position) {
-    const bool bit = (position >> (round_ % bits) & 1) != 0;
-    asleep[open_[position]] = bit == (round_ < bits);
+    const bool bit = (position >> (round % bits) & 1) != 0;
+    asleep[open_[position]] = bit == (round < bits);
   }
-  ++round_;
+  return asleep;
+}
+
+std::vector<bool> TimerMatch::by_chance() {
+  std::vector<bool> asleep(candidates_.size());
+  for (const size_t index : open_) asleep[index] = is_open(index) && (random_() & 1) != 0;
   return asleep;
 }
 
