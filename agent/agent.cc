@@ -493,21 +493,23 @@ class Interpreter {
     }
   }
 
+  /// Who says that it is done may be stopped at once: it has been counted by then, or nobody would count it.
+  void become_ready() {
+    // Nobody sleeps on this one: stasis looks at it from time to time.
+    __atomic_add_fetch(&at<uint32_t>(header_.counters)[ready_counter], 1, __ATOMIC_ACQ_REL);
+    store(slot_.state, slot_done);
+  }
+
   /// Complete: sleeps until ptrace takes the thread over.
   [[noreturn]] void park() {
-    if (!failed_) {
-      store(slot_.state, slot_done);
-      // Nobody sleeps on this one: stasis looks at it from time to time.
-      __atomic_add_fetch(&at<uint32_t>(header_.counters)[ready_counter], 1, __ATOMIC_ACQ_REL);
-    }
+    if (!failed_) become_ready();
     for (;;) sleep_on(slot_.state, load(slot_.state));
   }
 
   /// The same without any system call: what seccomp lets through is not ours to guess.
   [[noreturn]] void spin() {
     if (failed_) park();
-    store(slot_.state, slot_done);
-    __atomic_add_fetch(&at<uint32_t>(header_.counters)[ready_counter], 1, __ATOMIC_ACQ_REL);
+    become_ready();
     for (;;) asm volatile("pause");
   }
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/rseq.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -450,12 +451,37 @@ TEST(Blob, ParksUntilItIsTakenOver) {
   Room room({root, child});
   room.run(0);
   const auto pid = static_cast<pid_t>(room.result(0, 0));
-  EXPECT_EQ(room.state(1), slot_done);
+  EXPECT_TRUE(room.comes_to(1, slot_done));
   usleep(50'000);
   EXPECT_EQ(waitpid(pid, nullptr, WNOHANG | __WALL), 0) << "still there";
   EXPECT_EQ(room.counter(ready_counter), 1u) << "ready once";
   kill(pid, SIGKILL);
   EXPECT_EQ(waitpid(pid, nullptr, __WALL), pid);
+}
+
+/// Stasis stops threads as soon as they are done, wherever they are then: step by step.
+TEST(Interpreter, WhoIsDoneHasBeenCounted) {
+  for (const auto mode : {EndMode::park, EndMode::park_spinning}) {
+    Room room({SlotProgram(mode)});
+    const pid_t pid = fork();
+    if (pid == 0) {
+      ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+      raise(SIGSTOP);
+      room.run(0);
+    }
+    ASSERT_EQ(waitpid(pid, nullptr, 0), pid);
+    int steps = 0;
+    for (; room.state(0) != slot_done && steps < 100'000; ++steps) {
+      int status = 0;
+      ASSERT_EQ(ptrace(PTRACE_SINGLESTEP, pid, nullptr, nullptr), 0);
+      ASSERT_EQ(waitpid(pid, &status, 0), pid);
+      ASSERT_TRUE(WIFSTOPPED(status));
+    }
+    EXPECT_EQ(room.state(0), slot_done) << "after " << steps << " steps";
+    EXPECT_EQ(room.counter(ready_counter), 1u);
+    kill(pid, SIGKILL);
+    EXPECT_EQ(waitpid(pid, nullptr, 0), pid);
+  }
 }
 
 TEST(Blob, LeavesTheExtendedStateAlone) {
