@@ -1,6 +1,7 @@
 // PR_SET_MEMORY_MERGE: all memory is mergeable, what is mapped later too, but for what was given MADV_UNMERGEABLE. A
-// child has put an end to it for itself. REQUIRES: python3 -c 'import ctypes; exit(ctypes.CDLL(None).prctl(68, 0, 0, 0,
-// 0) < 0)' || { echo "the kernel has no PR_SET_MEMORY_MERGE"; false; }
+// child has put an end to it for itself.
+//
+// REQUIRES: python3 -c 'import ctypes; exit(ctypes.CDLL(None).prctl(68,0,0,0,0) < 0)' || ! echo no PR_SET_MEMORY_MERGE
 #include <sys/prctl.h>
 
 #include <initializer_list>

@@ -1,5 +1,7 @@
 // What SEM_UNDO will undo when a process ends, in an IPC namespace of the tree's own: what was taken, what was given,
-// and has been taken by somebody else since; of a process with a thread, and of several with the same set. FAIL_RESTORE
+// and has been taken by somebody else since; of a process with a thread, and of several with the same set.
+//
+// FAIL_RESTORE
 // ROOT: makes an IPC namespace
 #include <pthread.h>
 #include <sched.h>

@@ -1,6 +1,8 @@
 // A session on a pseudo-terminal that the tree made: its leader, a job in the foreground, one in the background, one
 // that has left the terminal, and one that has ended. Lines, the interrupt key and changes of the window go where they
-// went before. FAIL_RESTORE
+// went before.
+//
+// FAIL_RESTORE
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
