@@ -30,6 +30,9 @@ test-apps:
 nightly: deps build
 	$(BUILD)/tests/property_plan --gtest_also_run_disabled_tests --gtest_filter='*.DISABLED_Nightly*'
 	tests/system/trees --stasis $(BUILD)/stasis --count 5000
+	for properties in $(BUILD)/tests/property_*; do [ -d "$$properties" ] || [ ! -x "$$properties" ] || "$$properties" || exit 1; done
+	tests/increments/run --stasis $(BUILD)/stasis --truth $(BUILD)/tests/truth --case truth --seeds 30
+	tests/fault/kill_dump --stasis $(BUILD)/stasis --victim $(BUILD)/tests/victim
 
 demo: deps
 	$(MAKE) build
