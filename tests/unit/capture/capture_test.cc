@@ -245,10 +245,12 @@ void measure(Outcome& outcome, const std::function<int64_t()>& call) {
 }
 
 /// Captures the specimen while it is inside `number`, twice, and lets it run.
-void disturb(Specimen& specimen, int number) {
+void disturb(Specimen& specimen, int number, const Outcome& outcome) {
   for (int round = 0; round < 2; ++round) {
-    ASSERT_TRUE(eventually([&] { return specimen.is_in(number) || specimen.is_in(SYS_restart_syscall); }));
-    usleep(20'000);
+    ASSERT_TRUE(
+        eventually([&] { return outcome.done || specimen.is_in(number) || specimen.is_in(SYS_restart_syscall); }));
+    usleep(100'000);
+    if (outcome.done) return;
     auto captive = Captive::take(specimen.pid());
     ASSERT_OK(captive);
     ASSERT_OK((*captive)->release(AfterDump::let_run));
@@ -267,17 +269,23 @@ class TimedCalls : public testing::TestWithParam<TimedCase> {};
 
 TEST_P(TimedCalls, LastAsLongAsAsked) {
   const auto& timed = GetParam();
-  Shared<Outcome> outcome;
-  Specimen specimen([&] {
-    measure(*outcome, timed.call);
-    return 0;
-  });
-  disturb(specimen, timed.number);
-  specimen.expect_success();
-  EXPECT_EQ(outcome->result, timed.expected) << strerror(static_cast<int>(outcome->error));
-  EXPECT_EQ(outcome->error, timed.error);
-  EXPECT_GE(outcome->microseconds, 300'000 - 1000);
-  EXPECT_LT(outcome->microseconds, 300'000 + 250'000);
+  // A busy machine lets a call last longer. One that begins anew after each capture always does.
+  constexpr int attempts = 20;
+  int64_t shortest = std::numeric_limits<int64_t>::max();
+  for (int attempt = 0; attempt < attempts && shortest >= 300'000 + 90'000; ++attempt) {
+    Shared<Outcome> outcome;
+    Specimen specimen([&] {
+      measure(*outcome, timed.call);
+      return 0;
+    });
+    disturb(specimen, timed.number, *outcome);
+    specimen.expect_success();
+    EXPECT_EQ(outcome->result, timed.expected) << strerror(static_cast<int>(outcome->error));
+    EXPECT_EQ(outcome->error, timed.error);
+    EXPECT_GE(outcome->microseconds, 300'000 - 1000);
+    shortest = std::min<int64_t>(shortest, outcome->microseconds);
+  }
+  EXPECT_LT(shortest, 300'000 + 90'000);
 }
 
 constexpr timespec tenths_3{0, 300'000'000};
@@ -317,7 +325,7 @@ TEST(Interrupted, ReadWaitsOnAndGetsItsData) {
     measure(*outcome, [&] { return read(ends[0], &byte, 1) == 1 ? byte : -1; });
     return 0;
   });
-  disturb(specimen, SYS_read);
+  disturb(specimen, SYS_read, *outcome);
   EXPECT_FALSE(outcome->done);
   ASSERT_EQ(write(ends[1], "x", 1), 1);
   specimen.expect_success();
@@ -342,7 +350,7 @@ TEST(Interrupted, PauseAndSigsuspendEndWithTheirSignalOnly) {
       sigprocmask(SIG_BLOCK, nullptr, &none);
       return sigismember(&none, SIGUSR1) == suspend ? 0 : 1;
     });
-    disturb(specimen, suspend ? SYS_rt_sigsuspend : SYS_pause);
+    disturb(specimen, suspend ? SYS_rt_sigsuspend : SYS_pause, *outcome);
     usleep(10'000);
     EXPECT_FALSE(outcome->done);
     kill(specimen.pid(), SIGUSR1);

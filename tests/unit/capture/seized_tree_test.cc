@@ -35,6 +35,19 @@ Result<std::unique_ptr<SeizedTree>> capture_tree(pid_t root, std::function<void(
   return SeizedTree::capture(options);
 }
 
+/// All threads of the process and of its children.
+bool everybody_pauses(pid_t root) {
+  const auto pauses = [](pid_t pid, pid_t tid) {
+    const auto text = kernel::read_proc(pid, fmt::format("task/{}/syscall", tid));
+    return text && text->starts_with(fmt::format("{} ", SYS_pause));
+  };
+  for (const pid_t pid : kernel::list_descendants(root)) {
+    const auto threads = kernel::list_threads(pid);
+    if (!threads || !std::ranges::all_of(*threads, [&](pid_t tid) { return pauses(pid, tid); })) return false;
+  }
+  return true;
+}
+
 TEST(SeizedTree, TwoCapturesOfTheSameTreeAreEqual) {
   Shared<std::atomic<int>> ready;
   Specimen specimen([&] {
@@ -52,8 +65,7 @@ TEST(SeizedTree, TwoCapturesOfTheSameTreeAreEqual) {
     for (;;) pause();
     return 0;
   });
-  ASSERT_TRUE(eventually([&] { return *ready == 2; }));
-  usleep(10'000);
+  ASSERT_TRUE(eventually([&] { return *ready == 2 && everybody_pauses(specimen.pid()); }));
   auto first = capture_tree(specimen.pid());
   ASSERT_TRUE(first) << first.error().message();
   ASSERT_FALSE((*first)->context().diagnostics.refused()) << refusals((*first)->context().diagnostics);
@@ -110,7 +122,7 @@ TEST(SeizedTree, PointsArePassedInOrder) {
     for (;;) pause();
     return 0;
   });
-  usleep(10'000);
+  ASSERT_TRUE(eventually([&] { return specimen.is_in(SYS_pause); }));
   std::vector<std::string> points;
   auto tree = capture_tree(specimen.pid(), [&](std::string_view point) { points.emplace_back(point); });
   ASSERT_TRUE(tree) << tree.error().message();

@@ -14,6 +14,7 @@
 
 #include "agent/area.h"
 #include "base/unique_fd.h"
+#include "../eventually.h"
 
 namespace stasis::agent {
 
@@ -53,8 +54,7 @@ class Room {
   Slot& slot(uint32_t index) const { return reinterpret_cast<Slot*>(base() + header().slots)[index]; }
   uint32_t state(uint32_t index) const { return __atomic_load_n(&slot(index).state, __ATOMIC_ACQUIRE); }
   bool comes_to(uint32_t index, uint32_t state_wanted) const {
-    for (int i = 0; i < 5000 && state(index) != state_wanted; ++i) usleep(1000);
-    return state(index) == state_wanted;
+    return eventually([&] { return state(index) == state_wanted; });
   }
   uint32_t counter(uint32_t index) const {
     return __atomic_load_n(reinterpret_cast<uint32_t*>(base() + header().counters) + index, __ATOMIC_ACQUIRE);

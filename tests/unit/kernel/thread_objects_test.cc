@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "../eventually.h"
+
 namespace stasis::kernel {
 namespace {
 
@@ -28,8 +30,7 @@ class Threads {
     done_.notify_all();
   }
   bool are_ready() {
-    for (int round = 0; round < 1000 && ready_ < static_cast<int>(threads_.size()); ++round) usleep(1000);
-    return ready_ == static_cast<int>(threads_.size());
+    return eventually([this] { return ready_ == static_cast<int>(threads_.size()); });
   }
 
  private:
