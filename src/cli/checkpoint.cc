@@ -48,8 +48,8 @@ Status validate(const model::Application& application, const image::Directory& i
       Error::conflict("restore the tree", "it cannot work here (each reason is named above); nothing was created"));
 }
 
-/// Pids that nobody has and nobody is about to get: the kernel hands them out in a circle, so the far side of it is
-/// quiet.
+/// Pids that nobody has and nobody is about to get: the kernel hands them out in a circle, so the far half of it is
+/// quiet. Restores that run at the same time begin at places of their own.
 pid_t quiet_pids() {
   constexpr pid_t first = 1000, needed = 256;
   pid_t limit = 32768, last = 0;
@@ -57,7 +57,9 @@ pid_t quiet_pids() {
   std::ifstream("/proc/sys/kernel/pid_max") >> limit;
   std::ifstream load("/proc/loadavg");
   load >> ignored >> ignored >> ignored >> ignored >> last;
-  for (pid_t tried = 0, at = last + limit / 2, free = 0; tried < limit; ++tried, ++at) {
+  const pid_t places = std::max(1, limit / 2 / needed);
+  const pid_t begin = last + limit / 4 + getpid() % places * needed;
+  for (pid_t tried = 0, at = begin, free = 0; tried < limit; ++tried, ++at) {
     if (at >= limit) at = first + (at - limit) % (limit - first), free = 0;
     // The number of a group is taken, too, when its leader has long ended.
     const auto is_unknown = [](pid_t whom) { return kill(whom, 0) != 0 && errno == ESRCH; };
