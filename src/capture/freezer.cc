@@ -59,8 +59,9 @@ Result<std::vector<FrozenProcess>> Freezer::freeze(pid_t root) {
   at_point_("seizing");
   processes_.push_back({.host_pid = root});
   known_pids_.insert(root);
-  while (TRY(look())) TRY(settle_all());
-  forget_the_dead();
+  do {
+    while (TRY(look())) TRY(settle_all());
+  } while (TRY(look_for_orphans()));
   if (processes_.empty() || processes_.front().host_pid != root || processes_.front().zombie) {
     return fail(Error::gone("seize the tree", fmt::format("task {}", root)));
   }
@@ -81,6 +82,20 @@ Result<bool> Freezer::look() {
   return found || somebody_died_;
 }
 
+/// One more look at the children of all, now that everybody known stands still. The children of a process that ends
+/// pass to a subreaper or the init of its pid namespace, which may have had none (kernel/exit.c, find_new_reaper); if
+/// it ended before we had found it, nothing tells us that they did. They come to the first thread that lives. true:
+/// there were some.
+Result<bool> Freezer::look_for_orphans() {
+  bool found = false;
+  for (size_t index = processes_.size(); index-- > 0;) {
+    if (processes_[index].refused || processes_[index].threads.empty()) continue;
+    const pid_t heir = processes_[index].threads.front().tid();
+    found |= TRY(adopt_children(index, {&heir, 1}));
+  }
+  return found;
+}
+
 /// Seizes the threads of a process, or, when it has no more than those that are stopped, takes up its children.
 Result<bool> Freezer::complete(size_t index) {
   const auto& threads = processes_[index].threads;
@@ -90,7 +105,9 @@ Result<bool> Freezer::complete(size_t index) {
   const bool is_all = stands_still && kernel::count_threads(processes_[index].host_pid) == known;
   if (!is_all && TRY(adopt_threads(index))) return true;
   if (processes_[index].zombie) return false;
-  const bool found = TRY(adopt_children(index));
+  std::vector<pid_t> tids;
+  for (const auto& thread : processes_[index].threads) tids.push_back(thread.tid());
+  const bool found = TRY(adopt_children(index, tids));
   processes_[index].whole = stands_still || processes_[index].refused;
   return found || !processes_[index].whole;
 }
@@ -119,16 +136,14 @@ Result<bool> Freezer::adopt_threads(size_t index) {
   return found;
 }
 
-Result<bool> Freezer::adopt_children(size_t index) {
-  std::vector<pid_t> tids;
-  for (const auto& thread : processes_[index].threads) tids.push_back(thread.tid());
+Result<bool> Freezer::adopt_children(size_t index, std::span<const pid_t> tids) {
   const auto children = kernel::list_children(processes_[index].host_pid, tids);
   if (!children && children.error().code() == ErrorCode::gone) return false;
   if (!children) return fail(children.error());
   bool found = false;
   for (const auto& [child, thread] : *children) {
     if (!known_pids_.insert(child).second) {
-      if (tids.size() == 1) continue;
+      if (processes_[index].threads.size() == 1) continue;
       // Whose thread has ended since belongs to another thread now.
       const auto known = std::ranges::find(processes_, child, &FrozenProcess::host_pid);
       if (known != processes_.end()) known->parent_thread = thread;

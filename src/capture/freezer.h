@@ -2,10 +2,11 @@
 //
 // A process is *whole* when all its threads were stopped before its threads and children were listed: it cannot have
 // got more since. Only the death of another process can still give it children (they pass to a subreaper), so when
-// anybody has died meanwhile all are listed once more.
+// anybody has died meanwhile all are listed once more; and at the end, because it may have been one that was not known.
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -46,9 +47,10 @@ class Freezer {
  private:
   Status check_root(pid_t root) const;
   Result<bool> look();
+  Result<bool> look_for_orphans();
   Result<bool> complete(size_t index);
   Result<bool> adopt_threads(size_t index);
-  Result<bool> adopt_children(size_t index);
+  Result<bool> adopt_children(size_t index, std::span<const pid_t> tids);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
   Status settle_all();
   Status settle_slow(size_t index, Tracee& slow);

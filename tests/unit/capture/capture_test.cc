@@ -732,6 +732,66 @@ TEST(Capture, InitOfAPidNamespace) {
 
 // ---- trees in motion
 
+/// The parent stands still, and its children are known, when a process that nobody has found yet ends: its child
+/// becomes one of the parent's. With many threads the kernel is asked in another way.
+class Orphan : public testing::TestWithParam<int> {};
+
+TEST_P(Orphan, OfAProcessThatWasNeverFoundIsFound) {
+  struct Family {
+    std::atomic<pid_t> child, orphan;
+    std::atomic<int> threads;
+    std::atomic<bool> end;
+  };
+  Shared<Family> family;
+  Specimen specimen([&] {
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    const pid_t child = fork();
+    if (child == 0) {
+      signal(SIGCHLD, SIG_IGN);  // it need not run for its child to be reaped
+      if (fork() == 0) {
+        const pid_t orphan = fork();
+        if (orphan != 0) family->orphan = orphan;
+        while (orphan == 0 || !family->end) usleep(100);
+        _exit(0);
+      }
+      for (;;) pause();
+    }
+    family->child = child;
+    std::vector<std::thread> threads;
+    while (static_cast<int>(threads.size()) < GetParam()) {
+      threads.emplace_back([&] {
+        ++family->threads;
+        for (;;) pause();
+      });
+    }
+    for (;;) pause();
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return family->child != 0 && family->orphan != 0 && family->threads == GetParam(); }));
+  const auto parent_of_orphan = [&] {
+    const auto stat = kernel::read_stat(family->orphan);
+    return stat ? stat->ppid : 0;
+  };
+  auto captive = Captive::take(specimen.pid(), [&](std::string_view point) {
+    const auto child = kernel::read_status(family->child);
+    if (point != "task-seized" || family->end || !child || child->tracer == 0) return;
+    family->end = true;
+    EXPECT_TRUE(eventually([&] { return parent_of_orphan() == specimen.pid(); }));
+  });
+  ASSERT_OK(captive);
+  ASSERT_TRUE(family->end);
+  const auto& application = (*captive)->context.application;
+  EXPECT_EQ(application.tasks.size(), 3u);
+  const auto* orphan = application.find(Pid{family->orphan});
+  ASSERT_NE(orphan, nullptr);
+  EXPECT_EQ(orphan->parent.value, specimen.pid());
+  EXPECT_EQ(orphan->parent_thread.value, 0);
+  ASSERT_OK((*captive)->release(AfterDump::kill));
+  EXPECT_TRUE(WIFSIGNALED(specimen.wait()));
+}
+
+INSTANTIATE_TEST_SUITE_P(OfThreads, Orphan, testing::Values(0, 1, 99));
+
 TEST(Capture, VforkParentStopsWhenItsChildHasExecuted) {
   Shared<std::atomic<int>> rounds;
   Specimen specimen([&] {
