@@ -126,6 +126,18 @@ struct Slot {
 };
 static_assert(sizeof(Slot) == 64);
 
+/// How the kernel says that the supervisor has died: a robust mutex (pthread_mutexattr_setrobust(3)) that its thread
+/// holds from before the first process is created until nobody runs the agent any more. Its first word is the futex, in
+/// which the kernel sets the bit when that thread ends, however it ends (kernel/futex/core.c, handle_futex_death).
+/// Whoever runs the agent looks at it: a parent-death signal comes too late for who is killed before he has asked for
+/// it, and is not to be had for a child that is to lose its parent. All zeros in a dump, where nobody is to end with
+/// stasis.
+struct Supervision {
+  uint32_t word;
+  uint32_t reserved[15];
+};
+inline constexpr uint32_t owner_died = 0x40000000;  ///< FUTEX_OWNER_DIED
+
 struct Header {
   uint32_t magic;  ///< 'STAG'
   uint32_t version;
@@ -137,8 +149,9 @@ struct Header {
   uint32_t failed;    ///< futex word: 0, or 1 + index of the first slot that failed
   uint32_t failed_instruction;
   int64_t failed_result;
+  Supervision supervision;
 };
-static_assert(sizeof(Header) == 56);
+static_assert(sizeof(Header) == 120);
 
 inline constexpr uint32_t magic = 0x47415453;  // "STAG"
 inline constexpr uint64_t code_space = 8192;   ///< the blob fits into it: a build step checks

@@ -24,6 +24,7 @@ class Interpreter {
     store(slot_.state, slot_running);
     const auto* program = at<const Instruction>(slot_.instructions);
     for (uint32_t i = slot_.program_counter; i < slot_.instruction_count; ++i) {
+      vanish_if_abandoned();
       slot_.program_counter = i;
       const int64_t result = execute(program[i]);
       results_[i] = result;
@@ -417,8 +418,17 @@ class Interpreter {
     return 0;
   }
 
+  /// The supervisor has died: nobody will ever let us go, and we hold what was to be restored. A filter that forbids to
+  /// end (spin) cannot forbid a fault, which ends who blocks its signal (kernel/signal.c, force_sig_info_to_task).
+  void vanish_if_abandoned() {
+    if ((load(header_.supervision.word) & owner_died) == 0) return;
+    raw_syscall(call_exit_group, 1);
+    for (;;) fault(SIGILL);
+  }
+
   int64_t wait(uint32_t& counter, uint32_t value) {
     for (;;) {
+      vanish_if_abandoned();
       const uint32_t now = load(counter);
       if (now >= value) return 0;
       if (load(header_.failed) != 0) return error_canceled;
@@ -432,6 +442,7 @@ class Interpreter {
   int64_t await_child(uint64_t child) {
     constexpr uint64_t one = 1, exited = 4, at_once = 1, keep = 0x1000000, of_this_thread = 0x20000000;
     for (;;) {
+      vanish_if_abandoned();
       const int64_t found = raw_syscall(call_waitid, one, child, 0, exited | at_once | keep | of_this_thread, 0);
       if (found != error_no_child) return found;
       if (load(header_.failed) != 0) return error_canceled;
@@ -503,14 +514,20 @@ class Interpreter {
   /// Complete: sleeps until ptrace takes the thread over.
   [[noreturn]] void park() {
     if (!failed_) become_ready();
-    for (;;) sleep_on(slot_.state, load(slot_.state));
+    for (;;) {
+      vanish_if_abandoned();
+      sleep_on(slot_.state, load(slot_.state));
+    }
   }
 
   /// The same without any system call: what seccomp lets through is not ours to guess.
   [[noreturn]] void spin() {
     if (failed_) park();
     become_ready();
-    for (;;) asm volatile("pause");
+    for (;;) {
+      vanish_if_abandoned();
+      asm volatile("pause");
+    }
   }
 
   uint8_t* area_;

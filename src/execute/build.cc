@@ -27,6 +27,7 @@
 #include "execute/namespace_ends.h"
 #include "execute/owing.h"
 #include "execute/resume.h"
+#include "execute/shared_area.h"
 #include "kernel/descriptor_limit.h"
 #include "kernel/id_holder.h"
 #include "kernel/proc.h"
@@ -35,50 +36,6 @@
 
 namespace stasis::execute {
 namespace {
-
-/// The agent area mapped in stasis at the address it has in every process being built.
-class SharedArea {
- public:
-  static Result<SharedArea> create(AddressRange where) {
-    const UniqueFd memory(memfd_create("stasis-agent", MFD_CLOEXEC));
-    if (!memory.valid()) return fail_errno("memfd_create", "the agent area");
-    if (ftruncate(memory.get(), static_cast<off_t>(where.size())) != 0)
-      return fail_errno("ftruncate", "the agent area");
-    void* mapped = mmap(reinterpret_cast<void*>(where.begin), where.size(), PROT_READ | PROT_WRITE | PROT_EXEC,
-                        MAP_SHARED | MAP_FIXED_NOREPLACE, memory.get(), 0);
-    if (mapped == MAP_FAILED) return fail_errno("mmap", fmt::format("the agent area at {:#x}", where.begin));
-    return SharedArea(static_cast<uint8_t*>(mapped), where.size());
-  }
-  SharedArea(SharedArea&& other) noexcept : base_(std::exchange(other.base_, nullptr)), size_(other.size_) {}
-  SharedArea& operator=(SharedArea&&) = delete;
-  ~SharedArea() {
-    if (base_ != nullptr) munmap(base_, size_);
-  }
-
-  uint8_t* base() const { return base_; }
-  ByteView bytes() const { return {base_, size_}; }
-  std::span<uint8_t> memory() const { return {base_, size_}; }
-  agent::Header& header() const { return *reinterpret_cast<agent::Header*>(base_ + agent::code_space); }
-  agent::Slot& slot(uint32_t index) const { return reinterpret_cast<agent::Slot*>(base_ + header().slots)[index]; }
-  uint32_t ready() const {
-    return __atomic_load_n(reinterpret_cast<uint32_t*>(base_ + header().counters) + agent::ready_counter,
-                           __ATOMIC_ACQUIRE);
-  }
-  std::span<uint32_t> counters() const {
-    return {reinterpret_cast<uint32_t*>(base_ + header().counters), header().counter_count};
-  }
-  uint32_t failed() const { return __atomic_load_n(&header().failed, __ATOMIC_ACQUIRE); }
-  /// Makes every waiting slot give up, as a slot that fails does.
-  void cancel() const {
-    uint32_t nobody = 0;
-    __atomic_compare_exchange_n(&header().failed, &nobody, agent::failing, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-  }
-
- private:
-  SharedArea(uint8_t* base, uint64_t size) : base_(base), size_(size) {}
-  uint8_t* base_;
-  uint64_t size_;
-};
 
 /// All signals are blocked in what we create, from its birth on: the final masks are set at the very end.
 class SignalsBlocked {
@@ -270,6 +227,7 @@ class Tree final : public BuiltTree {
       return step == 0 ? prepare(rseq) : options_.verify ? options_.verify() : Status();
     };
     TRY(parallel_for(2, prepare_or_verify, 2));
+    supervision_.emplace(TRY(Supervision::begin(area_->header())));
     resumption_ = Resumption::of(application_, program_.agent_area);
     const auto placed = TRY(ImagesAtNumber::place(images.fd(), program_.images_fd));
     const Subreaper reaper;
@@ -306,6 +264,7 @@ class Tree final : public BuiltTree {
     });
     if (!resumed && begun && options_.undo_last) options_.undo_last();
     resumed_ = resumed.has_value();
+    if (resumed_) supervision_.reset();
     return resumed;
   }
 
@@ -524,6 +483,7 @@ class Tree final : public BuiltTree {
   Lowered lowered_;
   agent::Area area_description_;
   std::optional<SharedArea> area_;
+  std::optional<Supervision> supervision_;
   std::unique_ptr<Resumption> resumption_;
   std::set<pid_t> bystanders_;  ///< descendants of the program that has become stasis: none of our business
   pid_t host_root_ = 0;

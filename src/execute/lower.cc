@@ -152,7 +152,8 @@ class Lowering {
     return {};
   }
 
-  /// Like the root it must not outlive its parent, and so stasis: until its own death signal is set, last of all.
+  /// Like the root it ends at once with its parent, and so with stasis: until its own death signal is set, last of all.
+  /// Who comes too late to ask for it, or cannot have it, sees the end of stasis by himself (agent::Supervision).
   void outlives_nobody(uint32_t slot) {
     result_.slots[slot].call(call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL), static_cast<uint32_t>(origin_));
   }
@@ -166,7 +167,7 @@ class Lowering {
     return task != nullptr && task->state != model::TaskState::zombie && task->parent == creator && !loses_parent;
   }
 
-  /// The root starts as a copy of stasis: it must not outlive it, and keeps none of its descriptors but the images and
+  /// The root starts as a copy of stasis: it ends with it, and keeps none of its descriptors but the images and
   /// what is given.
   void begin_root(SlotProgram& root) {
     const auto origin = static_cast<uint32_t>(origin_);

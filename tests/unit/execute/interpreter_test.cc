@@ -2,17 +2,24 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/rseq.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include <filesystem>
+#include <optional>
 #include <thread>
 
+#include "../eventually.h"
 #include "agent_room.h"
+#include "execute/shared_area.h"
 
 namespace stasis::agent {
 namespace {
@@ -482,6 +489,102 @@ TEST(Interpreter, WhoIsDoneHasBeenCounted) {
     kill(pid, SIGKILL);
     EXPECT_EQ(waitpid(pid, nullptr, 0), pid);
   }
+}
+
+/// Processes that run slots of an area whose supervisor is a process of its own.
+class Abandoned : public Room {
+ public:
+  explicit Abandoned(SlotProgram program) : Room({std::move(program)}, 2) {
+    supervisor_ = fork();
+    if (supervisor_ == 0) {
+      const auto held = execute::Supervision::begin(header());
+      if (held) __atomic_store_n(&is_held(), 1, __ATOMIC_RELEASE);
+      for (;;) pause();
+    }
+    for (int i = 0; i < 5000 && __atomic_load_n(&is_held(), __ATOMIC_ACQUIRE) == 0; ++i) usleep(1000);
+  }
+  ~Abandoned() {
+    if (runner_ > 0) kill(runner_, SIGKILL), waitpid(runner_, nullptr, 0);
+    if (supervisor_ > 0) kill_supervisor();
+  }
+  void kill_supervisor() {
+    kill(supervisor_, SIGKILL);
+    waitpid(supervisor_, nullptr, 0);
+    supervisor_ = 0;
+  }
+  void begin() {
+    runner_ = fork();
+    if (runner_ != 0) return;
+    const rlimit no_core{0, 0};
+    setrlimit(RLIMIT_CORE, &no_core);
+    run(0);
+    _exit(0);
+  }
+  /// The status with which the runner ends; nothing: it does not.
+  std::optional<int> end() {
+    int status = 0;
+    if (!eventually([&] { return waitpid(runner_, &status, WNOHANG) == runner_; }, std::chrono::seconds(10)))
+      return std::nullopt;
+    runner_ = 0;
+    return status;
+  }
+
+ private:
+  uint32_t& is_held() { return reinterpret_cast<uint32_t*>(base() + header().counters)[1]; }
+  pid_t supervisor_ = 0, runner_ = 0;
+};
+
+constexpr int vanished = 1 << 8;
+
+TEST(Interpreter, WhoBeginsWhenTheSupervisorIsDeadDoesNothing) {
+  auto program = here();
+  program.call(call(SYS_getpid), 0);
+  Abandoned room(program);
+  room.kill_supervisor();
+  room.begin();
+  EXPECT_EQ(room.end(), vanished);
+  EXPECT_EQ(room.result(0, 0), 0);
+}
+
+TEST(Interpreter, WhoWaitsEndsWithTheSupervisor) {
+  auto waiting = here(), awaiting = here();
+  waiting.wait(0, 1, 0);
+  awaiting.await_child(getpid(), 0);
+  for (const auto& program : {waiting, awaiting}) {
+    Abandoned room(program);
+    room.begin();
+    EXPECT_TRUE(room.comes_to(0, slot_running));
+    usleep(30'000);
+    EXPECT_EQ(room.state(0), slot_running);
+    room.kill_supervisor();
+    EXPECT_EQ(room.end(), vanished);
+  }
+}
+
+TEST(Interpreter, WhoIsParkedEndsWithTheSupervisor) {
+  for (const auto mode : {EndMode::park, EndMode::park_spinning}) {
+    Abandoned room{SlotProgram(mode)};
+    room.begin();
+    EXPECT_TRUE(room.comes_to(0, slot_done));
+    room.kill_supervisor();
+    EXPECT_EQ(room.end(), vanished);
+  }
+}
+
+TEST(Interpreter, AFilterThatForbidsEverythingKeepsNobody) {
+  SlotProgram program(EndMode::park_spinning);
+  const sock_filter refuse = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
+  const uint64_t all = ~0ull;
+  const auto filter =
+      plan::struct_pointing_to(sock_fprog{.len = 1, .filter = nullptr}, offsetof(sock_fprog, filter), bytes_of(refuse));
+  program.call(call(SYS_rt_sigprocmask, SIG_SETMASK, plan::struct_in(all), 0, 8), 0);
+  program.call(call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+  program.call(call(SYS_prctl, PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter), 0);
+  Abandoned room(program);
+  room.begin();
+  EXPECT_TRUE(room.comes_to(0, slot_done));
+  room.kill_supervisor();
+  EXPECT_EQ(room.end(), SIGILL);
 }
 
 TEST(Blob, LeavesTheExtendedStateAlone) {
