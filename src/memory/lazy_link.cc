@@ -86,13 +86,12 @@ Result<LazyDaemon> LazyDaemon::connect(const std::string& path) {
                     .advise("run both as one user"));
   }
   LazyDaemon daemon(std::move(socket));
-  TRY_IN("speak with lazy-pages", send_message(daemon.connection_.get(), {}));
+  TRY(daemon.say(LazyOrder::Kind::hello));
   return daemon;
 }
 
 Status LazyDaemon::hand_over(pid_t owner, int userfaultfd, std::span<const uint64_t> runs) {
-  const Head head{.kind = LazyOrder::Kind::address_space, .owner = owner};
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), head, {}, userfaultfd));
+  TRY(say(LazyOrder::Kind::address_space, owner, {}, userfaultfd));
   std::vector<AddressRange> ranges;
   for (size_t i = 0; i + 1 < runs.size(); i += 2) ranges.push_back({runs[i], runs[i] + runs[i + 1]});
   return send(LazyOrder::Kind::runs, owner, ranges);
@@ -105,28 +104,40 @@ Status LazyDaemon::need(pid_t owner, std::span<const AddressRange> ranges) {
 Status LazyDaemon::send(LazyOrder::Kind kind, pid_t owner, std::span<const AddressRange> ranges) {
   while (!ranges.empty()) {
     const auto part = ranges.first(std::min(ranges.size(), most_runs));
-    const ByteView bytes(reinterpret_cast<const uint8_t*>(part.data()), part.size_bytes());
-    TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = kind, .owner = owner}, bytes));
+    TRY(say(kind, owner, ByteView(reinterpret_cast<const uint8_t*>(part.data()), part.size_bytes())));
     ranges = ranges.subspan(part.size());
   }
   return {};
 }
 
-Status LazyDaemon::add_process(int pidfd) {
-  return send_message(connection_.get(), {.kind = LazyOrder::Kind::process}, {}, pidfd);
-}
+Status LazyDaemon::add_process(int pidfd) { return say(LazyOrder::Kind::process, 0, {}, pidfd); }
 
-Status LazyDaemon::complete() {
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = LazyOrder::Kind::complete}));
-  return {};
-}
+Status LazyDaemon::complete() { return say(LazyOrder::Kind::complete); }
 
 Status LazyDaemon::commit() {
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = LazyOrder::Kind::commit}));
-  const auto answer = TRY_IN("speak with lazy-pages", receive_message(connection_.get()));
-  if (answer.head.failed == 0) return {};
+  TRY(say(LazyOrder::Kind::commit));
+  return hear();
+}
+
+Status LazyDaemon::say(LazyOrder::Kind kind, pid_t owner, ByteView rest, int descriptor) {
+  auto said = send_message(connection_.get(), {.kind = kind, .owner = owner}, rest, descriptor);
+  if (said) return {};
+  if (said.error().code() == ErrorCode::gone) TRY(hear());  // its last word says why
+  return fail(std::move(said.error()).within("speak with lazy-pages"));
+}
+
+Status LazyDaemon::hear() {
+  auto answer = receive_message(connection_.get());
+  // First comes the news that it has not read all that was sent (ECONNRESET), then its last word.
+  if (!answer && answer.error().code() == ErrorCode::gone) answer = receive_message(connection_.get());
+  if (!answer && answer.error().code() == ErrorCode::gone) {
+    return fail(Error::make(ErrorCode::gone, "leave missing pages to lazy-pages", "it has ended, without a word")
+                    .advise("was it killed? Start it anew, then restore again"));
+  }
+  if (!answer) return fail(std::move(answer.error()).within("speak with lazy-pages"));
+  if (answer->head.failed == 0) return {};
   return fail(
-      Error::conflict("leave missing pages to lazy-pages", std::string(answer.rest.begin(), answer.rest.end())));
+      Error::conflict("leave missing pages to lazy-pages", std::string(answer->rest.begin(), answer->rest.end())));
 }
 
 Result<LazyListener> LazyListener::open(const std::string& path) {
