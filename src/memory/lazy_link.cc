@@ -1,6 +1,7 @@
 #include "memory/lazy_link.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -67,6 +68,16 @@ Result<UniqueFd> open_directory(const std::string& path) {
   UniqueFd directory(open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!directory.valid()) return fail_errno("open the directory of the socket", path);
   return directory;
+}
+
+/// While it is open nobody else looks for somebody who listens, removes what has been left, and listens himself: two
+/// who do so at once would remove each other's socket. (Where the file system has no such locks, it goes without.)
+Result<UniqueFd> lock_directory(int directory, const std::string& path) {
+  UniqueFd lock(openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock.valid()) return fail_errno("open the directory of the socket", path);
+  while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
+  }
+  return lock;
 }
 
 }  // namespace
@@ -143,6 +154,7 @@ Status LazyDaemon::hear() {
 Result<LazyListener> LazyListener::open(const std::string& path) {
   auto directory = TRY(open_directory(path));
   const std::string subject = path + "/" + socket_name;
+  const auto lock = TRY(lock_directory(directory.get(), path));
   UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.valid()) return fail_errno("socket");
   const Address address(directory.get());

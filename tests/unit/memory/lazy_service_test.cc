@@ -373,5 +373,35 @@ TEST_F(LazyServing, a_restore_that_goes_away_is_told) {
   EXPECT_THAT(late.error().message(), HasSubstr("start `stasis lazy-pages`"));
 }
 
+TEST(LazyListening, of_many_who_begin_at_once_one_listens) {
+  constexpr int rounds = 100, many = 4;
+  for (int round = 0; round < rounds; ++round) {
+    const Scratch scratch;
+    const auto directory = scratch.root().string();
+    const pid_t killed = fork();  // leaves its socket
+    if (killed == 0) {
+      const auto listener = LazyListener::open(directory);
+      _exit(listener ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(killed, &status, 0);
+    ASSERT_EQ(status, 0);
+    std::atomic<int> waiting = many;
+    std::vector<std::optional<LazyListener>> listeners(many);
+    std::vector<std::jthread> threads;
+    for (auto& listener : listeners) {
+      threads.emplace_back([&] {
+        --waiting;
+        while (waiting != 0) std::this_thread::yield();
+        if (auto opened = LazyListener::open(directory)) listener.emplace(std::move(*opened));
+      });
+    }
+    threads.clear();
+    EXPECT_EQ(std::ranges::count_if(listeners, [](const auto& one) { return one.has_value(); }), 1)
+        << "round " << round;
+    EXPECT_TRUE(LazyDaemon::connect(directory)) << "round " << round;
+  }
+}
+
 }  // namespace
 }  // namespace stasis::memory
