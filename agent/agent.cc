@@ -238,7 +238,8 @@ class Interpreter {
     return 0;
   }
 
-  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10;
+  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10,
+                           error_busy = -16;
   static constexpr int64_t error_canceled = -125;  ///< somebody else's failure is the one to report
   static bool is_error(int64_t result) { return result < 0 && result > -4096; }
   static int64_t map(uint64_t at, uint64_t size, uint64_t protection, uint64_t flags, uint64_t fd, uint64_t offset) {
@@ -385,10 +386,20 @@ class Interpreter {
   }
 
   /// A new pseudo-terminal gets the lowest index that is free (fs/devpts/inode.c, devpts_new_index): those below the
-  /// wanted one are kept open until it comes.
-  static int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
+  /// wanted one are kept open until it comes. If a higher one comes, the wanted one is taken, perhaps only by another
+  /// restore that holds it for such a moment: each lets all go then, and tries again after a pause.
+  int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
+    constexpr int attempts = 3000;
+    constexpr int64_t a_moment = 1'000'000;
+    int64_t master = error_busy;
+    for (int i = 0; i < attempts && master == error_busy && load(header_.failed) == 0; ++i) {
+      if (i != 0) sleep_on(header_.failed, 0, a_moment + static_cast<int64_t>(index % 8) * (a_moment / 8));
+      master = try_open_terminal(index, flags, held);
+    }
+    return master;
+  }
+  static int64_t try_open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
     constexpr uint64_t get_index = 0x80045430;  // TIOCGPTN
-    constexpr int64_t busy = -16;
     const char path[] = {'/', 'd', 'e', 'v', '/', 'p', 't', 'm', 'x', '\0'};
     uint64_t count = 0;
     int64_t master = 0;
@@ -404,7 +415,7 @@ class Interpreter {
         continue;
       }
       raw_syscall(call_close, static_cast<uint64_t>(master));
-      master = known < 0 ? known : busy;
+      master = known < 0 ? known : error_busy;
       break;
     }
     while (count > 0) raw_syscall(call_close, held[--count]);

@@ -6,62 +6,66 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <utility>
-
 #include "base/unique_fd.h"
 
 namespace stasis::cli {
 namespace {
 
-volatile sig_atomic_t continued = 0, key = 0;
+/// What a job's shell, the terminal and its root can tell. Blocked, it stays pending until it is taken, whatever we are
+/// about: nothing comes unnoticed between a look and the waiting. It stays so until the end of this program.
+class Signals {
+ public:
+  Signals() {
+    sigemptyset(&awaited_);
+    for (const int one : {SIGCHLD, SIGCONT, SIGINT, SIGQUIT, SIGTSTP}) sigaddset(&awaited_, one);
+    sigprocmask(SIG_BLOCK, &awaited_, nullptr);
+    signal(SIGCHLD, SIG_DFL);  // of a child's end whose signal is ignored nothing comes (sigaction(2))
+  }
+  int next() const {
+    int one = 0;
+    sigwait(&awaited_, &one);
+    return one;
+  }
 
-/// Without SA_RESTART, for waitpid to end.
-void handle(int signal, void (*handler)(int)) {
-  struct sigaction action{};
-  action.sa_handler = handler;
-  sigaction(signal, &action, nullptr);
-}
-
-constexpr int keys[] = {SIGINT, SIGQUIT, SIGTSTP};
-void note_key(int signal) { key = signal; }
+ private:
+  sigset_t awaited_;
+};
 
 class Job {
  public:
-  explicit Job(pid_t root) : root_(root), terminal_(open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC)) {
-    handle(SIGCONT, [](int) { continued = 1; });
-    for (const int signal : keys) handle(signal, note_key);
-  }
+  explicit Job(pid_t root) : root_(root), terminal_(open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC)) {}
 
   /// The root has stopped.
-  void stopped() {
+  void stopped() const {
     if (!terminal_.valid() || getpgid(root_) == getpgrp()) return;
     // It has been in the background, and has met the terminal just now.
-    if (has_terminal()) return go_on();
-    continued = 0;
-    // Of an orphaned process group nobody would ever go on with us: the kernel does not stop it (setpgid(2)).
-    handle(SIGTSTP, SIG_DFL);
-    raise(SIGTSTP);
-    handle(SIGTSTP, note_key);
-    if (continued != 0) go_on();
+    if (has_terminal()) return pass_on(SIGCONT);
+    stop_here();
   }
 
-  /// The shell goes on with its job, perhaps in the foreground.
-  void go_on() {
-    continued = 0;
-    pass_on(SIGCONT);
-  }
-
-  /// Meant for the job: a shell that brings one that runs to the foreground gives us the terminal without a word.
-  void key_pressed() { pass_on(std::exchange(key, 0)); }
-
- private:
-  void pass_on(int signal) {
+  /// A key is meant for the job: a shell that brings one that runs to the foreground gives us the terminal without a
+  /// word. SIGCONT: the shell goes on with its job, perhaps in the foreground.
+  void pass_on(int signal) const {
     const pid_t group = getpgid(root_);
     if (group < 0 || group == getpgrp()) return;
     if (has_terminal()) tcsetpgrp(terminal_.get(), group);
     kill(-group, signal);
   }
+
+ private:
   bool has_terminal() const { return terminal_.valid() && tcgetpgrp(terminal_.get()) == getpgrp(); }
+
+  /// Until the shell goes on with us: its SIGCONT is pending then. Of an orphaned process group nobody would ever do
+  /// so: the kernel does not stop it (setpgid(2)).
+  static void stop_here() {
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTSTP);
+    signal(SIGTSTP, SIG_DFL);
+    raise(SIGTSTP);
+    sigprocmask(SIG_UNBLOCK, &stop, nullptr);
+    sigprocmask(SIG_BLOCK, &stop, nullptr);
+  }
 
   pid_t root_;
   UniqueFd terminal_;
@@ -75,15 +79,17 @@ void wait_for_root(pid_t root) {
 }
 
 void wait_for_job(pid_t root) {
-  Job job(root);
+  const Signals signals;
+  const Job job(root);
   for (;;) {
     int status = 0;
-    const pid_t found = waitpid(root, &status, WUNTRACED);
-    if (found < 0 && errno != EINTR) return;
-    if (found > 0 && !WIFSTOPPED(status)) return;
-    if (found > 0) job.stopped();
-    if (continued != 0) job.go_on();
-    if (key != 0) job.key_pressed();
+    const pid_t found = waitpid(root, &status, WNOHANG | WUNTRACED);
+    if (found < 0 || (found > 0 && !WIFSTOPPED(status))) return;
+    if (found > 0) {
+      job.stopped();
+      continue;
+    }
+    if (const int signal = signals.next(); signal != SIGCHLD) job.pass_on(signal);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,14 @@ namespace {
 
 using kernel::MissingPages;
 
+std::string link_of(int fd) {
+  char link[64]{};
+  const ssize_t length = readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), link, sizeof link);
+  return {link, static_cast<size_t>(std::max<ssize_t>(length, 0))};
+}
+
+std::vector<int> descriptors() { return kernel::list_descriptors(getpid()).value_or(std::vector<int>{}); }
+
 struct Watched {
   std::vector<int> processes;        ///< pidfds
   std::vector<MissingPages> spaces;  ///< copies of the descriptors
@@ -34,10 +43,8 @@ struct Watched {
 
 Watched open_here() {
   Watched watched;
-  for (const int fd : kernel::list_descriptors(getpid()).value_or(std::vector<int>{})) {
-    char link[64]{};
-    if (readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), link, sizeof link - 1) < 0) continue;
-    const std::string_view what(link);
+  for (const int fd : descriptors()) {
+    const auto what = link_of(fd);
     if (what == "anon_inode:[pidfd]") watched.processes.push_back(fd);
     if (what == "anon_inode:[userfaultfd]") watched.spaces.emplace_back(UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 3)));
   }
@@ -87,6 +94,16 @@ void deny_pages(std::vector<MissingPages> spaces) {
   }
 }
 
+/// Nobody would come to know of the service's death as long as its connections stay open: neither the restore that
+/// waits for it (whose processes may be unknown here: their pidfds are in a queue, or were never sent), nor a dump on
+/// another machine that waits to be asked. Closed, not shut down (shutdown(2)): who waits for room in our queue would
+/// not be woken.
+void end_connections() {
+  for (const int fd : descriptors()) {
+    if (fd > STDERR_FILENO && link_of(fd).starts_with("socket:")) close(fd);
+  }
+}
+
 /// Signals for the whole group of processes are the service's.
 [[noreturn]] void guard(pid_t service, const std::function<void(const Error&)>& tell) {
   sigset_t all;
@@ -94,6 +111,7 @@ void deny_pages(std::vector<MissingPages> spaces) {
   sigprocmask(SIG_SETMASK, &all, nullptr);
   prctl(PR_SET_PDEATHSIG, SIGUSR1);
   while (getppid() == service) sigwaitinfo(&all, nullptr);
+  end_connections();
   if (open_here().spaces.empty()) _exit(0);
   const size_t ended = end_watched_processes();
   tell(Error::conflict("serve missing pages", "lazy-pages was killed while memory of the application was still to come")

@@ -1,6 +1,7 @@
 #include "memory/lazy_link.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -69,6 +70,16 @@ Result<UniqueFd> open_directory(const std::string& path) {
   return directory;
 }
 
+/// While it is open nobody else looks for somebody who listens, removes what has been left, and listens himself: two
+/// who do so at once would remove each other's socket. (Where the file system has no such locks, it goes without.)
+Result<UniqueFd> lock_directory(int directory, const std::string& path) {
+  UniqueFd lock(openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock.valid()) return fail_errno("open the directory of the socket", path);
+  while (flock(lock.get(), LOCK_EX) != 0 && errno == EINTR) {
+  }
+  return lock;
+}
+
 }  // namespace
 
 Result<LazyDaemon> LazyDaemon::connect(const std::string& path) {
@@ -86,13 +97,12 @@ Result<LazyDaemon> LazyDaemon::connect(const std::string& path) {
                     .advise("run both as one user"));
   }
   LazyDaemon daemon(std::move(socket));
-  TRY_IN("speak with lazy-pages", send_message(daemon.connection_.get(), {}));
+  TRY(daemon.say(LazyOrder::Kind::hello));
   return daemon;
 }
 
 Status LazyDaemon::hand_over(pid_t owner, int userfaultfd, std::span<const uint64_t> runs) {
-  const Head head{.kind = LazyOrder::Kind::address_space, .owner = owner};
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), head, {}, userfaultfd));
+  TRY(say(LazyOrder::Kind::address_space, owner, {}, userfaultfd));
   std::vector<AddressRange> ranges;
   for (size_t i = 0; i + 1 < runs.size(); i += 2) ranges.push_back({runs[i], runs[i] + runs[i + 1]});
   return send(LazyOrder::Kind::runs, owner, ranges);
@@ -105,33 +115,46 @@ Status LazyDaemon::need(pid_t owner, std::span<const AddressRange> ranges) {
 Status LazyDaemon::send(LazyOrder::Kind kind, pid_t owner, std::span<const AddressRange> ranges) {
   while (!ranges.empty()) {
     const auto part = ranges.first(std::min(ranges.size(), most_runs));
-    const ByteView bytes(reinterpret_cast<const uint8_t*>(part.data()), part.size_bytes());
-    TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = kind, .owner = owner}, bytes));
+    TRY(say(kind, owner, ByteView(reinterpret_cast<const uint8_t*>(part.data()), part.size_bytes())));
     ranges = ranges.subspan(part.size());
   }
   return {};
 }
 
-Status LazyDaemon::add_process(int pidfd) {
-  return send_message(connection_.get(), {.kind = LazyOrder::Kind::process}, {}, pidfd);
-}
+Status LazyDaemon::add_process(int pidfd) { return say(LazyOrder::Kind::process, 0, {}, pidfd); }
 
-Status LazyDaemon::complete() {
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = LazyOrder::Kind::complete}));
-  return {};
-}
+Status LazyDaemon::complete() { return say(LazyOrder::Kind::complete); }
 
 Status LazyDaemon::commit() {
-  TRY_IN("speak with lazy-pages", send_message(connection_.get(), {.kind = LazyOrder::Kind::commit}));
-  const auto answer = TRY_IN("speak with lazy-pages", receive_message(connection_.get()));
-  if (answer.head.failed == 0) return {};
+  TRY(say(LazyOrder::Kind::commit));
+  return hear();
+}
+
+Status LazyDaemon::say(LazyOrder::Kind kind, pid_t owner, ByteView rest, int descriptor) {
+  auto said = send_message(connection_.get(), {.kind = kind, .owner = owner}, rest, descriptor);
+  if (said) return {};
+  if (said.error().code() == ErrorCode::gone) TRY(hear());  // its last word says why
+  return fail(std::move(said.error()).within("speak with lazy-pages"));
+}
+
+Status LazyDaemon::hear() {
+  auto answer = receive_message(connection_.get());
+  // First comes the news that it has not read all that was sent (ECONNRESET), then its last word.
+  if (!answer && answer.error().code() == ErrorCode::gone) answer = receive_message(connection_.get());
+  if (!answer && answer.error().code() == ErrorCode::gone) {
+    return fail(Error::make(ErrorCode::gone, "leave missing pages to lazy-pages", "it has ended, without a word")
+                    .advise("was it killed? Start it anew, then restore again"));
+  }
+  if (!answer) return fail(std::move(answer.error()).within("speak with lazy-pages"));
+  if (answer->head.failed == 0) return {};
   return fail(
-      Error::conflict("leave missing pages to lazy-pages", std::string(answer.rest.begin(), answer.rest.end())));
+      Error::conflict("leave missing pages to lazy-pages", std::string(answer->rest.begin(), answer->rest.end())));
 }
 
 Result<LazyListener> LazyListener::open(const std::string& path) {
   auto directory = TRY(open_directory(path));
   const std::string subject = path + "/" + socket_name;
+  const auto lock = TRY(lock_directory(directory.get(), path));
   UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.valid()) return fail_errno("socket");
   const Address address(directory.get());

@@ -46,6 +46,9 @@ class LazyDaemon {
 
  private:
   Status send(LazyOrder::Kind, pid_t owner, std::span<const AddressRange>);
+  Status say(LazyOrder::Kind, pid_t owner = 0, ByteView rest = {}, int descriptor = -1);
+  /// Waits for its answer. ErrorCode::gone if there is none.
+  Status hear();
   explicit LazyDaemon(UniqueFd connection) : connection_(std::move(connection)) {}
   UniqueFd connection_;
 };

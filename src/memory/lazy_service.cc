@@ -30,7 +30,10 @@ Status LazyService::run() {
   options_.log("A restore has come");
   Status served = serve();
   if (served) return {};
-  if (!is_committed_) (void)answer_order(connection_.get(), served.error());  // whoever asks later finds it
+  if (!is_committed_) {
+    (void)answer_order(connection_.get(), served.error());  // whoever asks later finds it
+    connection_.reset();  // nor need it wait for room in our queue: its tree has to end
+  }
   for (LazySpace& space : spaces_) space.give_up_faults();
   const size_t ended = end_watched_processes();
   if (ended == 0) return served;

@@ -83,10 +83,11 @@ Result<int> status_of(pid_t child) {
   return status;
 }
 
-Status run(const char* program, const std::vector<std::string>& rules, const char* action) {
+/// Whoever waits for the end of `held` waits for that of the program, too: it may outlive us, and commit later.
+Status insert(const char* program, const std::vector<std::string>& rules, int held) {
   if (rules.empty()) return {};
-  const auto input = TRY(script(rules, action));
-  const int descriptors[] = {input.get()};
+  const auto input = TRY(script(rules, "-I"));
+  const int descriptors[] = {input.get(), held};
   const pid_t child = TRY(start_shell(fmt::format("exec {}-restore --noflush -w", program), descriptors));
   const int status = TRY(status_of(child));
   if (status == 0) return {};
@@ -99,15 +100,16 @@ Status run(const char* program, const std::vector<std::string>& rules, const cha
                   .advise("install iptables, or pass --network-lock nftables"));
 }
 
-/// A shell that waits for our end, and removes the rules then, unless it has been told before that they stay.
+/// A shell that waits for the end of whoever has its pipe, and removes the rules then, unless it has been told before
+/// that they stay.
 class Guard {
  public:
   static Result<Guard> start(const Rules& rules) {
     Guard guard;
-    int pipe[2];
-    if (pipe2(pipe, O_CLOEXEC) != 0) return fail_errno("pipe2");
-    const UniqueFd ours(pipe[0]);
-    guard.to_shell_ = UniqueFd(pipe[1]);
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return fail_errno("pipe2");
+    const UniqueFd ours(ends[0]);
+    guard.to_shell_ = UniqueFd(ends[1]);
     const auto four = TRY(script(rules[0], "-D")), six = TRY(script(rules[1], "-D"));
     const int descriptors[] = {ours.get(), four.get(), six.get()};
     guard.shell_ =
@@ -118,6 +120,7 @@ class Guard {
   }
   Guard(Guard&&) = default;
   ~Guard() { end(); }
+  int pipe() const { return to_shell_.get(); }
   void let_them_stay() {
     (void)!write(to_shell_.get(), "stay\n", 5);
     end();
@@ -152,7 +155,7 @@ class IptablesLock final : public NetworkLock {
 Result<std::unique_ptr<NetworkLock>> hold_iptables_lock(std::span<const Connection> connections) {
   const auto rules = rules_for(connections);
   auto guard = TRY(Guard::start(rules));
-  for (size_t index = 0; index < std::size(programs); ++index) TRY(run(programs[index], rules[index], "-I"));
+  for (size_t index = 0; index < std::size(programs); ++index) TRY(insert(programs[index], rules[index], guard.pipe()));
   return std::make_unique<IptablesLock>(std::move(guard));
 }
 

@@ -5,6 +5,8 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
@@ -57,6 +59,33 @@ TEST(Interpreter, PassesAllSixArguments) {
   room.run(0);
   EXPECT_EQ(room.header().failed, 0u);
   EXPECT_EQ(room.result(0, 1), 0);
+}
+
+/// A pseudo-terminal, and its index.
+struct Terminal {
+  UniqueFd master{posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)};
+  uint32_t index() const { return index_of(master.get()); }
+  static uint32_t index_of(int fd) {
+    uint32_t found = ~0u;
+    EXPECT_EQ(ioctl(fd, TIOCGPTN, &found), 0);
+    return found;
+  }
+};
+
+TEST(Interpreter, WaitsForATerminalThatAnotherHoldsForAMoment) {
+  std::optional<Terminal> held(std::in_place);
+  const uint32_t wanted = held->index();
+  auto program = here();
+  program.call(call(plan::Call::open_terminal, wanted, O_RDWR | O_NOCTTY | O_CLOEXEC, Out{4 + 4ull * wanted}), 0);
+  Room room({program});
+  std::jthread other([&] {
+    usleep(20'000);
+    held.reset();
+  });
+  room.run(0);
+  ASSERT_EQ(room.state(0), slot_done);
+  const UniqueFd master(static_cast<int>(room.result(0, 0)));
+  EXPECT_EQ(Terminal::index_of(master.get()), wanted);
 }
 
 /// The first thread has created it, and passes it on with its end.

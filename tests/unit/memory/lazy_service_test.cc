@@ -12,6 +12,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include <fmt/format.h>
 
 #include "kernel/process.h"
 #include "kernel/proc.h"
@@ -98,7 +102,7 @@ class LazyServing : public testing::Test {
     const std::string text = served ? "served" : served.error().message();
     _exit(write(said_[1], text.data(), text.size()) > 0 ? 0 : 1);
   }
-  /// The restore, up to its last question.
+  /// The restore, as far as it goes while the tree is built.
   Result<LazyDaemon> hand_over_memory() {
     auto link = TRY(LazyDaemon::connect(scratch_.root().string()));
     while (board_->userfaultfd < 0) usleep(1000);
@@ -108,20 +112,23 @@ class LazyServing : public testing::Test {
     TRY(descriptor.watch(area_));
     const std::vector<uint64_t> runs{area_.begin, area_.size()};
     TRY(link.hand_over(application_, descriptor.fd(), runs));
-    TRY(link.add_process(process.get()));
     return link;
+  }
+  Status commit(LazyDaemon& link) const {
+    TRY(link.add_process(TRY(kernel::pidfd_open(application_)).get()));
+    return link.commit();
   }
   void hand_over() {
     auto link = hand_over_memory();
     ASSERT_TRUE(link) << link.error().message();
-    const auto committed = link->commit();
+    const auto committed = commit(*link);
     ASSERT_TRUE(committed) << committed.error().message();
     board_->may_run = 1;
     EXPECT_TRUE(link->complete());
   }
   std::string refused_hand_over() {
     auto link = hand_over_memory();
-    const auto committed = link ? link->commit() : Status(fail(link.error()));
+    const auto committed = link ? commit(*link) : Status(fail(link.error()));
     return committed ? "accepted" : committed.error().message();
   }
   /// Somebody else has three quarters of the pages, and does this with a stream to whoever wants them.
@@ -163,6 +170,18 @@ class LazyServing : public testing::Test {
         return children->front();
       usleep(1000);
     }
+  }
+  /// Until the daemon has the memory that was handed over.
+  void await_userfaultfd() const {
+    const auto fds = std::filesystem::path(fmt::format("/proc/{}/fd", daemon_));
+    const auto has_it = [&] {
+      std::error_code gone;
+      for (const auto& fd : std::filesystem::directory_iterator(fds)) {
+        if (std::filesystem::read_symlink(fd, gone) == "anon_inode:[userfaultfd]") return true;
+      }
+      return false;
+    };
+    while (!has_it()) usleep(1000);
   }
   int check_all() const {
     for (uint64_t i = 0; i < count; ++i) {
@@ -260,6 +279,70 @@ TEST_F(LazyServing, an_application_without_its_pages_is_ended) {
   EXPECT_THAT(said(), AllOf(HasSubstr("lazy-pages was killed"), HasSubstr("its 1 processes have been ended")));
 }
 
+TEST_F(LazyServing, a_restore_hears_of_the_death_of_its_service) {
+  begin_application([] { return 0; });
+  begin_daemon();
+  guard();
+  auto link = hand_over_memory();
+  ASSERT_TRUE(link) << link.error().message();
+  await_userfaultfd();
+  kill(daemon_, SIGKILL);
+  const auto committed = link->commit();
+  ASSERT_FALSE(committed);
+  EXPECT_EQ(committed.error().code(), ErrorCode::gone);
+  EXPECT_THAT(committed.error().message(), HasSubstr("leave missing pages to lazy-pages: it has ended"));
+  kill(application_, SIGKILL);  // as the restore does: nobody else knows of it
+  EXPECT_THAT(said(), HasSubstr("lazy-pages was killed"));
+}
+
+TEST_F(LazyServing, a_restore_that_waits_for_room_hears_of_the_death_of_its_service) {
+  begin_application([] { return 0; });
+  begin_daemon();
+  guard();
+  auto link = hand_over_memory();
+  ASSERT_TRUE(link) << link.error().message();
+  await_userfaultfd();
+  kill(daemon_, SIGSTOP);  // it does not read any more
+  std::atomic<pid_t> talker = 0;
+  Status said_all;
+  std::thread talks([&] {
+    talker = gettid();
+    const std::vector<AddressRange> some(2048);
+    while (said_all) said_all = link->need(application_, some);
+  });
+  const auto waits = [&] {
+    const auto call = kernel::read_file(fmt::format("/proc/self/task/{}/syscall", talker.load()));
+    return call && call->starts_with(fmt::format("{} ", SYS_sendmsg));
+  };
+  while (talker == 0 || !waits()) usleep(1000);
+  kill(daemon_, SIGKILL);
+  talks.join();
+  EXPECT_EQ(said_all.error().code(), ErrorCode::gone);
+  kill(application_, SIGKILL);
+  EXPECT_THAT(said(), HasSubstr("lazy-pages was killed"));
+}
+
+TEST_F(LazyServing, a_restore_that_waits_for_room_hears_what_has_ended_its_service) {
+  int go[2];
+  ASSERT_EQ(pipe2(go, O_CLOEXEC), 0);
+  begin_page_server([&](std::unique_ptr<Stream>) {
+    char byte = 0;
+    (void)!read(go[0], &byte, 1);
+  });
+  begin_application([] { return 0; });
+  begin_daemon();
+  close(page_server_);
+  auto link = hand_over_memory();
+  ASSERT_TRUE(link) << link.error().message();
+  await_userfaultfd();
+  ASSERT_EQ(write(go[1], "", 1), 1);
+  Status said_all;
+  while (said_all) said_all = link->add_process(0);
+  EXPECT_THAT(said_all.error().message(), HasSubstr("the page server has ended the connection"));
+  kill(application_, SIGKILL);
+  EXPECT_THAT(said(), HasSubstr("the page server has ended the connection"));
+}
+
 TEST_F(LazyServing, an_error_of_the_source_ends_the_application) {
   begin_application([this] { return last_byte_of(5) != 0 ? 1 : 2; });
   begin_daemon(true, [] { return fail(Error::invalid("read pages", "they are gone", "pages-1.img")); });
@@ -288,6 +371,36 @@ TEST_F(LazyServing, a_restore_that_goes_away_is_told) {
   const auto late = LazyDaemon::connect(scratch_.root().string());
   ASSERT_FALSE(late);
   EXPECT_THAT(late.error().message(), HasSubstr("start `stasis lazy-pages`"));
+}
+
+TEST(LazyListening, of_many_who_begin_at_once_one_listens) {
+  constexpr int rounds = 100, many = 4;
+  for (int round = 0; round < rounds; ++round) {
+    const Scratch scratch;
+    const auto directory = scratch.root().string();
+    const pid_t killed = fork();  // leaves its socket
+    if (killed == 0) {
+      const auto listener = LazyListener::open(directory);
+      _exit(listener ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(killed, &status, 0);
+    ASSERT_EQ(status, 0);
+    std::atomic<int> waiting = many;
+    std::vector<std::optional<LazyListener>> listeners(many);
+    std::vector<std::jthread> threads;
+    for (auto& listener : listeners) {
+      threads.emplace_back([&] {
+        --waiting;
+        while (waiting != 0) std::this_thread::yield();
+        if (auto opened = LazyListener::open(directory)) listener.emplace(std::move(*opened));
+      });
+    }
+    threads.clear();
+    EXPECT_EQ(std::ranges::count_if(listeners, [](const auto& one) { return one.has_value(); }), 1)
+        << "round " << round;
+    EXPECT_TRUE(LazyDaemon::connect(directory)) << "round " << round;
+  }
 }
 
 }  // namespace
