@@ -33,6 +33,7 @@ nightly: deps build
 	for properties in $(BUILD)/tests/property_*; do [ -d "$$properties" ] || [ ! -x "$$properties" ] || "$$properties" || exit 1; done
 	tests/increments/run --stasis $(BUILD)/stasis --truth $(BUILD)/tests/truth --case truth --seeds 30
 	tests/fault/kill_dump --stasis $(BUILD)/stasis --victim $(BUILD)/tests/victim
+	tests/fault/kill_restore --stasis $(BUILD)/stasis --victim $(BUILD)/tests/family --kills 200
 	tests/system/side_by_side --stasis $(BUILD)/stasis --programs $(BUILD)/tests/programs --rounds 3
 
 demo: deps
