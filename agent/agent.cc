@@ -103,6 +103,10 @@ class Interpreter {
         return setup_io_uring(reinterpret_cast<IoUringParameters*>(a[0]), reinterpret_cast<const IoUringState*>(a[1]));
       case Operation::map_in_place:
         return map_in_place(a[0], a[1], a[2], a[3], a[4], reinterpret_cast<AddressSpan*>(a[5]));
+      case Operation::make_segment:
+        return make_segment(a);
+      case Operation::remove_segment:
+        return remove_segment(a[0]);
       case Operation::halt:
         return 0;
     }
@@ -237,7 +241,9 @@ class Interpreter {
     return 0;
   }
 
-  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10;
+  static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10,
+                           error_busy = -16;
+  static constexpr uint64_t remove_id = 0;         // IPC_RMID
   static constexpr int64_t error_canceled = -125;  ///< somebody else's failure is the one to report
   static bool is_error(int64_t result) { return result < 0 && result > -4096; }
   static int64_t map(uint64_t at, uint64_t size, uint64_t protection, uint64_t flags, uint64_t fd, uint64_t offset) {
@@ -387,7 +393,6 @@ class Interpreter {
   /// wanted one are kept open until it comes.
   static int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
     constexpr uint64_t get_index = 0x80045430;  // TIOCGPTN
-    constexpr int64_t busy = -16;
     const char path[] = {'/', 'd', 'e', 'v', '/', 'p', 't', 'm', 'x', '\0'};
     uint64_t count = 0;
     int64_t master = 0;
@@ -403,11 +408,44 @@ class Interpreter {
         continue;
       }
       raw_syscall(call_close, static_cast<uint64_t>(master));
-      master = known < 0 ? known : busy;
+      master = known < 0 ? known : error_busy;
       break;
     }
     while (count > 0) raw_syscall(call_close, held[--count]);
     return master;
+  }
+
+  /// The id that is asked for is the whole namespace's (ipc/util.c, ipc_idr_alloc): whoever makes a segment next gets
+  /// it, or one beside it if it is taken. What came with another id goes again, and the next attempt may be the luckier
+  /// one.
+  static int64_t make_segment(const uint64_t (&a)[6]) {
+    constexpr int attempts = 200;
+    constexpr uint64_t write_only = 01, close_on_exec = 02000000;
+    const auto* text = reinterpret_cast<const char*>(a[5]);
+    uint64_t length = 0;
+    while (text[length] != '\0') ++length;
+    for (int attempt = 0; attempt < attempts; ++attempt) {
+      const int64_t opened = raw_syscall(call_openat, working_directory, a[4], write_only | close_on_exec);
+      if (opened < 0) return opened;
+      const int64_t written = raw_syscall(call_write, static_cast<uint64_t>(opened), a[5], length);
+      raw_syscall(call_close, static_cast<uint64_t>(opened));
+      if (written < 0) return written;
+      const int64_t id = raw_syscall(call_shmget, a[1], a[2], a[3]);
+      if (id < 0 || static_cast<uint64_t>(id) == a[0]) return id;
+      raw_syscall(call_shmctl, static_cast<uint64_t>(id), remove_id, 0);
+    }
+    return error_busy;
+  }
+
+  /// Somebody else may have taken the id first.
+  static int64_t remove_segment(uint64_t id) {
+    constexpr uint64_t get_status = 2;
+    uint64_t status[14] = {};                       // struct shmid64_ds
+    constexpr int creator = 80 / sizeof(uint64_t);  // shm_cpid, in its lower half
+    const int64_t known = raw_syscall(call_shmctl, id, get_status, reinterpret_cast<uint64_t>(&status));
+    if (known < 0) return known;
+    const bool is_ours = static_cast<int32_t>(status[creator]) == static_cast<int32_t>(raw_syscall(call_getpid));
+    return is_ours ? raw_syscall(call_shmctl, id, remove_id, 0) : 0;
   }
 
   static int64_t get_actions(uint64_t into) {

@@ -46,6 +46,10 @@ Operation operation_of(uint32_t number) {
       return Operation::map_in_place;
     case plan::Call::open_terminal:
       return Operation::open_terminal;
+    case plan::Call::make_segment:
+      return Operation::make_segment;
+    case plan::Call::remove_segment:
+      return Operation::remove_segment;
     default:
       return Operation::call;
   }
