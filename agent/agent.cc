@@ -107,6 +107,8 @@ class Interpreter {
         return make_segment(a);
       case Operation::remove_segment:
         return remove_segment(a[0]);
+      case Operation::hold_directory:
+        return hold_directory(a[0]);
       case Operation::halt:
         return 0;
     }
@@ -242,7 +244,7 @@ class Interpreter {
   }
 
   static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10,
-                           error_busy = -16;
+                           error_busy = -16, error_again = -11;
   static constexpr uint64_t remove_id = 0;         // IPC_RMID
   static constexpr int64_t error_canceled = -125;  ///< somebody else's failure is the one to report
   static bool is_error(int64_t result) { return result < 0 && result > -4096; }
@@ -446,6 +448,21 @@ class Interpreter {
     if (known < 0) return known;
     const bool is_ours = static_cast<int32_t>(status[creator]) == static_cast<int32_t>(raw_syscall(call_getpid));
     return is_ours ? raw_syscall(call_shmctl, id, remove_id, 0) : 0;
+  }
+
+  /// An application may hold it, too, even one that is being restored: no reason to wait forever.
+  int64_t hold_directory(uint64_t path) {
+    constexpr uint64_t directory_only = 0200000 | 02000000;  // O_DIRECTORY | O_CLOEXEC
+    constexpr uint64_t exclusive = 2, at_once = 4;           // LOCK_EX, LOCK_NB
+    constexpr int attempts = 3000;
+    const int64_t opened = raw_syscall(call_openat, working_directory, path, directory_only);
+    if (opened < 0) return opened;
+    for (int attempt = 0; attempt < attempts; ++attempt) {
+      if (raw_syscall(call_flock, static_cast<uint64_t>(opened), exclusive | at_once) != error_again) break;
+      if (load(header_.failed) != 0) break;
+      sleep_on(header_.failed, 0, 1'000'000);
+    }
+    return opened;
   }
 
   static int64_t get_actions(uint64_t into) {

@@ -50,6 +50,8 @@ Operation operation_of(uint32_t number) {
       return Operation::make_segment;
     case plan::Call::remove_segment:
       return Operation::remove_segment;
+    case plan::Call::hold_directory:
+      return Operation::hold_directory;
     default:
       return Operation::call;
   }

@@ -82,6 +82,9 @@ struct Call {
   static constexpr uint32_t make_segment = 0x1000b;
   /// args: id. Removes the System V segment if the caller's process has made it.
   static constexpr uint32_t remove_segment = 0x1000c;
+  /// args: path. Opens the directory and holds it (flock(2)) against all who do the same, until the descriptor is
+  /// closed. Whoever has it for longer than a moment is none of these, and not waited for.
+  static constexpr uint32_t hold_directory = 0x1000d;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

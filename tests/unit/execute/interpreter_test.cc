@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/ipc.h>
 #include <sys/ptrace.h>
 #include <sys/rseq.h>
@@ -178,6 +179,30 @@ TEST_F(Segments, AreMadeByTwoAtATime) {
     EXPECT_EQ(waitpid(maker, &status, 0), maker);
     EXPECT_EQ(status, 0);
   }
+}
+
+TEST(Interpreter, HoldsADirectoryWhenOthersHaveLetItGo) {
+  std::string directory = (std::filesystem::temp_directory_path() / "stasis-held-XXXXXX").string();
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  int other = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(flock(other, LOCK_EX), 0);
+  auto program = here();
+  program.call(call(plan::Call::hold_directory, plan::text(directory)), 0);
+  Room room({program});
+  std::thread holder([&] { room.run(0); });
+  EXPECT_TRUE(room.comes_to(0, slot_running));
+  usleep(10'000);
+  EXPECT_EQ(room.state(0), slot_running);
+  close(other);
+  holder.join();
+  EXPECT_EQ(room.header().failed, 0u);
+  const auto held = static_cast<int>(room.result(0, 0));
+  other = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  EXPECT_EQ(flock(other, LOCK_EX | LOCK_NB), -1);
+  close(held);
+  EXPECT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
+  close(other);
+  std::filesystem::remove(directory);
 }
 
 TEST(Interpreter, HandsOutputToLaterCalls) {
