@@ -36,6 +36,9 @@ enum class Operation : uint16_t {
   open_terminal,    ///< args: index, flags, room for as many descriptors
   setup_io_uring,   ///< args: IoUringParameters, IoUringState: an io_uring whose queues have come just so far
   map_in_place,     ///< args: descriptor, address, length, offset, protection, AddressSpan[spans_of_address_space]
+  make_segment,     ///< args: id, key, size, flags, path of the sysctl that chooses ids, the id as text
+  remove_segment,   ///< args: id: the System V segment, if this process has made it
+  hold_directory,   ///< args: path: a descriptor that holds it, by flock, unless somebody else does for long
   halt,             ///< the end. `end_mode` of the slot decides what follows
 };
 

@@ -104,6 +104,12 @@ class Interpreter {
         return setup_io_uring(reinterpret_cast<IoUringParameters*>(a[0]), reinterpret_cast<const IoUringState*>(a[1]));
       case Operation::map_in_place:
         return map_in_place(a[0], a[1], a[2], a[3], a[4], reinterpret_cast<AddressSpan*>(a[5]));
+      case Operation::make_segment:
+        return make_segment(a);
+      case Operation::remove_segment:
+        return remove_segment(a[0]);
+      case Operation::hold_directory:
+        return hold_directory(a[0]);
       case Operation::halt:
         return 0;
     }
@@ -239,7 +245,8 @@ class Interpreter {
   }
 
   static constexpr int64_t error_exists = -17, error_invalid = -22, error_too_many = -7, error_no_child = -10,
-                           error_busy = -16;
+                           error_busy = -16, error_again = -11;
+  static constexpr uint64_t remove_id = 0;         // IPC_RMID
   static constexpr int64_t error_canceled = -125;  ///< somebody else's failure is the one to report
   static bool is_error(int64_t result) { return result < 0 && result > -4096; }
   static int64_t map(uint64_t at, uint64_t size, uint64_t protection, uint64_t flags, uint64_t fd, uint64_t offset) {
@@ -420,6 +427,54 @@ class Interpreter {
     }
     while (count > 0) raw_syscall(call_close, held[--count]);
     return master;
+  }
+
+  /// The id that is asked for is the whole namespace's (ipc/util.c, ipc_idr_alloc): whoever makes a segment next gets
+  /// it, or one beside it if it is taken. What came with another id goes again, and the next attempt may be the luckier
+  /// one.
+  static int64_t make_segment(const uint64_t (&a)[6]) {
+    constexpr int attempts = 200;
+    constexpr uint64_t write_only = 01, close_on_exec = 02000000;
+    const auto* text = reinterpret_cast<const char*>(a[5]);
+    uint64_t length = 0;
+    while (text[length] != '\0') ++length;
+    for (int attempt = 0; attempt < attempts; ++attempt) {
+      const int64_t opened = raw_syscall(call_openat, working_directory, a[4], write_only | close_on_exec);
+      if (opened < 0) return opened;
+      const int64_t written = raw_syscall(call_write, static_cast<uint64_t>(opened), a[5], length);
+      raw_syscall(call_close, static_cast<uint64_t>(opened));
+      if (written < 0) return written;
+      const int64_t id = raw_syscall(call_shmget, a[1], a[2], a[3]);
+      if (id < 0 || static_cast<uint64_t>(id) == a[0]) return id;
+      raw_syscall(call_shmctl, static_cast<uint64_t>(id), remove_id, 0);
+    }
+    return error_busy;
+  }
+
+  /// Somebody else may have taken the id first.
+  static int64_t remove_segment(uint64_t id) {
+    constexpr uint64_t get_status = 2;
+    uint64_t status[14] = {};                       // struct shmid64_ds
+    constexpr int creator = 80 / sizeof(uint64_t);  // shm_cpid, in its lower half
+    const int64_t known = raw_syscall(call_shmctl, id, get_status, reinterpret_cast<uint64_t>(&status));
+    if (known < 0) return known;
+    const bool is_ours = static_cast<int32_t>(status[creator]) == static_cast<int32_t>(raw_syscall(call_getpid));
+    return is_ours ? raw_syscall(call_shmctl, id, remove_id, 0) : 0;
+  }
+
+  /// An application may hold it, too, even one that is being restored: no reason to wait forever.
+  int64_t hold_directory(uint64_t path) {
+    constexpr uint64_t directory_only = 0200000 | 02000000;  // O_DIRECTORY | O_CLOEXEC
+    constexpr uint64_t exclusive = 2, at_once = 4;           // LOCK_EX, LOCK_NB
+    constexpr int attempts = 3000;
+    const int64_t opened = raw_syscall(call_openat, working_directory, path, directory_only);
+    if (opened < 0) return opened;
+    for (int attempt = 0; attempt < attempts; ++attempt) {
+      if (raw_syscall(call_flock, static_cast<uint64_t>(opened), exclusive | at_once) != error_again) break;
+      if (load(header_.failed) != 0) break;
+      sleep_on(header_.failed, 0, 1'000'000);
+    }
+    return opened;
   }
 
   static int64_t get_actions(uint64_t into) {

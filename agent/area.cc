@@ -46,6 +46,12 @@ Operation operation_of(uint32_t number) {
       return Operation::map_in_place;
     case plan::Call::open_terminal:
       return Operation::open_terminal;
+    case plan::Call::make_segment:
+      return Operation::make_segment;
+    case plan::Call::remove_segment:
+      return Operation::remove_segment;
+    case plan::Call::hold_directory:
+      return Operation::hold_directory;
     default:
       return Operation::call;
   }

@@ -20,6 +20,8 @@
 #include "resource/address_space.h"
 #include "resource/descriptors.h"
 #include "resource/registry.h"
+#include "resource/signals.h"
+#include "resource/timers.h"
 
 namespace stasis::capture {
 namespace {
@@ -67,7 +69,9 @@ class LiveTree final : public SeizedTree {
     options_.at_point("looked");
     if (context_.diagnostics.refused()) return {};
     Interview interview(processes_, context_, options_.at_point, turn_of_all());
+    const auto asked_at = Clock::now();
     TRY_IN("ask the tasks", interview.hold(resource::task_rooms()));
+    TRY_IN("look at the signals of the tasks", look_at_signals(asked_at));
     check_parent_threads(context_);
     options_.at_point("captured");
     return {};
@@ -171,6 +175,17 @@ class LiveTree final : public SeizedTree {
       }
     }
     return memory_.finish(context_);
+  }
+
+  Status look_at_signals(Clock::time_point asked_at) {
+    for (const auto& process : processes_) {
+      if (process.frozen.zombie) continue;
+      auto& task = *context_.application.find(process.pid);
+      TRY(resource::capture_pending_signals(process.view, task));
+      resource::forget_expired(Clock::now() - asked_at, task);
+    }
+    end_interrupted_calls(processes_, context_);
+    return {};
   }
 
   CaptureOptions options_;

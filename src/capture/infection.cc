@@ -67,7 +67,7 @@ Status Infection::build_area() {
   const bool alone = patients_.size() == 1;
   TRY(parallel_for(patients_.size(), [&](size_t index) -> Status {
     auto& patient = patients_[index];
-    const Bytes plain = plain_registers(patient.tracee->general(), Resumption::live, patient.handler_waits);
+    const Bytes plain = plain_registers(patient.tracee->general(), Resumption::live, patient.handler);
     patient.program.set_leave_code(alone ? make_leave_code_through(plain, stub_unmap_)
                                          : make_leave_code(plain, patient.tracee->signal_mask()));
     patient.program.set_notify_signal(notify_signals_[index]);
@@ -83,7 +83,7 @@ Status Infection::build_area() {
 
 Status Infection::plant_stub() {
   const auto& patient = patients_.front();
-  const Bytes plain = plain_registers(first().general(), Resumption::live, patient.handler_waits);
+  const Bytes plain = plain_registers(first().general(), Resumption::live, patient.handler);
   const Stub stub = make_stub(plain, first().signal_mask(), place_);
   under_stub_.resize(stub.code.size());
   TRY(kernel::read_memory(tid(), RemoteAddress{stub_address_}, under_stub_));

@@ -22,6 +22,7 @@
 #include "agent/area.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "capture/arch/x86_64/task_code.h"
 #include "capture/freezer.h"
 #include "capture/places.h"
 #include "capture/tracee.h"
@@ -37,7 +38,7 @@ inline uint64_t unwelcome_signals(const kernel::StatusInfo& status) {
 /// One thread and the questions it answers.
 struct Patient {
   Tracee* tracee = nullptr;
-  bool handler_waits = false;
+  Handler handler = Handler::none;
   uint64_t unwelcome_signals = 0;  ///< caught or pending: not to be used as the agent's last word. Bit 0 is signal 1
   agent::SlotProgram program{agent::EndMode::notify_then_leave, stack_size};
   /// If set, the agent is followed from call to call: called with number and result as each begins (-ENOSYS) and ends.

@@ -55,7 +55,7 @@ Status Interview::prepare_thread(LiveProcess& process, model::Task& task, size_t
   const auto& status = *TRY(process.view.status(index));
   Patient patient;
   patient.tracee = &tracee;
-  patient.handler_waits = handler_waits(status, tracee.signal_mask());
+  patient.handler = waiting_handler(status, tracee.signal_mask());
   patient.unwelcome_signals = unwelcome_signals(status);
   for (const auto& question : inquiry.questions()) {
     // Judged here, with the name of the call at hand; and one refused question must not silence the rest.

@@ -27,7 +27,8 @@ constexpr int64_t ns_per_s = 1'000'000'000;
 struct Sleeper {
   Tracee* tracee = nullptr;
   model::Thread* thread = nullptr;
-  uint64_t number = 0;  ///< SYS_restart_syscall as long as it is not known what that restarts
+  uint64_t* pending = nullptr;  ///< its own signals, by the view
+  uint64_t number = 0;          ///< SYS_restart_syscall as long as it is not known what that restarts
   kernel::TimedRequest request;
   bool has_ended = false;  ///< the call came to its end when it was looked at
 };
@@ -59,8 +60,8 @@ bool needs_its_timer(const Sleeper& sleeper) { return sleeper.request.remainder_
 /// Registers for making again what a restart block stands for. An image has no block, and a restored thread has one
 /// that the agent's calls have left: a call that is not known ends as an interrupted one.
 Bytes made_again(ByteView general, std::optional<uint64_t> number) {
-  return number ? plain_registers(with_call_number(general, *number), Resumption::image, false)
-                : plain_registers(general, Resumption::image, true);
+  return number ? plain_registers(with_call_number(general, *number), Resumption::image, Handler::none)
+                : plain_registers(general, Resumption::image, Handler::restarts);
 }
 
 /// Those that must be looked at: what has been restarted before, for the number of its call alone; what notes its
@@ -75,14 +76,15 @@ Result<std::vector<Sleeper>> find_sleepers(std::vector<LiveProcess>& processes, 
       const auto number = restartable_call(tracee.general());
       if (!number) continue;
       // A signal that waits would end the call at once.
-      const auto& status = *TRY(process.view.status(index));
+      auto& status = *process.view.statuses[index];
       if (((status.sig_pending | status.shared_pending) & ~tracee.signal_mask()) != 0) {
-        if (*number == SYS_restart_syscall && !handler_waits(status, tracee.signal_mask()))
+        if (*number == SYS_restart_syscall)
           task.threads[index].registers.general =
               made_again(tracee.general(), kernel::call_behind_restart({}, call_arguments(tracee.general())));
         continue;
       }
-      Sleeper sleeper{.tracee = &tracee, .thread = &task.threads[index], .number = *number};
+      Sleeper sleeper{
+          .tracee = &tracee, .thread = &task.threads[index], .pending = &status.sig_pending, .number = *number};
       if (is_a_restart(sleeper) || is_recognised(sleeper)) found.push_back(sleeper);
     }
   }
@@ -177,12 +179,12 @@ class Measurement {
   Status take_back(Sleeper& sleeper) const {
     auto& tracee = *sleeper.tracee;
     TRY(tracee.wait_for_system_call(waiting_, deadline_));
-    tracee.send_kept_signals();
+    *sleeper.pending |= tracee.send_kept_signals();
     sleeper.has_ended = !restartable_call(TRY(tracee.registers()));
     auto& general = sleeper.thread->registers.general;
     if (sleeper.has_ended) {
       TRY(tracee.save(tracee.signal_mask()));
-      general = plain_registers(tracee.general(), Resumption::image, false);
+      general = plain_registers(tracee.general(), Resumption::image, Handler::none);
     } else {
       general = made_again(tracee.general(), is_a_restart(sleeper) ? std::nullopt : std::optional(sleeper.number));
     }

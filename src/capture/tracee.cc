@@ -215,7 +215,8 @@ Status Tracee::put_back() {
   return {};
 }
 
-void Tracee::send_kept_signals() {
+uint64_t Tracee::send_kept_signals() {
+  uint64_t sent = 0;
   for (const auto& bytes : std::exchange(kept_signals_, {})) {
     siginfo_t info;
     std::memcpy(&info, bytes.data(), sizeof info);
@@ -223,7 +224,9 @@ void Tracee::send_kept_signals() {
     if (syscall(SYS_rt_tgsigqueueinfo, pid_, tid_, info.si_signo, &info) != 0) {
       syscall(SYS_tgkill, pid_, tid_, info.si_signo);
     }
+    sent |= uint64_t{1} << (info.si_signo - 1);
   }
+  return sent;
 }
 
 Status Tracee::detach() {

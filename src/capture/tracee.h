@@ -62,8 +62,8 @@ class Tracee {
   Result<pid_t> wait_for_birth(const Waiting&, int signal, Clock::time_point deadline);
   /// Keeps the signal of the present stop, to be sent again when the thread is let go.
   void keep_signal();
-  /// They are pending again, for a thread that is stopped.
-  void send_kept_signals();
+  /// They are pending again, for a thread that is stopped: which. Bit 0 is signal 1.
+  uint64_t send_kept_signals();
 
   /// Registers and signal mask as save() found them.
   Status put_back();

@@ -159,7 +159,7 @@ Result<std::shared_ptr<memory::HeldMemory>> TwinMaker::fork(Space& space) {
   const auto& status = *TRY(space.process->view.witness_status());
   Patient patient;
   patient.tracee = &tracee;
-  patient.handler_waits = handler_waits(status, tracee.signal_mask());
+  patient.handler = waiting_handler(status, tracee.signal_mask());
   patient.unwelcome_signals = unwelcome_signals(status);
   constexpr uint32_t slot_of_twin = 1;
   patient.program.spawn(CLONE_FILES | CLONE_FS, 0, {}, slot_of_twin, 0);

@@ -11,7 +11,6 @@
 #include <fmt/format.h>
 
 #include "base/parallel.h"
-#include "capture/arch/x86_64/task_code.h"
 #include "kernel/proc.h"
 
 namespace stasis::capture {
@@ -172,8 +171,7 @@ class Walk {
       auto& thread = task.threads.emplace_back(identify(status));
       // The mask of a thread inside sigsuspend or ppoll is not the one in its status, which is the call's own.
       thread.blocked_signals = tracee.signal_mask();
-      thread.registers.general =
-          plain_registers(tracee.general(), Resumption::image, handler_waits(status, tracee.signal_mask()));
+      thread.registers.general = plain_registers(tracee.general(), Resumption::image, Handler::none);
       thread.registers.extended = TRY(kernel::ptrace_get_regset(tracee.tid(), NT_X86_XSTATE));
       check_thread(process, tracee, status);
     }
@@ -227,13 +225,6 @@ class Walk {
 };
 
 }  // namespace
-
-bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask) {
-  // A call that brings a signal mask of its own (sigsuspend, ppoll) shows that mask in SigBlk and the task's in
-  // PTRACE_GETSIGMASK. It meets its signal again when it is re-issued.
-  if (status.blocked != signal_mask) return false;
-  return ((status.sig_pending | status.shared_pending) & ~status.blocked & status.caught) != 0;
-}
 
 std::vector<Look> look_at(const std::vector<FrozenProcess>& frozen) {
   std::vector<Look> looks(frozen.size());

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "capture/arch/x86_64/task_code.h"
 #include "capture/freezer.h"
 #include "kernel/proc.h"
 #include "resource/capture_context.h"
@@ -51,8 +52,11 @@ void look_at_namespaces(const std::vector<LiveProcess>& processes, resource::Cap
 /// Refuses children of just one of their parent's threads that a restore cannot have created by that one.
 void check_parent_threads(resource::CaptureContext& context);
 
-/// Whether an unblocked signal with a handler waits for the thread.
-bool handler_waits(const kernel::StatusInfo& status, uint64_t signal_mask);
+/// The handler that waits for the thread by what the kernel says of it.
+Handler waiting_handler(const kernel::StatusInfo& status, uint64_t signal_mask);
+
+/// Ends the calls in the tasks' registers that a pending signal ends. When handlers and queues are known.
+void end_interrupted_calls(std::vector<LiveProcess>& processes, resource::CaptureContext& context);
 
 /// "task 4711 'nginx'" in the ids of the host.
 std::string subject_of(const LiveProcess& process);

@@ -20,7 +20,10 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"setup_aio", Call::setup_aio},
                                                                   {"open_terminal", Call::open_terminal},
                                                                   {"setup_io_uring", Call::setup_io_uring},
-                                                                  {"map_in_place", Call::map_in_place}};
+                                                                  {"map_in_place", Call::map_in_place},
+                                                                  {"make_segment", Call::make_segment},
+                                                                  {"remove_segment", Call::remove_segment},
+                                                                  {"hold_directory", Call::hold_directory}};
 
 constexpr std::string_view unnamed = "syscall ";
 

@@ -77,6 +77,14 @@ struct Call {
   /// where the kernel chooses: for the moment nothing else is left to choose.
   static constexpr uint32_t map_in_place = 0x1000a;
   static constexpr uint64_t room_for_choices = 65536;
+  /// args: id, key, size, flags of shmget, the sysctl that chooses ids, the id as text. Makes a System V segment with
+  /// this id, which others want to be chosen for them at the same time; -EBUSY if somebody else has it.
+  static constexpr uint32_t make_segment = 0x1000b;
+  /// args: id. Removes the System V segment if the caller's process has made it.
+  static constexpr uint32_t remove_segment = 0x1000c;
+  /// args: path. Opens the directory and holds it (flock(2)) against all who do the same, until the descriptor is
+  /// closed. Whoever has it for longer than a moment is none of these, and not waited for.
+  static constexpr uint32_t hold_directory = 0x1000d;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

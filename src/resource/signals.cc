@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 
 #include <cstring>
+#include <set>
 
 #include "kernel/ptrace.h"
 #include "model/pid_namespaces.h"
@@ -85,28 +86,19 @@ Result<std::vector<model::PendingSignal>> load_queue(const signal_queue_entry& i
   return queue;
 }
 
+/// They stop the task as soon as it is let go.
+void take_absolute(std::vector<model::PendingSignal>& queue, model::Task& task) {
+  for (const auto& info : queue) {
+    if (model::signal_of(info) != SIGSTOP || task.state != model::TaskState::running) continue;
+    task.state = model::TaskState::stopped;
+    task.stop_signal = SIGSTOP;
+  }
+  std::erase_if(queue, [](const auto& info) { return is_absolute(model::signal_of(info)); });
+}
+
 class SignalsRoom final : public TaskRoom {
  public:
   std::string_view name() const override { return "signals"; }
-
-  Status capture(CaptureContext&, const ProcessView& view, model::Task& task) const override {
-    for (size_t i = 0; i < task.threads.size(); ++i) {
-      const auto& status = *TRY(view.status(i));
-      auto& thread = task.threads[i];
-      if (thread.has_ended()) continue;
-      if (status.sig_pending != 0) thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
-      if (view.host_tids[i] == view.witness() && status.shared_pending != 0)
-        task.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], true));
-      take_absolute(thread.pending, task);
-    }
-    take_absolute(task.pending, task);
-    if (task.leader_has_ended()) {
-      const auto& status = *TRY(view.status(0));
-      auto& mask = task.threads.front().blocked_signals;
-      mask = mask_of_ended(status.blocked, status.ignored | (by_default_ignored & ~status.caught), task.pending);
-    }
-    return {};
-  }
 
   Status ask(CaptureContext& context, model::Task& task, Inquiry& inquiry) const override {
     auto& handlers = context.application.signal_handlers[task.handlers];
@@ -230,19 +222,29 @@ class SignalsRoom final : public TaskRoom {
     sink.perform("mask of an ended leader", "signals.ended_mask",
                  {call(SYS_rt_sigprocmask, SIG_SETMASK, plan::struct_in(mask), 0, sizeof mask)});
   }
-
- private:
-  static void take_absolute(std::vector<model::PendingSignal>& queue, model::Task& task) {
-    for (const auto& info : queue) {
-      if (model::signal_of(info) != SIGSTOP || task.state != model::TaskState::running) continue;
-      task.state = model::TaskState::stopped;
-      task.stop_signal = SIGSTOP;
-    }
-    std::erase_if(queue, [](const auto& info) { return is_absolute(model::signal_of(info)); });
-  }
 };
 
 }  // namespace
+
+Status capture_pending_signals(const ProcessView& view, model::Task& task) {
+  std::set<Tid> notified;
+  for (const auto& timer : task.posix_timers) notified.insert(timer.notified_thread);
+  for (size_t i = 0; i < task.threads.size(); ++i) {
+    auto& thread = task.threads[i];
+    if (thread.has_ended()) continue;
+    // Whoever else of the tree might have sent one to a single thread is stopped.
+    if (TRY(view.status(i))->sig_pending != 0 || notified.contains(thread.tid))
+      thread.pending = TRY(kernel::ptrace_peek_siginfo(view.host_tids[i], false));
+    take_absolute(thread.pending, task);
+  }
+  task.pending = TRY(kernel::ptrace_peek_siginfo(view.witness(), true));
+  take_absolute(task.pending, task);
+  if (!task.leader_has_ended()) return {};
+  const auto& status = *TRY(view.status(0));
+  auto& mask = task.threads.front().blocked_signals;
+  mask = mask_of_ended(status.blocked, status.ignored | (by_default_ignored & ~status.caught), task.pending);
+  return {};
+}
 
 const TaskRoom& signals_room() {
   static const SignalsRoom room;

@@ -14,9 +14,7 @@ namespace {
 
 using model::SystemVSegment;
 using plan::call;
-using plan::expecting;
 using plan::ResultOf;
-using Expected = plan::Expectation::Kind;
 
 constexpr uint32_t destroyed_bit = 01000, locked_bit = 02000;  ///< of the mode: SHM_DEST and SHM_LOCKED
 constexpr uint32_t permissions = 0777;
@@ -96,7 +94,7 @@ class SystemVRoom final : public TaskRoom {
   /// A segment that is to go with its last user is destroyed once all have attached it; any if the restore fails.
   static void settle(const SystemVSegment& segment, plan::Sink& sink) {
     sink.perform("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
-                 {call(SYS_shmctl, segment.id, IPC_RMID, 0)});
+                 {call(plan::Call::remove_segment, segment.id)});
   }
 };
 
@@ -121,9 +119,8 @@ void create_segment(const SystemVSegment& segment, plan::Sink& sink) {
   owner.shm_perm.uid = segment.uid, owner.shm_perm.gid = segment.gid;
   owner.shm_perm.mode = static_cast<unsigned short>(segment.mode);
   const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
-  plan::Calls calls;
-  write_variable(next_id, fmt::format("{}", segment.id), calls);
-  calls.push_back(expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id));
+  plan::Calls calls{call(plan::Call::make_segment, segment.id, segment.key, segment.size, flags,
+                         plan::text(sysctl_path(next_id)), plan::text(fmt::format("{}", segment.id)))};
   calls.push_back(call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner)));
   if (segment.locked) calls.push_back(call(SYS_shmctl, segment.id, SHM_LOCK, 0));
   sink.perform(describe(segment), "", std::move(calls));

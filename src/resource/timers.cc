@@ -38,7 +38,7 @@ using plan::call;
 using Expected = plan::Expectation::Kind;
 
 constexpr int restore_ids = 77, restore_ids_off = 0, restore_ids_on = 1, restore_ids_get = 2;  // linux/prctl.h
-constexpr uint64_t nanoseconds = 1'000'000'000, microseconds = 1'000'000;
+constexpr uint64_t nanoseconds = 1'000'000'000, microseconds = 1'000'000, ns_per_us = 1'000;
 constexpr int most_timers = 1 << 20, most_created_in_vain = 1 << 16;
 
 bool kernel_takes_ids() {
@@ -127,6 +127,19 @@ plan::Call start_overrun_timer(const model::PosixTimer& timer) {
   const itimerspec when{to_timespec(timer.interval_ns), to_timespec(timer.remaining_ns)};
   return call(plan::Call::start_overrun_timer, timer.id, timer.clock, plan::struct_in(when), timer.signal,
               timer.overrun);
+}
+
+bool has_sent(const std::vector<model::PendingSignal>& queue, int signal, int code, int timer = 0) {
+  return std::ranges::any_of(queue, [&](const model::PendingSignal& bytes) {
+    siginfo_t info;
+    std::memcpy(&info, bytes.data(), sizeof info);
+    return info.si_signo == signal && info.si_code == code && (code != SI_TIMER || info.si_timerid == timer);
+  });
+}
+
+/// Of a timer that was still to run for so long before it expired.
+uint64_t after_expiry(uint64_t remaining, uint64_t interval) {
+  return remaining == 0 || interval == 0 ? 0 : remaining + interval;
 }
 
 class TimersRoom final : public TaskRoom {
@@ -378,6 +391,22 @@ class TimersRoom final : public TaskRoom {
 };
 
 }  // namespace
+
+void forget_expired(std::chrono::nanoseconds passed, model::Task& task) {
+  const auto passed_ns = static_cast<uint64_t>(passed.count());
+  constexpr int signals[] = {SIGALRM, SIGVTALRM, SIGPROF};
+  for (size_t which = 0; which < 3; ++which) {
+    auto& timer = task.interval_timers[which];
+    if (timer.remaining_us > passed_ns / ns_per_us + 1 || !has_sent(task.pending, signals[which], SI_KERNEL)) continue;
+    timer.remaining_us = after_expiry(timer.remaining_us, timer.interval_us);
+  }
+  for (auto& timer : task.posix_timers) {
+    if (timer.remaining_ns > passed_ns) continue;
+    const auto* thread = thread_of(task, timer.notified_thread);
+    if (has_sent(thread != nullptr ? thread->pending : task.pending, timer.signal, SI_TIMER, timer.id))
+      timer.remaining_ns = after_expiry(timer.remaining_ns, timer.interval_ns);
+  }
+}
 
 const TaskRoom& timers_room() {
   static const TimersRoom room;

@@ -42,6 +42,11 @@ Bytes address(const std::string& text) {
   return bytes;
 }
 
+std::string directory_of(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
 /// A socket that is made, and numbers for what it takes.
 struct End {
   const UnixSocket* socket = nullptr;
@@ -186,6 +191,10 @@ class Builder {
       add(expecting(call(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, no_replace), Expectation::Kind::success_or,
                     -ENOENT));
     };
+    // Two restores that want one name would take each other's files for their own. A directory that cannot be read, or
+    // locked, is left to chance.
+    may_fail(call(plan::Call::hold_directory, plan::text(directory_of(name.path()))));
+    const int held = static_cast<int>(calls_.size()) - 1;
     // Whatever happens to the socket, the file that has the name comes back.
     rename(path, put_aside);
     may_fail(call(SYS_bind, fd, plan::In{own}, own.size()));
@@ -199,6 +208,7 @@ class Builder {
     }
     may_fail(stays ? call(SYS_renameat2, AT_FDCWD, path, AT_FDCWD, waiting, 0) : call(SYS_unlinkat, AT_FDCWD, path, 0));
     rename(put_aside, path);
+    may_fail(call(SYS_close, ResultOf{held - static_cast<int>(calls_.size())}));
     // A socket that has no name by now has not been bound: one that has is refused another.
     const Bytes any = address(std::string("\0stasis", 7));
     add(expecting(call(SYS_bind, fd, plan::In{any}, any.size()), Expectation::Kind::exactly, -EINVAL));

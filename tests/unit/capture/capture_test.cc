@@ -388,18 +388,23 @@ TEST(Interrupted, ImagesEndACallWhoseSignalWaits) {
   const auto word = [](const Bytes& bytes, int index) {
     return reinterpret_cast<const uint64_t*>(bytes.data())[index];
   };
-  const Bytes again = plain_registers(general, Resumption::image, false);
+  const Bytes again = plain_registers(general, Resumption::image, Handler::none);
   EXPECT_EQ(word(again, rip), 0x1000u);
   EXPECT_EQ(word(again, rax), static_cast<uint64_t>(SYS_pause));
   EXPECT_EQ(word(again, orig_rax), ~uint64_t{0});
-  const Bytes ended = plain_registers(general, Resumption::image, true);
+  const Bytes ended = plain_registers(general, Resumption::image, Handler::restarts);
   EXPECT_EQ(word(ended, rip), 0x1002u);
   EXPECT_EQ(word(ended, rax), static_cast<uint64_t>(-EINTR));
+  words[rax] = static_cast<uint64_t>(-512);
+  EXPECT_EQ(word(plain_registers(general, Resumption::image, Handler::restarts), rax),
+            static_cast<uint64_t>(SYS_pause));
+  EXPECT_EQ(word(plain_registers(general, Resumption::image, Handler::interrupts), rax), static_cast<uint64_t>(-EINTR));
   words[rax] = static_cast<uint64_t>(-516);
-  EXPECT_EQ(word(plain_registers(general, Resumption::live, false), rax), static_cast<uint64_t>(SYS_restart_syscall));
-  EXPECT_EQ(word(plain_registers(general, Resumption::image, false), rax), static_cast<uint64_t>(SYS_pause));
+  EXPECT_EQ(word(plain_registers(general, Resumption::live, Handler::none), rax),
+            static_cast<uint64_t>(SYS_restart_syscall));
+  EXPECT_EQ(word(plain_registers(general, Resumption::image, Handler::none), rax), static_cast<uint64_t>(SYS_pause));
   words[orig_rax] = ~uint64_t{0};
-  EXPECT_EQ(word(plain_registers(general, Resumption::image, false), rax), static_cast<uint64_t>(-516));
+  EXPECT_EQ(word(plain_registers(general, Resumption::image, Handler::none), rax), static_cast<uint64_t>(-516));
 }
 
 TEST(TaskCode, FitsItsSpace) { EXPECT_LE(make_stub(Bytes(27 * 8), 0, {0x1000, 0x2000}).code.size(), stub_space); }

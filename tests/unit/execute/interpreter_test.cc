@@ -6,11 +6,14 @@
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/rseq.h>
+#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -121,6 +124,121 @@ TEST(Interpreter, AwaitsNoChildWhenAnotherHasFailed) {
   room.run(0);
   EXPECT_EQ(room.state(0), slot_failed);
   EXPECT_EQ(room.result(0, 0), canceled);
+}
+
+/// Segments of System V and their ids: the lower bits are the place in the namespace's table (ipc/util.h,
+/// IPCMNI_SHIFT).
+class Segments : public testing::Test {
+ protected:
+  static constexpr int places = 1 << 15;
+  static constexpr const char* next_id = "/proc/sys/kernel/shm_next_id";
+
+  void SetUp() override {
+    if (access(next_id, W_OK) != 0) GTEST_SKIP() << "ids of segments cannot be chosen here";
+  }
+  static int made_here() { return shmget(IPC_PRIVATE, page_size, 0600); }
+  /// That no segment has, in places that are free.
+  static std::vector<int> free_ids(size_t count) {
+    std::vector<int> ids;
+    for (size_t index = 0; index < count; ++index) ids.push_back(made_here());
+    for (int& id : ids) shmctl(id, IPC_RMID, nullptr), id += places;
+    return ids;
+  }
+  static int64_t run(plan::Call what) {
+    auto program = here();
+    program.call(plan::expecting(std::move(what), plan::Expectation::Kind::anything), 0);
+    Room room({program});
+    room.run(0);
+    return room.result(0, 0);
+  }
+  static int64_t make(int id) {
+    return run(call(plan::Call::make_segment, id, IPC_PRIVATE, page_size, 0600 | IPC_CREAT | IPC_EXCL,
+                    plan::text(next_id), plan::text(std::to_string(id))));
+  }
+  static int64_t remove(int id) { return run(call(plan::Call::remove_segment, id)); }
+  static bool exists(int id) {
+    shmid_ds found{};
+    return shmctl(id, IPC_STAT, &found) == 0;
+  }
+  static int count_of_ours() {
+    shm_info info{};
+    const int last = shmctl(0, SHM_INFO, reinterpret_cast<shmid_ds*>(&info));
+    int count = 0;
+    for (int index = 0; index <= last; ++index) {
+      shmid_ds found{};
+      count += shmctl(index, SHM_STAT, &found) >= 0 && found.shm_cpid == getpid();
+    }
+    return count;
+  }
+};
+
+TEST_F(Segments, HaveTheirIdOrAreNotThere) {
+  const int id = free_ids(1).front();
+  EXPECT_EQ(make(id), id);
+  EXPECT_EQ(make(id + places), -EBUSY);
+  EXPECT_EQ(count_of_ours(), 1);
+  EXPECT_EQ(remove(id), 0);
+  EXPECT_FALSE(exists(id));
+}
+
+TEST_F(Segments, OfOthersAreNotRemoved) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t other = fork();
+  if (other == 0) {
+    const int id = made_here();
+    _exit(write(ends[1], &id, sizeof id) == sizeof id ? 0 : 1);
+  }
+  int id = -1;
+  ASSERT_EQ(read(ends[0], &id, sizeof id), static_cast<ssize_t>(sizeof id));
+  ASSERT_EQ(waitpid(other, nullptr, 0), other);
+  close(ends[0]), close(ends[1]);
+  EXPECT_EQ(remove(id), 0);
+  EXPECT_TRUE(exists(id));
+  EXPECT_EQ(shmctl(id, IPC_RMID, nullptr), 0);
+}
+
+TEST_F(Segments, AreMadeByTwoAtATime) {
+  constexpr int rounds = 300;
+  const auto ids = free_ids(2);
+  std::vector<pid_t> makers;
+  for (const int first : ids) {
+    makers.push_back(fork());
+    if (makers.back() != 0) continue;
+    for (int id = first; id < first + rounds * places; id += places) {
+      if (make(id) != id || count_of_ours() != 1 || remove(id) != 0) _exit(1);
+    }
+    _exit(0);
+  }
+  for (const pid_t maker : makers) {
+    int status = -1;
+    EXPECT_EQ(waitpid(maker, &status, 0), maker);
+    EXPECT_EQ(status, 0);
+  }
+}
+
+TEST(Interpreter, HoldsADirectoryWhenOthersHaveLetItGo) {
+  std::string directory = (std::filesystem::temp_directory_path() / "stasis-held-XXXXXX").string();
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  int other = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(flock(other, LOCK_EX), 0);
+  auto program = here();
+  program.call(call(plan::Call::hold_directory, plan::text(directory)), 0);
+  Room room({program});
+  std::thread holder([&] { room.run(0); });
+  EXPECT_TRUE(room.comes_to(0, slot_running));
+  usleep(10'000);
+  EXPECT_EQ(room.state(0), slot_running);
+  close(other);
+  holder.join();
+  EXPECT_EQ(room.header().failed, 0u);
+  const auto held = static_cast<int>(room.result(0, 0));
+  other = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  EXPECT_EQ(flock(other, LOCK_EX | LOCK_NB), -1);
+  close(held);
+  EXPECT_EQ(flock(other, LOCK_EX | LOCK_NB), 0);
+  close(other);
+  std::filesystem::remove(directory);
 }
 
 TEST(Interpreter, HandsOutputToLaterCalls) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -80,6 +81,11 @@ class DirectRunner {
       if (from == to) return raw(fcntl(to, F_SETFD, (a[2] & O_CLOEXEC) != 0 ? FD_CLOEXEC : 0));
       if (dup3(from, to, static_cast<int>(a[2])) < 0) return -errno;
       return raw(close(from));
+    }
+    if (number == plan::Call::hold_directory) {
+      const int opened = ::open(reinterpret_cast<const char*>(a[0]), O_DIRECTORY | O_CLOEXEC);
+      if (opened >= 0) flock(opened, LOCK_EX);
+      return raw(opened);
     }
     if (number == plan::Call::open_terminal) return open_terminal(static_cast<int>(a[0]), static_cast<int>(a[1]));
     if (number == plan::Call::read_fully || number == plan::Call::write_fully) {

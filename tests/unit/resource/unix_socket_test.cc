@@ -1,9 +1,15 @@
 // Unix sockets of one process, through a capture, images and a new process; and what is refused.
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <atomic>
+#include <fstream>
+#include <thread>
+
 #include "kernel/process.h"
 #include "resource/unix_socket.h"
+#include "../eventually.h"
 #include "file_cycle.h"
 
 namespace stasis::resource {
@@ -33,6 +39,16 @@ class UnixSockets : public FileCycle {
     REQUIRE(connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0);
   }
   static UniqueFd taken(pid_t pid, int fd) { return *kernel::pidfd_getfd(kernel::pidfd_open(pid)->get(), fd); }
+  /// For its lock, by /proc/locks.
+  static bool somebody_waits_for(int directory) {
+    struct stat held{};
+    REQUIRE(fstat(directory, &held) == 0);
+    std::ifstream locks("/proc/locks");
+    for (std::string line; std::getline(locks, line);) {
+      if (line.find("-> FLOCK") != line.npos && line.find(fmt::format(":{} ", held.st_ino)) != line.npos) return true;
+    }
+    return false;
+  }
   static std::string received(int fd, int flags = 0) {
     std::string text(1 << 16, 0);
     const ssize_t count = recv(fd, text.data(), text.size(), MSG_DONTWAIT | flags);
@@ -197,6 +213,42 @@ TEST_F(UnixSockets, NamesThatAreTakenAreFoundBefore) {
   EXPECT_EQ(problem(), "none");
   const UniqueFd file(open(path.c_str(), O_CREAT | O_WRONLY, 0600));
   EXPECT_THAT(problem(), HasSubstr("another file under its name"));
+}
+
+/// It has put the service's file aside and has its own in that place when we come.
+TEST_F(UnixSockets, ANameIsTakenByOneRestoreAtATime) {
+  const auto path = work("service"), aside = path + ".stasis-aside";
+  Holder holder([&] {
+    REQUIRE(socket(AF_UNIX, SOCK_DGRAM, 0) == 3);
+    bind_to(3, path);
+    REQUIRE(unlink(path.c_str()) == 0);
+  });
+  const auto before = capture(holder.pid());
+  holder.end();
+  const UniqueFd service(socket(AF_UNIX, SOCK_DGRAM, 0)), restored_before(socket(AF_UNIX, SOCK_DGRAM, 0));
+  bind_to(service.get(), path);
+  struct stat file{}, now{};
+  ASSERT_EQ(stat(path.c_str(), &file), 0);
+
+  UniqueFd directory(open(work("").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_EQ(flock(directory.get(), LOCK_EX), 0);
+  ASSERT_EQ(rename(path.c_str(), aside.c_str()), 0);
+  bind_to(restored_before.get(), path);
+  std::atomic<bool> over = false;
+  std::thread other([&] {
+    // The kernel shows who waits.
+    eventually([&] { return over || somebody_waits_for(directory.get()); });
+    EXPECT_EQ(unlink(path.c_str()), 0);
+    EXPECT_EQ(rename(aside.c_str(), path.c_str()), 0);
+    directory = UniqueFd();
+  });
+  const auto again = restored(before->application);
+  over = true;
+  other.join();
+  EXPECT_TRUE(again->succeeded());
+  ASSERT_EQ(stat(path.c_str(), &now), 0);
+  EXPECT_EQ(now.st_ino, file.st_ino);
+  EXPECT_EQ(files_in_work(), 1u);
 }
 
 /// As an image may have it: the other end of a pair, or who waits to be accepted, is open nowhere.

@@ -132,13 +132,15 @@ bool may_have_exchanged_mask(ByteView general) {
   return number != no_call && (number > last_known || std::ranges::find(exchanging, number) != std::end(exchanging));
 }
 
-Bytes plain_registers(ByteView general, Resumption resumption, bool handler_waits) {
+Bytes plain_registers(ByteView general, Resumption resumption, Handler handler) {
   Registers registers = load(general);
   if (registers.orig_rax != no_call) {
     const auto code = static_cast<int64_t>(registers.rax);
     const bool restarts =
         code == restart_sys || code == restart_no_interrupt || code == restart_no_handler || code == restart_block;
-    if (restarts && handler_waits && (code == restart_no_handler || code == restart_block)) {
+    const bool ends = (handler != Handler::none && (code == restart_no_handler || code == restart_block)) ||
+                      (handler == Handler::interrupts && code == restart_sys);
+    if (ends) {
       registers.rax = static_cast<uint64_t>(-int64_t{EINTR});
     } else if (restarts) {
       const bool continues = code == restart_block && resumption == Resumption::live;

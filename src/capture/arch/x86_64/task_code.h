@@ -31,6 +31,10 @@ enum class Resumption {
   image,  ///< it will be another thread: the call is made again (see model::InterruptedCall)
 };
 
+/// What runs before the thread goes on with the call in which it was stopped, if a signal is pending and not blocked.
+/// If all that is known is that it has a handler, it `restarts` what such a handler may restart (SA_RESTART).
+enum class Handler { none, restarts, interrupts };
+
 /// A thread of 64-bit code, which is the only kind we know.
 bool is_native(ByteView general);
 
@@ -38,9 +42,8 @@ bool is_native(ByteView general);
 /// kernel/signal.c), so that its mask is not the one in effect. A call that is not known yet may be such a one.
 bool may_have_exchanged_mask(ByteView general);
 
-/// Registers that continue the thread without the kernel's help. `handler_waits`: an unblocked signal with a handler
-/// was pending when the thread was stopped, so that calls which such a signal ends must end.
-Bytes plain_registers(ByteView general, Resumption, bool handler_waits);
+/// Registers that continue the thread without the kernel's help: calls that the handler ends have ended.
+Bytes plain_registers(ByteView general, Resumption, Handler);
 
 /// The number of the call that a restart block stands for: SYS_restart_syscall if it has been restarted before.
 std::optional<uint64_t> restartable_call(ByteView general);
