@@ -10,12 +10,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <cstring>
-#include <mutex>
+#include <ranges>
 #include <set>
-#include <thread>
 
 #include "agent/area.h"
 #include "base/parallel.h"
@@ -23,11 +21,13 @@
 #include "execute/decoding.h"
 #include "execute/end_repair.h"
 #include "execute/execute.h"
+#include "execute/host_threads.h"
 #include "execute/lower.h"
 #include "execute/namespace_ends.h"
 #include "execute/owing.h"
 #include "execute/resume.h"
 #include "execute/shared_area.h"
+#include "execute/watchdog.h"
 #include "kernel/descriptor_limit.h"
 #include "kernel/id_holder.h"
 #include "kernel/proc.h"
@@ -109,106 +109,6 @@ AddressRange own_rseq() {
   return {begin, begin + 32};  // glibc registers 32 bytes, whatever __rseq_size says of those in use
 }
 
-/// Looks for tasks that died without saying so: nobody would ever post what others wait for.
-class Watchdog {
- public:
-  /// `runners` are those of the slots, by ids of the tree's own pid namespace: what a slot notes are its own numbers,
-  /// which in a nested namespace are others.
-  Watchdog(const SharedArea& area, std::vector<Runner> runners, bool same_namespace, unsigned timeout_seconds)
-      : area_(area),
-        runners_(std::move(runners)),
-        same_namespace_(same_namespace),
-        timeout_(timeout_seconds),
-        thread_([this] { watch(); }) {}
-  ~Watchdog() {
-    {
-      const std::lock_guard lock(mutex_);
-      done_ = true;
-    }
-    wake_.notify_all();
-    thread_.join();
-  }
-  Watchdog(const Watchdog&) = delete;
-  Watchdog& operator=(const Watchdog&) = delete;
-
-  /// The slot whose thread died, once there is one.
-  uint32_t dead_slot() const { return dead_slot_; }
-  bool timed_out() const { return timed_out_; }
-
- private:
-  void watch() {
-    const auto start = std::chrono::steady_clock::now();
-    std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, std::chrono::milliseconds(100), [this] { return done_; })) {
-      const auto waited = std::chrono::steady_clock::now() - start;
-      if (timeout_ != 0 && waited > std::chrono::seconds(timeout_)) {
-        timed_out_ = true;
-        area_.cancel();
-        return;
-      }
-      look();
-    }
-  }
-  /// Who cannot be seen need not be dead: a process that is born or gets another parent while the tree is walked may be
-  /// missed. One that is dead is so the next time, too, and has not come further.
-  void look() {
-    std::map<uint32_t, uint32_t> suspects;
-    std::map<pid_t, bool> states;
-    if (!same_namespace_) states = namespace_states();
-    for (uint32_t index = 1; index < area_.header().slot_count; ++index) {
-      const auto& slot = area_.slot(index);
-      if (__atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) != agent::slot_running || slot.tid == 0) continue;
-      const auto [pid, tid] = runners_.at(index);
-      const auto state = states.find(pid.value);
-      const bool dead = same_namespace_ ? is_dead(pid.value, tid.value) : state == states.end() || state->second;
-      if (!dead || may_end_now(slot)) continue;
-      suspects[index] = slot.program_counter;
-      if (const auto before = suspects_.find(index); before == suspects_.end() || *before != *suspects.find(index))
-        continue;
-      dead_slot_ = index;
-      area_.cancel();
-      return;
-    }
-    suspects_ = std::move(suspects);
-  }
-  /// Whether processes are dead, by their ids in the tree's namespace. Their threads are not looked at.
-  static std::map<pid_t, bool> namespace_states() {
-    std::map<pid_t, bool> states;
-    size_t own_level = 0;
-    for (const pid_t pid : kernel::list_descendants(getpid())) {
-      const auto status = kernel::read_status(pid);
-      const auto stat = kernel::read_stat(pid);
-      if (!status || !stat) continue;
-      if (pid == getpid()) own_level = status->ns_pid.size();
-      if (status->ns_pid.size() > own_level)
-        states[status->ns_pid[own_level]] = stat->is_dead() && !stat->has_left_threads();
-    }
-    return states;
-  }
-  static bool is_dead(pid_t pid, pid_t tid) {
-    const auto stat = kernel::read_thread_stat(pid, tid);
-    return !stat || stat->is_dead();
-  }
-  /// A slot at its EXIT command is dying as it was told.
-  bool may_end_now(const agent::Slot& slot) const {
-    const auto* program = reinterpret_cast<const agent::Instruction*>(area_.base() + slot.instructions);
-    return slot.program_counter < slot.instruction_count &&
-           program[slot.program_counter].operation == agent::Operation::exit;
-  }
-
-  const SharedArea& area_;
-  std::vector<Runner> runners_;
-  bool same_namespace_;
-  unsigned timeout_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool done_ = false;
-  std::map<uint32_t, uint32_t> suspects_;  ///< slots that looked dead the last time, and where they stood
-  std::atomic<uint32_t> dead_slot_{0};
-  std::atomic<bool> timed_out_{false};
-  std::thread thread_;  // last: it uses all of the above
-};
-
 class Tree final : public BuiltTree {
  public:
   Tree(const plan::Program& program, const model::Application& application, const ExecuteOptions& options)
@@ -280,10 +180,12 @@ class Tree final : public BuiltTree {
   /// The supervisor's slot runs here, in the thread whose child the root becomes; then everybody else gets ready.
   Status run(const image::Directory& images) {
     const SignalsBlocked blocked;
-    std::vector<Runner> runners(area_->header().slot_count);
-    for (const auto& [runner, slot] : lowered_.slot_of) runners.at(slot) = runner;
-    const Watchdog watchdog(*area_, std::move(runners), !application_.root_is_namespace_init, options_.timeout_seconds);
+    std::atomic<uint64_t> served = 0;
+    Watchdog::Scene watched{*area_, lowered_, served, nullptr, options_.patience};
+    if (application_.root_is_namespace_init) watched.namespace_init = [this] { return spawned_root(); };
+    const Watchdog watchdog(std::move(watched));
     const RequestScene scene{.counters = area_->counters(),
+                             .served = served,
                              .has_failed = [this] { return area_->failed() != 0; },
                              .cancel = [this] { area_->cancel(); },
                              .host_pid = [this](Pid pid) { return host_pid(pid); }};
@@ -304,13 +206,12 @@ class Tree final : public BuiltTree {
   /// Runs slot 0. Before its last wait, threads that are ready are stopped: then that is done when the last one is.
   void run_supervisor() {
     auto& slot = area_->slot(0);
-    const uint32_t all = slot.instruction_count;
+    const auto whole = area_->program(slot);
     if (lowered_.last_wait && !options_.only_build) {
       slot.instruction_count = *lowered_.last_wait;
       agent::run_here(area_->base(), 0);
-      stop_ready_threads(
-          reinterpret_cast<const agent::Instruction*>(area_->base() + slot.instructions)[*lowered_.last_wait]);
-      slot.program_counter = *lowered_.last_wait, slot.instruction_count = all;
+      stop_ready_threads(whole[*lowered_.last_wait]);
+      slot.program_counter = *lowered_.last_wait, slot.instruction_count = static_cast<uint32_t>(whole.size());
     }
     agent::run_here(area_->base(), 0);
   }
@@ -332,15 +233,9 @@ class Tree final : public BuiltTree {
   Result<pid_t> host_pid(Pid pid) const {
     if (!application_.root_is_namespace_init) return pid.value;
     while (area_->failed() == 0) {  // who runs is there, but may be missed while it gets another parent
-      if (const pid_t root = spawned_root(); root != 0) {
-        const auto own = kernel::read_status(root);
-        const size_t level = own ? own->ns_pid.size() : 0;
-        for (const pid_t found : kernel::list_descendants(root)) {
-          const auto status = kernel::read_status(found);
-          if (level != 0 && status && status->ns_pid.size() >= level && status->ns_pid[level - 1] == pid.value)
-            return found;
-        }
-      }
+      const pid_t root = spawned_root();
+      const auto threads = root != 0 ? host_threads(root) : std::map<pid_t, HostThread>();
+      if (const auto found = threads.find(pid.value); found != threads.end()) return found->second.pid;
       usleep(1000);
     }
     return fail(Error::gone("find the process to be filled", fmt::format("pid {} of the namespace", pid)));
@@ -355,27 +250,43 @@ class Tree final : public BuiltTree {
   }
 
   Error failure(const Watchdog& watchdog) const {
-    if (watchdog.timed_out()) {
-      return Error::conflict("build the processes", fmt::format("not complete after {} s", options_.timeout_seconds))
-          .advise("raise --timeout");
-    }
-    while (area_->failed() == agent::failing && watchdog.dead_slot() == 0) usleep(1000);
-    const uint32_t slot = watchdog.dead_slot() != 0 ? watchdog.dead_slot() : area_->failed() - 1;
-    const auto [pid, tid] =
-        std::ranges::find(lowered_.slot_of, slot, [](const auto& entry) { return entry.second; })->first;
+    const auto stands_still = [&] { return watchdog.dead() || watchdog.standing(); };
+    while (area_->failed() == agent::failing && !stands_still()) usleep(1000);
+    if (const auto dead = watchdog.dead()) return died(*dead);
+    if (const auto standing = watchdog.standing()) return no_headway(*standing);
     const auto& header = area_->header();
-    const uint32_t instruction =
-        watchdog.dead_slot() != 0 ? area_->slot(slot).program_counter : header.failed_instruction;
-    const auto& origins = area_description_.slots[slot].origins;
-    const uint32_t command = instruction < origins.size() ? origins[instruction] : 0;
-    const std::string name(plan::name_of(program_.commands[command].action));
-    const std::string subject = pid.value == 0
-                                    ? fmt::format("command {} {} of the supervisor", command, name)
-                                    : fmt::format("command {} {} of task {}, thread {}", command, name, pid, tid);
-    if (watchdog.dead_slot() != 0) {
-      return Error::conflict("run the restore program", "the task died in the middle of it", subject);
-    }
-    return explain(command, subject, header.failed_result, purpose_of(command));
+    const Watchdog::Position at{area_->failed() - 1, header.failed_instruction};
+    return explain(command_at(at), subject_of(at), header.failed_result, purpose_of(command_at(at)));
+  }
+
+  Error died(Watchdog::Position at) const {
+    const bool had_begun = area_->state(at.slot) != agent::slot_not_started;
+    return Error::conflict("run the restore program",
+                           had_begun ? "the task died in the middle of it" : "the task died before it had begun",
+                           subject_of(at));
+  }
+
+  Error no_headway(const std::vector<Watchdog::Position>& standing) const {
+    constexpr size_t most = 10;
+    std::string places;
+    for (const auto& at : standing | std::views::take(most)) places += "; " + subject_of(at);
+    if (standing.size() > most) places += fmt::format("; and {} more", standing.size() - most);
+    const auto seconds = std::chrono::duration<double>(options_.patience).count();
+    return Error::conflict("run the restore program", fmt::format("nothing has moved for {} s{}", seconds, places))
+        .advise("see who stops or blocks these tasks; `stasis plan` shows what they wait for");
+  }
+
+  uint32_t command_at(Watchdog::Position at) const {
+    const auto& origins = area_description_.slots[at.slot].origins;
+    return at.instruction < origins.size() ? origins[at.instruction] : 0;
+  }
+  std::string subject_of(Watchdog::Position at) const {
+    const auto [pid, tid] =
+        std::ranges::find(lowered_.slot_of, at.slot, [](const auto& entry) { return entry.second; })->first;
+    const uint32_t command = command_at(at);
+    const auto name = plan::name_of(program_.commands[command].action);
+    return pid.value == 0 ? fmt::format("command {} {} of the supervisor", command, name)
+                          : fmt::format("command {} {} of task {}, thread {}", command, name, pid, tid);
   }
 
   static std::optional<pid_t> id_created_by(const plan::Action& action) {

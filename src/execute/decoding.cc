@@ -238,6 +238,7 @@ void Decoding::finish(const Piece& piece) {
   Job& job = *piece.job;
   if (consumed_ != nullptr && !scene_.has_failed())
     consumed_->done(job.file, {piece.offset, piece.offset + piece.length});
+  ++scene_.served;
   const std::lock_guard lock(mutex_);
   job.filled += piece.length;
   if (job.filled < job.length) return;

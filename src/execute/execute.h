@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -10,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/patience.h"
 #include "base/result.h"
 #include "image/directory.h"
 #include "kernel/missing_pages.h"
@@ -27,11 +29,11 @@ struct OwedPages {
 };
 
 struct ExecuteOptions {
-  bool sibling = false;          ///< --restore-sibling: the root becomes our sibling
-  bool leave_stopped = false;    ///< --leave-stopped
-  int fail_at_command = -1;      ///< fault injection: this command's first system call fails with EIO
-  unsigned timeout_seconds = 0;  ///< 0: none
-  bool only_build = false;       ///< nobody is made ready to be resumed: the tree is looked at and taken down again
+  bool sibling = false;        ///< --restore-sibling: the root becomes our sibling
+  bool leave_stopped = false;  ///< --leave-stopped
+  int fail_at_command = -1;    ///< fault injection: this command's first system call fails with EIO
+  std::chrono::milliseconds patience = stasis::patience;  ///< with a tree in which nothing moves any more
+  bool only_build = false;  ///< nobody is made ready to be resumed: the tree is looked at and taken down again
   /// Verifies the Program, beside getting ready to run it: nobody is created unless it says that it may be run.
   std::function<Status()> verify;
   /// Told of pages that have been read, where they are released (Directory::consume_pages).

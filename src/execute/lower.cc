@@ -123,6 +123,11 @@ class Lowering {
     return innermost_first;
   }
 
+  void spawn(uint64_t flags, uint64_t exit_signal, const std::vector<int32_t>& set_tid, uint32_t child) {
+    result_.births[child] = {slot_, now().size()};
+    now().spawn(flags, exit_signal, set_tid, child, static_cast<uint32_t>(origin_));
+  }
+
   /// Of a FORK or CLONE.
   static uint64_t sharing_flags(const auto& birth) {
     uint64_t flags = 0;
@@ -144,8 +149,7 @@ class Lowering {
     // Handlers of stasis and of its C library point into memory that goes away.
     if (is_root) flags |= CLONE_CLEAR_SIGHAND;
     if (is_root) result_.root_spawn = now().size();
-    now().spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child,
-                static_cast<uint32_t>(origin_));
+    spawn(flags, sibling ? 0 : SIGCHLD, ids(fork.child_pid.value, fork.nested_pids), child);
     if (is_root) begin_root(result_.slots[child]);
     born_to_[fork.child_pid] = command.pid;
     if (!is_root && stays_child(fork.child_pid, command.pid, runner_of(command).second)) outlives_nobody(child);
@@ -192,8 +196,7 @@ class Lowering {
     // clone3 with CLONE_PARENT takes no exit signal: the child gets that of its new parent's kind (kernel/fork.c).
     if (!clone.nested_pids.empty()) nested_pids_[clone.child_pid] = clone.nested_pids;
     const uint64_t flags = CLONE_PARENT | (clone.new_pid_namespace ? CLONE_NEWPID : 0);
-    now().spawn(flags | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child,
-                static_cast<uint32_t>(origin_));
+    spawn(flags | sharing_flags(clone), 0, ids(clone.child_pid.value, clone.nested_pids), child);
     // The parent may be one that only passes its children on.
     const Pid parent = born_to_[command.pid];
     born_to_[clone.child_pid] = parent;
@@ -202,8 +205,7 @@ class Lowering {
   }
   Status lower(const plan::Command& command, const plan::StartThread& thread) {
     constexpr uint64_t flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-    now().spawn(flags, 0, ids(thread.tid.value, thread.nested_tids), result_.slot_of.at({command.pid, thread.tid}),
-                static_cast<uint32_t>(origin_));
+    spawn(flags, 0, ids(thread.tid.value, thread.nested_tids), result_.slot_of.at({command.pid, thread.tid}));
     return {};
   }
   /// Like those that are parked: the tree is not complete before this thread is at its end, too.

@@ -35,10 +35,17 @@ struct Requests {
   uint32_t asked = 0;
 };
 
+/// The instruction that creates whoever runs a slot.
+struct Birth {
+  uint32_t creator = 0;  ///< slot
+  uint32_t instruction = 0;
+};
+
 struct Lowered {
   std::vector<agent::SlotProgram> slots;
   std::map<Runner, uint32_t> slot_of;
-  uint32_t counter_count = 1;  ///< counter 0 counts threads that are READY, or about to end as they are to
+  std::map<uint32_t, Birth> births;  ///< by slot
+  uint32_t counter_count = 1;        ///< counter 0 counts threads that are READY, or about to end as they are to
   uint32_t ready_threads = 0;
   Requests decodings;                 ///< execute/decoding.h
   Requests owings;                    ///< execute/owing.h

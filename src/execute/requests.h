@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -18,6 +19,7 @@ namespace stasis::execute {
 
 struct RequestScene {
   std::span<uint32_t> counters;                ///< of the agent area
+  std::atomic<uint64_t>& served;               ///< grows with every part of what they wait for: a sign of headway
   std::function<bool()> has_failed;            ///< nobody waits for anything any more
   std::function<void()> cancel;                ///< makes all who wait give up
   std::function<Result<pid_t>(Pid)> host_pid;  ///< of a process that runs commands, as we see it

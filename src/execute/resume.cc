@@ -4,14 +4,16 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/syscall.h>
-#include <time.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
 
 #include "agent/area.h"
+#include "base/patience.h"
 #include "execute/arch/x86_64/final_registers.h"
+#include "execute/host_threads.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "kernel/ptrace.h"
@@ -32,27 +34,13 @@ struct LiveThread {
 
 /// It runs in the agent area until it has: that must not be unmapped before.
 Status wait_for_end_of_leader(pid_t host_pid) {
-  constexpr timespec pause{0, 100'000};
-  for (;;) {
-    if (TRY(kernel::read_thread_stat(host_pid, host_pid)).is_dead()) return {};
-    nanosleep(&pause, nullptr);
+  Patience patience;
+  while (!TRY(kernel::read_thread_stat(host_pid, host_pid)).is_dead()) {
+    if (!patience.pause())
+      return fail(
+          Error::conflict("wait for the end of a first thread", "it does not come", fmt::format("task {}", host_pid)));
   }
-}
-
-/// Host ids for the tree's own, which differ below a pid namespace. Threads are found by NSpid: those of nested
-/// namespaces have more numbers after the tree's own.
-Result<std::map<pid_t, pid_t>> host_ids(pid_t host_root) {
-  const size_t level = TRY(kernel::read_status(host_root)).ns_pid.size();
-  std::map<pid_t, pid_t> ids;
-  std::vector<pid_t> queue{host_root};
-  for (size_t i = 0; i < queue.size(); ++i) {
-    for (const pid_t tid : TRY(kernel::list_threads(queue[i]))) {
-      const auto status = TRY(kernel::read_thread_status(queue[i], tid));
-      if (level != 0 && status.ns_pid.size() >= level) ids[status.ns_pid[level - 1]] = tid;
-    }
-    for (const pid_t child : TRY(kernel::list_children(queue[i]))) queue.push_back(child);
-  }
-  return ids;
+  return {};
 }
 
 class SeizedThreads final : public Resumption {
@@ -111,14 +99,14 @@ class SeizedThreads final : public Resumption {
   }
 
   Status find_threads(pid_t host_root) {
-    std::map<pid_t, pid_t> ids;
-    if (application_.root_is_namespace_init) ids = TRY(host_ids(host_root));
+    std::map<pid_t, HostThread> ids;
+    if (application_.root_is_namespace_init) ids = host_threads(host_root);
     const auto host = [&](pid_t id) -> Result<pid_t> {
       if (!application_.root_is_namespace_init) return id;
       const auto found = ids.find(id);
       if (found == ids.end())
         return fail(Error::gone("find the restored task", fmt::format("pid {} of the namespace", id)));
-      return found->second;
+      return found->second.tid;
     };
     for (const auto& task : application_.tasks) {
       if (task.state == model::TaskState::zombie) continue;
@@ -142,9 +130,20 @@ class SeizedThreads final : public Resumption {
     return {};
   }
 
+  /// A first thread that is killed tells nobody before all others of its process have been waited for (kernel/exit.c,
+  /// delay_group_leader), which waits for ever where it is waited for first.
+  static Result<kernel::WaitStatus> next_stop(const LiveThread& live, std::string_view operation) {
+    for (Patience patience;;) {
+      const auto waited = TRY(kernel::wait_for(live.host_tid, WNOHANG));
+      if (waited.tid != 0 && waited.status.stopped()) return waited.status;
+      const auto stat = kernel::read_thread_stat(live.host_pid, live.host_tid);
+      if (waited.tid != 0 || !stat || stat->is_dead()) return fail(Error::gone(std::string(operation), name_of(live)));
+      if (!patience.pause())
+        return fail(Error::conflict(std::string(operation), "it does not come to a stop", name_of(live)));
+    }
+  }
   static Status wait_for_stop(const LiveThread& live) {
-    const auto waited = TRY(kernel::wait_for(live.host_tid));
-    if (!waited.status.stopped()) return fail(Error::gone("stop the restored task", name_of(live)));
+    TRY(next_stop(live, "stop the restored task"));
     return {};
   }
 
@@ -239,9 +238,7 @@ class SeizedThreads final : public Resumption {
   /// No signal comes in between: all are blocked until the thread is let go.
   static Status wait_for_syscall_stop(const LiveThread& live) {
     for (;;) {
-      const auto waited = TRY(kernel::wait_for(live.host_tid));
-      if (!waited.status.stopped()) return fail(Error::gone("finish the restored task", name_of(live)));
-      if (waited.status.is_syscall_stop()) return {};
+      if (TRY(next_stop(live, "finish the restored task")).is_syscall_stop()) return {};
       TRY(kernel::ptrace_to_syscall(live.host_tid));
     }
   }

@@ -84,7 +84,8 @@ struct StatusInfo {
   int seccomp_filters = 0;
   uint64_t pinned_kb = 0;  ///< of buffers that are registered (io_uring, RDMA)
   bool thp_enabled = true;
-  bool shadow_stack = false;  ///< x86_Thread_features: shstk
+  uint64_t voluntary_switches = 0;  ///< how often it has gone to sleep
+  bool shadow_stack = false;        ///< x86_Thread_features: shstk
 };
 Result<StatusInfo> parse_status(std::string_view text);
 Result<StatusInfo> read_status(pid_t pid);

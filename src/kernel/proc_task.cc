@@ -184,6 +184,7 @@ constexpr StatusLine status_lines[] = {
     {"NoNewPrivs", flag<&StatusInfo::no_new_privs>},
     {"Seccomp", scalar<&StatusInfo::seccomp>},
     {"Seccomp_filters", scalar<&StatusInfo::seccomp_filters>},
+    {"voluntary_ctxt_switches", scalar<&StatusInfo::voluntary_switches>},
     {"x86_Thread_features", thread_features},
 };
 

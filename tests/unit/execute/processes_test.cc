@@ -323,6 +323,27 @@ TEST_F(Workshop, ASiblingIsTheChildOfOurParent) {
   EXPECT_EQ(WEXITSTATUS(reap(root.value)), 42);
 }
 
+/// It is not found among our own descendants. It takes so long that it is looked for more than once.
+TEST_F(Workshop, ASiblingThatIsANamespacesInitMayTakeItsTime) {
+  begin(Pid{1}, true);
+  const timespec long_enough{1, 0};
+  does(Pid{1}, perform({call(SYS_nanosleep, plan::struct_in(long_enough), 0)}));
+  ready(Pid{1});
+  task(Pid{1}, Pid{0}, code_exit_42);
+  options.sibling = true;
+  const pid_t between = fork();
+  ASSERT_GE(between, 0);
+  if (between == 0) {
+    const auto done = build_and_resume();
+    if (!done) fmt::print(stderr, "{}\n", done.error().message());
+    _exit(done ? 0 : 1);
+  }
+  EXPECT_EQ(reap(between), 0);
+  int status = 0;
+  EXPECT_GT(waitpid(-1, &status, __WALL), 0) << "the root is our child";
+  EXPECT_EQ(WEXITSTATUS(status), 42);
+}
+
 TEST_F(Workshop, TheHookSeesEverybodyCompleteAndNobodyRunning) {
   const Pid root = free_pids(1)[0];
   begin(root);

@@ -49,7 +49,8 @@ constexpr const char* status_text =
     "1000\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n"
     "SigBlk:\t0000000000000004\nSigIgn:\t0000000000001000\nSigCgt:\tffffffff7ffbfeff\nCapInh:\t0000000000000000\n"
     "CapPrm:\t000001ffffffffff\nCapEff:\t000001fffeffffff\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000001\n"
-    "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
+    "NoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n"
+    "voluntary_ctxt_switches:\t77\nnonvoluntary_ctxt_switches:\t8\n";
 
 TEST(ParseStatus, AllFields) {
   const auto info = parse_status(status_text);
@@ -77,6 +78,7 @@ TEST(ParseStatus, AllFields) {
   EXPECT_TRUE(info->no_new_privs);
   EXPECT_EQ(info->seccomp, 2);
   EXPECT_EQ(info->seccomp_filters, 3);
+  EXPECT_EQ(info->voluntary_switches, 77u);
 }
 
 TEST(ParseStatus, EmptyGroupsAndBadNumbers) {
