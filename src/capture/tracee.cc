@@ -43,6 +43,7 @@ Tracee::Tracee(Tracee&& other) noexcept
     : pid_(other.pid_),
       tid_(other.tid_),
       state_(std::exchange(other.state_, State::gone)),
+      vanished_(other.vanished_),
       last_run_(other.last_run_),
       stop_(other.stop_),
       group_stop_signal_(other.group_stop_signal_),
@@ -76,8 +77,8 @@ Result<bool> Tracee::settle(const Waiting& waiting, Clock::time_point deadline) 
   for (;;) {
     const auto waited = waiting.wait(tid_, deadline);
     if (!waited && waited.error().code() == ErrorCode::gone) {
-      // A thread that calls execve takes the leader's id and leaves its own without a word.
       state_ = State::gone;
+      vanished_ = true;
       return true;
     }
     if (!waited) return fail(waited.error());
@@ -97,6 +98,17 @@ Result<bool> Tracee::settle(const Waiting& waiting, Clock::time_point deadline) 
     TRY(kernel::ptrace_interrupt(tid_));
     TRY(kernel::ptrace_continue(tid_, stop_.ptrace_event() != 0 || stop_.is_syscall_stop() ? 0 : stop_.stop_signal()));
   }
+}
+
+Status Tracee::follow_execve() {
+  tid_ = pid_;
+  state_ = State::running;
+  vanished_ = false;
+  // It may have stopped, and its stop been taken for the leader's, or run past the interrupt: another stop is asked
+  // for. If it runs, it has nothing to continue from.
+  TRY(kernel::ptrace_interrupt(tid_));
+  if (auto status = kernel::ptrace_continue(tid_); !status && status.error().code() != ErrorCode::gone) return status;
+  return {};
 }
 
 Status Tracee::let_go_on() {
