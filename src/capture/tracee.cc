@@ -15,6 +15,7 @@
 
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
+#include "kernel/proc.h"
 
 namespace stasis::capture {
 namespace {
@@ -22,6 +23,15 @@ namespace {
 constexpr uint64_t options_always = PTRACE_O_TRACESYSGOOD;
 
 std::string subject(pid_t tid) { return fmt::format("task {}", tid); }
+
+bool stops(int signal) { return signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU; }
+
+/// A traced thread keeps SIGCONT pending as long as it blocks it. It came after any stop signal that has been taken
+/// from it: stop signals and SIGCONT remove each other from the queues (kernel/signal.c, prepare_signal).
+bool is_to_continue(pid_t pid, pid_t tid) {
+  const auto status = kernel::read_thread_status(pid, tid);
+  return status && ((status->sig_pending | status->shared_pending) & uint64_t{1} << (SIGCONT - 1)) != 0;
+}
 
 }  // namespace
 
@@ -228,9 +238,13 @@ Status Tracee::put_back() {
 }
 
 void Tracee::send_kept_signals() {
+  if (kept_signals_.empty()) return;
+  const bool continues = is_to_continue(pid_, tid_);
   for (const auto& bytes : std::exchange(kept_signals_, {})) {
     siginfo_t info;
     std::memcpy(&info, bytes.data(), sizeof info);
+    // Sent now it would remove the SIGCONT that was to end its stop, and nobody would send another.
+    if (continues && stops(info.si_signo)) continue;
     // The kernel lets nobody pretend to be the kernel or kill(2); then the bare signal has to do.
     if (syscall(SYS_rt_tgsigqueueinfo, pid_, tid_, info.si_signo, &info) != 0) {
       syscall(SYS_tgkill, pid_, tid_, info.si_signo);

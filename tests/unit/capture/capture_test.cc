@@ -433,6 +433,30 @@ TEST(Capture, StoppedTaskAnswersAndStaysStopped) {
   EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));
 }
 
+/// Both come while the agent is in the task: the one is taken from it and kept, the other waits, because it is blocked.
+TEST(Capture, StoppedAndContinuedMeanwhile) {
+  for (const bool continued : {true, false}) {
+    Shared<std::atomic<uint64_t>> counter;
+    Specimen specimen([&] {
+      for (;;) ++*counter;
+      return 0;
+    });
+    ASSERT_TRUE(eventually([&] { return *counter > 1000; }));
+    auto captive = Captive::take(specimen.pid(), [&](std::string_view point) {
+      if (point == "agent-mask") kill(specimen.pid(), SIGSTOP);
+      if (point == "agent-done" && continued) kill(specimen.pid(), SIGCONT);
+    });
+    ASSERT_OK(captive);
+    const uint64_t before = *counter;
+    ASSERT_OK((*captive)->release(AfterDump::let_run));
+    if (continued) {
+      EXPECT_TRUE(eventually([&] { return *counter > before + 1000; })) << specimen.state();
+    } else {
+      EXPECT_TRUE(eventually([&] { return specimen.state() == 'T'; })) << specimen.state();
+    }
+  }
+}
+
 TEST(Capture, LeaveStopped) {
   Shared<std::atomic<uint64_t>> counter;
   Specimen specimen([&] {
