@@ -171,6 +171,11 @@ Status Freezer::cannot_seize(size_t index, pid_t tid, const Error& reason) {
                         "End the debugger or strace first: a task has one tracer only");
   } else if (status->state == 'Z' || status->state == 'X') {
     if (tid != pid) return {};
+    if (stat && !stat->is_dead()) {
+      // A thread that has called execve took its place between the two looks.
+      known_tids_.erase(pid);
+      return {};
+    }
     process.leader_ended = stat && stat->has_left_threads();
     process.zombie = !process.leader_ended;
     somebody_died_ = somebody_died_ || process.zombie;
@@ -186,12 +191,40 @@ Status Freezer::settle_all() {
   for (size_t index = 0; index < processes_.size(); ++index) {
     for (auto& thread : processes_[index].threads) {
       if (!thread.alive() || thread.stopped()) continue;
-      if (TRY(thread.settle(waiting_, Clock::now() + a_moment))) continue;
-      TRY(settle_slow(index, thread));
+      if (!TRY(thread.settle(waiting_, Clock::now() + a_moment))) TRY(settle_slow(index, thread));
+      if (thread.has_executed()) TRY(follow_execve(index, thread));
     }
   }
   forget_the_dead();
   return {};
+}
+
+Status Freezer::follow_execve(size_t index, Tracee& thread) {
+  auto& process = processes_[index];
+  for (auto& other : process.threads) {
+    if (&other != &thread) other.give_up();
+  }
+  process.leader_ended = false;
+  TRY(thread.follow_execve());
+  if (!TRY(thread.settle(waiting_, Clock::now() + a_moment))) TRY(settle_slow(index, thread));
+  return {};
+}
+
+/// Whoever calls execve waits until the threads that it has ended are gone, and those that are traced are when their
+/// tracer has been told.
+Result<bool> Freezer::settle_by_deadline(size_t index, Tracee& slow) {
+  while (Clock::now() < deadline_) {
+    for (auto& other : processes_[index].threads) {
+      if (&other == &slow || !other.alive() || other.tid() == other.pid()) continue;
+      if (other.stopped()) {
+        (void)other.has_ended(true);
+      } else {
+        TRY(other.settle(waiting_, Clock::now()));
+      }
+    }
+    if (TRY(slow.settle(waiting_, std::min(deadline_, Clock::now() + a_moment)))) return true;
+  }
+  return false;
 }
 
 /// A task that does not stop at once sleeps uninterruptibly. If that is because it waits for its vfork child, which we
@@ -216,7 +249,7 @@ Status Freezer::settle_slow(size_t index, Tracee& slow) {
     if (!failure) return failure;
     if (settled) return {};
   }
-  if (TRY(slow.settle(waiting_, deadline_))) return {};
+  if (TRY(settle_by_deadline(index, slow))) return {};
   processes_[index].refused = true;
   if (stat && (stat->flags & exiting_flag) != 0) {
     // An init waits until no ids but its own are in use in its pid namespace (zap_pid_ns_processes).
@@ -274,7 +307,13 @@ void Freezer::forget_the_dead() {
     somebody_died_ = true;
     const auto stat = kernel::read_stat(process.host_pid);
     if (stat && stat->has_left_threads()) continue;  // they have just begun to end, or have not been listed yet
-    process.zombie = stat && stat->is_dead();
+    if (stat && !stat->is_dead()) {
+      // A thread that was not seized yet has called execve, and has the id of the one that was (fs/exec.c, de_thread).
+      known_tids_.erase(process.host_pid);
+      process.leader_ended = process.whole = false;
+      continue;
+    }
+    process.zombie = stat.has_value();
     if (!process.zombie) process.host_pid = 0;
   }
   std::erase_if(processes_, [](const FrozenProcess& process) { return process.host_pid == 0; });

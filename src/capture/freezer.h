@@ -53,6 +53,8 @@ class Freezer {
   Result<bool> adopt_children(size_t index, std::span<const pid_t> tids);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
   Status settle_all();
+  Status follow_execve(size_t index, Tracee& thread);
+  Result<bool> settle_by_deadline(size_t index, Tracee& slow);
   Status settle_slow(size_t index, Tracee& slow);
   Status run_vfork_child_of(const Tracee& parent, const std::function<bool()>& until);
   void forget_the_dead();

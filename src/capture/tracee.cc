@@ -15,6 +15,7 @@
 
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
+#include "kernel/proc.h"
 
 namespace stasis::capture {
 namespace {
@@ -22,6 +23,15 @@ namespace {
 constexpr uint64_t options_always = PTRACE_O_TRACESYSGOOD;
 
 std::string subject(pid_t tid) { return fmt::format("task {}", tid); }
+
+bool stops(int signal) { return signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU; }
+
+/// A traced thread keeps SIGCONT pending as long as it blocks it. It came after any stop signal that has been taken
+/// from it: stop signals and SIGCONT remove each other from the queues (kernel/signal.c, prepare_signal).
+bool is_to_continue(pid_t pid, pid_t tid) {
+  const auto status = kernel::read_thread_status(pid, tid);
+  return status && ((status->sig_pending | status->shared_pending) & uint64_t{1} << (SIGCONT - 1)) != 0;
+}
 
 }  // namespace
 
@@ -43,6 +53,7 @@ Tracee::Tracee(Tracee&& other) noexcept
     : pid_(other.pid_),
       tid_(other.tid_),
       state_(std::exchange(other.state_, State::gone)),
+      vanished_(other.vanished_),
       last_run_(other.last_run_),
       stop_(other.stop_),
       group_stop_signal_(other.group_stop_signal_),
@@ -76,8 +87,8 @@ Result<bool> Tracee::settle(const Waiting& waiting, Clock::time_point deadline) 
   for (;;) {
     const auto waited = waiting.wait(tid_, deadline);
     if (!waited && waited.error().code() == ErrorCode::gone) {
-      // A thread that calls execve takes the leader's id and leaves its own without a word.
       state_ = State::gone;
+      vanished_ = true;
       return true;
     }
     if (!waited) return fail(waited.error());
@@ -97,6 +108,17 @@ Result<bool> Tracee::settle(const Waiting& waiting, Clock::time_point deadline) 
     TRY(kernel::ptrace_interrupt(tid_));
     TRY(kernel::ptrace_continue(tid_, stop_.ptrace_event() != 0 || stop_.is_syscall_stop() ? 0 : stop_.stop_signal()));
   }
+}
+
+Status Tracee::follow_execve() {
+  tid_ = pid_;
+  state_ = State::running;
+  vanished_ = false;
+  // It may have stopped, and its stop been taken for the leader's, or run past the interrupt: another stop is asked
+  // for. If it runs, it has nothing to continue from.
+  TRY(kernel::ptrace_interrupt(tid_));
+  if (auto status = kernel::ptrace_continue(tid_); !status && status.error().code() != ErrorCode::gone) return status;
+  return {};
 }
 
 Status Tracee::let_go_on() {
@@ -216,10 +238,14 @@ Status Tracee::put_back() {
 }
 
 uint64_t Tracee::send_kept_signals() {
+  if (kept_signals_.empty()) return 0;
+  const bool continues = is_to_continue(pid_, tid_);
   uint64_t sent = 0;
   for (const auto& bytes : std::exchange(kept_signals_, {})) {
     siginfo_t info;
     std::memcpy(&info, bytes.data(), sizeof info);
+    // Sent now it would remove the SIGCONT that was to end its stop, and nobody would send another.
+    if (continues && stops(info.si_signo)) continue;
     // The kernel lets nobody pretend to be the kernel or kill(2); then the bare signal has to do.
     if (syscall(SYS_rt_tgsigqueueinfo, pid_, tid_, info.si_signo, &info) != 0) {
       syscall(SYS_tgkill, pid_, tid_, info.si_signo);

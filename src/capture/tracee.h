@@ -30,7 +30,13 @@ class Tracee {
   /// Whether seccomp is suspended while we trace (it needs CAP_SYS_ADMIN).
   bool seccomp_suspended() const { return seccomp_suspended_; }
 
-  /// Forgets a leader that has ended while other threads go on: it can be neither stopped nor let go.
+  /// Whether its id was found to be nobody's. A thread that calls execve ends all others, takes the leader's id and
+  /// leaves its own without a word (fs/exec.c, de_thread).
+  bool has_executed() const { return vanished_ && tid_ != pid_; }
+  /// Goes on with such a thread under the leader's id; it must be settled anew.
+  Status follow_execve();
+
+  /// Forgets a leader that has ended: it can be neither stopped nor let go.
   void give_up() { state_ = State::gone; }
 
   Status interrupt();
@@ -86,6 +92,7 @@ class Tracee {
 
   pid_t pid_ = 0, tid_ = 0;
   State state_ = State::running;
+  bool vanished_ = false;  ///< gone, and no status said so
   Run last_run_ = Run::freely;
   kernel::WaitStatus stop_;
   int group_stop_signal_ = 0;

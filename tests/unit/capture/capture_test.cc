@@ -4,10 +4,12 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/fanotify.h>
 #include <sys/ptrace.h>
 #include <sys/rseq.h>
 
 #include <cmath>
+#include <filesystem>
 #include <thread>
 
 #include "capture/arch/x86_64/task_code.h"
@@ -444,6 +446,30 @@ TEST(Capture, StoppedTaskAnswersAndStaysStopped) {
   EXPECT_TRUE(eventually([&] { return *counter > before + 1000; }));
 }
 
+/// Both come while the agent is in the task: the one is taken from it and kept, the other waits, because it is blocked.
+TEST(Capture, StoppedAndContinuedMeanwhile) {
+  for (const bool continued : {true, false}) {
+    Shared<std::atomic<uint64_t>> counter;
+    Specimen specimen([&] {
+      for (;;) ++*counter;
+      return 0;
+    });
+    ASSERT_TRUE(eventually([&] { return *counter > 1000; }));
+    auto captive = Captive::take(specimen.pid(), [&](std::string_view point) {
+      if (point == "agent-mask") kill(specimen.pid(), SIGSTOP);
+      if (point == "agent-done" && continued) kill(specimen.pid(), SIGCONT);
+    });
+    ASSERT_OK(captive);
+    const uint64_t before = *counter;
+    ASSERT_OK((*captive)->release(AfterDump::let_run));
+    if (continued) {
+      EXPECT_TRUE(eventually([&] { return *counter > before + 1000; })) << specimen.state();
+    } else {
+      EXPECT_TRUE(eventually([&] { return specimen.state() == 'T'; })) << specimen.state();
+    }
+  }
+}
+
 TEST(Capture, LeaveStopped) {
   Shared<std::atomic<uint64_t>> counter;
   Specimen specimen([&] {
@@ -736,6 +762,124 @@ TEST(Capture, InitOfAPidNamespace) {
 }
 
 // ---- trees in motion
+
+bool is_called(pid_t pid, std::string_view name) {
+  const auto stat = kernel::read_stat(pid);
+  return stat && stat->comm == name;
+}
+
+void expect_only_what_was_executed(Captive& captive, pid_t pid, const std::string& name) {
+  EXPECT_FALSE(captive.context.diagnostics.refused()) << captive.context.diagnostics.all().front().text();
+  ASSERT_EQ(captive.context.application.tasks.size(), 1u);
+  const auto& task = captive.context.application.tasks[0];
+  EXPECT_EQ(task.name, name);
+  EXPECT_EQ(task.threads.size(), 1u);
+  ASSERT_EQ(captive.who.seen.size(), 1u);
+  EXPECT_EQ(captive.who.seen[0].tid, pid);
+  ASSERT_OK(captive.release(AfterDump::let_run));
+  EXPECT_TRUE(eventually([&] {
+    const auto stat = kernel::read_stat(pid);
+    return stat && stat->state == 'S' && stat->num_threads == 1;
+  }));
+}
+
+/// The first thread is seized when another, which is not yet, executes a program and takes its id.
+TEST(Execve, OfAThreadThatIsNotSeizedYet) {
+  Shared<std::atomic<pid_t>> inner;
+  Shared<std::atomic<bool>> go;
+  // Not a child of ours, for which we could wait without tracing it.
+  Specimen specimen([&] {
+    const pid_t pid = fork();
+    if (pid != 0) {
+      *inner = pid;
+      for (;;) pause();
+    }
+    setsid();
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    std::thread([&] {
+      while (!*go) usleep(100);
+      execl("/bin/sleep", "sleep", "1000", nullptr);
+    }).detach();
+    for (;;) pause();
+    return 0;
+  });
+  ASSERT_TRUE(eventually([&] { return *inner != 0 && kernel::count_threads(*inner) == 2u; }));
+  auto captive = Captive::take(*inner, [&](std::string_view point) {
+    if (point != "task-seized" || go->exchange(true)) return;
+    EXPECT_TRUE(eventually([&] { return is_called(*inner, "sleep"); }));
+  });
+  ASSERT_OK(captive);
+  expect_only_what_was_executed(**captive, *inner, "sleep");
+}
+
+/// Holds up whoever executes a file of its own until it is told to let them go on.
+class Gate {
+ public:
+  explicit Gate(const std::string& path)
+      : path_(path), events_(fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY)) {
+    std::filesystem::copy_file("/bin/sleep", path_, std::filesystem::copy_options::overwrite_existing);
+    usable_ = events_ >= 0 && fanotify_mark(events_, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, AT_FDCWD, path_.c_str()) == 0;
+  }
+  ~Gate() {
+    if (events_ >= 0) close(events_);
+    std::filesystem::remove(path_);
+  }
+  bool usable() const { return usable_; }
+  void open_for_one() const {
+    fanotify_event_metadata event{};
+    if (read(events_, &event, sizeof event) != sizeof event) return;
+    const fanotify_response response{event.fd, FAN_ALLOW};
+    EXPECT_EQ(write(events_, &response, sizeof response), static_cast<ssize_t>(sizeof response));
+    close(event.fd);
+  }
+
+ private:
+  std::string path_;
+  int events_;
+  bool usable_ = false;
+};
+
+/// A thread is in execve when it is seized, and does not stop before all others have.
+TEST(Execve, OfAThreadThatIsSeized) {
+  Gate gate(testing::TempDir() + "/slept");
+  if (!gate.usable()) GTEST_SKIP() << "fanotify cannot be used here";
+  for (const int others : {0, 1}) {  // before the thread and as many after it
+    Shared<std::atomic<pid_t>> tid;
+    const auto path = testing::TempDir() + "/slept";
+    Specimen specimen([&] {
+      const auto idle = [] {
+        for (;;) pause();
+      };
+      for (int index = 0; index < others; ++index) std::thread(idle).detach();
+      std::thread([&] {
+        *tid = gettid();
+        while (kernel::count_threads(getpid()) != static_cast<size_t>(2 + 2 * others)) usleep(100);
+        execl(path.c_str(), "slept", "1000", nullptr);
+      }).detach();
+      while (*tid == 0) usleep(100);
+      for (int index = 0; index < others; ++index) std::thread(idle).detach();
+      idle();
+      return 0;
+    });
+    const auto state_of = [&](pid_t thread) {
+      const auto stat = kernel::read_thread_stat(specimen.pid(), thread);
+      return stat ? stat->state : '-';
+    };
+    ASSERT_TRUE(eventually([&] { return *tid != 0 && state_of(*tid) == 'D'; }));
+    std::thread helper([&] {
+      const auto threads = kernel::list_threads(specimen.pid());
+      EXPECT_TRUE(eventually([&] {
+        return std::ranges::all_of(*threads, [&](pid_t thread) { return thread == *tid || state_of(thread) == 't'; });
+      }));
+      usleep(20'000);  // time for their stops to be taken
+      gate.open_for_one();
+    });
+    auto captive = Captive::take(specimen.pid());
+    helper.join();
+    ASSERT_OK(captive);
+    expect_only_what_was_executed(**captive, specimen.pid(), "slept");
+  }
+}
 
 /// The parent stands still, and its children are known, when a process that nobody has found yet ends: its child
 /// becomes one of the parent's. With many threads the kernel is asked in another way.
