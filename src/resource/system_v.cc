@@ -95,8 +95,8 @@ class SystemVRoom final : public TaskRoom {
  private:
   /// A segment that is to go with its last user is destroyed once all have attached it; any if the restore fails.
   static void settle(const SystemVSegment& segment, plan::Sink& sink) {
-    sink.perform("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
-                 {call(SYS_shmctl, segment.id, IPC_RMID, 0)});
+    sink.undo("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
+              {call(SYS_shmctl, segment.id, IPC_RMID, 0)}, describe(segment));
   }
 };
 
@@ -123,6 +123,7 @@ void create_segment(const SystemVSegment& segment, plan::Sink& sink) {
   const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
   plan::Calls calls;
   write_variable(next_id, fmt::format("{}", segment.id), calls);
+  sink.perform(fmt::format("id {} of the next System V segment", segment.id), "", std::exchange(calls, {}));
   calls.push_back(expecting(call(SYS_shmget, segment.key, segment.size, flags), Expected::exactly, segment.id));
   calls.push_back(call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner)));
   if (segment.locked) calls.push_back(call(SYS_shmctl, segment.id, SHM_LOCK, 0));
