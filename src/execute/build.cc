@@ -114,7 +114,7 @@ class Tree final : public BuiltTree {
   Tree(const plan::Program& program, const model::Application& application, const ExecuteOptions& options)
       : program_(program), application_(application), options_(options) {}
   ~Tree() override {
-    if (!resumed_) destroy();
+    if (!resumed_) undo();
   }
 
   Status build(const image::Directory& images) {
@@ -134,10 +134,7 @@ class Tree final : public BuiltTree {
     Status outcome = run(images);
     if (outcome && !options_.only_build) outcome = resumption_->stop_all(host_root_);
     if (outcome && options_.before_resume) outcome = options_.before_resume(host_root_);
-    if (!outcome) {
-      destroy();
-      clean_up();
-    }
+    if (!outcome) undo();
     return outcome;
   }
 
@@ -210,6 +207,7 @@ class Tree final : public BuiltTree {
     if (lowered_.last_wait && !options_.only_build) {
       slot.instruction_count = *lowered_.last_wait;
       agent::run_here(area_->base(), 0);
+      if (slot.state == agent::slot_failed) return;  // how far it has come is known by its program counter (clean_up)
       stop_ready_threads(whole[*lowered_.last_wait]);
       slot.program_counter = *lowered_.last_wait, slot.instruction_count = static_cast<uint32_t>(whole.size());
     }
@@ -368,16 +366,38 @@ class Tree final : public BuiltTree {
     waitpid(pid, nullptr, __WALL | WNOHANG);
   }
 
-  /// Runs what the supervisor would have done last (removing temporary files), whatever became of the rest.
+  void undo() {
+    destroy();
+    const bool has_begun = !area_description_.slots.empty();
+    if (has_begun && !std::exchange(is_cleaned_up_, true)) clean_up();
+  }
+
+  /// How many instructions of each command the supervisor has run with success.
+  std::vector<size_t> supervised() const {
+    const auto& slot = area_->slot(0);
+    const auto& origins = area_description_.slots[0].origins;
+    std::vector<size_t> done(program_.commands.size());
+    const size_t end = slot.state == agent::slot_done ? origins.size() : slot.program_counter;
+    for (size_t instruction = 0; instruction < end; ++instruction) ++done[origins[instruction]];
+    return done;
+  }
+
+  /// Runs what the supervisor would have done last (removing temporary files), as far as it has not, whatever became of
+  /// the rest.
   void clean_up() const {
     agent::SlotProgram settle(agent::EndMode::return_to_caller);
+    const auto done = supervised();
+    std::set<std::string> made;
     bool after_first_wait = false;
-    for (const auto& command : program_.commands) {
+    for (size_t index = 0; index < program_.commands.size(); ++index) {
+      const auto& command = program_.commands[index];
       if (command.pid.value != 0) continue;
       if (std::holds_alternative<plan::Await>(command.action)) after_first_wait = true;
       const auto* perform = std::get_if<plan::Perform>(&command.action);
+      if (perform != nullptr && done[index] != 0) made.insert(perform->purpose);
       if (!after_first_wait || perform == nullptr || perform->attribute == plan::only_on_success) continue;
-      for (auto call : perform->calls)
+      if (!std::ranges::all_of(perform->undoes, [&](const auto& purpose) { return made.contains(purpose); })) continue;
+      for (auto call : perform->calls | std::views::drop(done[index]))
         settle.call(plan::expecting(std::move(call), plan::Expectation::Kind::anything), 0);
     }
     if (settle.size() == 0) return;
@@ -398,7 +418,7 @@ class Tree final : public BuiltTree {
   std::unique_ptr<Resumption> resumption_;
   std::set<pid_t> bystanders_;  ///< descendants of the program that has become stasis: none of our business
   pid_t host_root_ = 0;
-  bool resumed_ = false;
+  bool resumed_ = false, is_cleaned_up_ = false;
 };
 
 }  // namespace

@@ -560,6 +560,9 @@ struct Perform {
   std::vector<Created> completes = {};  ///< get here what they carry (model::OpenDescription::carries)
   std::vector<Created> starts = {};     ///< what goes on in them begins (model::OpenDescription::starts_last)
   std::vector<Pid> processes = {};      ///< that have to be there: those that a pidfd is opened for
+  /// Purposes of the supervisor's commands before whose first call makes what is removed here. A restore that fails
+  /// removes nothing that it has not made: the name may be somebody else's.
+  std::vector<std::string> undoes = {};
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("purpose", s.purpose);
@@ -569,6 +572,7 @@ struct Perform {
     v("completes", s.completes);
     v("starts", s.starts);
     v("processes", s.processes);
+    v("undoes", s.undoes);
     v("calls", s.calls);
   }
 };

@@ -41,6 +41,12 @@ class Sink {
   void perform(std::string purpose, std::string attribute, Calls calls, std::vector<std::string> needs = {}) {
     add(Perform{std::move(purpose), std::move(attribute), std::move(needs), {}, std::move(calls)});
   }
+  /// Removes what the first call of the command with the purpose `made` has made.
+  void undo(std::string purpose, std::string attribute, Calls calls, std::string made) {
+    Perform perform{std::move(purpose), std::move(attribute), {}, {}, std::move(calls)};
+    perform.undoes.push_back(std::move(made));
+    add(std::move(perform));
+  }
   Pid pid() const { return pid_; }
   Tid tid() const { return tid_; }
   int images_fd() const { return program_.images_fd; }

@@ -127,6 +127,11 @@ void Interpreter::apply(const Perform& perform) {
   const bool changes_rights = perform.attribute == "credentials" || perform.attribute == "attributes.dumpable";
   if (changes_rights && !perform.calls.empty()) writes(now_->reachable[tid_], "the right to take its descriptors");
   if (perform.attribute == "attributes.dumpable") set_death_signal();
+  for (const auto& made : perform.undoes) {
+    const auto found = now_->pid.value == 0 ? supervised_.find(made) : supervised_.end();
+    require(found != supervised_.end() && found->second == 1, "it undoes '{}', which is not one command before", made);
+  }
+  if (now_->pid.value == 0) ++supervised_[perform.purpose];
   // What the supervisor makes and removes in the file system, others open.
   if (now_->pid.value == 0)
     writes(files_, "what it makes or removes");

@@ -299,6 +299,7 @@ class Interpreter {
   std::set<ObjectId> completed_, compared_;           ///< those that carry something
   std::unordered_map<ObjectId, Watches> watches_;     ///< of epolls
   std::set<ObjectId> started_;                        ///< open file descriptions
+  std::map<std::string, int> supervised_;             ///< how many commands of the supervisor have had a purpose
   std::set<ObjectId> repaired_;                       ///< connections that have left repair mode
   LockLedger locks_;
   std::vector<Stamp> leases_;  ///< when leases were taken

@@ -306,8 +306,13 @@ Result<GhostFile> decode_ghost(const image::Directory& directory, uint32_t id) {
 
 namespace {
 
+/// The purpose of the command whose first call makes it.
+std::string making(const std::string& path, const GhostFile* ghost) {
+  return (ghost == nullptr ? "directory " : "unlinked file ") + path;
+}
+
 void make_directory(const std::string& path, plan::Sink& sink) {
-  sink.perform("directory " + path, "", {call(SYS_mkdirat, AT_FDCWD, plan::text(path), 0755)});
+  sink.perform(making(path, nullptr), "", {call(SYS_mkdirat, AT_FDCWD, plan::text(path), 0755)});
 }
 
 /// Copies the extents from the image; the result of the call before the first is the new file.
@@ -348,7 +353,7 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
     fill(ghost, sink.images_fd(), calls);
     calls.push_back(call(SYS_close, ResultOf{-static_cast<int>(calls.size())}));
     if (ghost.is_encrypted) {
-      sink.perform("content of unlinked file " + ghost.path, "", std::exchange(calls, {}));
+      sink.perform(making(ghost.path, &ghost), "", std::exchange(calls, {}));
       for (const auto& extent : ghost.extents)
         sink.add(plan::DecodeFile{ghost.image, extent.stored_at, extent.length, -1, ghost.path, extent.offset});
     }
@@ -361,7 +366,8 @@ void make_ghost(const GhostFile& ghost, plan::Sink& sink) {
   };
   const timespec times[2] = {time(ghost.accessed_ns), time(ghost.modified_ns)};
   calls.push_back(call(SYS_utimensat, AT_FDCWD, path, plan::struct_in(times), AT_SYMLINK_NOFOLLOW));
-  sink.perform("unlinked file " + ghost.path, "", std::move(calls));
+  const bool begun = ghost.is_encrypted && S_ISREG(ghost.mode);
+  sink.perform(begun ? "attributes of unlinked file " + ghost.path : making(ghost.path, &ghost), "", std::move(calls));
 }
 
 }  // namespace
@@ -392,7 +398,8 @@ void contribute_ghosts(plan::Stage stage, const model::Application& application,
   }
   for (const auto& [path, ghost] : std::views::reverse(made)) {
     const bool directory = ghost == nullptr || is_directory(ghost->mode);
-    sink.perform("unlink " + path, "", {call(SYS_unlinkat, AT_FDCWD, plan::text(path), directory ? AT_REMOVEDIR : 0)});
+    sink.undo("unlink " + path, "", {call(SYS_unlinkat, AT_FDCWD, plan::text(path), directory ? AT_REMOVEDIR : 0)},
+              making(path, ghost));
   }
 }
 

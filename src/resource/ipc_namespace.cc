@@ -541,7 +541,8 @@ class IpcNamespaceRoom final : public TaskRoom {
     if (stage != plan::Stage::settle) return;
     for (const auto& set : space->semaphores) {
       if (auto calls = calls_after_undo(set.identity.id, set.undo); !calls.empty())
-        sink.perform(fmt::format("values of semaphore set {}", set.identity.id), "", std::move(calls));
+        sink.perform(fmt::format("values of semaphore set {}", set.identity.id), std::string(plan::only_on_success),
+                     std::move(calls));  // otherwise the namespace goes, or has never been: these are others' ids then
     }
   }
 

@@ -257,8 +257,8 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
       const auto name = name_while_restoring(*queue, id);
       if (stage == plan::Stage::prepare) create(*queue, name, sink);
       if (stage != plan::Stage::settle) continue;
-      sink.perform("unlink " + queue->describe(), std::string(queue->unlinked ? "" : plan::only_on_failure),
-                   {call(SYS_mq_unlink, plan::text(name))});
+      sink.undo("unlink " + queue->describe(), std::string(queue->unlinked ? "" : plan::only_on_failure),
+                {call(SYS_mq_unlink, plan::text(name))}, making(*queue, name));
     }
   }
 
@@ -298,6 +298,11 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
   /// What is to be unlinked has a name of ours until then: several may have had the same one.
   static std::string name_while_restoring(const Queue& queue, ObjectId id) {
     return queue.unlinked ? fmt::format("stasis.unlinked.{}", id) : queue.name.substr(1);
+  }
+
+  /// The purpose of the command whose first call makes it: there is no other of this name.
+  static std::string making(const Queue& queue, const std::string& name) {
+    return fmt::format("{}{}", queue.describe(), queue.unlinked ? ", as " + name : "");
   }
 
   static Result<std::shared_ptr<Queue>> capture_queue(CaptureContext& context, const DescriptorProbe& probe) {
@@ -408,7 +413,7 @@ class MqueueRoom final : public AnonymousRoom<mqueue_file_entry, &image::FileRec
     for (const auto& message : queue.messages)
       calls.push_back(call(SYS_mq_timedsend, file(), plan::In{message.data}, message.data.size(), message.priority, 0));
     calls.push_back(call(SYS_close, file()));
-    sink.perform(queue.describe(), "", std::move(calls));
+    sink.perform(making(queue, name), "", std::move(calls));
   }
 };
 

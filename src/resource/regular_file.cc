@@ -26,7 +26,7 @@ namespace {
 
 using plan::call;
 
-constexpr std::string_view beside = ".stasis-ghost-";       ///< and a number: the name of a ghost whose own is taken
+constexpr std::string_view beside = ".stasis-ghost-";       ///< and numbers: the name of a ghost whose own is taken
 constexpr std::string_view temporary_link = "link_remap.";  ///< and a number
 constexpr std::string_view shared_memory = "/dev/shm/";     ///< shm_overview(7)
 /// CRIU counts unlinked files apart from other objects: their ids have a bit here that no other has.
@@ -53,6 +53,16 @@ bool is_free(const std::string& path, const model::Application& application) {
     if (file != nullptr && !file->link_remap.empty() && file->open_path == path) return false;
   }
   return true;
+}
+
+/// The name of a ghost whose own is taken. Other restores of the same images look for one, too.
+std::string free_name_beside(const std::string& path, uint32_t ghost, const model::Application& application) {
+  const auto name = fmt::format("{}{}{}.{}", path, beside, ghost, getpid());
+  for (int attempt = 1; attempt <= 100; ++attempt) {
+    auto tried = attempt == 1 ? name : fmt::format("{}.{}", name, attempt);
+    if (is_free(tried, application)) return tried;
+  }
+  return name;  // cannot be looked at, and why not the restore will say
 }
 
 /// Images may name any file. It is a link that a dump has made if it is called so and is where such links are made; and
@@ -483,7 +493,8 @@ class RegularFileRoom final : public FileRoom {
         sink.perform("link " + file->open_path, "", {call(SYS_linkat, AT_FDCWD, link, AT_FDCWD, name, 0)});
       }
       if (stage != plan::Stage::settle) continue;
-      if (renamed) sink.perform("unlink " + file->open_path, "", {call(SYS_unlinkat, AT_FDCWD, name, 0)});
+      if (renamed)
+        sink.undo("unlink " + file->open_path, "", {call(SYS_unlinkat, AT_FDCWD, name, 0)}, "link " + file->open_path);
       // Only a restore that succeeds has used the link up.
       sink.perform("unlink " + file->link_remap, std::string(plan::only_on_success),
                    {call(SYS_unlinkat, AT_FDCWD, link, 0)});
@@ -526,7 +537,7 @@ std::string original_path(const std::string& link) {
   std::string path = link.ends_with(deleted_mark) ? link.substr(0, link.size() - deleted_mark.size()) : link;
   const size_t at = path.rfind(beside);
   const bool ours = at != std::string::npos && at > 0 && path.size() > at + beside.size() &&
-                    path.find_first_not_of("0123456789", at + beside.size()) == std::string::npos;
+                    path.find_first_not_of("0123456789.", at + beside.size()) == std::string::npos;
   return ours ? path.substr(0, at) : path;
 }
 
@@ -569,7 +580,7 @@ Result<ObjectId> decode_ghost_of(const image::FileRecords& records, const remap_
   if (!application.objects.contains(object)) {
     auto ghost = std::make_shared<GhostFile>(TRY(decode_ghost(records.directory(), remap.remap_id())));
     make_missing_directories(application, path);
-    ghost->path = is_free(path, application) ? path : fmt::format("{}{}{}", path, beside, remap.remap_id());
+    ghost->path = is_free(path, application) ? path : free_name_beside(path, remap.remap_id(), application);
     application.objects[object] = {std::move(ghost)};
   }
   if (application.objects.at(object).as<GhostFile>() == nullptr)

@@ -93,8 +93,8 @@ class SystemVRoom final : public TaskRoom {
  private:
   /// A segment that is to go with its last user is destroyed once all have attached it; any if the restore fails.
   static void settle(const SystemVSegment& segment, plan::Sink& sink) {
-    sink.perform("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
-                 {call(plan::Call::remove_segment, segment.id)});
+    sink.undo("destroy " + describe(segment), std::string(segment.destroyed ? "" : plan::only_on_failure),
+              {call(plan::Call::remove_segment, segment.id)}, describe(segment));
   }
 };
 

@@ -61,7 +61,7 @@ struct FakeMaker : DescriptionMaker {
       sink.perform("make /fake", "", {call(1)});
       sink.add(DecodeFile{"fake.img", 8, 100, -1, "/fake", 0});
     }
-    if (stage == Stage::settle) sink.perform("remove /fake", std::string(only_on_success), {call(2)});
+    if (stage == Stage::settle) sink.undo("remove /fake", std::string(only_on_success), {call(2)}, "make /fake");
   }
 };
 
@@ -322,6 +322,24 @@ TEST_F(Mutations, a_command_by_another_runner_is_noticed) {
 }
 
 /// The first thread of 107 ends, alone, and last of all that it does.
+/// A restore that fails must know whether it has made what it is about to remove.
+TEST_F(Mutations, what_is_undone_has_been_made_by_one_command_before) {
+  const auto purpose_of = [](const Command& command) {
+    const auto* perform = std::get_if<Perform>(&command.action);
+    return perform == nullptr ? std::string() : perform->purpose;
+  };
+  const auto made = std::ranges::find(correct_.commands, "make /fake", purpose_of);
+  ASSERT_NE(made, correct_.commands.end());
+  Program never = correct_, twice = correct_;
+  never.commands.erase(never.commands.begin() + (made - correct_.commands.begin()));
+  twice.commands.insert(twice.commands.begin(), *made);
+  for (const auto& mutant : {never, twice}) {
+    const auto rejection = verify(mutant, sample_.application());
+    ASSERT_TRUE(rejection);
+    EXPECT_EQ(rejection->rule, "it undoes 'make /fake', which is not one command before");
+  }
+}
+
 class EndOfALeader : public Mutations {
  protected:
   static constexpr Pid pid{107};

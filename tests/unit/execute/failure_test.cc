@@ -5,6 +5,7 @@
 
 #include <thread>
 
+#include "plan/contributor.h"
 #include "workshop.h"
 
 namespace stasis::execute {
@@ -87,6 +88,62 @@ TEST_F(Failures, OfEachCommandInTurnLeaveNothing) {
   const auto done = build_and_resume();
   ASSERT_TRUE(done) << "the same program runs afterwards: " << done.error().message();
   EXPECT_FALSE(std::filesystem::exists(file("prepared")));
+}
+
+/// A file is made for the time of the restore: exclusively, filled by these calls, and removed at the end.
+class Undoing : public Failures {
+ protected:
+  static plan::Perform undoing(plan::Perform made, const std::string& purpose) {
+    made.undoes.push_back(purpose);
+    return made;
+  }
+  void write_program(plan::Calls fill, const std::string& attribute = {}) {
+    root = free_pids(1)[0];
+    made_by = {call(SYS_openat, AT_FDCWD, plan::text(file("made")), O_CREAT | O_EXCL | O_WRONLY, 0600),
+               call(SYS_close, plan::ResultOf{-1})};
+    std::ranges::move(fill, std::back_inserter(made_by));
+    supervisor(plan::Perform{"make a file", "", {}, {}, made_by});
+    begin(root);
+    does(root, plan::Post{"complete"});
+    supervisor(plan::Await{"complete", 1});
+    supervisor(undoing(perform({call(SYS_unlinkat, AT_FDCWD, plan::text(file("made")), 0)}, attribute), "make a file"));
+    ready(root);
+    task(root, Pid{0}, code_pause);
+  }
+  bool is_there() const { return std::filesystem::exists(file("made")); }
+  plan::Calls made_by;
+};
+
+TEST_F(Undoing, LeavesAStrangersFileAlone) {
+  write_program({});
+  std::ofstream(file("made")) << "a stranger's";
+  const auto built = build();
+  ASSERT_FALSE(built);
+  EXPECT_EQ(built.error().errno_value(), EEXIST);
+  EXPECT_TRUE(is_there());
+}
+
+TEST_F(Undoing, RemovesWhatCouldNotBeFilled) {
+  write_program({call(SYS_fsync, -1)});
+  ASSERT_FALSE(build());
+  EXPECT_FALSE(is_there());
+}
+
+TEST_F(Undoing, IsNotDoneTwice) {
+  write_program({});
+  supervisor(plan::Perform{"come as a stranger", std::string(plan::only_on_success), {}, {}, made_by});
+  supervisor(perform({call(SYS_fsync, -1)}));
+  ASSERT_FALSE(build());
+  EXPECT_TRUE(is_there()) << "it is removed again after its name has been given away";
+}
+
+TEST_F(Undoing, OnlyOnFailureIsDoneForATreeThatIsNeverResumed) {
+  write_program({}, std::string(plan::only_on_failure));
+  const auto built = build();
+  ASSERT_TRUE(built) << built.error().message();
+  EXPECT_TRUE(is_there());
+  tree.reset();
+  EXPECT_FALSE(is_there());
 }
 
 TEST_F(Failures, OfTheHookUndoEverything) {
