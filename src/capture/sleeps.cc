@@ -146,7 +146,10 @@ class Measurement {
       TRY(sleeper->tracee->wait_for_system_call(waiting_, deadline_));
       TRY(sleeper->tracee->run(Tracee::Run::to_system_call));
     }
-    for (auto* sleeper : sleepers) TRY(wait_until_asleep(*sleeper));
+    for (auto* sleeper : sleepers) {
+      TRY(wait_until_asleep(*sleeper));
+      if (is_a_restart(*sleeper)) TRY(find_call(*sleeper));
+    }
     at_point_("sleeping");
     std::optional<kernel::TimerList> list;
     if (timers_wanted) {
@@ -158,21 +161,32 @@ class Measurement {
   }
 
   /// /proc/PID/syscall looks when the thread has left the processor (kernel/sched/core.c, wait_task_inactive): its
-  /// timer is armed by then.
-  Status wait_until_asleep(Sleeper& sleeper) const {
+  /// timer is armed by then. Whoever has been woken and did not run yet (TASK_WAKING) has left it, too, but does not
+  /// count as asleep. False: its call has come to its end, or the time has.
+  Result<bool> wait_until_asleep(const Sleeper& sleeper) const {
     const pid_t pid = sleeper.tracee->pid(), tid = sleeper.tracee->tid();
     const auto file = fmt::format("task/{}/syscall", tid);
-    while (TRY(kernel::read_record(pid, file)).starts_with("running") && Clock::now() < deadline_) sched_yield();
-    if (sleeper.number != SYS_restart_syscall) return {};
-    // It may be between two sleeps just then, or still count as runnable (kernel/sched/core.c, get_wchan).
-    constexpr int looks = 100;
-    std::optional<uint32_t> number;
-    for (int look = 0; look < looks && !number; ++look) {
-      if (look > 0) usleep(100);
-      const auto wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
-      number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
+    for (; Clock::now() < deadline_; sched_yield()) {
+      const char state = TRY(kernel::read_thread_stat(pid, tid)).state;
+      if (state == 'S' && !TRY(kernel::read_record(pid, file)).starts_with("running")) return true;
+      if (state != 'S' && state != 'R' && state != 'D') return false;
     }
-    sleeper.number = number.value_or(sleeper.number);
+    return false;
+  }
+
+  /// Which call it is that was restarted. The thread may be between two sleeps just then, or sleep for another reason;
+  /// if it does not run at all for a while, it cannot be looked at for so long.
+  Status find_call(Sleeper& sleeper) const {
+    constexpr int looks = 100;
+    const pid_t pid = sleeper.tracee->pid(), tid = sleeper.tracee->tid();
+    for (int look = 0; look < looks; ++look) {
+      if (look > 0) usleep(100);
+      const bool asleep = TRY(wait_until_asleep(sleeper));
+      const auto wchan = TRY(kernel::read_record(pid, fmt::format("task/{}/wchan", tid)));
+      const auto number = kernel::call_behind_restart(wchan, call_arguments(sleeper.tracee->general()));
+      if (number) sleeper.number = *number;
+      if (number || !asleep) break;
+    }
     return {};
   }
 
