@@ -794,8 +794,6 @@ TEST(Execve, OfAThreadThatIsNotSeizedYet) {
       *inner = pid;
       for (;;) pause();
     }
-    setsid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     std::thread([&] {
       while (!*go) usleep(100);
       execl("/bin/sleep", "sleep", "1000", nullptr);
