@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 
 #include "plan/contributor.h"
@@ -306,14 +307,10 @@ TEST_F(Failures, WhoWorksIsNotEnded) {
   const UniqueFd feeding(open(path.c_str(), O_RDWR | O_CLOEXEC));
   options.patience = std::chrono::milliseconds(600);
   constexpr int parts = 40;
-  begin(root);
-  does(root, plan::Open{path, O_RDONLY, 0, 50, {}});
-  does(root, perform({call(plan::Call::read_fully, 50, data_page, parts, ~0ull)}));
-  does(root, plan::Close{50});
-  ready(root);
-  task(root, Pid{0}, code_exit_42);
   std::chrono::steady_clock::duration longest{};
+  std::atomic<bool> has_begun = false;
   std::thread feeder([&] {
+    has_begun.wait(false);
     for (int i = 0; i < parts; ++i) {
       const auto before = std::chrono::steady_clock::now();
       usleep(50'000);
@@ -321,6 +318,15 @@ TEST_F(Failures, WhoWorksIsNotEnded) {
       longest = std::max(longest, std::chrono::steady_clock::now() - before);
     }
   });
+  program.agent_area = free_range(program.agent_area.size());  // the thread's stack may lie where it was
+  begin(root);
+  does(root, plan::Open{path, O_RDONLY, 0, 50, {}});
+  does(root, perform({call(plan::Call::read_fully, 50, data_page, parts, ~0ull)}));
+  does(root, plan::Close{50});
+  ready(root);
+  task(root, Pid{0}, code_exit_42);
+  has_begun = true;
+  has_begun.notify_all();
   const auto done = build_and_resume();
   feeder.join();
   std::filesystem::remove(path);
