@@ -215,11 +215,10 @@ TEST_F(Failures, ATaskThatDiesIsNoticed) {
   });
   commands.insert(
       at, plan::Command{grandchild, leader_of(grandchild), perform({call(SYS_kill, grandchild.value, SIGKILL)})});
-  const auto start = std::chrono::steady_clock::now();
   const auto built = build();
   ASSERT_FALSE(built);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
-  EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format("task {}", grandchild.value)));
+  EXPECT_THAT(built.error().message(), testing::HasSubstr(fmt::format(
+                                           "of task {0}, thread {0}): the task died in the middle of it", grandchild)));
   expect_nothing_left(pids, "after a death");
 }
 
