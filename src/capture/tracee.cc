@@ -115,10 +115,10 @@ Status Tracee::follow_execve() {
   state_ = State::running;
   vanished_ = false;
   // It may have stopped, and its stop been taken for the leader's, or run past the interrupt: another stop is asked
-  // for. If it runs, it has nothing to continue from.
-  TRY(kernel::ptrace_interrupt(tid_));
+  // for. If it runs, it has nothing to continue from. The interrupt comes last: what it brings about must not be
+  // continued from, unseen.
   if (auto status = kernel::ptrace_continue(tid_); !status && status.error().code() != ErrorCode::gone) return status;
-  return {};
+  return kernel::ptrace_interrupt(tid_);
 }
 
 Status Tracee::let_go_on() {

@@ -24,7 +24,9 @@ constexpr bpf_insn instruction(int code, int to, int from, int offset, int value
 }
 constexpr bpf_insn move(int to, int from) { return instruction(BPF_ALU64 | BPF_MOV | BPF_X, to, from, 0, 0); }
 constexpr bpf_insn set(int to, int value) { return instruction(BPF_ALU64 | BPF_MOV | BPF_K, to, 0, 0, value); }
-constexpr bpf_insn add(int to, int value) { return instruction(BPF_ALU64 | BPF_ADD | BPF_K, to, 0, 0, value); }
+constexpr bpf_insn add(int to, int value) {
+  return instruction(BPF_ALU64 | BPF_ADD, to, 0, 0, value);  // and BPF_K, which is 0, too
+}
 constexpr bpf_insn load(int to, int from, int offset) {
   return instruction(BPF_LDX | BPF_MEM | BPF_DW, to, from, offset, 0);
 }

@@ -813,16 +813,19 @@ TEST(Execve, OfAThreadThatIsNotSeizedYet) {
 /// Holds up whoever executes a file of its own until it is told to let them go on.
 class Gate {
  public:
-  explicit Gate(const std::string& path)
-      : path_(path), events_(fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY)) {
-    std::filesystem::copy_file("/bin/sleep", path_, std::filesystem::copy_options::overwrite_existing);
+  explicit Gate(const std::string& name) : events_(fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, O_RDONLY)) {
+    std::string directory = testing::TempDir() + "/gate-XXXXXX";
+    if (mkdtemp(directory.data()) == nullptr) return;
+    path_ = directory + "/" + name;
+    std::filesystem::copy_file("/bin/sleep", path_);
     usable_ = events_ >= 0 && fanotify_mark(events_, FAN_MARK_ADD, FAN_OPEN_EXEC_PERM, AT_FDCWD, path_.c_str()) == 0;
   }
   ~Gate() {
     if (events_ >= 0) close(events_);
-    std::filesystem::remove(path_);
+    std::filesystem::remove_all(std::filesystem::path(path_).parent_path());
   }
   bool usable() const { return usable_; }
+  const std::string& path() const { return path_; }
   void open_for_one() const {
     fanotify_event_metadata event{};
     if (read(events_, &event, sizeof event) != sizeof event) return;
@@ -839,11 +842,10 @@ class Gate {
 
 /// A thread is in execve when it is seized, and does not stop before all others have.
 TEST(Execve, OfAThreadThatIsSeized) {
-  Gate gate(testing::TempDir() + "/slept");
+  Gate gate("slept");
   if (!gate.usable()) GTEST_SKIP() << "fanotify cannot be used here";
   for (const int others : {0, 1}) {  // before the thread and as many after it
     Shared<std::atomic<pid_t>> tid;
-    const auto path = testing::TempDir() + "/slept";
     Specimen specimen([&] {
       const auto idle = [] {
         for (;;) pause();
@@ -852,7 +854,7 @@ TEST(Execve, OfAThreadThatIsSeized) {
       std::thread([&] {
         *tid = gettid();
         while (kernel::count_threads(getpid()) != static_cast<size_t>(2 + 2 * others)) usleep(100);
-        execl(path.c_str(), "slept", "1000", nullptr);
+        execl(gate.path().c_str(), "slept", "1000", nullptr);
       }).detach();
       while (*tid == 0) usleep(100);
       for (int index = 0; index < others; ++index) std::thread(idle).detach();
