@@ -392,18 +392,25 @@ class Interpreter {
     return 0;
   }
 
+  static constexpr int64_t a_moment = 1'000'000;
+  /// Tries again as long as somebody else is in the way, for some seconds, and as long as nobody has failed.
+  template <typename Attempt>
+  int64_t while_it_is(int64_t in_the_way, int64_t pause, Attempt attempt) {
+    constexpr int attempts = 3000;
+    int64_t result = attempt();
+    for (int i = 1; i < attempts && result == in_the_way && load(header_.failed) == 0; ++i) {
+      sleep_on(header_.failed, 0, pause);
+      result = attempt();
+    }
+    return result;
+  }
+
   /// A new pseudo-terminal gets the lowest index that is free (fs/devpts/inode.c, devpts_new_index): those below the
   /// wanted one are kept open until it comes. If a higher one comes, the wanted one is taken, perhaps only by another
   /// restore that holds it for such a moment: each lets all go then, and tries again after a pause.
   int64_t open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
-    constexpr int attempts = 3000;
-    constexpr int64_t a_moment = 1'000'000;
-    int64_t master = error_busy;
-    for (int i = 0; i < attempts && master == error_busy && load(header_.failed) == 0; ++i) {
-      if (i != 0) sleep_on(header_.failed, 0, a_moment + static_cast<int64_t>(index % 8) * (a_moment / 8));
-      master = try_open_terminal(index, flags, held);
-    }
-    return master;
+    const int64_t pause = a_moment + static_cast<int64_t>(index % 8) * (a_moment / 8);
+    return while_it_is(error_busy, pause, [&] { return try_open_terminal(index, flags, held); });
   }
   static int64_t try_open_terminal(uint64_t index, uint64_t flags, uint32_t* held) {
     constexpr uint64_t get_index = 0x80045430;  // TIOCGPTN
@@ -466,14 +473,10 @@ class Interpreter {
   int64_t hold_directory(uint64_t path) {
     constexpr uint64_t directory_only = 0200000 | 02000000;  // O_DIRECTORY | O_CLOEXEC
     constexpr uint64_t exclusive = 2, at_once = 4;           // LOCK_EX, LOCK_NB
-    constexpr int attempts = 3000;
     const int64_t opened = raw_syscall(call_openat, working_directory, path, directory_only);
     if (opened < 0) return opened;
-    for (int attempt = 0; attempt < attempts; ++attempt) {
-      if (raw_syscall(call_flock, static_cast<uint64_t>(opened), exclusive | at_once) != error_again) break;
-      if (load(header_.failed) != 0) break;
-      sleep_on(header_.failed, 0, 1'000'000);
-    }
+    while_it_is(error_again, a_moment,
+                [&] { return raw_syscall(call_flock, static_cast<uint64_t>(opened), exclusive | at_once); });
     return opened;
   }
 

@@ -191,7 +191,7 @@ Status Freezer::settle_all() {
   for (size_t index = 0; index < processes_.size(); ++index) {
     for (auto& thread : processes_[index].threads) {
       if (!thread.alive() || thread.stopped()) continue;
-      if (!TRY(thread.settle(waiting_, Clock::now() + a_moment))) TRY(settle_slow(index, thread));
+      TRY(settle(index, thread));
       if (thread.has_executed()) TRY(follow_execve(index, thread));
     }
   }
@@ -206,8 +206,12 @@ Status Freezer::follow_execve(size_t index, Tracee& thread) {
   }
   process.leader_ended = false;
   TRY(thread.follow_execve());
-  if (!TRY(thread.settle(waiting_, Clock::now() + a_moment))) TRY(settle_slow(index, thread));
-  return {};
+  return settle(index, thread);
+}
+
+Status Freezer::settle(size_t index, Tracee& thread) {
+  if (TRY(thread.settle(waiting_, Clock::now() + a_moment))) return {};
+  return settle_slow(index, thread);
 }
 
 /// Whoever calls execve waits until the threads that it has ended are gone, and those that are traced are when their

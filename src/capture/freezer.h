@@ -53,6 +53,7 @@ class Freezer {
   Result<bool> adopt_children(size_t index, std::span<const pid_t> tids);
   Status cannot_seize(size_t index, pid_t tid, const Error& reason);
   Status settle_all();
+  Status settle(size_t index, Tracee& thread);
   Status follow_execve(size_t index, Tracee& thread);
   Result<bool> settle_by_deadline(size_t index, Tracee& slow);
   Status settle_slow(size_t index, Tracee& slow);

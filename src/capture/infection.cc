@@ -14,19 +14,18 @@
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "kernel/process.h"
+#include "kernel/signal_bit.h"
 
 namespace stasis::capture {
 namespace {
 
 constexpr uint64_t all_signals = ~uint64_t{0};
 
-constexpr uint64_t bit(int signal) { return uint64_t{1} << (signal - 1); }
-
 /// A signal that the task would not notice if there were no tracer to catch it: ignored by default, and not caught. One
 /// that is pending already would be merged with ours.
 int choose_notify_signal(uint64_t unwelcome) {
   for (const int signal : {SIGURG, SIGWINCH, SIGCHLD}) {
-    if ((unwelcome & bit(signal)) == 0) return signal;
+    if ((unwelcome & kernel::signal_bit(signal)) == 0) return signal;
   }
   return 0;
 }
@@ -163,7 +162,7 @@ Status Infection::start_agent(size_t index) {
   TRY(tracee.set_registers(agent_registers(tracee.general(), place_.begin, index, stack)));
   at("agent-registers");
   const int signal = notify_signals_[index];
-  TRY(tracee.set_signal_mask(signal != 0 ? all_signals & ~bit(signal) : all_signals));
+  TRY(tracee.set_signal_mask(signal != 0 ? all_signals & ~kernel::signal_bit(signal) : all_signals));
   at("agent-mask");
   return tracee.run(signal != 0 ? Tracee::Run::freely : Tracee::Run::to_system_call);
 }

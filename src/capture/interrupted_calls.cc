@@ -10,13 +10,15 @@
 
 #include "capture/arch/x86_64/task_code.h"
 #include "capture/walk.h"
+#include "kernel/signal_bit.h"
 
 namespace stasis::capture {
 namespace {
 
-constexpr uint64_t bit(int signal) { return uint64_t{1} << (signal - 1); }
-constexpr uint64_t of_the_processor =
-    bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
+using kernel::signal_bit;
+
+constexpr uint64_t of_the_processor = signal_bit(SIGSEGV) | signal_bit(SIGBUS) | signal_bit(SIGILL) |
+                                      signal_bit(SIGTRAP) | signal_bit(SIGFPE) | signal_bit(SIGSYS);
 
 /// Signals that a call like sigsuspend or ppoll lets through for its own time alone come again when it is made again.
 /// Their mask is in SigBlk, the task's in PTRACE_GETSIGMASK.
@@ -26,19 +28,8 @@ uint64_t delivered_at_once(const kernel::StatusInfo& status, uint64_t signal_mas
 
 uint64_t signals_in(const std::vector<model::PendingSignal>& queue) {
   uint64_t signals = 0;
-  for (const auto& info : queue) signals |= bit(model::signal_of(info));
+  for (const auto& info : queue) signals |= signal_bit(model::signal_of(info));
   return signals;
-}
-
-uint64_t handled_by(const model::SignalHandlers& handlers) {
-  uint64_t handled = 0;
-  for (int signal = 1; signal <= 64; ++signal) {
-    const uint64_t handler = handlers.actions[static_cast<size_t>(signal - 1)].handler;
-    const bool is_function =
-        handler != reinterpret_cast<uint64_t>(SIG_DFL) && handler != reinterpret_cast<uint64_t>(SIG_IGN);
-    if (is_function) handled |= bit(signal);
-  }
-  return handled;
 }
 
 /// The one that the kernel takes first (kernel/signal.c, next_signal).
@@ -68,8 +59,8 @@ void end_interrupted_calls(std::vector<LiveProcess>& processes, resource::Captur
       // What is known to sleep for a duration gets a restart block, and the kernel decides after all.
       if (thread.has_ended() || thread.interrupted_call || (shared == 0 && thread.pending.empty())) continue;
       const auto& tracee = process.tracee(index);
-      const uint64_t handled =
-          handled_by(handlers) & delivered_at_once(*process.view.statuses[index], tracee.signal_mask());
+      const auto& status = *process.view.statuses[index];
+      const uint64_t handled = status.caught & delivered_at_once(status, tracee.signal_mask());
       const uint64_t own = signals_in(thread.pending) & handled;
       // Any thread that lets it through may be the one that takes a signal to the process.
       const auto handler = first_handler(own != 0 ? own : shared & handled, handlers);

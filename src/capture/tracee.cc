@@ -16,6 +16,7 @@
 #include "base/patience.h"
 #include "capture/arch/x86_64/task_code.h"
 #include "kernel/proc.h"
+#include "kernel/signal_bit.h"
 
 namespace stasis::capture {
 namespace {
@@ -30,7 +31,7 @@ bool stops(int signal) { return signal == SIGSTOP || signal == SIGTSTP || signal
 /// from it: stop signals and SIGCONT remove each other from the queues (kernel/signal.c, prepare_signal).
 bool is_to_continue(pid_t pid, pid_t tid) {
   const auto status = kernel::read_thread_status(pid, tid);
-  return status && ((status->sig_pending | status->shared_pending) & uint64_t{1} << (SIGCONT - 1)) != 0;
+  return status && ((status->sig_pending | status->shared_pending) & kernel::signal_bit(SIGCONT)) != 0;
 }
 
 }  // namespace
@@ -250,7 +251,7 @@ uint64_t Tracee::send_kept_signals() {
     if (syscall(SYS_rt_tgsigqueueinfo, pid_, tid_, info.si_signo, &info) != 0) {
       syscall(SYS_tgkill, pid_, tid_, info.si_signo);
     }
-    sent |= uint64_t{1} << (info.si_signo - 1);
+    sent |= kernel::signal_bit(info.si_signo);
   }
   return sent;
 }

@@ -1,17 +1,17 @@
 #include "cli/checkpoint.h"
 
 #include <limits.h>
-#include <signal.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <optional>
 #include <string>
 
 #include "cli/plan_cache.h"
 #include "execute/execute.h"
+#include "kernel/id_holder.h"
 #include "memory/pages.h"
 #include "plan/planner.h"
 #include "plan/verify.h"
@@ -48,27 +48,6 @@ Status validate(const model::Application& application, const image::Directory& i
       Error::conflict("restore the tree", "it cannot work here (each reason is named above); nothing was created"));
 }
 
-/// Pids that nobody has and nobody is about to get: the kernel hands them out in a circle, so the far half of it is
-/// quiet. Restores that run at the same time begin at places of their own.
-pid_t quiet_pids() {
-  constexpr pid_t first = 1000, needed = 256;
-  pid_t limit = 32768, last = 0;
-  std::string ignored;
-  std::ifstream("/proc/sys/kernel/pid_max") >> limit;
-  std::ifstream load("/proc/loadavg");
-  load >> ignored >> ignored >> ignored >> ignored >> last;
-  const pid_t places = std::max(1, limit / 2 / needed);
-  const pid_t begin = last + limit / 4 + getpid() % places * needed;
-  for (pid_t tried = 0, at = begin, free = 0; tried < limit; ++tried, ++at) {
-    if (at >= limit) at = first + (at - limit) % (limit - first), free = 0;
-    // The number of a group is taken, too, when its leader has long ended.
-    const auto is_unknown = [](pid_t whom) { return kill(whom, 0) != 0 && errno == ESRCH; };
-    free = is_unknown(at) && is_unknown(-at) ? free + 1 : 0;
-    if (free == needed) return at - needed + 1;
-  }
-  return 0;
-}
-
 }  // namespace
 
 Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session& session,
@@ -90,7 +69,9 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   options.lazy = policy.lazy_pages;
   options.occupied = TRY(execute::own_mappings());
   options.stacks_are_never_huge = resource::host().stacks_are_never_huge;
-  options.first_transient_pid = quiet_pids();
+  // Restores that run at the same time have places of their own.
+  constexpr pid_t for_transients = 256;
+  options.first_transient_pid = kernel::quiet_ids(for_transients, static_cast<unsigned>(getpid()));
   // One more is opened in the meantime: the connection to who brings the missing pages.
   options.first_free_fd = TRY(execute::own_highest_fd()) + (policy.lazy_pages ? 2 : 1);
   options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));

@@ -217,8 +217,7 @@ class Tree final : public BuiltTree {
   void stop_ready_threads(const agent::Instruction& until) {
     const auto counter = [&] { return __atomic_load_n(&area_->counters()[until.args[0]], __ATOMIC_ACQUIRE); };
     const auto is_ready = [&](Pid pid, Tid tid) {
-      auto& slot = area_->slot(lowered_.slot_of.at({pid, tid}));
-      return __atomic_load_n(&slot.state, __ATOMIC_ACQUIRE) == agent::slot_done;
+      return area_->state(lowered_.slot_of.at({pid, tid})) == agent::slot_done;
     };
     // A test may have put a failure in its place.
     while (until.operation == agent::Operation::wait && area_->failed() == 0 && counter() < until.args[1]) {
@@ -241,8 +240,7 @@ class Tree final : public BuiltTree {
 
   pid_t spawned_root() const {
     const auto& supervisor = area_->slot(0);
-    const bool ran = supervisor.program_counter > lowered_.root_spawn ||
-                     __atomic_load_n(&supervisor.state, __ATOMIC_ACQUIRE) == agent::slot_done;
+    const bool ran = supervisor.program_counter > lowered_.root_spawn || area_->state(0) == agent::slot_done;
     const int64_t result = ran ? agent::result_of(area_description_, area_->bytes(), 0, lowered_.root_spawn) : 0;
     return result > 0 ? static_cast<pid_t>(result) : 0;
   }

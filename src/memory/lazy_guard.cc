@@ -28,11 +28,7 @@ namespace {
 
 using kernel::MissingPages;
 
-std::string link_of(int fd) {
-  char link[64]{};
-  const ssize_t length = readlink(fmt::format("/proc/self/fd/{}", fd).c_str(), link, sizeof link);
-  return {link, static_cast<size_t>(std::max<ssize_t>(length, 0))};
-}
+std::string link_of(int fd) { return kernel::read_link(fmt::format("/proc/self/fd/{}", fd)).value_or(""); }
 
 std::vector<int> descriptors() { return kernel::list_descriptors(getpid()).value_or(std::vector<int>{}); }
 

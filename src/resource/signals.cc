@@ -22,11 +22,13 @@
 #include <set>
 
 #include "kernel/ptrace.h"
+#include "kernel/signal_bit.h"
 #include "model/pid_namespaces.h"
 
 namespace stasis::resource {
 namespace {
 
+using kernel::signal_bit;
 using plan::call;
 
 constexpr size_t siginfo_size = 128;
@@ -36,23 +38,22 @@ constexpr int most_pending = 1 << 20;  ///< bound for hostile images; RLIMIT_SIG
 bool is_absolute(int signal) { return signal == SIGKILL || signal == SIGSTOP; }
 bool has_action(int signal) { return !is_absolute(signal); }
 constexpr uint64_t default_handler = 0, ignoring_handler = 1;  ///< SIG_DFL, SIG_IGN
-constexpr uint64_t absolute_signals = 1ull << (SIGKILL - 1) | 1ull << (SIGSTOP - 1);
+constexpr uint64_t absolute_signals = signal_bit(SIGKILL) | signal_bit(SIGSTOP);
 
 /// struct sigaction as the system call has it on x86-64.
 struct KernelAction {
   uint64_t handler, flags, restorer, mask;
 };
 
-uint64_t bit(int signal) { return 1ull << (signal - 1); }
 constexpr uint64_t by_default_ignored =
-    1ull << (SIGCHLD - 1) | 1ull << (SIGCONT - 1) | 1ull << (SIGURG - 1) | 1ull << (SIGWINCH - 1);
+    signal_bit(SIGCHLD) | signal_bit(SIGCONT) | signal_bit(SIGURG) | signal_bit(SIGWINCH);
 
 uint64_t ignored_by(const model::SignalHandlers& handlers) {
   uint64_t ignored = 0;
   for (int signal = 1; signal <= 64; ++signal) {
     const auto handler = handlers.actions[static_cast<size_t>(signal - 1)].handler;
-    const bool by_default = handler == default_handler && (by_default_ignored & bit(signal)) != 0;
-    if (handler == ignoring_handler || by_default) ignored |= bit(signal);
+    const bool by_default = handler == default_handler && (by_default_ignored & signal_bit(signal)) != 0;
+    if (handler == ignoring_handler || by_default) ignored |= signal_bit(signal);
   }
   return ignored;
 }
@@ -60,7 +61,7 @@ uint64_t ignored_by(const model::SignalHandlers& handlers) {
 /// What matters of the mask of a leader that has ended.
 uint64_t mask_of_ended(uint64_t blocked, uint64_t ignored, const std::vector<model::PendingSignal>& pending) {
   uint64_t mask = blocked | ~ignored;
-  for (const auto& info : pending) mask |= bit(model::signal_of(info));
+  for (const auto& info : pending) mask |= signal_bit(model::signal_of(info));
   return mask & ~absolute_signals;
 }
 

@@ -15,6 +15,7 @@
 #include <sys/un.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 
@@ -40,11 +41,6 @@ Bytes address(const std::string& text) {
   bytes.insert(bytes.end(), text.begin(), text.end());
   if (text.front() != 0 && text.size() < sizeof(sockaddr_un{}.sun_path)) bytes.push_back(0);
   return bytes;
-}
-
-std::string directory_of(const std::string& path) {
-  const auto slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash + 1);
 }
 
 /// A socket that is made, and numbers for what it takes.
@@ -193,7 +189,7 @@ class Builder {
     };
     // Two restores that want one name would take each other's files for their own. A directory that cannot be read, or
     // locked, is left to chance.
-    may_fail(call(plan::Call::hold_directory, plan::text(directory_of(name.path()))));
+    may_fail(call(plan::Call::hold_directory, plan::text(std::filesystem::path(name.path()).parent_path().string())));
     const int held = static_cast<int>(calls_.size()) - 1;
     // Whatever happens to the socket, the file that has the name comes back.
     rename(path, put_aside);

@@ -648,7 +648,7 @@ class Abandoned : public Room {
       if (held) __atomic_store_n(&is_held(), 1, __ATOMIC_RELEASE);
       for (;;) pause();
     }
-    for (int i = 0; i < 5000 && __atomic_load_n(&is_held(), __ATOMIC_ACQUIRE) == 0; ++i) usleep(1000);
+    EXPECT_TRUE(eventually([this] { return __atomic_load_n(&is_held(), __ATOMIC_ACQUIRE) != 0; }));
   }
   ~Abandoned() {
     if (runner_ > 0) kill(runner_, SIGKILL), waitpid(runner_, nullptr, 0);

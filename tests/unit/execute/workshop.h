@@ -20,6 +20,7 @@
 #include <thread>
 
 #include "execute/execute.h"
+#include "kernel/id_holder.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "../eventually.h"
@@ -73,26 +74,16 @@ class Workshop : public testing::Test {
     return {reinterpret_cast<uint64_t>(found), reinterpret_cast<uint64_t>(found) + size};
   }
 
-  /// Numbers that nobody has and nobody is about to get: the kernel hands them out in a circle, so that the far half of
-  /// it is quiet. At a place of its own for every run.
+  /// Numbers that nobody has and nobody is about to get, at a place of its own for every run.
   std::vector<Pid> free_pids(size_t count) {
-    constexpr pid_t lowest = 1000;
-    pid_t limit = 0, last = 0;
-    std::ifstream("/proc/sys/kernel/pid_max") >> limit;
-    std::mt19937 random(std::random_device{}());
-    const auto is_unknown = [](pid_t whom) { return kill(whom, 0) != 0 && errno == ESRCH; };
-    for (;;) {
-      std::ifstream load("/proc/loadavg");
-      for (std::string word; load >> word;) last = std::atoi(word.c_str());
-      const pid_t away = limit / 4 + static_cast<pid_t>(random() % static_cast<unsigned>(limit / 2));
-      const pid_t first = lowest + (last + away) % (limit - lowest - static_cast<pid_t>(count));
-      std::vector<Pid> pids;
-      for (pid_t pid = first; pids.size() < count && is_unknown(pid) && is_unknown(-pid); ++pid)
-        pids.push_back(Pid{pid});
-      if (pids.size() < count) continue;
-      for (const Pid pid : pids) created_.push_back(pid.value);
-      return pids;
+    const pid_t first = kernel::quiet_ids(static_cast<pid_t>(count), std::random_device{}());
+    if (first == 0) throw std::runtime_error("no pids are free");
+    std::vector<Pid> pids;
+    for (pid_t pid = first; pids.size() < count; ++pid) {
+      pids.push_back(Pid{pid});
+      created_.push_back(pid);
     }
+    return pids;
   }
 
   // ---- the program

@@ -114,6 +114,15 @@ class LazyServing : public testing::Test {
     TRY(link.hand_over(application_, descriptor.fd(), runs));
     return link;
   }
+  /// The service has the memory and does not know the process.
+  Result<LazyDaemon> begin_under_guard() {
+    begin_application([] { return 0; });
+    begin_daemon();
+    guard();
+    auto link = TRY(hand_over_memory());
+    await_userfaultfd();
+    return link;
+  }
   Status commit(LazyDaemon& link) const {
     TRY(link.add_process(TRY(kernel::pidfd_open(application_)).get()));
     return link.commit();
@@ -280,12 +289,8 @@ TEST_F(LazyServing, an_application_without_its_pages_is_ended) {
 }
 
 TEST_F(LazyServing, a_restore_hears_of_the_death_of_its_service) {
-  begin_application([] { return 0; });
-  begin_daemon();
-  guard();
-  auto link = hand_over_memory();
+  auto link = begin_under_guard();
   ASSERT_TRUE(link) << link.error().message();
-  await_userfaultfd();
   kill(daemon_, SIGKILL);
   const auto committed = link->commit();
   ASSERT_FALSE(committed);
@@ -296,12 +301,8 @@ TEST_F(LazyServing, a_restore_hears_of_the_death_of_its_service) {
 }
 
 TEST_F(LazyServing, a_restore_that_waits_for_room_hears_of_the_death_of_its_service) {
-  begin_application([] { return 0; });
-  begin_daemon();
-  guard();
-  auto link = hand_over_memory();
+  auto link = begin_under_guard();
   ASSERT_TRUE(link) << link.error().message();
-  await_userfaultfd();
   kill(daemon_, SIGSTOP);  // it does not read any more
   std::atomic<pid_t> talker = 0;
   Status said_all;
