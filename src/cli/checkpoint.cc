@@ -74,7 +74,7 @@ Result<Checkpoint> load_checkpoint(const image::Directory& images, const Session
   options.first_transient_pid = kernel::quiet_ids(for_transients, static_cast<unsigned>(getpid()));
   // One more is opened in the meantime: the connection to who brings the missing pages.
   options.first_free_fd = TRY(execute::own_highest_fd()) + (policy.lazy_pages ? 2 : 1);
-  options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().hard_limits[RLIMIT_NOFILE], INT_MAX));
+  options.descriptor_limit = static_cast<int>(std::min<uint64_t>(resource::host().limits[RLIMIT_NOFILE].hard, INT_MAX));
   for (const auto& [id, locations] : options.pages) {
     for (const auto& location : locations) {
       const uint64_t pages = location.range.size() / page_size;

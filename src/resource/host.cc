@@ -1,6 +1,8 @@
 #include "resource/host.h"
 
 #include <sys/mman.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -33,10 +35,13 @@ Host look() {
   Host host;
   if (const long configured = sysconf(_SC_NPROCESSORS_CONF); configured > 0)
     host.processors = static_cast<uint32_t>(configured);
-  for (size_t i = 0; i < host.hard_limits.size(); ++i) {
+  for (size_t i = 0; i < host.limits.size(); ++i) {
     rlimit limit{};
-    if (getrlimit(static_cast<__rlimit_resource>(i), &limit) == 0) host.hard_limits[i] = limit.rlim_max;
+    if (getrlimit(static_cast<__rlimit_resource>(i), &limit) == 0) host.limits[i] = {limit.rlim_cur, limit.rlim_max};
   }
+  constexpr unsigned long only_ask = 0xffffffff;
+  host.personality = static_cast<uint32_t>(personality(only_ask));
+  host.thp_disabled = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) > 0;
   constexpr uint64_t sys_resource = 24;
   const auto status = kernel::read_status(getpid());
   host.can_raise_limits = status && ((status->cap_effective >> sys_resource) & 1) != 0;

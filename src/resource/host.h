@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "model/task.h"
 
 namespace stasis::resource {
 
@@ -17,15 +18,20 @@ struct VdsoShape {
 };
 
 struct Host {
-  uint32_t processors = 1;                 ///< configured, online or not
-  std::array<uint64_t, 16> hard_limits{};  ///< of stasis, by RLIMIT_*
-  bool can_raise_limits = false;           ///< CAP_SYS_RESOURCE
-  int32_t oom_score_adj = 0;               ///< of stasis
-  uint32_t coredump_filter = 0;            ///< of stasis
-  bool has_protection_keys = false;        ///< pkeys(7)
+  uint32_t processors = 1;           ///< configured, online or not
+  bool can_raise_limits = false;     ///< CAP_SYS_RESOURCE
+  bool has_protection_keys = false;  ///< pkeys(7)
   /// Since Linux 6.7 what is mapped with MAP_STACK is without huge pages (include/linux/mman.h, calc_vm_flag_bits).
   bool stacks_are_never_huge = false;
   VdsoShape vdso;
+
+  // ---- what stasis itself has, and whoever it creates is born with
+
+  std::array<model::ResourceLimit, 16> limits{};  ///< by RLIMIT_*
+  int32_t oom_score_adj = 0;
+  uint32_t coredump_filter = 0;
+  uint32_t personality = 0;
+  bool thp_disabled = false;
 };
 
 const Host& host();

@@ -58,7 +58,7 @@ class LimitsRoom final : public TaskRoom {
 
   void validate(const model::Application&, const model::Task& task, Diagnostics& diagnostics) const override {
     for (size_t i = 0; i < limit_count; ++i) {
-      const uint64_t ours = host().hard_limits[i];
+      const uint64_t ours = host().limits[i].hard;
       if (task.limits[i].hard <= ours || task.state == model::TaskState::zombie || host().can_raise_limits) continue;
       diagnostics.refuse(
           fmt::format("task {} '{}'", task.pid, task.name),
@@ -72,6 +72,7 @@ class LimitsRoom final : public TaskRoom {
     if (stage != plan::Stage::final || thread.tid != leader_of(task.pid)) return;
     plan::Calls calls;
     for (size_t i = 0; i < limit_count; ++i) {
+      if (task.limits[i] == host().limits[i]) continue;  // born with it
       const rlimit wanted{task.limits[i].soft, task.limits[i].hard};
       calls.push_back(call(SYS_prlimit64, 0, i, plan::struct_in(wanted), 0));
     }

@@ -199,7 +199,9 @@ class ProcessAttributesRoom final : public TaskRoom {
                   plan::Sink& sink) const override {
     if (stage != plan::Stage::process) return;
     const auto& space = application.address_spaces.at(task.address_space);
-    plan::Calls calls{call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0)};
+    plan::Calls calls;
+    if (space.thp_disabled != host().thp_disabled)
+      calls.push_back(call(SYS_prctl, PR_SET_THP_DISABLE, space.thp_disabled, 0, 0, 0));
     for (uint32_t rest = space.membarrier_registrations; rest != 0; rest &= rest - 1)
       calls.push_back(call(SYS_membarrier, rest & -rest, 0, 0));
     if (space.dumpable == dumpable_by_root && suid_dumpable() == dumpable_by_root) {
@@ -208,18 +210,23 @@ class ProcessAttributesRoom final : public TaskRoom {
       calls.push_back(expecting(call(SYS_setfsgid, getegid()), Expected::anything));
     }
     sink.perform("memory policy", "attributes", std::move(calls));
-    sink.perform("OOM score", "attributes.oom_score_adj", write_own(own_score, fmt::format("{}", task.oom_score_adj)));
+    const auto unless = [](bool born_with_it, const char* file, std::string value) {
+      return born_with_it ? plan::Calls{} : write_own(file, std::move(value));
+    };
+    sink.perform("OOM score", "attributes.oom_score_adj",
+                 unless(task.oom_score_adj == host().oom_score_adj, own_score, fmt::format("{}", task.oom_score_adj)));
     if (!space.coredump_filter) return;
-    const bool born_with_it = *space.coredump_filter == host().coredump_filter;
     sink.perform("what goes into core dumps", "attributes.coredump_filter",
-                 born_with_it ? plan::Calls{} : write_own(own_filter, fmt::format("{:#x}", *space.coredump_filter)));
+                 unless(*space.coredump_filter == host().coredump_filter, own_filter,
+                        fmt::format("{:#x}", *space.coredump_filter)));
   }
 
   void contribute(plan::Stage stage, const model::Application& application, const model::Task& task,
                   const model::Thread& thread, plan::Sink& sink) const override {
     if (stage == plan::Stage::thread) {
-      sink.perform("name and personality", "threads.attributes",
-                   {call(SYS_prctl, PR_SET_NAME, plan::text(thread.name)), call(SYS_personality, thread.personality)});
+      plan::Calls calls{call(SYS_prctl, PR_SET_NAME, plan::text(thread.name))};
+      if (thread.personality != host().personality) calls.push_back(call(SYS_personality, thread.personality));
+      sink.perform("name and personality", "threads.attributes", std::move(calls));
     }
     if (stage == plan::Stage::final && thread.tid == leader_of(task.pid) && task.child_subreaper)
       sink.add(plan::SetChildReaper{true});
