@@ -5,8 +5,9 @@
 // from neighbours that never were.
 //
 // A process whose parent's memory was complete when it was forked keeps the stretches in which pages are shared with
-// the parent; whatever else it inherited goes away. Stretches, not mappings: heap and stack of a child have mostly
-// grown since, and the kernel joins what is mapped beside them.
+// the parent, and mappings that both have as a whole if little in them has to be written; whatever else it inherited
+// goes away. Stretches, not mappings: heap and stack of a child have mostly grown since, and the kernel joins what is
+// mapped beside them.
 #include "plan/memory.h"
 
 #include <fcntl.h>
@@ -31,9 +32,15 @@ bool is_private(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
 }
 
+/// A stretch of the parent's memory that a child has, too.
+struct Inherited {
+  AddressRange range;
+  const model::Mapping* origin = nullptr;  ///< in the parent
+};
+
 /// Where private mappings of parent and child show the same thing at the same addresses and fork copies it.
-std::vector<AddressRange> inheritable(const model::Mapping& mapping, const model::AddressSpace& parent) {
-  std::vector<AddressRange> parts;
+std::vector<Inherited> inheritable(const model::Mapping& mapping, const model::AddressSpace& parent) {
+  std::vector<Inherited> parts;
   const auto huge_advice = [](const model::Mapping& m) {
     return std::pair(m.advice.contains(MADV_HUGEPAGE), m.advice.contains(MADV_NOHUGEPAGE));
   };
@@ -48,7 +55,9 @@ std::vector<AddressRange> inheritable(const model::Mapping& mapping, const model
     // is_mergeable_anon_vma), where growing is no merging.
     const bool grown = (mapping.map_flags & MAP_GROWSDOWN) != 0 && theirs.range.begin > mapping.range.begin;
     if (!same || !copied || grown || huge_advice(theirs) != huge_advice(mapping)) continue;
-    parts.push_back({std::max(theirs.range.begin, mapping.range.begin), std::min(theirs.range.end, mapping.range.end)});
+    const AddressRange part{std::max(theirs.range.begin, mapping.range.begin),
+                            std::min(theirs.range.end, mapping.range.end)};
+    parts.push_back({part, &theirs});
   }
   return parts;
 }
@@ -92,21 +101,32 @@ class MappingPlanner {
   // ---- what comes from the parent
 
   void inherit() {
+    parents_pages_ = &stored_pages(out_, plan_.inherited_from->id);
     for (const auto* mapping : mappings_) {
       if (is_passed(*mapping)) continue;
-      for (const AddressRange& part : inheritable(*mapping, *plan_.inherited_from)) {
-        if (std::ranges::any_of(pages_within(pages_, part), &PageLocation::shared_with_parent))
-          inherited_.push_back(part);
+      for (const auto& part : inheritable(*mapping, *plan_.inherited_from)) {
+        const bool shares_pages =
+            std::ranges::any_of(pages_within(pages_, part.range), &PageLocation::shared_with_parent);
+        if (shares_pages || is_kept_as_a_whole(*mapping, *part.origin)) inherited_.push_back(part);
       }
     }
     inherits_vdso_ = vdso_block(*plan_.space) == vdso_block(*plan_.inherited_from);
     unmap_foreign();
-    for (const AddressRange& part : inherited_) drop_unshared(part);
+    for (const auto& part : inherited_) drop_unshared(part.range);
   }
 
+  /// It is as it was mapped, and to write the child's pages over those of the parent costs no more than new memory.
+  bool is_kept_as_a_whole(const model::Mapping& mapping, const model::Mapping& theirs) const {
+    const bool promised = (mapping.map_flags & MAP_HUGETLB) != 0;  // huge pages are, to whoever maps them
+    return !promised && mapping.range == theirs.range && mapping.protection == theirs.protection &&
+           mapping.accounted == theirs.accounted && std::ranges::all_of(pages_within(pages_, mapping.range), is_short);
+  }
+  /// Then a copy of the parent's page is as good as an empty one.
+  static bool is_short(const PageLocation& page) { return page.range.size() < populate_from; }
+
   void unmap_foreign() {
-    std::vector<AddressRange> kept = inherited_;
-    kept.push_back(out_.program.agent_area);
+    std::vector<AddressRange> kept{out_.program.agent_area};
+    for (const auto& part : inherited_) kept.push_back(part.range);
     if (inherits_vdso_) {
       for (const auto& mapping : plan_.space->mappings) {
         if (mapping.backing == model::Backing::vdso || mapping.backing == model::Backing::vvar)
@@ -122,24 +142,24 @@ class MappingPlanner {
     sink().add(Munmap{at, task_size - at});
   }
 
-  /// Pages of the parent's that are not the child's.
+  /// Pages of the parent's that are not the child's, and will not be written over. What comes later has to be missing.
   void drop_unshared(AddressRange part) {
     uint64_t at = part.begin;
     const auto drop_until = [&](uint64_t end) {
-      if (at < end) sink().add(DropPages{at, end - at});
+      if (any_within(*parents_pages_, {at, end})) sink().add(DropPages{at, end - at});
     };
     for (const auto& page : pages_within(pages_, part)) {
-      if (!page.shared_with_parent) continue;
+      if (!page.shared_with_parent && (out_.options.lazy || !is_short(page))) continue;
       drop_until(page.range.begin);
       at = page.range.end;
     }
     drop_until(part.end);
   }
 
-  std::vector<AddressRange> inherited_in(AddressRange where) const {
-    std::vector<AddressRange> found;
+  std::vector<Inherited> inherited_in(AddressRange where) const {
+    std::vector<Inherited> found;
     for (const auto& part : inherited_) {
-      if (part.overlaps(where)) found.push_back(part);
+      if (part.range.overlaps(where)) found.push_back(part);
     }
     return found;
   }
@@ -148,8 +168,18 @@ class MappingPlanner {
 
   uint32_t protection_while_loading(const model::Mapping& mapping) const {
     if (!is_private(mapping)) return mapping.protection;
-    const bool written = mapping.accounted || !pages_within(pages_, mapping.range).empty();
-    return written ? mapping.protection | PROT_WRITE : mapping.protection;
+    const bool written = mapping.accounted || any_within(pages_, mapping.range);
+    return written && !came_complete(mapping) ? mapping.protection | PROT_WRITE : mapping.protection;
+  }
+
+  /// From the parent, who had done with it.
+  bool came_complete(const model::Mapping& mapping) const {
+    const auto inherited = inherited_in(mapping.range);
+    if (inherited.empty() || inherited.front().range != mapping.range) return false;
+    const auto& origin = *inherited.front().origin;
+    return origin.range == mapping.range && origin.protection == mapping.protection &&
+           origin.accounted == mapping.accounted &&
+           std::ranges::all_of(pages_within(pages_, mapping.range), &PageLocation::shared_with_parent);
   }
 
   Status map(const model::Mapping& mapping) {
@@ -210,13 +240,16 @@ class MappingPlanner {
   Status map_around_inherited(const model::Mapping& mapping) {
     uint64_t at = mapping.range.begin;
     const auto inherited = inherited_in(mapping.range);
-    for (const AddressRange& part : inherited) {
-      if (at < part.begin) TRY(map_part(mapping, {at, part.begin}));
-      at = part.end;
+    for (const auto& part : inherited) {
+      if (at < part.range.begin) TRY(map_part(mapping, {at, part.range.begin}));
+      at = part.range.end;
     }
     if (at < mapping.range.end) TRY(map_part(mapping, {at, mapping.range.end}));
-    if (!inherited.empty())
-      sink().add(Mprotect{mapping.range.begin, mapping.range.size(), protection_while_loading(mapping)});
+    if (inherited.empty()) return {};
+    const uint32_t protection = protection_while_loading(mapping);
+    const auto& first = inherited.front();
+    if (first.range != mapping.range || first.origin->protection != protection)
+      sink().add(Mprotect{mapping.range.begin, mapping.range.size(), protection});
     return {};
   }
 
@@ -377,7 +410,7 @@ class MappingPlanner {
     }
   }
   template <typename Visit>
-  static void each_outside(const PageLocation& page, const std::vector<AddressRange>& inherited, Visit visit) {
+  static void each_outside(const PageLocation& page, const std::vector<Inherited>& inherited, Visit visit) {
     uint64_t at = page.range.begin;
     const auto until = [&](uint64_t end) {
       if (at >= end) return;
@@ -386,7 +419,7 @@ class MappingPlanner {
       part.range = {at, end};
       visit(part);
     };
-    for (const auto& there : inherited) {
+    for (const auto& [there, origin] : inherited) {
       if (!there.overlaps(page.range)) continue;
       until(std::min(there.begin, page.range.end));
       at = std::max(at, there.end);
@@ -435,7 +468,8 @@ class MappingPlanner {
   const OpenNumbers& open_;
   const std::vector<PageLocation>& pages_;
   std::vector<const model::Mapping*> mappings_;  // those of this part
-  std::vector<AddressRange> inherited_;          // ascending: parts of mappings that stay as they came from the parent
+  std::vector<Inherited> inherited_;             // ascending: parts of mappings that stay as they came from the parent
+  const std::vector<PageLocation>* parents_pages_ = nullptr;  // where anything is inherited
   bool inherits_vdso_ = false;
   std::map<ObjectId, int> files_, taken_;
 };

@@ -14,7 +14,9 @@
 namespace stasis::plan {
 namespace {
 
-constexpr uint64_t populate_from = 64 * page_size;  ///< smaller runs gain nothing from being populated at once
+auto first_beyond(const std::vector<PageLocation>& pages, uint64_t address) {
+  return std::ranges::upper_bound(pages, address, {}, [](const PageLocation& page) { return page.range.end; });
+}
 
 }  // namespace
 
@@ -26,7 +28,7 @@ const std::vector<PageLocation>& stored_pages(const Emission& out, ObjectId id) 
 
 std::vector<PageLocation> pages_within(const std::vector<PageLocation>& pages, AddressRange where) {
   std::vector<PageLocation> found;
-  auto page = std::ranges::upper_bound(pages, where.begin, {}, [](const PageLocation& p) { return p.range.end; });
+  auto page = first_beyond(pages, where.begin);
   for (; page != pages.end() && page->range.begin < where.end; ++page) {
     PageLocation part = *page;
     if (part.range.begin < where.begin) {
@@ -37,6 +39,11 @@ std::vector<PageLocation> pages_within(const std::vector<PageLocation>& pages, A
     found.push_back(std::move(part));
   }
   return found;
+}
+
+bool any_within(const std::vector<PageLocation>& pages, AddressRange where) {
+  const auto page = first_beyond(pages, where.begin);
+  return !where.empty() && page != pages.end() && page->range.begin < where.end;
 }
 
 void PageLoader::load(const PageLocation& location, uint64_t at) {

@@ -13,6 +13,7 @@ const std::vector<PageLocation>& stored_pages(const Emission&, ObjectId);
 
 /// The parts of `pages` (ascending) that lie in `where`, cut to it.
 std::vector<PageLocation> pages_within(const std::vector<PageLocation>& pages, AddressRange where);
+bool any_within(const std::vector<PageLocation>& pages, AddressRange where);
 
 /// Collects runs and writes as few LOAD_PAGES as the pages files allow: consecutive bytes of one file make one command.
 /// Opens each file relative to the image directory and closes it again; pages in blocks are stasis' to decode.
@@ -39,6 +40,8 @@ class PageLoader {
   uint64_t offset_ = 0, next_offset_ = 0;
   std::vector<uint64_t> runs_;
 };
+
+constexpr uint64_t populate_from = 64 * page_size;  ///< smaller runs gain nothing from being populated at once
 
 /// Allocates the pages of a long stretch with one call, which costs less than a fault for each while they are filled.
 void populate(Sink&, AddressRange);

@@ -129,6 +129,7 @@ class Sample : private SampleTree {
     store(100, 0x13000, false);                           // and this one comes later
     map_file(105, 0x40000, 516);
     map(104, 0x10000, 4, true);
+    application_.address_spaces.at(task(104).address_space).mappings.back().protection = PROT_READ;
     attach(105, 0x30000, false), attach(103, 0x30000, true);
     lock(101, 501, 0), lock(101, 501, 100), lock(100, 502, 7, Pid{102});
     own(503, model::FileLock::Kind::flock), own(506, model::FileLock::Kind::lease);

@@ -320,13 +320,57 @@ TEST_F(MemoryPlans, a_child_keeps_what_it_shares_with_its_parent) {
   map(7, 0x400000, 0x410000);
   map(7, 0x500000, 0x510000);
   map(8, 0x400000, 0x420000);  // has grown
+  store(7, 0x400000, 0x408000, 0);
   store(8, 0x400000, 0x404000, 0, true);
-  store(8, 0x406000, 0x407000, 0x4000);  // its own
+  store(8, 0x406000, 0x407000, 0x4000);  // its own, over the parent's
   store(8, 0x410000, 0x411000, 0x5000);
   EXPECT_EQ(planned(8, true), (Lines{"unmap 0-400000", "unmap 410000-10000000", "unmap 10100000-7ffffffff000",
-                                     "drop 404000-410000", "anon 410000-420000 3 flags 0", "protect 400000-420000 3",
-                                     "perform: openat 64 80000 0: move_fd 65 80000",
+                                     "drop 404000-406000", "drop 407000-410000", "anon 410000-420000 3 flags 0",
+                                     "protect 400000-420000 3", "perform: openat 64 80000 0: move_fd 65 80000",
                                      "load 101 at 4000: 406000-407000 410000-411000", "close 101"}));
+}
+
+TEST_F(MemoryPlans, what_comes_later_or_is_long_is_dropped_before) {
+  for (const uint32_t id : {7u, 8u}) map(id, 0x400000, 0x800000);
+  store(7, 0x400000, 0x800000, 0);
+  store(8, 0x400000, 0x401000, 0, true);
+  store(8, 0x402000, 0x403000, 0x1000);
+  store(8, 0x410000, 0x800000, 0x2000);  // long enough to be made at once
+  EXPECT_THAT(planned(8, true), testing::IsSupersetOf({"drop 401000-402000", "drop 403000-800000"}));
+  options.lazy = true;
+  EXPECT_THAT(planned(8, true), testing::Contains("drop 401000-800000"));
+}
+
+TEST_F(MemoryPlans, a_child_keeps_mappings_that_both_have_and_writes_over_a_few_pages) {
+  for (const uint32_t id : {7u, 8u}) {
+    map(id, 0x400000, 0x402000, PROT_READ, Backing::private_file);
+    map(id, 0x402000, 0x404000, read_write, Backing::private_file).offset = 0x2000;
+    map(id, 0x500000, 0x501000);
+  }
+  store(7, 0x402000, 0x403000, 0);
+  store(8, 0x402000, 0x403000, 0);
+  EXPECT_EQ(planned(8, true),
+            (Lines{"unmap 0-400000", "unmap 404000-500000", "unmap 501000-10000000", "unmap 10100000-7ffffffff000",
+                   "perform: openat 64 80000 0: move_fd 65 80000", "load 101 at 0: 402000-403000", "close 101"}));
+}
+
+TEST_F(MemoryPlans, mappings_that_are_not_as_the_parent_has_them_are_made_anew) {
+  map(7, 0x400000, 0x402000, read_write, Backing::private_file);
+  map(8, 0x400000, 0x402000, PROT_READ, Backing::private_file);                                   // changed since
+  for (const uint32_t id : {7u, 8u}) map(id, 0x410000, 0x411000, PROT_READ).accounted = id == 7;  // since it was born
+  for (const uint32_t id : {7u, 8u}) map(id, 0x500000, 0x800000);
+  store(8, 0x500000, 0x800000, 0);  // not worth copying all of the parent's
+  for (const uint32_t id : {7u, 8u}) map(id, 0x40000000, 0x40200000).map_flags = MAP_HUGETLB;
+  EXPECT_EQ(planned(8, true)[0], "unmap 0-10000000");
+}
+
+TEST_F(MemoryPlans, what_came_complete_is_not_made_writable) {
+  for (const uint32_t id : {7u, 8u}) map(id, 0x400000, 0x402000, PROT_READ).accounted = true;
+  store(7, 0x400000, 0x401000, 0);
+  store(8, 0x400000, 0x401000, 0, true);
+  EXPECT_THAT(planned(8, true), testing::Not(testing::Contains(HasSubstr("protect"))));
+  store(8, 0x401000, 0x402000, 0x1000);
+  EXPECT_THAT(planned(8, true), testing::IsSupersetOf({"protect 400000-402000 3", "protect 400000-402000 1"}));
 }
 
 TEST_F(MemoryPlans, nothing_is_inherited_from_mappings_that_fork_leaves_out) {
