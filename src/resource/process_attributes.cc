@@ -210,8 +210,8 @@ class ProcessAttributesRoom final : public TaskRoom {
       calls.push_back(expecting(call(SYS_setfsgid, getegid()), Expected::anything));
     }
     sink.perform("memory policy", "attributes", std::move(calls));
-    const auto unless = [](bool born_with_it, const char* file, std::string value) {
-      return born_with_it ? plan::Calls{} : write_own(file, std::move(value));
+    const auto unless = [](bool born_with_it, const char* file, const std::string& value) {
+      return born_with_it ? plan::Calls{} : write_own(file, value);
     };
     sink.perform("OOM score", "attributes.oom_score_adj",
                  unless(task.oom_score_adj == host().oom_score_adj, own_score, fmt::format("{}", task.oom_score_adj)));
