@@ -62,6 +62,12 @@ std::vector<Inherited> inheritable(const model::Mapping& mapping, const model::A
   return parts;
 }
 
+/// Neither has changed what of it fork copies.
+bool is_unchanged(const model::Mapping& theirs, const model::Mapping& mapping) {
+  return theirs.range == mapping.range && theirs.protection == mapping.protection &&
+         theirs.accounted == mapping.accounted;
+}
+
 /// Maps and fills the private and file-backed mappings of one process.
 class MappingPlanner {
  public:
@@ -118,8 +124,8 @@ class MappingPlanner {
   /// It is as it was mapped, and to write the child's pages over those of the parent costs no more than new memory.
   bool is_kept_as_a_whole(const model::Mapping& mapping, const model::Mapping& theirs) const {
     const bool promised = (mapping.map_flags & MAP_HUGETLB) != 0;  // huge pages are, to whoever maps them
-    return !promised && mapping.range == theirs.range && mapping.protection == theirs.protection &&
-           mapping.accounted == theirs.accounted && std::ranges::all_of(pages_within(pages_, mapping.range), is_short);
+    return !promised && is_unchanged(theirs, mapping) &&
+           std::ranges::all_of(pages_within(pages_, mapping.range), is_short);
   }
   /// Then a copy of the parent's page is as good as an empty one.
   static bool is_short(const PageLocation& page) { return page.range.size() < populate_from; }
@@ -175,10 +181,7 @@ class MappingPlanner {
   /// From the parent, who had done with it.
   bool came_complete(const model::Mapping& mapping) const {
     const auto inherited = inherited_in(mapping.range);
-    if (inherited.empty() || inherited.front().range != mapping.range) return false;
-    const auto& origin = *inherited.front().origin;
-    return origin.range == mapping.range && origin.protection == mapping.protection &&
-           origin.accounted == mapping.accounted &&
+    return !inherited.empty() && is_unchanged(*inherited.front().origin, mapping) &&
            std::ranges::all_of(pages_within(pages_, mapping.range), &PageLocation::shared_with_parent);
   }
 

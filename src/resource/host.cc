@@ -39,8 +39,7 @@ Host look() {
     rlimit limit{};
     if (getrlimit(static_cast<__rlimit_resource>(i), &limit) == 0) host.limits[i] = {limit.rlim_cur, limit.rlim_max};
   }
-  constexpr unsigned long only_ask = 0xffffffff;
-  host.personality = static_cast<uint32_t>(personality(only_ask));
+  host.personality = static_cast<uint32_t>(personality(ask_personality));
   host.thp_disabled = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) > 0;
   constexpr uint64_t sys_resource = 24;
   const auto status = kernel::read_status(getpid());

@@ -36,4 +36,6 @@ struct Host {
 
 const Host& host();
 
+inline constexpr uint32_t ask_personality = 0xffffffff;  ///< personality(2): an answer, and nothing changes
+
 }  // namespace stasis::resource

@@ -36,8 +36,7 @@ constexpr int get_registrations = 1 << 9;  // MEMBARRIER_CMD_GET_REGISTRATIONS, 
 constexpr int get_memory_merge = 68;       // PR_GET_MEMORY_MERGE, Linux 6.4
 constexpr int dumpable_by_root = 2;        // SUID_DUMP_ROOT
 constexpr int lowest_score = -1000, highest_score = 1000;
-constexpr uint32_t ask_personality = 0xffffffff;  // personality(2)
-constexpr uint32_t all_parts_of_dumps = 0x1ff;    // core(5)
+constexpr uint32_t all_parts_of_dumps = 0x1ff;  // core(5)
 constexpr const char *own_score = "/proc/self/oom_score_adj", *own_filter = "/proc/self/coredump_filter";
 
 template <typename T>
