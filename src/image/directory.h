@@ -18,8 +18,10 @@
 #include <utility>
 #include <vector>
 
+#include <google/protobuf/arena.h>
 #include <google/protobuf/message.h>
 
+#include "base/parallel.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "base/unique_fd.h"
@@ -144,6 +146,23 @@ class Reader {
   /// The next record, or false at the end of the file. Errors name file, record, offset and, where the bytes are at
   /// fault, the field.
   Result<bool> next(google::protobuf::Message& record);
+  /// All records that are left, parsed on all processors. The same errors.
+  template <typename Message>
+  Result<std::vector<const Message*>> rest(google::protobuf::Arena& arena) {
+    std::vector<const Message*> messages;
+    for (;;) {
+      const auto piece = TRY(next_piece());
+      if (piece.empty()) return messages;
+      const size_t before = messages.size();
+      messages.resize(before + piece.size());
+      const auto parse = [&](size_t index) {
+        auto* message = google::protobuf::Arena::CreateMessage<Message>(&arena);
+        messages[before + index] = message;
+        return parse_piece(piece[index], *message);
+      };
+      TRY(parallel_for(piece.size(), parse, records_worth_a_thread));
+    }
+  }
   /// Exactly `length` raw bytes.
   Result<Bytes> raw(uint64_t length);
   Status raw(std::span<uint8_t> buffer);
@@ -158,6 +177,16 @@ class Reader {
   std::string where() const;
 
  private:
+  static constexpr size_t records_worth_a_thread = 512;
+  struct Place {
+    uint64_t index, offset;  ///< of the record in the file
+    size_t begin, length;    ///< of its bytes in piece_
+  };
+  /// Reads records that follow into piece_, about as much as is worth threads; none: the end of the file.
+  Result<std::vector<Place>> next_piece();
+  Status parse_piece(const Place& place, google::protobuf::Message& record) const;
+  Result<uint32_t> next_length();
+  std::string where(uint64_t index, uint64_t offset) const;
   Status fetch(std::span<uint8_t> buffer);  ///< at position_, through the buffer
   std::unexpected<Error> reject(std::string cause) const;
 
@@ -169,6 +198,7 @@ class Reader {
   uint64_t index_ = 0;  ///< records read
   Bytes buffer_;        ///< file content from buffer_offset_
   uint64_t buffer_offset_ = 0;
+  Bytes piece_;
 };
 
 /// Parses one record. On failure the error's cause names the field (dotted path) that cannot be read or is missing.

@@ -30,11 +30,7 @@ Status FileRecords::load() {
   loaded_.clear();
   by_id_.clear();
   auto reader = TRY(directory_.find(file_name("files")));
-  while (reader) {
-    auto* record = google::protobuf::Arena::CreateMessage<FileRecord>(&arena_);
-    if (!TRY(reader->next(*record))) break;
-    loaded_.push_back(record);
-  }
+  if (reader) loaded_ = TRY(reader->rest<FileRecord>(arena_));
   by_id_ = loaded_;
   if (!std::ranges::is_sorted(by_id_, {}, &FileRecord::id)) std::ranges::stable_sort(by_id_, {}, &FileRecord::id);
   return {};

@@ -141,8 +141,10 @@ Reader::Reader(std::unique_ptr<FileBytes> bytes, std::string name, uint64_t posi
       position_(position),
       record_offset_(position) {}
 
-std::string Reader::where() const {
-  return fmt::format("{}, record {} at offset {}", name_, index_ == 0 ? 0 : index_ - 1, record_offset_);
+std::string Reader::where() const { return where(index_ == 0 ? 0 : index_ - 1, record_offset_); }
+
+std::string Reader::where(uint64_t index, uint64_t offset) const {
+  return fmt::format("{}, record {} at offset {}", name_, index, offset);
 }
 
 std::unexpected<Error> Reader::reject(std::string cause) const {
@@ -172,8 +174,7 @@ Status Reader::fetch(std::span<uint8_t> buffer) {
   return {};
 }
 
-Result<bool> Reader::next(pb::Message& record) {
-  if (position_ == size_) return false;
+Result<uint32_t> Reader::next_length() {
   record_offset_ = position_;
   ++index_;
   uint32_t length = 0;
@@ -181,6 +182,12 @@ Result<bool> Reader::next(pb::Message& record) {
   if (length > remaining())
     return reject(fmt::format("its length {} goes beyond the end of the file ({} bytes left)", length, remaining()));
   if (length > record_limit) return reject(fmt::format("its length {} is beyond reason", length));
+  return length;
+}
+
+Result<bool> Reader::next(pb::Message& record) {
+  if (position_ == size_) return false;
+  const uint32_t length = TRY(next_length());
   std::optional<std::string> problem;
   if (const uint64_t skip = position_ - buffer_offset_;
       position_ >= buffer_offset_ && skip + length <= buffer_.size()) {
@@ -193,6 +200,25 @@ Result<bool> Reader::next(pb::Message& record) {
   }
   if (problem) return reject(std::move(*problem));
   return true;
+}
+
+Result<std::vector<Reader::Place>> Reader::next_piece() {
+  constexpr uint64_t piece = 1 << 20;
+  std::vector<Place> places;
+  piece_.clear();
+  for (const uint64_t begin = position_; position_ != size_ && position_ - begin < piece;) {
+    const uint32_t length = TRY(next_length());
+    places.push_back({index_ - 1, record_offset_, piece_.size(), length});
+    piece_.resize(piece_.size() + length);
+    TRY(fetch(std::span(piece_).last(length)));
+  }
+  return places;
+}
+
+Status Reader::parse_piece(const Place& place, pb::Message& record) const {
+  auto problem = parse(ByteView(piece_).subspan(place.begin, place.length), record);
+  if (!problem) return {};
+  return fail(Error::invalid("read image", std::move(*problem), where(place.index, place.offset)));
 }
 
 Result<Bytes> Reader::raw(uint64_t length) {

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/parallel.h"
 #include "kernel/timed_calls.h"
 #include "resource/registers.h"
 
@@ -56,18 +57,17 @@ void write_at(Bytes& bytes, size_t offset, T value) {
   if (offset + sizeof value <= bytes.size()) std::memcpy(bytes.data() + offset, &value, sizeof value);
 }
 
-/// A component ↔ a repeated field of words.
-template <typename Field>
-void save_words(ByteView state, size_t offset, size_t bytes, Field* field) {
-  using Word = std::remove_cvref_t<decltype(field->Get(0))>;
-  for (size_t at = 0; at < bytes; at += sizeof(Word)) field->Add(read_at<Word>(state, offset + at));
+/// A component ↔ a repeated field of words, which lie side by side in both.
+template <typename Word>
+void save_words(ByteView state, size_t offset, size_t bytes, google::protobuf::RepeatedField<Word>* field) {
+  field->Resize(static_cast<int>(bytes / sizeof(Word)), 0);
+  if (offset + bytes <= state.size())
+    std::memcpy(field->mutable_data(), state.data() + offset, bytes / sizeof(Word) * sizeof(Word));
 }
-template <typename Field>
-void load_words(const Field& field, Bytes& state, size_t offset, size_t bytes) {
-  using Word = std::remove_cvref_t<decltype(field.Get(0))>;
-  for (int i = 0; i < field.size() && (static_cast<size_t>(i) + 1) * sizeof(Word) <= bytes; ++i) {
-    write_at<Word>(state, offset + static_cast<size_t>(i) * sizeof(Word), field.Get(i));
-  }
+template <typename Word>
+void load_words(const google::protobuf::RepeatedField<Word>& field, Bytes& state, size_t offset, size_t bytes) {
+  const size_t count = std::min<size_t>(static_cast<size_t>(field.size()), bytes / sizeof(Word));
+  std::memcpy(state.data() + offset, field.data(), count * sizeof(Word));
 }
 
 /// Calls `visit(component, field)` for every component that has a name in the image format.
@@ -214,26 +214,29 @@ class RegistersRoom final : public TaskRoom {
   }
 
   Status decode(const image::TaskRecords& records, model::Application&, model::Task& task) const override {
-    for (size_t i = 0; i < task.threads.size() && i < records.cores.size(); ++i) {
-      if (task.threads[i].has_ended()) continue;
-      const auto& core = records.cores[i];
-      const std::string subject = fmt::format("core-{}.img", task.threads[i].tid);
-      if (core.mtype() != core_entry::X86_64 || !core.has_thread_info()) {
-        return fail(Error::invalid("decode registers", "the thread is not of an x86-64 machine", subject));
-      }
-      const auto& info = core.thread_info();
-      if (info.gpregs().mode() != NATIVE) {
-        return fail(Error::unsupported("decode registers", "the thread runs 32-bit code", subject));
-      }
-      for (const auto& segment : info.tls()) {
-        if (segment.usable()) {
-          return fail(Error::unsupported("decode registers", "the thread has set_thread_area segments", subject));
-        }
-      }
-      task.threads[i].registers.general = load_general(info.gpregs());
-      task.threads[i].registers.extended = TRY(load_extended(info.fpregs(), subject));
-      task.threads[i].interrupted_call = TRY(load_interrupted_call(core, subject));
+    return parallel_for(std::min(task.threads.size(), records.cores.size()), [&](size_t index) -> Status {
+      return task.threads[index].has_ended() ? Status() : decode(records.cores[index], task.threads[index]);
+    });
+  }
+
+ private:
+  static Status decode(const core_entry& core, model::Thread& thread) {
+    const std::string subject = fmt::format("core-{}.img", thread.tid);
+    if (core.mtype() != core_entry::X86_64 || !core.has_thread_info()) {
+      return fail(Error::invalid("decode registers", "the thread is not of an x86-64 machine", subject));
     }
+    const auto& info = core.thread_info();
+    if (info.gpregs().mode() != NATIVE) {
+      return fail(Error::unsupported("decode registers", "the thread runs 32-bit code", subject));
+    }
+    for (const auto& segment : info.tls()) {
+      if (segment.usable()) {
+        return fail(Error::unsupported("decode registers", "the thread has set_thread_area segments", subject));
+      }
+    }
+    thread.registers.general = load_general(info.gpregs());
+    thread.registers.extended = TRY(load_extended(info.fpregs(), subject));
+    thread.interrupted_call = TRY(load_interrupted_call(core, subject));
     return {};
   }
 };
