@@ -109,6 +109,30 @@ AddressRange own_rseq() {
   return {begin, begin + 32};  // glibc registers 32 bytes, whatever __rseq_size says of those in use
 }
 
+/// What the C library had before main, with what every thread of a static program needs (its TLS, in which the kernel
+/// writes: rseq(2)).
+const char* const early_break = static_cast<const char*>(sbrk(0));
+
+/// The root is forked from us and needs nothing of our heap: its tables are not copied, no page of ours becomes one to
+/// be copied when it is next written, and the root has nothing to unmap (MADV_DONTFORK; kernel/fork.c, dup_mmap).
+class HeapWithheld {
+ public:
+  HeapWithheld() {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(early_break) + page - 1) / page * page;
+    const uintptr_t end = reinterpret_cast<uintptr_t>(sbrk(0)) / page * page;
+    if (begin < end && madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTFORK) == 0) range_ = {begin, end};
+  }
+  ~HeapWithheld() {
+    if (range_.size() != 0) madvise(reinterpret_cast<void*>(range_.begin), range_.size(), MADV_DOFORK);
+  }
+  HeapWithheld(const HeapWithheld&) = delete;
+  HeapWithheld& operator=(const HeapWithheld&) = delete;
+
+ private:
+  AddressRange range_;
+};
+
 class Tree final : public BuiltTree {
  public:
   Tree(const plan::Program& program, const model::Application& application, const ExecuteOptions& options)
@@ -188,6 +212,7 @@ class Tree final : public BuiltTree {
                              .host_pid = [this](Pid pid) { return host_pid(pid); }};
     const Decoding decoding(program_, lowered_, images, scene, options_.consumed);
     const Owing owing(program_, lowered_, scene, options_.hand_over);
+    const HeapWithheld withheld;
     run_supervisor();
     host_root_ = spawned_root();
     while (area_->ready() < lowered_.ready_threads && area_->failed() == 0) {
