@@ -51,13 +51,13 @@ Calls owner_calls(int fd, const model::FileOwner& owner, pid_t id) {
 
 }  // namespace
 
-Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
+Status DescriptorPlan::make_group(Pid pid, const Group& group) {
   std::vector<Placement> placements;
   const int first_scratch = out_.first_temporary();
   bool keeps_numbers = false;
-  for (const ObjectId id : group) {
-    auto& made = made_.at(id);
-    const auto& description = out_.application.descriptions.at(id);
+  for (Made* const member : group) {
+    auto& made = *member;
+    const auto& description = *made.description;
     keeps_numbers = keeps_numbers || (made.temporary && !made.early) || !description.carries.empty();
     if (made.maker == nullptr) {
       return fail(Error::internal("plan descriptors",
@@ -69,7 +69,7 @@ Status DescriptorPlan::make_group(Pid pid, const std::vector<ObjectId>& group) {
     made.scratch = placements.back().scratch;
   }
   auto sink = out_.process(pid);
-  const auto& maker = *made_.at(group.front()).maker;
+  const auto& maker = *group.front()->maker;
   const auto& first = *placements.front().description;
   if (const Pid needed = maker.process(first); needed.value != 0 && needed != pid)
     out_.await_all(sink, is_there(needed));
@@ -105,7 +105,8 @@ void DescriptorPlan::end_repairs() {
   }
 }
 
-Status DescriptorPlan::set_state(Pid pid, const model::OpenDescription& description, const Made& made) {
+Status DescriptorPlan::set_state(Pid pid, const Made& made) {
+  const auto& description = *made.description;
   auto sink = out_.process(pid);
   if (made.maker->seekable() && description.position != 0 && !made.given)
     sink.add(Lseek{made.fd, description.position});
@@ -140,11 +141,11 @@ void DescriptorPlan::set_owner(Pid by, const std::string& purpose, const model::
 
 /// What the supervisor gives is as it is, but for what only those who use it need: whether calls wait, and who gets
 /// signals.
-Status DescriptorPlan::adopt(Pid pid, const model::OpenDescription& description, const Made& made) {
+Status DescriptorPlan::adopt(Pid pid, const Made& made) {
   constexpr uint32_t settable = O_APPEND | O_NONBLOCK | O_ASYNC;
   out_.process(pid).perform(fmt::format("status flags of descriptor {}", made.fd), "",
-                            {call(SYS_fcntl, made.fd, F_SETFL, description.flags & settable)});
-  return set_state(pid, description, made);
+                            {call(SYS_fcntl, made.fd, F_SETFL, made.description->flags & settable)});
+  return set_state(pid, made);
 }
 
 /// Whoever has the descriptor cannot name its owner, which is outside of his pid namespace. The root can.
@@ -170,7 +171,7 @@ Status DescriptorPlan::born(Pid pid, Pid creator) {
   if (bequests == bequests_.end()) return {};
   for (const auto& group : bequests->second) {
     TRY(make_group(pid, group));
-    for (const ObjectId id : group) inherited_[pid].emplace(id, made_.at(id).fd);
+    for (const Made* made : group) inherited_[pid].emplace(made->id, made->fd);
   }
   return {};
 }
@@ -197,19 +198,19 @@ Status DescriptorPlan::make(Pid pid) {
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return {};
   for (const auto& group : groups->second) {
-    if (!made_.at(group.front()).early) TRY(make_group(pid, group));
-    for (const ObjectId id : group) {
-      TRY(set_state(pid, out_.application.descriptions.at(id), made_.at(id)));
-      duplicate_here(pid, made_.at(id));
+    if (!group.front()->early) TRY(make_group(pid, group));
+    for (const Made* made : group) {
+      TRY(set_state(pid, *made));
+      duplicate_here(pid, *made);
     }
   }
   bool wanted_elsewhere = false;
   for (const auto& group : groups->second) {
-    for (const ObjectId id : group) {
-      for (const auto& use : made_.at(id).uses)
-        wanted_elsewhere = wanted_elsewhere || (use.pid != pid && !is_heir(use.pid, id));
-      for (const auto& [user, fd] : made_.at(id).needed_at) wanted_elsewhere = wanted_elsewhere || user != pid;
-      wanted_elsewhere = wanted_elsewhere || made_.at(id).borrowed;
+    for (const Made* made : group) {
+      for (const auto& use : made->uses)
+        wanted_elsewhere = wanted_elsewhere || (use.pid != pid && !is_heir(use.pid, made->id));
+      for (const auto& [user, fd] : made->needed_at) wanted_elsewhere = wanted_elsewhere || user != pid;
+      wanted_elsewhere = wanted_elsewhere || made->borrowed;
     }
   }
   if (wanted_elsewhere) out_.post(out_.process(pid), opened_by(pid));
@@ -242,10 +243,11 @@ Status DescriptorPlan::take(Pid pid) {
       here.emplace(id, fd);
     }
   }
-  for (const auto& [id, use] : used_by_[pid]) {
-    const auto& made = made_.at(id);
+  for (const auto& [used, use] : used_by_[pid]) {
+    const auto& made = *used;
+    const ObjectId id = made.id;
     if (made.given) {
-      if (made.owner == pid && !here.contains(id)) TRY(adopt(pid, out_.application.descriptions.at(id), made));
+      if (made.owner == pid && !here.contains(id)) TRY(adopt(pid, made));
       sink.add(Dup2{made.fd, use.fd, use.close_on_exec});
     } else if (const auto known = here.find(id); known != here.end() && known->second == use.fd) {
       if (use.close_on_exec) sink.add(SetCloseOnExec{use.fd, true});
@@ -256,11 +258,11 @@ Status DescriptorPlan::take(Pid pid) {
     } else {
       transfer(made, use.fd, use.close_on_exec);
     }
-    here.emplace(id, use.fd);
+    if (made.uses.size() > 1 || !made.needed_at.empty()) here.emplace(id, use.fd);  // may be asked for again
   }
-  for (const ObjectId id : needed_by_[pid]) {
-    auto& made = made_.at(id);
-    if (here.contains(id)) continue;
+  for (Made* const needed : needed_by_[pid]) {
+    auto& made = *needed;
+    if (here.contains(made.id)) continue;
     int& at = made.needed_at.at(pid);
     at = made.owner == pid || made.given ? made.fd : out_.temporary_fd();
     if (made.owner != pid && !made.given) transfer(made, at, true);
@@ -274,12 +276,11 @@ Status DescriptorPlan::complete(Pid pid) {
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return {};
   for (const auto& group : groups->second) {
-    if (std::ranges::none_of(group, [&](ObjectId id) { return carriers_.contains(id); })) continue;
+    if (std::ranges::all_of(group, [](const Made* made) { return made->description->carries.empty(); })) continue;
     std::vector<Placement> placements;
-    for (const ObjectId id : group)
-      placements.push_back({&out_.application.descriptions.at(id), made_.at(id).fd, made_.at(id).scratch});
+    for (const Made* made : group) placements.push_back({made->description, made->fd, made->scratch});
     auto sink = out_.process(pid);
-    TRY(made_.at(group.front()).maker->complete(out_.application, placements, open_in(pid), sink));
+    TRY(group.front()->maker->complete(out_.application, placements, open_in(pid), sink));
   }
   return {};
 }
@@ -354,24 +355,22 @@ void DescriptorPlan::start(Pid pid) {
 }
 
 void DescriptorPlan::close_temporaries(Pid pid) {
-  for (const ObjectId id : needed_by_[pid]) {
-    const auto& made = made_.at(id);
-    if (made.needed_at.at(pid) >= 0 && made.owner != pid && !made.given)
-      out_.process(pid).add(Close{made.needed_at.at(pid)});
+  for (const Made* made : needed_by_[pid]) {
+    if (made->needed_at.at(pid) >= 0 && made->owner != pid && !made->given)
+      out_.process(pid).add(Close{made->needed_at.at(pid)});
   }
   const auto groups = groups_.find(pid);
   if (groups == groups_.end()) return;
   bool waited = false;
   for (const auto& group : groups->second) {
-    for (const ObjectId id : group) {
-      const auto& made = made_.at(id);
-      if (!made.temporary) continue;
+    for (const Made* made : group) {
+      if (!made->temporary) continue;
       if (!waited) {
         out_.await_all(out_.process(pid), taken_from(pid));
         out_.await_all(out_.process(pid), borrowed_from(pid));
       }
       waited = true;
-      out_.process(pid).add(Close{made.fd});
+      out_.process(pid).add(Close{made->fd});
     }
   }
 }

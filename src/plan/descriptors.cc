@@ -9,19 +9,24 @@
 namespace stasis::plan {
 
 DescriptorPlan::DescriptorPlan(Emission& out, const CreationTree& tree) : out_(out), inheritance_(out, tree) {
+  const auto& descriptions = out.application.descriptions;
+  made_.reserve(descriptions.size());
   for (const auto& task : out.application.tasks) {
     if (task.state == model::TaskState::zombie || !table_worker_.emplace(task.descriptors, task.pid).second) continue;
+    auto next = descriptions.begin();  // mostly ids ascend with the numbers
+    auto& used = used_by_[task.pid];
     for (const auto& [fd, slot] : out.application.descriptor_tables.at(task.descriptors).slots) {
-      auto& made = known(slot.description, task.pid, fd);
+      if (next == descriptions.end() || next->first != slot.description) next = descriptions.find(slot.description);
+      auto& made = known(*next++, task.pid, fd);
       made.uses.push_back({task.pid, fd, slot.close_on_exec});
-      used_by_[task.pid].emplace_back(slot.description, made.uses.back());
+      used.emplace_back(&made, made.uses.back());
     }
   }
   add_mapped_files();
   add_carried();
   find_inheritance();
   add_watchers();
-  for (const auto& [id, description] : out.application.descriptions) {
+  for (const auto& [id, description] : descriptions) {
     const auto made = description.starts_last ? made_.find(id) : made_.end();
     if (made != made_.end() && !made->second.uses.empty()) starters_[made->second.uses.front().pid].push_back(id);
   }
@@ -51,14 +56,17 @@ void DescriptorPlan::add_lockers() {
 
 /// What is known of a description; when it is new, `pid` makes it at `fd` (-1: at a passing number), or whoever makes
 /// what has to be made together with it.
-DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
+DescriptorPlan::Made& DescriptorPlan::known(const std::pair<const ObjectId, model::OpenDescription>& described, Pid pid,
+                                            int fd) {
+  const auto& [id, description] = described;
   const auto [entry, fresh] = made_.try_emplace(id);
   auto& made = entry->second;
   if (!fresh) return made;
+  made.description = &description;
+  made.id = id;
   made.owner = pid;
   made.fd = fd;
   made.temporary = fd < 0;
-  const auto& description = out_.application.descriptions.at(id);
   made.maker = out_.maker(description);
   if (const auto given = out_.given().find(id); given != out_.given().end()) {
     made.given = true;
@@ -70,18 +78,18 @@ DescriptorPlan::Made& DescriptorPlan::known(ObjectId id, Pid pid, int fd) {
   if (description.owner.kind == model::FileOwner::Kind::process) referred_.insert(Pid{description.owner.id});
   if (const Pid owner = maker_of(description, made.maker, pid); owner != pid) {
     made.owner = owner, made.temporary = true, made.fd = -1;
-    groups_[owner].push_back({id});
+    groups_[owner].push_back({&made});
     return made;
   }
   const std::pair together(made.maker, made.maker != nullptr ? made.maker->made_together(description) : ObjectId{});
   const auto group = together.second.value == 0 ? group_of_.end() : group_of_.find(together);
   if (group == group_of_.end()) {
     if (together.second.value != 0) group_of_[together] = {pid, groups_[pid].size()};
-    groups_[pid].push_back({id});
+    groups_[pid].push_back({&made});
     return made;
   }
   const auto [owner, index] = group->second;
-  groups_[owner][index].push_back(id);
+  groups_[owner][index].push_back(&made);
   if (owner != pid) {  // somebody before us has the other end and makes this one for us
     made.owner = owner;
     made.temporary = true;
@@ -125,9 +133,7 @@ void DescriptorPlan::add_carried() {
     if (!description.carries.empty() && made_.contains(id)) carriers.push_back(id);
   }
   for (size_t i = 0; i < carriers.size(); ++i) {
-    const auto& carried = out_.application.descriptions.at(carriers[i]).carries;
-    if (!carried.empty()) carriers_.insert(carriers[i]);
-    for (const ObjectId id : carried) {
+    for (const ObjectId id : out_.application.descriptions.at(carriers[i]).carries) {
       if (!made_.contains(id)) carriers.push_back(id);
       need(id, made_.at(carriers[i]).owner);
     }
@@ -151,14 +157,15 @@ void DescriptorPlan::add_watchers() {
 }
 
 void DescriptorPlan::need(ObjectId id, Pid pid) {
-  if (known(id, pid, -1).needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(id);
+  auto& made = known(*out_.application.descriptions.find(id), pid, -1);
+  if (made.needed_at.emplace(pid, -1).second) needed_by_[pid].push_back(&made);
 }
 
 void DescriptorPlan::find_inheritance() {
   for (auto& [owner, groups] : std::exchange(groups_, {})) {
     for (auto& group : groups) {
-      const bool is_shared = std::ranges::any_of(group, [&](ObjectId id) {
-        return std::ranges::any_of(made_.at(id).uses, [&](const Use& use) { return use.pid != owner; });
+      const bool is_shared = std::ranges::any_of(group, [&](const Made* made) {
+        return std::ranges::any_of(made->uses, [&](const Use& use) { return use.pid != owner; });
       });
       const auto bequest = is_shared && can_be_inherited(group) ? bequest_of(group) : std::nullopt;
       if (bequest)
@@ -169,11 +176,11 @@ void DescriptorPlan::find_inheritance() {
   }
 }
 
-std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& group) const {
+std::optional<Bequest> DescriptorPlan::bequest_of(const Group& group) const {
   std::vector<HeldTogether> together;
-  for (const ObjectId id : group) {
+  for (const Made* made : group) {
     auto& users = together.emplace_back().users;
-    for (const auto& use : made_.at(id).uses) users.insert(use.pid);
+    for (const auto& use : made->uses) users.insert(use.pid);
   }
   for (;;) {
     auto bequest = inheritance_.of(together);
@@ -181,7 +188,7 @@ std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& g
     bool as_thought = true;
     for (size_t index = 0; index < group.size(); ++index) {
       auto& member = together[index];
-      if (member.by_passing_number || common_number(made_.at(group[index]), *bequest, index) >= 0) continue;
+      if (member.by_passing_number || common_number(*group[index], *bequest, index) >= 0) continue;
       member.by_passing_number = true;  // costs more: maybe others do better
       as_thought = false;
     }
@@ -189,25 +196,23 @@ std::optional<Bequest> DescriptorPlan::bequest_of(const std::vector<ObjectId>& g
   }
 }
 
-bool DescriptorPlan::can_be_inherited(const std::vector<ObjectId>& group) const {
-  return std::ranges::all_of(group, [&](ObjectId id) {
-    const auto& made = made_.at(id);
-    const auto& description = out_.application.descriptions.at(id);
-    return made.maker != nullptr && made.maker->can_be_inherited(description) && made.needed_at.empty() &&
-           description.carries.empty();
+bool DescriptorPlan::can_be_inherited(const Group& group) {
+  return std::ranges::all_of(group, [](const Made* made) {
+    return made->maker != nullptr && made->maker->can_be_inherited(*made->description) && made->needed_at.empty() &&
+           made->description->carries.empty();
   });
 }
 
-void DescriptorPlan::bequeath(const std::vector<ObjectId>& group, const Bequest& bequest) {
+void DescriptorPlan::bequeath(const Group& group, const Bequest& bequest) {
   for (size_t member = 0; member < group.size(); ++member) {
-    auto& made = made_.at(group[member]);
+    auto& made = *group[member];
     const auto& heirs = bequest.heirs[member];
     made.early = true;
     made.owner = bequest.owner;
     made.fd = common_number(made, bequest, member);
     made.temporary = made.fd < 0;
     if (made.temporary) made.fd = out_.temporary_fd();
-    for (const Pid heir : heirs) legacies_[heir].insert(group[member]);
+    for (const Pid heir : heirs) legacies_[heir].insert(made.id);
   }
   bequests_[bequest.owner].push_back(group);
   groups_[bequest.owner].push_back(group);
@@ -215,7 +220,7 @@ void DescriptorPlan::bequeath(const std::vector<ObjectId>& group, const Bequest&
 
 /// Under which everybody who has it meanwhile has it in the end; -1: there is none. Then it is a passing number that
 /// nobody uses.
-int DescriptorPlan::common_number(const Made& made, const Bequest& bequest, size_t member) const {
+int DescriptorPlan::common_number(const Made& made, const Bequest& bequest, size_t member) {
   const auto& heirs = bequest.heirs[member];
   const auto has = [&](Pid pid, int fd) {
     return std::ranges::any_of(made.uses, [&](const Use& use) { return use.pid == pid && use.fd == fd; });

@@ -47,6 +47,8 @@ class DescriptorPlan {
     bool close_on_exec;
   };
   struct Made {
+    const model::OpenDescription* description = nullptr;
+    ObjectId id;
     Pid owner;
     int fd = -1;  ///< the number the owner makes it at
     bool temporary = false;
@@ -59,17 +61,20 @@ class DescriptorPlan {
     std::map<Pid, int> needed_at;  ///< processes that need it for a while → the passing number there, -1: not yet
   };
 
-  Made& known(ObjectId, Pid, int fd);
+  /// Made together. They stay where they are in made_.
+  using Group = std::vector<Made*>;
+
+  Made& known(const std::pair<const ObjectId, model::OpenDescription>&, Pid, int fd);
   Pid maker_of(const model::OpenDescription&, const DescriptionMaker*, Pid holder) const;
   void add_mapped_files();
   void add_carried();
   void need(ObjectId, Pid);
   void add_watchers();
   void find_inheritance();
-  bool can_be_inherited(const std::vector<ObjectId>& group) const;
-  void bequeath(const std::vector<ObjectId>& group, const Bequest&);
-  std::optional<Bequest> bequest_of(const std::vector<ObjectId>& group) const;
-  int common_number(const Made&, const Bequest&, size_t member) const;
+  static bool can_be_inherited(const Group&);
+  void bequeath(const Group&, const Bequest&);
+  std::optional<Bequest> bequest_of(const Group&) const;
+  static int common_number(const Made&, const Bequest&, size_t member);
   void inherit(Pid, Pid creator);
   bool is_heir(Pid, ObjectId) const;
   Pid watcher_of(const Made& epoll, const std::vector<model::Watch>&) const;
@@ -78,9 +83,9 @@ class DescriptorPlan {
   static int number_in(Pid, const Made&);
   bool is_in_place(Pid, const model::Watch&) const;
   void watch_out_of_place(Pid, const model::Watch&, int epoll);
-  Status make_group(Pid, const std::vector<ObjectId>& group);
-  Status adopt(Pid, const model::OpenDescription&, const Made&);
-  Status set_state(Pid, const model::OpenDescription&, const Made&);
+  Status make_group(Pid, const Group&);
+  Status adopt(Pid, const Made&);
+  Status set_state(Pid, const Made&);
   void set_owner(Pid by, const std::string& purpose, const model::FileOwner& owner, Calls calls);
   void set_owner_outside(Pid, int fd, const model::FileOwner&);
   void add_lockers();
@@ -89,14 +94,13 @@ class DescriptorPlan {
 
   Emission& out_;
   const Inheritance inheritance_;
-  std::map<ObjectId, Pid> table_worker_;                          ///< descriptor table → process
-  std::unordered_map<ObjectId, Made> made_;                       ///< never walked: its order is nobody's
-  std::map<Pid, std::vector<std::pair<ObjectId, Use>>> used_by_;  ///< by the process that works on the table
-  std::map<Pid, std::vector<ObjectId>> needed_by_;                ///< likewise
-  std::set<ObjectId> carriers_;                                   ///< of those that are made
-  std::map<Pid, std::vector<std::vector<ObjectId>>> groups_;      ///< by owner, in order of making
-  std::map<Pid, std::vector<std::vector<ObjectId>>> bequests_;    ///< those of them that are made early
-  std::map<Pid, std::set<ObjectId>> legacies_;                    ///< what processes are to keep from their birth
+  std::map<ObjectId, Pid> table_worker_;                             ///< descriptor table → process
+  std::unordered_map<ObjectId, Made> made_;                          ///< never walked: its order is nobody's
+  std::map<Pid, std::vector<std::pair<const Made*, Use>>> used_by_;  ///< by the process that works on the table
+  std::map<Pid, std::vector<Made*>> needed_by_;                      ///< likewise
+  std::map<Pid, std::vector<Group>> groups_;                         ///< by owner, in order of making
+  std::map<Pid, std::vector<Group>> bequests_;                       ///< those of them that are made early
+  std::map<Pid, std::set<ObjectId>> legacies_;                       ///< what processes are to keep from their birth
   std::map<Pid, std::map<ObjectId, int>> inherited_;    ///< what they have, or have made, so far while the tree grows
   std::map<Pid, std::vector<ObjectId>> watchers_;       ///< epolls, by the process that adds what they wait for
   std::map<Pid, std::map<ObjectId, int>> borrowed_by_;  ///< passing numbers of what `borrow` takes
