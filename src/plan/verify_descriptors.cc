@@ -42,10 +42,12 @@ OpenSlot* Interpreter::open_slot(int fd) {
 void Interpreter::put(int fd, OpenSlot slot) {
   require(fd >= 0, "descriptor {} is out of range (EBADF)", fd);
   touch_table();
-  writes(now_->table->uses[fd], "descriptor {}", fd);
+  auto& [slots, uses, turn] = *now_->table;  // they come mostly in ascending order
+  writes(uses.try_emplace(uses.end(), fd)->second, "descriptor {}", fd);
   if (problem_) return;
-  const bool is_free = now_->table->slots.try_emplace(fd, slot).second;
-  require(is_free, "descriptor {} is open already and would be closed silently", fd);
+  const size_t before = slots.size();
+  slots.try_emplace(slots.end(), fd, slot);
+  require(slots.size() != before, "descriptor {} is open already and would be closed silently", fd);
 }
 
 void Interpreter::makes(ObjectId id) {

@@ -182,14 +182,17 @@ void Interpreter::compare_sharing(const model::Task& task, const Process& made) 
 
 void Interpreter::compare_table(const model::Task& task, const Table& made) {
   const auto& table = wanted_.descriptor_tables.at(task.descriptors).slots;
+  auto found = made.slots.begin();
+  auto description = wanted_.descriptions.begin();  // mostly ids ascend with the numbers
   for (const auto& [fd, slot] : table) {
-    const auto found = made.slots.find(fd);
+    if (found == made.slots.end() || found->first != fd) found = made.slots.find(fd);
     require(found != made.slots.end(), "descriptor {} is not opened", fd);
     if (problem_) return;
     require(found->second.description == slot.description, "descriptor {} refers to {} instead of {}", fd,
             found->second.description, slot.description);
     require(found->second.close_on_exec == slot.close_on_exec, "descriptor {} has the wrong close-on-exec flag", fd);
-    const auto description = wanted_.descriptions.find(slot.description);
+    if (description == wanted_.descriptions.end() || description->first != slot.description)
+      description = wanted_.descriptions.find(slot.description);
     const bool is_known = description != wanted_.descriptions.end();
     if (is_known && !description->second.carries.empty()) compare_carried(slot.description);
     const bool stays = !is_known || description->second.given >= 0;
@@ -197,6 +200,8 @@ void Interpreter::compare_table(const model::Task& task, const Table& made) {
     const auto reached = positions_.find(slot.description);
     require((reached == positions_.end() ? 0 : reached->second) == position, "descriptor {} is not at offset {}", fd,
             position);
+    ++found;
+    if (is_known) ++description;
   }
   if (made.slots.size() == table.size()) return;  // all that is wanted is there, and so nothing else
   for (const auto& [fd, slot] : made.slots) require(table.contains(fd), "descriptor {} is left open", fd);
