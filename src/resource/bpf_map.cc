@@ -24,6 +24,7 @@
 #include "kernel/fdinfo.h"
 #include "kernel/process.h"
 #include "resource/anonymous_room.h"
+#include "resource/kernel_access.h"
 
 namespace stasis::resource {
 namespace {
@@ -32,6 +33,7 @@ using plan::call;
 
 constexpr uint64_t largest_content = 64 << 20;  ///< keys and values
 constexpr size_t longest_name = BPF_OBJ_NAME_LEN - 1;
+constexpr uint32_t any_node = ~0u;  // NUMA_NO_NODE
 
 struct MapType {
   uint32_t number;
@@ -83,15 +85,22 @@ bool is_per_processor(uint32_t type) {
 /// Of one processor in what system calls take and give (kernel/bpf/syscall.c, bpf_map_value_size).
 uint64_t stride(uint32_t value_size) { return (uint64_t{value_size} + 7) / 8 * 8; }
 
-/// That there may ever be: the last in "0-3,8-11".
-Result<uint32_t> possible_processors() {
-  const std::string path = "/sys/devices/system/cpu/possible";
+/// The last in a list like "0-3,8-11".
+Result<uint32_t> last_in(const std::string& path) {
   const std::string text = TRY(kernel::read_file(path));
   const size_t last = text.find_last_of(",-") == std::string::npos ? 0 : text.find_last_of(",-") + 1;
   uint32_t number = 0;
   if (std::from_chars(text.data() + last, text.data() + text.size(), number).ec != std::errc())
     return fail(Error::unsupported("read " + path, "it is not a list of numbers"));
-  return number + 1;
+  return number;
+}
+/// That there may ever be.
+Result<uint32_t> possible_processors() { return TRY(last_in("/sys/devices/system/cpu/possible")) + 1; }
+
+/// NUMA nodes with memory; 0 where the kernel knows of no nodes (CONFIG_NUMA).
+uint32_t last_node() {
+  const auto last = last_in("/sys/devices/system/node/has_memory");
+  return last ? *last : 0;
 }
 
 struct BpfMap final : model::KindValue {
@@ -99,6 +108,7 @@ struct BpfMap final : model::KindValue {
   uint32_t id = 0;      ///< the kernel's own; not compared
   uint64_t memory = 0;  ///< likewise
   bool frozen = false;
+  uint32_t numa_node = 0;  ///< that its memory is on, if `flags` have BPF_F_NUMA_NODE
   std::string name;
   uint32_t count = 0;
   Bytes keys, values;       ///< of `count` elements, ascending keys
@@ -110,8 +120,8 @@ struct BpfMap final : model::KindValue {
   bool equals(const model::KindValue& other) const override {
     const auto* map = dynamic_cast<const BpfMap*>(&other);
     const auto all = [](const BpfMap& m) {
-      return std::tie(m.type, m.key_size, m.value_size, m.max_entries, m.flags, m.frozen, m.name, m.count, m.keys,
-                      m.values, m.processors);
+      return std::tie(m.type, m.key_size, m.value_size, m.max_entries, m.flags, m.frozen, m.numa_node, m.name, m.count,
+                      m.keys, m.values, m.processors);
     };
     return map != nullptr && all(*this) == all(*map);
   }
@@ -198,6 +208,9 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     }
     map->name.assign(more.name, strnlen(more.name, sizeof more.name));
     if (is_per_processor(map->type)) map->processors = TRY(possible_processors());
+    if (bound_to_node(*map) && last_node() != 0 && !TRY(find_node(context, probe, *map))) {
+      return model::KindState{std::move(map)};
+    }
     if (const auto problem = problem_of(context, *map, more, probe.flags); !problem.empty()) {
       context.diagnostics.refuse(probe.subject, problem, "close it before the dump, or make it another way");
     } else {
@@ -209,6 +222,11 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
   void validate(const model::Application&, const model::OpenDescription& description,
                 Diagnostics& diagnostics) const override {
     const auto& map = *description.state.as<BpfMap>();
+    if (bound_to_node(map) && map.numa_node != any_node && map.numa_node > last_node()) {
+      diagnostics.refuse(map.describe(),
+                         fmt::format("its memory is bound to NUMA node {}, which is not here", map.numa_node),
+                         "restore on a machine that has this node");
+    }
     const auto here = is_per_processor(map.type) && map.count != 0 ? possible_processors() : map.processors;
     if (here && *here == map.processors) return;
     diagnostics.refuse(
@@ -224,6 +242,7 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
       bpf_attr attributes{};
       attributes.map_type = map.type, attributes.key_size = map.key_size, attributes.value_size = map.value_size;
       attributes.max_entries = map.max_entries, attributes.map_flags = map.flags;
+      attributes.numa_node = map.numa_node;
       std::memcpy(attributes.map_name, map.name.data(), std::min(map.name.size(), longest_name));
       plan::Perform perform{map.describe(), "", {}, {}, {}};
       perform.calls.push_back(call(SYS_bpf, BPF_MAP_CREATE, plan::struct_in(attributes), sizeof attributes));
@@ -270,6 +289,7 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     entry.set_value_size(map.value_size), entry.set_map_id(map.id), entry.set_max_entries(map.max_entries);
     entry.set_map_flags(map.flags), entry.set_memlock(map.memory), entry.set_frozen(map.frozen);
     entry.set_map_name(map.name), entry.set_ifindex(0);
+    if (map.numa_node != 0) entry.set_numa_node(map.numa_node);
     return {};
   }
 
@@ -279,18 +299,37 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     map->type = entry.map_type(), map->key_size = entry.key_size(), map->value_size = entry.value_size();
     map->max_entries = entry.max_entries(), map->flags = entry.map_flags(), map->id = entry.map_id();
     map->memory = entry.memlock(), map->frozen = entry.frozen(), map->name = entry.map_name();
+    map->numa_node = entry.numa_node();
     if (!is_known(map->type))
       return bad_entry(kind(), record, "bpf.map_type", fmt::format("maps of type {} cannot be made again", map->type));
     if (entry.ifindex() != 0) return bad_entry(kind(), record, "bpf.ifindex", "it is of a network device");
     if (map->key_size == 0 || map->value_size == 0 || map->max_entries == 0 || map->key_size > largest_content ||
         map->value_size > largest_content || map->max_entries > largest_content || most_content(*map) > largest_content)
       return bad_entry(kind(), record, "bpf.max_entries", "the map is empty, or too large");
+    if (map->numa_node != 0 && !bound_to_node(*map))
+      return bad_entry(kind(), record, "bpf.numa_node", "its memory is bound to no node");
     if (map->name.size() > longest_name) return bad_entry(kind(), record, "bpf.map_name", "no name is so long");
     description.state = {std::move(map)};
     return {};
   }
 
  private:
+  static bool bound_to_node(const BpfMap& map) { return (map.flags & BPF_F_NUMA_NODE) != 0; }
+
+  /// Which of several it is. False: nobody tells, which has been said.
+  static Result<bool> find_node(CaptureContext& context, const DescriptorProbe& probe, BpfMap& map) {
+    const auto& memory = context.kept<KernelAccess>().memory;
+    if (!memory) {
+      context.diagnostics.refuse(probe.subject,
+                                 told_by_memory_alone("to which NUMA node its memory is bound", memory.error()),
+                                 "close it before the dump, or make it another way");
+      return false;
+    }
+    const uint64_t object = TRY(memory->private_data(TRY(probe.duplicate())));
+    map.numa_node = static_cast<uint32_t>(TRY(memory->get(object, "bpf_map", "numa_node")));
+    return true;
+  }
+
   /// Why it cannot be made again; empty: it can.
   static std::string problem_of(CaptureContext& context, const BpfMap& map, const bpf_map_info& info, uint32_t flags) {
     if (!is_known(map.type)) {
@@ -301,7 +340,6 @@ class BpfMapRoom final : public AnonymousRoom<bpfmap_file_entry, &image::FileRec
     if (info.btf_id != 0 || info.btf_vmlinux_value_type_id != 0)
       return "its keys and values have types (BTF), which the kernel does not give back";
     if (info.ifindex != 0) return "it is of a network device";
-    if ((map.flags & BPF_F_NUMA_NODE) != 0) return "its memory is bound to a NUMA node";
     if ((flags & O_ACCMODE) != O_RDWR) return "it is open for reading or for writing only";
     if (most_content(map) > largest_content) return fmt::format("it may hold more than {} MiB", largest_content >> 20);
     bool fresh = false;

@@ -1,5 +1,5 @@
 // BPF maps: hashes, arrays and a trie with content, with a value for each processor, one that is frozen, one that is
-// empty, one shared by fork.
+// empty, one bound to a NUMA node, one shared by fork.
 // REQUIRES: ! grep -q '^CapEff:.*0000000000000000' /proc/self/status || { echo "bpf(2) needs capabilities"; false; }
 // FAIL_RESTORE
 // ROOT: makes BPF maps
@@ -11,11 +11,12 @@ static long bpf(int command, union bpf_attr* attributes) {
   return syscall(SYS_bpf, command, attributes, sizeof *attributes);
 }
 
-static int make_map(uint32_t type, uint32_t key_size, uint32_t value_size, const char* name) {
+static int make_map(uint32_t type, uint32_t key_size, uint32_t value_size, const char* name, uint32_t flags = 0) {
   union bpf_attr attributes = {};
+  attributes.map_flags = flags;  // with BPF_F_NUMA_NODE: on the first node
   attributes.map_type = type, attributes.key_size = key_size, attributes.value_size = value_size;
   attributes.max_entries = 100;
-  if (type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LPM_TRIE) attributes.map_flags = BPF_F_NO_PREALLOC;
+  if (type == BPF_MAP_TYPE_HASH || type == BPF_MAP_TYPE_LPM_TRIE) attributes.map_flags |= BPF_F_NO_PREALLOC;
   strcpy(attributes.map_name, name);
   const int map = (int)bpf(BPF_MAP_CREATE, &attributes);
   CHECK(map >= 0);
@@ -74,7 +75,8 @@ int main(int argc, char** argv) {
   for (uint32_t key = 0; key < 20; ++key) CHECK(set(least_recent, &key, &key));
   const Network networks[] = {{8, {10, 0, 0, 0}}, {16, {10, 1, 0, 0}}, {32, {10, 1, 2, 3}}};
   for (uint32_t i = 0; i < 3; ++i) CHECK(set(trie, &networks[i], &i));
-  const int hash = make_map(BPF_MAP_TYPE_HASH, 3, 9, "words"), array = make_map(BPF_MAP_TYPE_ARRAY, 4, 8, "numbers");
+  const int hash = make_map(BPF_MAP_TYPE_HASH, 3, 9, "words"),
+            array = make_map(BPF_MAP_TYPE_ARRAY, 4, 8, "numbers", BPF_F_NUMA_NODE);
   const int empty = make_map(BPF_MAP_TYPE_HASH, 4, 4, ""), frozen = make_map(BPF_MAP_TYPE_ARRAY, 4, 4, "frozen");
   CHECK(set(hash, "abc", "12345678") && set(hash, "xyz", "abcdefgh"));
   for (uint32_t i = 0; i < 100; ++i) {
