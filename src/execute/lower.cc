@@ -362,6 +362,10 @@ class Lowering {
 
   Status lower(const plan::Command&, const plan::OpenTerminal& open) {
     constexpr uint32_t peer_flags = O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC;
+    if (!open.path.empty()) {  // a serial line waits for its carrier otherwise
+      add(call(plan::Call::open_at, plan::text(open.path), peer_flags, 0, open.slave_fd));
+      return {};
+    }
     const uint32_t index = model::index_of_terminal(open.terminal);
     add(call(plan::Call::open_terminal, index, open.flags, plan::Out{4ull * index}));
     add(call(plan::Call::move_fd, ResultOf{-1}, open.master_fd, open.flags & O_CLOEXEC, 1));

@@ -29,10 +29,15 @@ Tid overruns_belong_to(const Task& task, const PosixTimer& timer) {
   return notified == task.threads.end() ? Tid{} : notified->tid;
 }
 
+std::string terminal_name(uint64_t device) {
+  if (is_pseudo_terminal(device)) return fmt::format("/dev/pts/{}", index_of_terminal(device));
+  return fmt::format("terminal {}:{}", device >> 8, device & 0xff);
+}
+
 std::string problem_with_terminals(const Application& application) {
   std::set<Pid> sessions;
   for (const auto& [number, terminal] : application.terminals) {
-    const auto name = fmt::format("/dev/pts/{}", index_of_terminal(number));
+    const auto name = terminal_name(number);
     if (terminal.session.value == 0) continue;
     const auto* leader = application.find(terminal.session);
     if (leader == nullptr || leader->session != leader->pid || leader->state == TaskState::zombie)
@@ -49,7 +54,7 @@ std::string problem_with_terminals(const Application& application) {
     const auto terminal = application.terminals.find(task.controlling_terminal);
     if (terminal == application.terminals.end()) continue;
     if (terminal->second.session != task.session || task.state == TaskState::zombie)
-      return fmt::format("/dev/pts/{} cannot control process {}: {}", index_of_terminal(terminal->first), task.pid,
+      return fmt::format("{} cannot control process {}: {}", terminal_name(terminal->first), task.pid,
                          task.state == TaskState::zombie ? "it has ended" : "it is in another session");
   }
   return {};

@@ -21,13 +21,15 @@ struct DeadLeader {
   friend bool operator==(const DeadLeader&, const DeadLeader&) = default;
 };
 
-/// A pseudo-terminal whose master side is held by the tree. Its name is the device number of its slave side
+/// A pseudo-terminal whose master side is held by the tree, or one of the machine (a virtual terminal, a serial line)
+/// that controls a session of the tree. Its name is its device number, of a pair that of the slave side
 /// (Task::controlling_terminal).
 struct Terminal {
-  ObjectId master;            ///< the one description of its master side; 0: of a bare tree
+  ObjectId master;            ///< the one description of its master side; 0: of a bare tree, or there is none
   Pid session;                ///< that it controls; 0: none
   Pid foreground;             ///< the group in its foreground; 0: nobody is in it, or it controls no session
   bool slave_opened = false;  ///< somebody has opened its slave side: the master sees when all have closed it
+  std::string path = {};      ///< of one of the machine; empty: a pseudo-terminal
   friend bool operator==(const Terminal&, const Terminal&) = default;
 };
 /// Of /dev/pts/INDEX (kernel/drivers/tty/pty.c: 136 is the first of eight major numbers, the only one in use).
@@ -38,6 +40,10 @@ constexpr uint64_t terminal_with_index(uint32_t index) {
 constexpr uint32_t index_of_terminal(uint64_t device) {
   return static_cast<uint32_t>((device & 0xff) | (device >> 12 & 0xfff00));
 }
+
+constexpr bool is_pseudo_terminal(uint64_t device) { return device == terminal_with_index(index_of_terminal(device)); }
+/// "/dev/pts/7", or the number of another.
+std::string terminal_name(uint64_t device);
 
 /// What is there for the time of a restore alone: no part of what is restored, and not compared.
 struct Scaffold {

@@ -316,14 +316,16 @@ inline constexpr uint32_t kept_by_one_shot = 1u << 29 | 1u << 30 | 1u << 31 | 1u
 inline constexpr bool has_fired(uint32_t events) { return (events & ~kept_by_one_shot) == 0; }
 // ---- terminals. They are named by their device numbers (model::Terminal).
 
-/// The pseudo-terminal with just that index, unlocked.
+/// The pseudo-terminal with just that index, unlocked; or one of the machine.
 struct OpenTerminal {
   static constexpr std::string_view name = "OPEN_TERMINAL";
+  static constexpr std::string_view optional_field = "path";
   uint64_t terminal = 0;
   ObjectId description;  ///< of the master side
   uint32_t flags = 2;    ///< that one's, as for open
   int master_fd = 0;
-  int slave_fd = -1;  ///< -1: nobody has opened its slave side yet
+  int slave_fd = -1;      ///< -1: nobody has opened its slave side yet
+  std::string path = {};  ///< of one of the machine, which has no master side (-1); empty: a pseudo-terminal
   template <typename S, typename V>
   static void fields(S& s, V&& v) {
     v("terminal", s.terminal);
@@ -331,6 +333,7 @@ struct OpenTerminal {
     v("flags", s.flags);
     v("master_fd", s.master_fd);
     v("slave_fd", s.slave_fd);
+    v("path", s.path);
   }
 };
 /// The runner, which leads a session, acquires the terminal that is open under `fd`. Children that are born from now on

@@ -50,6 +50,7 @@ void Emission::open_terminals(int first_fd) {
   auto root = process(application.root);
   for (const auto& [terminal, about] : application.terminals) {
     OpenTerminal open{terminal, about.master, O_RDWR | O_NOCTTY | O_CLOEXEC, first_fd, -1};
+    if (!about.path.empty()) open.master_fd = -1, open.path = about.path;
     if (about.slave_opened) open.slave_fd = first_fd + 1;
     first_fd += 2;
     if (const auto master = application.descriptions.find(about.master); master != application.descriptions.end()) {
@@ -65,7 +66,7 @@ void Emission::open_terminals(int first_fd) {
 
 void Emission::close_terminals(Pid pid) {
   for (const auto& [terminal, numbers] : terminals_) {
-    process(pid).add(Close{numbers.master});
+    if (numbers.master >= 0) process(pid).add(Close{numbers.master});
     if (numbers.slave >= 0) process(pid).add(Close{numbers.slave});
   }
 }

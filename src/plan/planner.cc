@@ -39,7 +39,7 @@ uint64_t needed_area(const Program& program) {
     }
     if (const auto* load = std::get_if<LoadPages>(&command.action)) bytes += load->runs.size() * 16;
     if (const auto* open = std::get_if<Open>(&command.action)) bytes += open->path.size();
-    if (const auto* open = std::get_if<OpenTerminal>(&command.action))
+    if (const auto* open = std::get_if<OpenTerminal>(&command.action); open != nullptr && open->path.empty())
       bytes += 4ull * model::index_of_terminal(open->terminal);
     const bool creates = std::holds_alternative<Fork>(command.action) ||
                          std::holds_alternative<Clone>(command.action) ||

@@ -81,6 +81,7 @@ struct Process {
 struct TerminalState {
   Pid session, foreground;
   bool slave_opened = false;
+  std::string path;
   Shared control;  ///< session and foreground
 };
 

@@ -7,9 +7,14 @@ namespace stasis::plan::verifier {
 
 void Interpreter::apply(const OpenTerminal& open) {
   const uint32_t index = model::index_of_terminal(open.terminal);
-  require(index <= model::last_terminal_index && open.terminal == model::terminal_with_index(index),
-          "{:#x} is not the device number of a pseudo-terminal (ENXIO)", open.terminal);
-  require(problem_ || terminals_.try_emplace(open.terminal).second, "/dev/pts/{} is open already (EBUSY)", index);
+  const bool is_pair = index <= model::last_terminal_index && model::is_pseudo_terminal(open.terminal);
+  if (open.path.empty())
+    require(is_pair, "{:#x} is not the device number of a pseudo-terminal (ENXIO)", open.terminal);
+  else
+    require(!is_pair && open.master_fd == -1 && open.slave_fd >= 0 && open.description.value == 0,
+            "a pseudo-terminal is not opened by a path, and no other has a master side");
+  require(problem_ || terminals_.try_emplace(open.terminal).second, "{} is open already (EBUSY)",
+          model::terminal_name(open.terminal));
   if (const auto wanted = wanted_.terminals.find(open.terminal);
       extent_ == Extent::whole && wanted != wanted_.terminals.end()) {
     const auto master = wanted_.descriptions.find(wanted->second.master);
@@ -20,10 +25,13 @@ void Interpreter::apply(const OpenTerminal& open) {
   }
   if (problem_) return;
   terminals_.at(open.terminal).slave_opened = open.slave_fd >= 0;
-  put(open.master_fd, {.description = open.description,
-                       .close_on_exec = (open.flags & O_CLOEXEC) != 0,
-                       .terminal = open.terminal,
-                       .is_master = true});
+  terminals_.at(open.terminal).path = open.path;
+  if (open.path.empty()) {
+    put(open.master_fd, {.description = open.description,
+                         .close_on_exec = (open.flags & O_CLOEXEC) != 0,
+                         .terminal = open.terminal,
+                         .is_master = true});
+  }
   if (open.slave_fd >= 0) put(open.slave_fd, {.close_on_exec = true, .terminal = open.terminal});
 }
 
@@ -97,7 +105,10 @@ std::map<uint64_t, model::Terminal> Interpreter::terminals() const {
   std::map<uint64_t, model::Terminal> found;
   for (const auto& [number, state] : terminals_) {
     if (extent_ == Extent::tree && state.session.value == 0) continue;
-    found[number] = {.session = state.session, .foreground = foreground_of(state), .slave_opened = state.slave_opened};
+    found[number] = {.session = state.session,
+                     .foreground = foreground_of(state),
+                     .slave_opened = state.slave_opened,
+                     .path = state.path};
   }
   return found;
 }
@@ -106,22 +117,23 @@ void Interpreter::compare_terminals() {
   for (const auto& [number, state] : terminals_) {
     // A bare tree does not say who has what open: there are only terminals that control somebody.
     const bool is_there = extent_ == Extent::whole || state.session.value != 0;
-    require(!is_there || wanted_.terminals.contains(number), "/dev/pts/{} is not part of the application",
-            model::index_of_terminal(number));
+    require(!is_there || wanted_.terminals.contains(number), "{} is not part of the application",
+            model::terminal_name(number));
   }
   for (const auto& [number, wanted] : wanted_.terminals) {
-    const uint32_t index = model::index_of_terminal(number);
+    const auto name = model::terminal_name(number);
     const auto made = terminals_.find(number);
-    require(made != terminals_.end(), "nothing opens /dev/pts/{}", index);
+    require(made != terminals_.end(), "nothing opens {}", name);
     if (problem_) return;
     const auto& state = made->second;
-    require(state.session == wanted.session, "/dev/pts/{} controls session {} instead of {}", index, state.session,
+    require(state.path == wanted.path, "{} is opened as '{}' instead of '{}'", name, state.path, wanted.path);
+    require(state.session == wanted.session, "{} controls session {} instead of {}", name, state.session,
             wanted.session);
-    require(state.slave_opened == wanted.slave_opened, "the slave side of /dev/pts/{} should {}have been opened", index,
+    require(state.slave_opened == wanted.slave_opened, "the slave side of {} should {}have been opened", name,
             wanted.slave_opened ? "" : "not ");
     const Pid foreground = foreground_of(state);
-    require(foreground == wanted.foreground, "group {} is in the foreground of /dev/pts/{} instead of {}", foreground,
-            index, wanted.foreground);
+    require(foreground == wanted.foreground, "group {} is in the foreground of {} instead of {}", foreground, name,
+            wanted.foreground);
   }
 }
 

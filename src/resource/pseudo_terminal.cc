@@ -11,6 +11,7 @@
 
 #include "model/places.h"
 #include "resource/descriptors.h"
+#include "resource/machine_terminal.h"
 #include "resource/terminal_queue.h"
 
 namespace stasis::resource {
@@ -42,17 +43,7 @@ void capture_session(CaptureContext& context, const CapturedTerminal& captured) 
   }
   device.session = Pid{leader->second};
   if (ioctl(captured.master_fd.get(), TIOCGPGRP, &group) != 0 || group == 0) return;
-  // A group may be left without its leader: its members tell what number it has in the tree.
-  for (const auto& task : context.application.tasks) {
-    if (task.session != device.session || task.state == model::TaskState::zombie) continue;
-    const auto status = kernel::read_status(context.witness(task));
-    if (status && !status->ns_pgid.empty() && status->ns_pgid.front() == group) device.foreground = task.group;
-  }
-  const auto known = context.host_to_tree.find(group);
-  if (device.foreground.value != 0 || known == context.host_to_tree.end()) return;
-  const auto* zombie = context.application.find(Pid{known->second});
-  if (zombie != nullptr && zombie->group == zombie->pid && zombie->session == device.session)
-    device.foreground = zombie->pid;
+  device.foreground = group_in_session(context, device.session, group);
 }
 
 /// Somebody has opened the slave side, and nobody has it open: the master sees a hang-up (drivers/tty/pty.c,
@@ -63,6 +54,20 @@ bool slave_was_closed(int master) {
 }
 
 }  // namespace
+
+Pid group_in_session(CaptureContext& context, Pid session, pid_t host_group) {
+  // A group may be left without its leader: its members tell what number it has in the tree.
+  for (const auto& task : context.application.tasks) {
+    if (task.session != session || task.state == model::TaskState::zombie) continue;
+    const auto status = kernel::read_status(context.witness(task));
+    if (status && !status->ns_pgid.empty() && status->ns_pgid.front() == host_group) return task.group;
+  }
+  const auto known = context.host_to_tree.find(host_group);
+  if (known == context.host_to_tree.end()) return {};
+  const auto* zombie = context.application.find(Pid{known->second});
+  const bool leads = zombie != nullptr && zombie->group == zombie->pid && zombie->session == session;
+  return leads ? zombie->pid : Pid{};
+}
 
 Status capture_pair(CaptureContext& context, CapturedTerminal& captured) {
   auto& device = *captured.device;
@@ -169,8 +174,8 @@ void make_hung_up(const TerminalDevice& device, std::span<const plan::Placement>
 
 namespace {
 
-/// What was opened as /dev/tty leads to a pair if the image says so, or, where CRIU does not, the holder's terminal is
-/// one.
+/// What was opened as /dev/tty leads to a terminal of the tree if the image says so, or, where CRIU does not, the
+/// holder's terminal is one.
 Status lead_through_doors(model::Application& application) {
   std::map<ObjectId, model::Place> places;
   for (auto& [id, description] : application.descriptions) {
@@ -182,9 +187,11 @@ Status lead_through_doors(model::Application& application) {
       if (const auto holder = places.find(id); holder != places.end())
         number = holder->second.task->controlling_terminal;
     }
+    if (terminal->known->of_machine) continue;  // has been found
     const auto pair = application.terminals.find(number);
-    if (pair == application.terminals.end() && terminal->opened_on == 0) continue;
-    if (pair == application.terminals.end()) {
+    const bool is_pair = pair != application.terminals.end() && pair->second.path.empty();
+    if (!is_pair && terminal->opened_on == 0) continue;
+    if (!is_pair) {
       return fail(Error::invalid("decode terminal", "field tty.opened_on is no terminal of the tree",
                                  fmt::format("files.img, file {}", id)));
     }
@@ -214,6 +221,7 @@ Status link_terminals(model::Application& application) {
     description.starts_last = starts_late(device);
   }
   TRY(lead_through_doors(application));
+  link_machine_terminals(application);
   if (application.terminals.empty()) return {};
   // CRIU does not say whom a terminal controls: all of its session.
   for (auto& [number, terminal] : application.terminals) {

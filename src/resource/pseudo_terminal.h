@@ -23,6 +23,9 @@ struct CapturedTerminal {
 /// By device number. Kept by the context (CaptureContext::kept).
 using CapturedTerminals = std::map<uint32_t, CapturedTerminal>;
 
+/// The group that /proc or a terminal calls `host_group`, if somebody of the session is in it; 0: nobody is.
+Pid group_in_session(CaptureContext&, Pid session, pid_t host_group);
+
 /// All descriptors are known: fills the device of a pair and application.terminals.
 Status capture_pair(CaptureContext&, CapturedTerminal&);
 

@@ -5,7 +5,9 @@
 // passed on from there, slave sides are opened anew under their names (pseudo_terminal.h). Where the master is closed,
 // nothing but the hang-up is left.
 //
-// What is at the other end of any other terminal (an emulator, sshd, a console) belongs to somebody else. A shell job
+// Terminals of the machine (machine_terminal.h) are opened again.
+//
+// What is at the other end of any other terminal (an emulator, sshd) belongs to somebody else. A shell job
 // (--shell-job) therefore gets the terminal that stasis itself runs under: every description is opened anew through
 // stasis' own descriptor, with its modes (termios) as they were and, once everything is complete, with the job in the
 // foreground. Its window size is its own. If its session leader is part of the tree, it cannot be saved: with the other
@@ -24,6 +26,7 @@
 #include <set>
 
 #include "resource/descriptors.h"
+#include "resource/machine_terminal.h"
 #include "resource/pseudo_terminal.h"
 
 namespace stasis::resource {
@@ -42,12 +45,13 @@ int own_terminal() {
 std::string path_at_restore(const Terminal& terminal) {
   const auto& device = *terminal.known;
   if (terminal.is_current || device.type == CTTY) return "/dev/tty";
+  if (device.of_machine) return path_of_machine_terminal(terminal);
   if (device.is_pair) return fmt::format("/dev/pts/{}", model::index_of_terminal(device.device));
   return fmt::format("{}fd/{}", plan::supervisor_directory, device.inherited);
 }
 
 /// Somebody else's.
-bool is_foreign(const TerminalDevice& device) { return !device.is_pair && !device.hung_up; }
+bool is_foreign(const TerminalDevice& device) { return !device.is_pair && !device.hung_up && !device.of_machine; }
 
 class TerminalRoom final : public FileRoom {
  public:
@@ -73,7 +77,8 @@ class TerminalRoom final : public FileRoom {
       terminal->is_master = ioctl(fd, TIOCGDEV, &behind) == 0 && is_multiplexer(device);
       if (!terminal->is_master && is_multiplexer(device))
         context.diagnostics.refuse(probe.subject, "the master side has hung up", "close it before the dump");
-      if (terminal_type(behind) == PTY) device = behind, type = PTY;
+      const auto found = terminal_type(behind);
+      if (found == PTY || (found && is_of_machine(*found) && !context.policy.shell_job)) device = behind, type = *found;
     }
     auto& captured = context.kept<CapturedTerminals>()[static_cast<uint32_t>(device)];
     if (!captured.device) {
@@ -95,6 +100,8 @@ class TerminalRoom final : public FileRoom {
         TRY(capture_pair(context, captured));
       else if (captured.slave_hung_up && !captured.slave_fd.valid() && captured.device->type == PTY)
         captured.device->hung_up = true;
+      else if (is_of_machine(captured.device->type) && !context.policy.shell_job)
+        capture_machine_terminal(context, captured);
       else
         capture_foreign(context, captured);
     }
@@ -107,19 +114,20 @@ class TerminalRoom final : public FileRoom {
   // ---- images
 
   /// As CRIU has it: a regular file entry for the path beside the terminal's own.
-  Status encode(const model::Application&, const model::OpenDescription& description,
+  Status encode(const model::Application& application, const model::OpenDescription& description,
                 image::FileRecords& records) const override {
     const auto& terminal = *description.state.as<Terminal>();
     image::FileRecord record;
     record.set_type(TTY), record.set_id(description.id.value);
     auto& tty = *record.mutable_tty();
-    tty.set_id(description.id.value), tty.set_tty_info_id(terminal_info_id(terminal)), tty.set_flags(description.flags);
+    tty.set_id(description.id.value), tty.set_tty_info_id(terminal_info_id(application, terminal)),
+        tty.set_flags(description.flags);
     tty.set_regf_id(path_record_id(description.id));
-    if (terminal.is_current && terminal.known->is_pair) tty.set_opened_on(terminal.known->device);
+    if (terminal.is_current && !is_foreign(*terminal.known)) tty.set_opened_on(terminal.known->device);
     encode_owner(description.owner, *tty.mutable_fown());
     records.files.push_back(std::move(record));
     records.files.push_back(path_record(description, terminal.path, S_IFCHR));
-    return encode_terminal_info(terminal, records);
+    return encode_terminal_info(application, terminal, records);
   }
 
   bool decodes(const image::FileRecords&, const image::FileRecord& record) const override {
@@ -140,9 +148,12 @@ class TerminalRoom final : public FileRoom {
     auto terminal = std::make_shared<Terminal>();
     const auto* path = tty.has_regf_id() ? records.find(tty.regf_id()) : nullptr;
     terminal->path = path != nullptr && path->has_reg() ? path->reg().name() : "?";
-    terminal->device = terminal_object_of_info(tty.tty_info_id());
     terminal->known = TRY(device_with(records, tty.tty_info_id(), subject, application));
     terminal->is_current = terminal->known->type == CTTY;
+    if (const uint32_t behind = terminal->is_current ? TRY(find_terminal_info(records, tty.opened_on())) : 0;
+        behind != 0)
+      terminal->known = TRY(device_with(records, behind, subject, application));
+    terminal->device = terminal_object(terminal->known->type, terminal->known->device);
     terminal->is_master = terminal->known->is_pair && is_master_info(tty.tty_info_id());
     terminal->opened_on = tty.opened_on();
     model::OpenDescription description;
@@ -161,7 +172,9 @@ class TerminalRoom final : public FileRoom {
     for (const auto& [id, description] : application.descriptions) {
       const auto* terminal = description.state.as<Terminal>();
       if (terminal == nullptr || !validated.insert(terminal->known.get()).second) continue;
-      if (is_foreign(*terminal->known))
+      if (terminal->known->of_machine)
+        validate_machine_terminal(*terminal, diagnostics);
+      else if (is_foreign(*terminal->known))
         validate_foreign(application, *terminal->known, diagnostics);
       else
         validate_index(*terminal->known, diagnostics);
@@ -201,9 +214,13 @@ class TerminalRoom final : public FileRoom {
         const uint32_t flags = settable_flags(description.flags);
         if (flags != 0) sink.perform("status flags", "", {call(SYS_fcntl, placement.fd, F_SETFL, flags)});
       } else {
-        sink.add(
-            plan::Open{path_at_restore(terminal), reopen_flags(description.flags), 0, placement.fd, description.id});
-        set_status_flags(description, placement.fd, sink);
+        const bool may_wait = first.of_machine && (description.flags & O_NONBLOCK) == 0;  // for a line's carrier
+        sink.add(plan::Open{path_at_restore(terminal), reopen_flags(description.flags) | (may_wait ? O_NONBLOCK : 0), 0,
+                            placement.fd, description.id});
+        if (may_wait)
+          sink.perform("status flags", "", {call(SYS_fcntl, placement.fd, F_SETFL, settable_flags(description.flags))});
+        else
+          set_status_flags(description, placement.fd, sink);
       }
     }
     return {};
@@ -217,6 +234,12 @@ class TerminalRoom final : public FileRoom {
   /// then they are those of the shell that waits for us.
   void contribute(plan::Stage stage, const model::Application& application, plan::Sink& sink) const override {
     if (stage != plan::Stage::settle) return;
+    std::set<const TerminalDevice*> furnished;
+    for (const auto& [id, description] : application.descriptions) {
+      const auto* terminal = description.state.as<Terminal>();
+      if (terminal != nullptr && terminal->known->of_machine && furnished.insert(terminal->known.get()).second)
+        furnish_machine_terminal(*terminal, sink);
+    }
     const TerminalDevice* device = main_device(application);
     if (device == nullptr || device->inherited < 0) return;
     const int own = device->inherited;
@@ -315,7 +338,7 @@ class TerminalRoom final : public FileRoom {
   static void refuse_lost_doors(CaptureContext& context) {
     for (const auto& [id, description] : context.application.descriptions) {
       const auto* terminal = description.state.as<Terminal>();
-      if (terminal == nullptr || !terminal->is_current || !terminal->known->is_pair) continue;
+      if (terminal == nullptr || !terminal->is_current || is_foreign(*terminal->known)) continue;
       const auto is_controlled = [&](const model::Task& task) {
         return task.controlling_terminal == terminal->known->device;
       };
@@ -330,16 +353,15 @@ class TerminalRoom final : public FileRoom {
   static Result<std::shared_ptr<const TerminalDevice>> device_with(const image::FileRecords& records, uint32_t info,
                                                                    const std::string& subject,
                                                                    model::Application& application) {
-    auto& object = application.objects[terminal_object_of_info(info)];
+    auto device = TRY(decode_terminal_device(records, info, subject));
+    const ObjectId id = terminal_object(device->type, device->device);
+    auto& object = application.objects[id];
     if (!object.value) {
-      auto device = TRY(decode_terminal_device(records, info, subject));
       if (is_foreign(*device)) device->inherited = own_terminal();
       object = {std::move(device)};
     }
     auto known = std::dynamic_pointer_cast<const TerminalDevice>(object.value);
-    if (!known)
-      return fail(Error::invalid("decode terminal",
-                                 fmt::format("object {} is no terminal", terminal_object_of_info(info)), subject));
+    if (!known) return fail(Error::invalid("decode terminal", fmt::format("object {} is no terminal", id), subject));
     return known;
   }
 

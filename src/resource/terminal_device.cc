@@ -17,6 +17,9 @@ constexpr unsigned consoles = 64;                                              /
 /// The master side has the odd number.
 constexpr uint32_t console_index = 1002, vt_index = 1004, current_index = 1006, serial_index = 1010;
 constexpr uint32_t highest_of_criu = 1000, beyond_criu = 128;
+/// CRIU has one number for all virtual terminals, and one for all serial lines: only one of each has it. Further ones
+/// follow the pseudo-terminals, by minor number.
+constexpr uint32_t first_of_machine = model::last_terminal_index + beyond_criu + 1;
 constexpr uint32_t master_bit = 1, terminal_bit = 0x80000000;
 
 uint32_t number_of(TtyType type, dev_t device) {
@@ -26,14 +29,19 @@ uint32_t number_of(TtyType type, dev_t device) {
     case CONSOLE:
       return console_index;
     case VT:
-      return vt_index;
     case SERIAL:
-      return serial_index;
+      return first_of_machine + minor(device);
     default:
       break;
   }
   const uint32_t index = model::index_of_terminal(device);
   return index <= highest_of_criu ? index : index + beyond_criu;
+}
+
+ObjectId terminal_object_of_info(uint32_t info_id) { return ObjectId{(info_id & ~master_bit) | terminal_bit}; }
+
+bool has_number_of_criu(TtyType type, uint32_t info_id) {
+  return (type == VT && info_id == vt_index << 1) || (type == SERIAL && info_id == serial_index << 1);
 }
 
 void write_modes(const KernelTermios& modes, termios_entry& entry) {
@@ -64,7 +72,9 @@ tty_info_entry record_of(const TerminalDevice& device, uint32_t id, bool is_mast
   entry.set_locked(device.locked), entry.set_exclusive(device.exclusive);
   entry.set_packet_mode(is_master && device.packet_mode);
   entry.set_sid(static_cast<uint32_t>(device.session.value));
-  entry.set_pgrp(static_cast<uint32_t>(device.is_pair ? device.foreground.value : device.group));
+  const bool is_ours = device.is_pair || device.of_machine;
+  entry.set_pgrp(static_cast<uint32_t>(is_ours ? device.foreground.value : device.group));
+  if (!device.of_machine && is_of_machine(device.type)) entry.set_of_shell_job(true);
   if (device.modes) write_modes(*device.modes, *entry.mutable_termios());
   if (device.locked_modes) write_modes(*device.locked_modes, *entry.mutable_termios_locked());
   if (device.modes) {
@@ -166,7 +176,8 @@ bool TerminalDevice::equals(const model::KindValue& other) const {
   if ((type == CTTY) != (terminal->type == CTTY)) return false;
   if (modes != terminal->modes || locked_modes != terminal->locked_modes) return false;
   if (hung_up) return device == terminal->device;
-  if (!is_pair) return true;
+  if (of_machine != terminal->of_machine) return false;
+  if (!is_pair && !of_machine) return true;
   const auto all = [](const TerminalDevice& d) {
     return std::tuple(d.device, d.uid, d.gid, d.mode, d.exclusive, d.master_exclusive, d.locked, d.packet_mode,
                       d.slave_opened, d.session, d.foreground, d.window.ws_row, d.window.ws_col, d.window.ws_xpixel,
@@ -184,7 +195,7 @@ std::string TerminalDevice::describe() const {
 bool Terminal::equals(const model::KindValue& other) const {
   const auto* terminal = dynamic_cast<const Terminal*>(&other);
   if (terminal == nullptr || is_master != terminal->is_master || is_current != terminal->is_current) return false;
-  const auto is_ours = [](const Terminal& t) { return t.known->is_pair || t.known->hung_up; };
+  const auto is_ours = [](const Terminal& t) { return t.known->is_pair || t.known->hung_up || t.known->of_machine; };
   if (!is_ours(*this) && !is_ours(*terminal)) return true;
   return known->equals(*terminal->known);
 }
@@ -194,11 +205,19 @@ const TerminalDevice& device_of(const model::OpenDescription& description) {
 }
 
 ObjectId terminal_object(TtyType type, dev_t device) { return ObjectId{number_of(type, device) << 1 | terminal_bit}; }
-ObjectId terminal_object_of_info(uint32_t info_id) { return ObjectId{(info_id & ~master_bit) | terminal_bit}; }
+
 bool is_master_info(uint32_t info_id) { return (info_id & master_bit) != 0; }
 
-uint32_t terminal_info_id(const Terminal& terminal) {
+uint32_t terminal_info_id(const model::Application& application, const Terminal& terminal) {
   if (terminal.is_current) return current_index << 1;
+  const TtyType type = terminal.known->type;
+  if (type == VT || type == SERIAL) {
+    const auto has_lower = [&](const auto& entry) {
+      const auto* other = entry.second.template as<TerminalDevice>();
+      return other != nullptr && other->type == type && other->device < terminal.known->device;
+    };
+    if (std::ranges::none_of(application.objects, has_lower)) return (type == VT ? vt_index : serial_index) << 1;
+  }
   return (terminal.device.value & ~terminal_bit) | (terminal.is_master ? master_bit : 0);
 }
 
@@ -241,13 +260,25 @@ Status decode_queues(const image::FileRecords& records, uint32_t info_id, Termin
 
 }  // namespace
 
-Status encode_terminal_info(const Terminal& terminal, image::FileRecords& records) {
-  const uint32_t id = terminal_info_id(terminal);
+Status encode_terminal_info(const model::Application& application, const Terminal& terminal,
+                            image::FileRecords& records) {
+  const uint32_t id = terminal_info_id(application, terminal);
   if (!records.first_time("terminal", id)) return {};
   if (terminal.is_master) TRY(encode_queues(id & ~master_bit, *terminal.known, records));
   auto record = record_of(*terminal.known, id, terminal.is_master);
   if (terminal.is_current) record.set_type(CTTY), record.clear_pty(), record.set_rdev(makedev(tty_major, 0));
-  return TRY(records.side("tty-info"))->append(record);
+  TRY(TRY(records.side("tty-info"))->append(record));
+  if (!terminal.is_current || !terminal.known->of_machine) return {};
+  Terminal behind = terminal;  // nobody else may have it open
+  behind.is_current = false;
+  return encode_terminal_info(application, behind, records);
+}
+
+Result<uint32_t> find_terminal_info(const image::FileRecords& records, uint64_t device) {
+  for (const auto& entry : TRY(records.all<tty_info_entry>("tty-info"))) {
+    if (is_of_machine(entry.type()) && entry.rdev() == device) return entry.id();
+  }
+  return 0;
 }
 
 Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::FileRecords& records, uint32_t info_id,
@@ -265,7 +296,13 @@ Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::File
   }
   TRY(read_common(*own, *device));
   device->exclusive = own->exclusive(), device->group = static_cast<pid_t>(own->pgrp());
-  if (terminal_object(device->type, device->device) != terminal_object_of_info(info_id)) {
+  device->of_machine = is_of_machine(device->type) && !own->of_shell_job();
+  if (device->of_machine && own->sid() != 0) {
+    device->session = Pid{static_cast<pid_t>(own->sid())}, device->foreground = Pid{device->group};
+    device->group = 0;
+  }
+  if (terminal_object(device->type, device->device) != terminal_object_of_info(info_id) &&
+      !has_number_of_criu(device->type, info_id)) {
     return fail(Error::invalid("decode terminal", "fields type and id do not belong together",
                                fmt::format("tty-info.img, terminal {}", info_id)));
   }

@@ -31,6 +31,8 @@ inline constexpr unsigned long set_termios = _IOW('T', 0x2B, KernelTermios);  //
 
 /// The kind of terminal behind a device number; nothing: it is none.
 std::optional<TtyType> terminal_type(dev_t device);
+/// There without anybody's doing (TerminalDevice::of_machine).
+inline bool is_of_machine(TtyType type) { return type == VT || type == CONSOLE || type == SERIAL; }
 /// Opening it makes a new pseudo-terminal.
 bool is_multiplexer(dev_t device);
 
@@ -49,7 +51,7 @@ struct TerminalDevice final : model::KindValue {
   // Of a pseudo-terminal whose master side is part of the tree.
   bool is_pair = false;
   bool master_exclusive = false, locked = false, packet_mode = false, slave_opened = false;
-  Pid session, foreground;  ///< as in model::Terminal
+  Pid session, foreground;  ///< as in model::Terminal; also of one of the machine
 
   Bytes input;                       ///< that the slave side has not read yet
   std::vector<uint32_t> input_ends;  ///< ends of files in it: so many bytes stand before each
@@ -57,6 +59,9 @@ struct TerminalDevice final : model::KindValue {
 
   /// Of a pseudo-terminal whose master side has been closed: nothing is left of it.
   bool hung_up = false;
+  /// A virtual terminal, a serial line, the console, which is there without anybody's doing: it is opened again, unless
+  /// the tree was lent it (--shell-job). Session and foreground as above.
+  bool of_machine = false;
 
   // Of one that belongs to somebody else: not compared, as the window is not.
   pid_t group = 0;     ///< in its foreground, in the tree's namespace; 0: none of the tree
@@ -72,9 +77,9 @@ struct Terminal final : model::KindValue {
   ObjectId device;
   std::string path;
   bool is_master = false;
-  bool is_current = false;                      ///< opened as /dev/tty by a process that a pair controls
+  bool is_current = false;                      ///< opened as /dev/tty by a process that a terminal of ours controls
   std::shared_ptr<const TerminalDevice> known;  ///< the device
-  uint64_t opened_on = 0;                       ///< of an image: the number of that pair, if it says so
+  uint64_t opened_on = 0;                       ///< of an image: the number of that terminal, if it says so
 
   std::string_view kind() const override { return "terminal"; }
   bool equals(const model::KindValue& other) const override;
@@ -87,13 +92,14 @@ const TerminalDevice& device_of(const model::OpenDescription&);
 ObjectId terminal_object(TtyType, dev_t device);
 
 /// The tty-info record of the description's side, where it is the first of it, and what is queued there.
-Status encode_terminal_info(const Terminal&, image::FileRecords&);
-uint32_t terminal_info_id(const Terminal&);
+Status encode_terminal_info(const model::Application&, const Terminal&, image::FileRecords&);
+uint32_t terminal_info_id(const model::Application&, const Terminal&);
 /// The device that the record of files.img refers to, from the records of both of its sides. `subject` is for errors.
 Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::FileRecords&, uint32_t info_id,
                                                                const std::string& subject);
+/// The tty-info record of a device of the machine; 0: there is none.
+Result<uint32_t> find_terminal_info(const image::FileRecords&, uint64_t device);
 /// Whether the tty-info record is that of a master side.
 bool is_master_info(uint32_t info_id);
-ObjectId terminal_object_of_info(uint32_t info_id);
 
 }  // namespace stasis::resource

@@ -1,5 +1,6 @@
 // The verifier against wrong programs for trees with terminals: a correct one with a command left out, doubled, given
 // to another process or changed.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -127,6 +128,29 @@ TEST(TerminalMutations, AHangUpIsNoticed) {
   const auto outcome = outcome_of(completed(*program));
   ASSERT_TRUE(outcome.rejection);
   EXPECT_EQ(outcome.rejection->rule, "3, in the foreground of its terminal, would be sent SIGHUP");
+}
+
+/// The rule that a session's terminal of the machine (4:41) breaks, opened like this; empty: none.
+std::string rule_of(uint64_t terminal, int master_fd, std::string_view path) {
+  const auto program = from_json(fmt::format(
+      R"({{"commands": [
+    {{"command": "FORK", "pid": 0, "child_pid": 1, "new_pid_namespace": true}},
+    {{"command": "SET_SID", "pid": 1}},
+    {{"command": "OPEN_TERMINAL", "pid": 1, "terminal": {}, "master_fd": {}, "slave_fd": 4, "path": "{}"}},
+    {{"command": "SET_CONTROLLING_TERMINAL", "pid": 1, "fd": 4}}]}})",
+      terminal, master_fd, path));
+  EXPECT_TRUE(program) << program.error().message();
+  const auto outcome = outcome_of(completed(*program));
+  return outcome.rejection ? outcome.rejection->rule : "";
+}
+
+TEST(TerminalMutations, OneOfTheMachineIsOpenedByItsPathAlone) {
+  constexpr uint64_t of_machine = 0x429, pair = 34816;
+  EXPECT_EQ(rule_of(of_machine, -1, "/dev/tty41"), "");
+  EXPECT_EQ(rule_of(of_machine, -1, ""), "0x429 is not the device number of a pseudo-terminal (ENXIO)");
+  constexpr auto either = "a pseudo-terminal is not opened by a path, and no other has a master side";
+  EXPECT_EQ(rule_of(of_machine, 3, "/dev/tty41"), either);
+  EXPECT_EQ(rule_of(pair, -1, "/dev/pts/0"), either);
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
-// Terminals of shell jobs: refused without the option, replaced by our own with it.
+// Terminals: those of the tree made again, those of the machine opened again, those of shell jobs refused without the
+// option and replaced by our own with it.
 #include <poll.h>
 #include <pty.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
-#include "kernel/process.h"
 #include "file_cycle.h"
+#include "kernel/process.h"
+#include "resource/terminal_device.h"
 
 namespace stasis::resource {
 namespace {
@@ -45,6 +47,57 @@ TEST_F(Terminals, AreRefusedWithoutShellJob) {
   const auto pty = make_pty();
   Holder holder([&] { REQUIRE(open(pty.path.c_str(), O_RDWR | O_NOCTTY) == 3); });
   EXPECT_THAT(refusals(*capture(holder.pid())), Contains(HasSubstr("pass --shell-job")));
+}
+
+/// They are named in images by their number: several of one kind are kept apart.
+TEST_F(Terminals, OfTheMachineAreOpenedAgain) {
+  if (access("/dev/tty44", F_OK) != 0) GTEST_SKIP() << "there are no virtual terminals here";
+  cycle(
+      [] {
+        REQUIRE(open("/dev/tty44", O_RDWR | O_NOCTTY) == 3 && open("/dev/tty43", O_RDONLY | O_NOCTTY) == 4);
+        REQUIRE(open("/dev/tty44", O_WRONLY | O_NOCTTY | O_NONBLOCK) == 5);
+        termios modes{};
+        REQUIRE(tcgetattr(3, &modes) == 0);
+        modes.c_cc[VMIN] = 7;
+        REQUIRE(tcsetattr(3, TCSANOW, &modes) == 0);
+      },
+      [](pid_t pid) {
+        EXPECT_EQ(*kernel::read_link(fd_path(pid, 3)), "/dev/tty44");
+        EXPECT_EQ(*kernel::read_link(fd_path(pid, 4)), "/dev/tty43");
+        const auto pidfd = *kernel::pidfd_open(pid);
+        const auto waiting = *kernel::pidfd_getfd(pidfd.get(), 3), other = *kernel::pidfd_getfd(pidfd.get(), 4);
+        const auto never = *kernel::pidfd_getfd(pidfd.get(), 5);
+        EXPECT_EQ(fcntl(waiting.get(), F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDWR);
+        EXPECT_EQ(fcntl(other.get(), F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_RDONLY);
+        EXPECT_EQ(fcntl(never.get(), F_GETFL) & (O_ACCMODE | O_NONBLOCK), O_WRONLY | O_NONBLOCK);
+        termios modes{};
+        EXPECT_EQ(tcgetattr(waiting.get(), &modes), 0);
+        EXPECT_EQ(modes.c_cc[VMIN], 7);
+        EXPECT_EQ(tcgetattr(other.get(), &modes), 0);
+        EXPECT_NE(modes.c_cc[VMIN], 7);
+      });
+}
+
+/// It is another one here, or there is none of that number.
+TEST_F(Terminals, OfTheMachineAreRefusedWhereTheyAreNot) {
+  if (access("/dev/tty44", F_OK) != 0) GTEST_SKIP() << "there are no virtual terminals here";
+  Holder holder([&] { REQUIRE(open("/dev/tty44", O_RDWR | O_NOCTTY) == 3); });
+  const auto captured = capture(holder.pid());
+  EXPECT_THAT(refusals(*captured), IsEmpty());
+  auto decoded = through_images(captured->application);
+  ASSERT_TRUE(decoded) << decoded.error().message();
+  EXPECT_THAT(validated(*decoded), IsEmpty());
+  for (auto& [id, description] : decoded->descriptions) {
+    const auto* terminal = description.state.as<Terminal>();
+    if (terminal == nullptr) continue;
+    auto device = std::make_shared<TerminalDevice>(*terminal->known);
+    device->device = (4u << 8) | 255;  // /dev/ttyS191
+    auto moved = std::make_shared<Terminal>(*terminal);
+    moved->known = device;
+    description.state = {std::move(moved)};
+  }
+  ASSERT_EQ(validated(*decoded).size(), 1u);
+  EXPECT_THAT(validated(*decoded)[0].text(), HasSubstr("/dev/ttyS191 is not this terminal here"));
 }
 
 TEST_F(Terminals, OfTheTreeAreMadeAgain) {
