@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <mutex>
 #include <optional>
 #include <system_error>
@@ -68,10 +69,22 @@ void move_elsewhere(pthread_t thread) {
   pthread_setaffinity_np(thread, sizeof allowed, &allowed);
 }
 
+/// glibc lets the heaps of further threads grow by what is asked for, with mprotect(2) each time, whatever M_TOP_PAD
+/// says (malloc/arena.c, grow_heap): hundreds of calls, each of which stops the page faults of all threads. What has
+/// been given back stays with the heap (M_TRIM_THRESHOLD, main.cc), and no page of it is touched.
+void grow_heap() {
+  constexpr size_t some = 16 << 20;
+  void* volatile block = std::malloc(some);
+  std::free(block);
+}
+
 }  // namespace
 
 std::jthread start_beside(std::function<void()> work) {
-  std::jthread started(std::move(work));
+  std::jthread started([work = std::move(work)] {
+    grow_heap();
+    work();
+  });
   move_elsewhere(started.native_handle());
   return started;
 }
