@@ -110,7 +110,7 @@ void Interpreter::apply(const OpenPidfd& open) {
 void Interpreter::apply(const TakeFd& take_fd) {
   const auto* pidfd = open_slot(take_fd.pidfd);
   require(pidfd == nullptr || pidfd->pidfd_of.value != 0, "descriptor {} is no pidfd (EBADF)", take_fd.pidfd);
-  if (problem_) return;
+  if (pidfd == nullptr || problem_) return;
   auto& from = processes_.at(pidfd->pidfd_of);
   require(from.alive && !from.leader_status, "{} does not exist any more, or its first thread has ended (ESRCH)",
           from.pid);

@@ -38,7 +38,7 @@ void Interpreter::apply(const OpenTerminal& open) {
 uint64_t Interpreter::terminal_under(int fd) {
   const auto* slot = open_slot(fd);
   require(slot == nullptr || slot->terminal != 0, "descriptor {} is no terminal (ENOTTY)", fd);
-  return problem_ ? 0 : slot->terminal;
+  return slot == nullptr || problem_ ? 0 : slot->terminal;
 }
 
 void Interpreter::apply(const SetControllingTerminal& set) {

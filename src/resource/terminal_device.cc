@@ -122,9 +122,9 @@ Status read_master(const tty_info_entry& entry, TerminalDevice& device) {
   return {};
 }
 
-/// Of a pseudo-terminal; either side may be without a record.
-Status read_pair(const tty_info_entry* master, const tty_info_entry* slave, TerminalDevice& device) {
-  const auto& any = slave != nullptr ? *slave : *master;
+/// Of a pseudo-terminal; either side may be without a record, but `any` is one of both.
+Status read_pair(const tty_info_entry& any, const tty_info_entry* master, const tty_info_entry* slave,
+                 TerminalDevice& device) {
   const auto reject = [&](std::string problem) {
     return fail(
         Error::invalid("decode terminal", std::move(problem), fmt::format("tty-info.img, terminal {}", any.id())));
@@ -144,7 +144,7 @@ Status read_pair(const tty_info_entry* master, const tty_info_entry* slave, Term
   }
   device.type = PTY, device.device = static_cast<uint32_t>(model::terminal_with_index(index));
   if (master == nullptr) {
-    device.hung_up = !slave->has_termios();
+    device.hung_up = !any.has_termios();
     return {};
   }
   if (!any.has_termios()) return reject("field termios is missing");
@@ -290,7 +290,7 @@ Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::File
   }
   auto device = std::make_shared<TerminalDevice>();
   if (own->type() == PTY) {
-    TRY(read_pair(info_with(infos, info_id | master_bit), info_with(infos, info_id & ~master_bit), *device));
+    TRY(read_pair(*own, info_with(infos, info_id | master_bit), info_with(infos, info_id & ~master_bit), *device));
     TRY(decode_queues(records, info_id, *device));
     return device;
   }
