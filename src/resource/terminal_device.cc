@@ -122,7 +122,7 @@ Status read_master(const tty_info_entry& entry, TerminalDevice& device) {
   return {};
 }
 
-/// Of a pseudo-terminal; either side may be without a record, but `any` is one of both.
+/// Of a pseudo-terminal; either side may be without a record: `any` is the slave's, or else the master's.
 Status read_pair(const tty_info_entry& any, const tty_info_entry* master, const tty_info_entry* slave,
                  TerminalDevice& device) {
   const auto reject = [&](std::string problem) {
@@ -290,7 +290,8 @@ Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::File
   }
   auto device = std::make_shared<TerminalDevice>();
   if (own->type() == PTY) {
-    TRY(read_pair(*own, info_with(infos, info_id | master_bit), info_with(infos, info_id & ~master_bit), *device));
+    const auto *master = info_with(infos, info_id | master_bit), *slave = info_with(infos, info_id & ~master_bit);
+    TRY(read_pair(slave != nullptr ? *slave : *own, master, slave, *device));
     TRY(decode_queues(records, info_id, *device));
     return device;
   }

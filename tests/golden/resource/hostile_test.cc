@@ -533,6 +533,7 @@ TEST_F(HostileFile, BpfMap) {
   EXPECT_THAT(with([](auto& map, auto&) { map.set_map_name("longer than sixteen"); }), at("bpf.map_name"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_max_entries(1); }), at("bpf.map_id"));
   EXPECT_THAT(with([](auto& map, auto&) { map.set_key_size(3); }), at("bpf.map_id"));
+  EXPECT_THAT(with([](auto& map, auto&) { map.set_numa_node(1); }), at("bpf.numa_node"));
   EXPECT_THAT(with([](auto&, auto& data) { data.set_values_bytes(~0u); }), HasSubstr("bpfmap-data.img"));
 }
 
