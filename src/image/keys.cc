@@ -21,8 +21,9 @@ constexpr std::string_view identity_prefix = "stasis-identity:", shared_prefix =
                            recipient_prefix = "stasis-recipient:";
 constexpr size_t longest_key_file = 4096;
 
-static_assert(key_size == crypto_box_SECRETKEYBYTES && key_size == crypto_box_PUBLICKEYBYTES &&
-              key_size == crypto_secretbox_KEYBYTES);
+static_assert(key_size == crypto_box_SECRETKEYBYTES);
+static_assert(key_size == crypto_box_PUBLICKEYBYTES);
+static_assert(key_size == crypto_secretbox_KEYBYTES);
 
 Status start_sodium() {
   if (sodium_init() < 0) return fail(Error::internal("encrypt or decrypt", "libsodium cannot be used here"));

@@ -36,17 +36,17 @@ class Specimens {
     give([](void* page) { mlock2(page, page_size, MLOCK_ONFAULT); });
     for (const int more : {MAP_NORESERVE, MAP_GROWSDOWN}) {
       give([more](void* page) {
-        mmap(page, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | more, -1, 0);
+        (void)mmap(page, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | more, -1, 0);
       });
     }
     for (const int protection : {PROT_READ, PROT_READ | PROT_WRITE}) {
       give([protection](void* page) {
-        mmap(page, page_size, protection, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        (void)mmap(page, page_size, protection, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
       });
     }
     // Who may not write to a file cannot have a mapping that is shared in earnest.
     const UniqueFd file(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-    give([&](void* page) { mmap(page, page_size, PROT_READ, MAP_SHARED | MAP_FIXED, file.get(), 0); });
+    give([&](void* page) { (void)mmap(page, page_size, PROT_READ, MAP_SHARED | MAP_FIXED, file.get(), 0); });
     give_keys();
     watch();
   }

@@ -77,7 +77,8 @@ class RemoteSink : public image::PageSink {
  public:
   explicit RemoteSink(RemotePages& store, std::unique_lock<std::mutex> turn) : store_(store), turn_(std::move(turn)) {}
   ~RemoteSink() override {
-    if (!finished_) remember(fail(Error::conflict("send pages", "an earlier memory could not be read")));
+    // Whoever asks next is told.
+    if (!finished_) (void)remember(fail(Error::conflict("send pages", "an earlier memory could not be read")));
   }
   Status add(std::span<const PageEntry> entries, std::span<const iovec> bytes) final {
     return remember(send(entries, bytes));

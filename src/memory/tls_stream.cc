@@ -51,8 +51,10 @@ struct Socket {
     for (ByteView left = unsent; !left.empty();) {
       const iovec part{const_cast<uint8_t*>(left.data()), left.size()};
       auto sent = send_some(fd.get(), {&part, 1}, peer);
-      if (!sent) error = std::move(sent).error();
-      if (!sent) return false;
+      if (!sent) {
+        error = std::move(sent).error();
+        return false;
+      }
       left = left.subspan(*sent);
     }
     unsent.clear();

@@ -168,12 +168,12 @@ class Canonizer {
   }
   Color seen_from(Index index) const {
     const auto& node = nodes_[index];
-    std::array<Color, 2 * all_links> around{};
+    std::array<Color, size_t{2} * all_links> around{};
     for (uint8_t link = 0; link < links_; ++link) {
       if (node.to[link] != none) around[link] = colors_[node.to[link]];
       for (const Index from : node.from[link]) around[links_ + link] += mix(colors_[from]);
     }
-    return mix(colors_[index], XXH3_64bits(around.data(), 2 * links_ * sizeof(Color)));
+    return mix(colors_[index], XXH3_64bits(around.data(), size_t{2} * links_ * sizeof(Color)));
   }
 
   /// The members in canonical order. Links that leave them lead to settled nodes.

@@ -114,7 +114,9 @@ class History {
 
   /// As a pid or tid, group or session of anybody, zombies included.
   void use(pid_t number, int change) {
-    if ((uses_[number] += change) != 0) return;
+    int& uses = uses_[number];
+    uses += change;
+    if (uses != 0) return;
     uses_.erase(number);
     // The next of this number is another group to a terminal.
     for (auto& [session, group] : foregrounds_) {
