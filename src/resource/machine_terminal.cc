@@ -47,12 +47,7 @@ void capture_machine_terminal(CaptureContext& context, CapturedTerminal& capture
     return;
   }
   const int fd = captured.slave_fd.get();
-  KernelTermios modes, locked;  // the latter without speeds
-  if (ioctl(fd, get_termios, &modes) == 0) device.modes = modes;
-  if (ioctl(fd, TIOCGLCKTRMIOS, &locked) == 0) device.locked_modes = locked;
-  (void)ioctl(fd, TIOCGWINSZ, &device.window);
-  int exclusive = 0;
-  if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device.exclusive = exclusive != 0;
+  capture_modes(fd, device);
   unsigned int number = device.device;  // the console is one of the others
   (void)ioctl(fd, TIOCGDEV, &number);
   for (const auto& task : context.application.tasks) {

@@ -50,9 +50,6 @@ std::string path_at_restore(const Terminal& terminal) {
   return fmt::format("{}fd/{}", plan::supervisor_directory, device.inherited);
 }
 
-/// Somebody else's.
-bool is_foreign(const TerminalDevice& device) { return !device.is_pair && !device.hung_up && !device.of_machine; }
-
 class TerminalRoom final : public FileRoom {
  public:
   std::string_view kind() const override { return "terminal"; }
@@ -123,7 +120,7 @@ class TerminalRoom final : public FileRoom {
     tty.set_id(description.id.value), tty.set_tty_info_id(terminal_info_id(application, terminal)),
         tty.set_flags(description.flags);
     tty.set_regf_id(path_record_id(description.id));
-    if (terminal.is_current && !is_foreign(*terminal.known)) tty.set_opened_on(terminal.known->device);
+    if (terminal.is_current && !terminal.known->is_foreign()) tty.set_opened_on(terminal.known->device);
     encode_owner(description.owner, *tty.mutable_fown());
     records.files.push_back(std::move(record));
     records.files.push_back(path_record(description, terminal.path, S_IFCHR));
@@ -174,7 +171,7 @@ class TerminalRoom final : public FileRoom {
       if (terminal == nullptr || !validated.insert(terminal->known.get()).second) continue;
       if (terminal->known->of_machine)
         validate_machine_terminal(*terminal, diagnostics);
-      else if (is_foreign(*terminal->known))
+      else if (terminal->known->is_foreign())
         validate_foreign(application, *terminal->known, diagnostics);
       else
         validate_index(*terminal->known, diagnostics);
@@ -301,13 +298,7 @@ class TerminalRoom final : public FileRoom {
                                  "pass --shell-job, or start the program with its streams redirected to files");
     }
     const int fd = captured.slave_fd.get();
-    KernelTermios modes;
-    if (ioctl(fd, get_termios, &modes) == 0) device.modes = modes;
-    KernelTermios locked;  // without speeds
-    if (ioctl(fd, TIOCGLCKTRMIOS, &locked) == 0) device.locked_modes = locked;
-    (void)ioctl(fd, TIOCGWINSZ, &device.window);
-    int exclusive = 0;
-    if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device.exclusive = exclusive != 0;
+    capture_modes(fd, device);
     for (const auto& task : context.application.tasks) {
       if (task.controlling_terminal != device.device || task.state == model::TaskState::zombie) continue;
       const auto stat = kernel::read_stat(context.witness(task));
@@ -338,7 +329,7 @@ class TerminalRoom final : public FileRoom {
   static void refuse_lost_doors(CaptureContext& context) {
     for (const auto& [id, description] : context.application.descriptions) {
       const auto* terminal = description.state.as<Terminal>();
-      if (terminal == nullptr || !terminal->is_current || is_foreign(*terminal->known)) continue;
+      if (terminal == nullptr || !terminal->is_current || terminal->known->is_foreign()) continue;
       const auto is_controlled = [&](const model::Task& task) {
         return task.controlling_terminal == terminal->known->device;
       };
@@ -353,11 +344,11 @@ class TerminalRoom final : public FileRoom {
   static Result<std::shared_ptr<const TerminalDevice>> device_with(const image::FileRecords& records, uint32_t info,
                                                                    const std::string& subject,
                                                                    model::Application& application) {
-    auto device = TRY(decode_terminal_device(records, info, subject));
-    const ObjectId id = terminal_object(device->type, device->device);
+    const ObjectId id = TRY(terminal_object_of_info(records, info, subject));
     auto& object = application.objects[id];
     if (!object.value) {
-      if (is_foreign(*device)) device->inherited = own_terminal();
+      auto device = TRY(decode_terminal_device(records, info, subject));
+      if (device->is_foreign()) device->inherited = own_terminal();
       object = {std::move(device)};
     }
     auto known = std::dynamic_pointer_cast<const TerminalDevice>(object.value);
@@ -394,7 +385,7 @@ class TerminalRoom final : public FileRoom {
     const auto* root = application.find(application.root);
     for (const auto& [id, object] : application.objects) {
       const auto* device = object.as<TerminalDevice>();
-      if (device == nullptr || device->type == CTTY || !is_foreign(*device)) continue;
+      if (device == nullptr || device->type == CTTY || !device->is_foreign()) continue;
       const bool controls = root != nullptr && root->controlling_terminal == device->device;
       if (chosen == nullptr || controls) chosen = device;
     }

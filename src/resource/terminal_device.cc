@@ -1,5 +1,6 @@
 #include "resource/terminal_device.h"
 
+#include <asm/ioctls.h>
 #include <fmt/format.h>
 #include <sys/sysmacros.h>
 
@@ -96,6 +97,12 @@ const tty_info_entry* info_with(std::span<const tty_info_entry> all, uint32_t id
     if (entry.id() == id) return &entry;
   }
   return nullptr;
+}
+
+Result<const tty_info_entry*> needed_info(std::span<const tty_info_entry> all, uint32_t id,
+                                          const std::string& subject) {
+  if (const auto* info = info_with(all, id)) return info;
+  return fail(Error::invalid("decode terminal", fmt::format("terminal {} is not in tty-info.img", id), subject));
 }
 
 /// What both sides have in common.
@@ -195,13 +202,21 @@ std::string TerminalDevice::describe() const {
 bool Terminal::equals(const model::KindValue& other) const {
   const auto* terminal = dynamic_cast<const Terminal*>(&other);
   if (terminal == nullptr || is_master != terminal->is_master || is_current != terminal->is_current) return false;
-  const auto is_ours = [](const Terminal& t) { return t.known->is_pair || t.known->hung_up || t.known->of_machine; };
-  if (!is_ours(*this) && !is_ours(*terminal)) return true;
+  if (known->is_foreign() && terminal->known->is_foreign()) return true;
   return known->equals(*terminal->known);
 }
 
 const TerminalDevice& device_of(const model::OpenDescription& description) {
   return *description.state.as<Terminal>()->known;
+}
+
+void capture_modes(int fd, TerminalDevice& device) {
+  KernelTermios modes, locked;  // the latter without speeds
+  if (ioctl(fd, get_termios, &modes) == 0) device.modes = modes;
+  if (ioctl(fd, TIOCGLCKTRMIOS, &locked) == 0) device.locked_modes = locked;
+  (void)ioctl(fd, TIOCGWINSZ, &device.window);
+  int exclusive = 0;
+  if (ioctl(fd, TIOCGEXCL, &exclusive) == 0) device.exclusive = exclusive != 0;
 }
 
 ObjectId terminal_object(TtyType type, dev_t device) { return ObjectId{number_of(type, device) << 1 | terminal_bit}; }
@@ -281,13 +296,21 @@ Result<uint32_t> find_terminal_info(const image::FileRecords& records, uint64_t 
   return 0;
 }
 
+Result<ObjectId> terminal_object_of_info(const image::FileRecords& records, uint32_t info_id,
+                                         const std::string& subject) {
+  const auto* info = TRY(needed_info(TRY(records.all<tty_info_entry>("tty-info")), info_id, subject));
+  const ObjectId by_id = terminal_object_of_info(info_id);
+  if (info->type() == PTY) return by_id;
+  const ObjectId by_device = terminal_object(info->type(), info->rdev());
+  if (by_device == by_id || has_number_of_criu(info->type(), info_id)) return by_device;
+  return fail(Error::invalid("decode terminal", "fields type and id do not belong together",
+                             fmt::format("tty-info.img, terminal {}", info_id)));
+}
+
 Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::FileRecords& records, uint32_t info_id,
                                                                const std::string& subject) {
   const auto infos = TRY(records.all<tty_info_entry>("tty-info"));
-  const auto* own = info_with(infos, info_id);
-  if (own == nullptr) {
-    return fail(Error::invalid("decode terminal", fmt::format("terminal {} is not in tty-info.img", info_id), subject));
-  }
+  const auto* own = TRY(needed_info(infos, info_id, subject));
   auto device = std::make_shared<TerminalDevice>();
   if (own->type() == PTY) {
     const auto *master = info_with(infos, info_id | master_bit), *slave = info_with(infos, info_id & ~master_bit);
@@ -301,11 +324,6 @@ Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::File
   if (device->of_machine && own->sid() != 0) {
     device->session = Pid{static_cast<pid_t>(own->sid())}, device->foreground = Pid{device->group};
     device->group = 0;
-  }
-  if (terminal_object(device->type, device->device) != terminal_object_of_info(info_id) &&
-      !has_number_of_criu(device->type, info_id)) {
-    return fail(Error::invalid("decode terminal", "fields type and id do not belong together",
-                               fmt::format("tty-info.img, terminal {}", info_id)));
   }
   return device;
 }

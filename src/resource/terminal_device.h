@@ -67,6 +67,9 @@ struct TerminalDevice final : model::KindValue {
   pid_t group = 0;     ///< in its foreground, in the tree's namespace; 0: none of the tree
   int inherited = -1;  ///< restore: the descriptor of ours that is a terminal; -1: there is none
 
+  /// Neither made again nor opened again.
+  bool is_foreign() const { return !is_pair && !hung_up && !of_machine; }
+
   std::string_view kind() const override { return "terminal device"; }
   bool equals(const model::KindValue& other) const override;
   std::string describe() const override;
@@ -88,13 +91,18 @@ struct Terminal final : model::KindValue {
 
 const TerminalDevice& device_of(const model::OpenDescription&);
 
+/// Modes, window and exclusive use, from a descriptor of it, as far as it tells.
+void capture_modes(int fd, TerminalDevice&);
+
 /// The object of a device. They are no ids of ours: as objects they have numbers that nothing else has.
 ObjectId terminal_object(TtyType, dev_t device);
 
 /// The tty-info record of the description's side, where it is the first of it, and what is queued there.
 Status encode_terminal_info(const model::Application&, const Terminal&, image::FileRecords&);
 uint32_t terminal_info_id(const model::Application&, const Terminal&);
-/// The device that the record of files.img refers to, from the records of both of its sides. `subject` is for errors.
+/// The object of the device that the record of files.img refers to. `subject` is for errors.
+Result<ObjectId> terminal_object_of_info(const image::FileRecords&, uint32_t info_id, const std::string& subject);
+/// That device, from the records of both of its sides.
 Result<std::shared_ptr<TerminalDevice>> decode_terminal_device(const image::FileRecords&, uint32_t info_id,
                                                                const std::string& subject);
 /// The tty-info record of a device of the machine; 0: there is none.
