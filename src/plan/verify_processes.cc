@@ -17,7 +17,8 @@ bool Interpreter::number_is_free(pid_t number) const {
 }
 
 void Interpreter::count_use(pid_t id, int change) {
-  if ((numbers_[id] += change) != 0 || change > 0) return;
+  const auto uses = numbers_[id] += change;
+  if (uses != 0 || change > 0) return;
   released_[id] = stamp();
   // Whoever gets the number next is another group to a terminal, which knows the old one by its struct pid.
   for (auto& [number, state] : terminals_) {

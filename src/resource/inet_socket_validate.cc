@@ -74,6 +74,7 @@ bool is_bound_anywhere(const InetSocket& socket) {
 
 int try_to_bind(const InetSocket& socket, const kernel::Endpoint& to) {
   const auto fd = trial(socket);
+  if (fd.get() < 0) return errno;
   const Bytes address = kernel::socket_address(to);
   sockaddr_storage name{};
   std::memcpy(&name, address.data(), address.size());

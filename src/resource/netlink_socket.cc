@@ -60,8 +60,9 @@ struct NetlinkSocket final : model::KindValue {
 };
 
 Result<std::vector<uint32_t>> groups_of(int fd) {
+  uint32_t none = 0;
   socklen_t size = 0;  // asked for first (net/netlink/af_netlink.c, netlink_getsockopt)
-  if (getsockopt(fd, sol_netlink, NETLINK_LIST_MEMBERSHIPS, nullptr, &size) != 0)
+  if (getsockopt(fd, sol_netlink, NETLINK_LIST_MEMBERSHIPS, &none, &size) != 0)
     return fail_errno("NETLINK_LIST_MEMBERSHIPS");
   std::vector<uint32_t> groups(size / sizeof(uint32_t));
   if (!groups.empty() && getsockopt(fd, sol_netlink, NETLINK_LIST_MEMBERSHIPS, groups.data(), &size) != 0)

@@ -85,8 +85,9 @@ bool get(int fd, int name, T& value) {
 }
 
 Result<std::vector<uint64_t>> capture_filter(int fd, const std::string& subject) {
+  sock_filter none{};
   socklen_t count = 0;  // of instructions, not of bytes (net/core/filter.c, sk_get_filter)
-  if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, nullptr, &count) != 0) return fail_errno("SO_GET_FILTER", subject);
+  if (getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, &none, &count) != 0) return fail_errno("SO_GET_FILTER", subject);
   std::vector<sock_filter> program(count);
   if (count != 0 && getsockopt(fd, SOL_SOCKET, SO_GET_FILTER, program.data(), &count) != 0)
     return fail_errno("SO_GET_FILTER", subject);
@@ -238,8 +239,8 @@ void add_socket_options(const SocketOptions& options, int fd, plan::Calls& calls
     auto set = set_option(fd, option.name, value->second);
     // One that counts (SOF_TIMESTAMPING_OPT_ID) is set while there is a connection, and stays when that has ended.
     const bool may_be_late = option.name == SO_TIMESTAMPING || option.name == timestamping_new;
-    calls.push_back(may_be_late ? plan::expecting(std::move(set), plan::Expectation::Kind::success_or, -EINVAL)
-                                : std::move(set));
+    if (may_be_late) set = plan::expecting(std::move(set), plan::Expectation::Kind::success_or, -EINVAL);
+    calls.push_back(std::move(set));
   }
 }
 
