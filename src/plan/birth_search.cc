@@ -32,7 +32,7 @@ bool BirthSearch::take_over(const Births& likely) {
     if (!known || lines_.closes_cycle(leader.pid) || !spaces_.allows_birth(tree_.nodes.at(leader.pid), birth->second))
       return tree_.born_session.clear(), false;
   }
-  return (!leaders_.empty() && complete_()) || (tree_.born_session.clear(), false);
+  return complete_() || (tree_.born_session.clear(), false);
 }
 
 bool BirthSearch::run() {

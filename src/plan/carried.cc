@@ -12,7 +12,9 @@ using Users = std::map<ObjectId, std::vector<Pid>>;
 /// One kind of what tasks can have in common, and leave (unshare).
 class Kind {
  public:
-  Kind(const model::Application& application, ObjectId model::Task::* object, CreationTree& tree) : tree_(tree) {
+  Kind(const model::Application& application, ShareableKind kind, CreationTree& tree, const CarriedByTops& by_tops)
+      : tree_(tree), by_tops_(by_tops[kind]) {
+    const auto object = shareable[kind].object;
     for (const auto& task : application.tasks) {
       if (task.state == model::TaskState::zombie || (task.*object).value == 0) continue;
       users_[task.*object].push_back(task.pid);
@@ -57,7 +59,18 @@ class Kind {
       carried_.emplace(pid, object);
       are_siblings = false;
     }
-    if (!are_siblings && !has(top, object)) at_tops.emplace(top, object);
+    const bool have_holders = are_siblings && !spans_setsid(top, below) && !by_tops_.contains(object);
+    if (!has(top, object) && !have_holders) at_tops.emplace(top, object);
+  }
+
+  /// Some children are born in the session that he was born in himself, and others in his own.
+  bool spans_setsid(Pid creator, const std::map<Pid, size_t>& some) const {
+    const auto has_any = [&](const std::map<Pid, std::vector<Pid>>& children) {
+      const auto found = children.find(creator);
+      return found != children.end() &&
+             std::ranges::any_of(found->second, [&](Pid child) { return some.contains(child); });
+    };
+    return has_any(tree_.before_setsid) && has_any(tree_.children);
   }
 
   bool has(Pid pid, ObjectId object) const {
@@ -98,15 +111,15 @@ class Kind {
   }
 
   CreationTree& tree_;
+  const std::set<ObjectId>& by_tops_;
   Users users_;
   std::map<Pid, ObjectId> own_, carried_;
 };
 
 }  // namespace
 
-Carried carried_in(const model::Application& application, CreationTree& tree) {
-  return {Kind(application, &model::Task::descriptors, tree).carried(),
-          Kind(application, &model::Task::fs, tree).carried()};
+Carried carried_in(const model::Application& application, CreationTree& tree, const CarriedByTops& by_tops) {
+  return {Kind(application, files_kind, tree, by_tops).carried(), Kind(application, fs_kind, tree, by_tops).carried()};
 }
 
 }  // namespace stasis::plan

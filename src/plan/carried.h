@@ -3,8 +3,11 @@
 // and others below, these are born afterwards: the births of those who carry are put into this order.
 #pragma once
 
+#include <array>
 #include <map>
+#include <set>
 
+#include "plan/shareable.h"
 #include "plan/tree.h"
 
 namespace stasis::plan {
@@ -14,6 +17,10 @@ struct Carried {
   std::map<Pid, ObjectId> files, fs;
 };
 
-Carried carried_in(const model::Application&, CreationTree&);
+/// What those at the top of all who have it are to carry even if all others are their children, by kind: then a
+/// transient sibling could give it to them, if they are all born at one time.
+using CarriedByTops = std::array<std::set<ObjectId>, shareable.size()>;
+
+Carried carried_in(const model::Application&, CreationTree&, const CarriedByTops&);
 
 }  // namespace stasis::plan

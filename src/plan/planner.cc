@@ -15,6 +15,7 @@
 
 #include "plan/descriptors.h"
 #include "plan/memory.h"
+#include "plan/sharing_births.h"
 #include "plan/tree_emission.h"
 
 namespace stasis::plan {
@@ -103,10 +104,10 @@ class Planner {
   }
 
   Result<Program> run() {
-    auto tree = TRY(plan_tree(application_, {}, options_.likely_births));
+    const auto [tree, carried, copied_from] = TRY(plan_sharing_tree(application_, options_));
     choose_numbers();
-    out_.carried = carried_in(application_, tree);
-    find_inheritance(tree);
+    out_.carried = carried;
+    find_inheritance(tree, copied_from);
     lazy_.emplace(out_, inherits_);
     out_.program.commands.reserve(guessed_commands(application_));
     segments_.emplace(out_, memory_order(tree));
@@ -182,7 +183,7 @@ class Planner {
 
   /// A child inherits pages if the one whose copy it is at birth is its parent; that one's memory must be complete
   /// first.
-  void find_inheritance(const CreationTree& tree) {
+  void find_inheritance(const CreationTree& tree, const std::map<Pid, Pid>& copied_from) {
     std::map<std::pair<Pid, ObjectId>, int>
         heirs;  // siblings that share one memory: none of them is its creator's copy
     for (const auto& [child, creator] : tree.creator) {
@@ -190,7 +191,7 @@ class Planner {
     }
     for (const auto& [child, creator] : tree.creator) {
       const auto& node = tree.nodes.at(child);
-      if (node.transient || node.parent != creator || !shares_pages(child)) continue;
+      if (node.transient || node.parent != creator || copied_from.contains(child) || !shares_pages(child)) continue;
       // What is held open for others while memory is early would stay in the table that it does not keep.
       if (out_.carried.files.contains(child) || out_.carried.files.contains(creator)) continue;
       if (heirs.at({creator, out_.tasks.find(child)->address_space}) > 1) continue;

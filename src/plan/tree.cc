@@ -21,8 +21,8 @@ constexpr const char* operation = "plan the process tree";
 
 class TreePlanner {
  public:
-  TreePlanner(const model::Application& application, const TreeLimits& limits)
-      : application_(application), limits_(limits), spaces_(application) {}
+  TreePlanner(const model::Application& application, const TreeLimits& limits, const Ancestors& wanted = {})
+      : application_(application), limits_(limits), spaces_(application), wanted_(wanted) {}
 
   Result<Verdict> decide(const Births& likely) {
     TRY(collect());
@@ -31,6 +31,12 @@ class TreePlanner {
     if (is_found(Arrival::by_clones, likely) || (spaces_.any() && is_found(Arrival::by_setns, likely)))
       return Verdict::restorable;
     return undecided_.empty() ? Verdict::not_restorable : Verdict::undecided;
+  }
+  /// With these births alone.
+  bool is_found_with(const Births& births) {
+    limits_.search_steps = 0;
+    const auto verdict = decide(births);
+    return verdict && *verdict == Verdict::restorable;
   }
   CreationTree take_tree() { return std::move(tree_); }
   /// Why it is undecided: how far the search came, or what is not searched for.
@@ -211,6 +217,11 @@ class TreePlanner {
       if (!lines_.is_restricted(node)) continue;
       if (!constrain(node, before)) return false;
     }
+    for (const auto& [pid, above] : wanted_) {
+      for (const Pid creator : above) {
+        if (creator != tree_.root && born(creator) == born(pid)) before[pid].insert(creator);
+      }
+    }
     tree_.creator.clear();
     tree_.before_setsid.clear();
     tree_.children.clear();
@@ -322,6 +333,7 @@ class TreePlanner {
   const model::Application& application_;
   TreeLimits limits_;
   model::PidNamespaces spaces_;
+  Ancestors wanted_;
   std::optional<NamespaceBirths> births_;
   CreationTree tree_;
   Pid root_session_;
@@ -346,6 +358,12 @@ Result<CreationTree> plan_tree(const model::Application& application, const Tree
   return fail(Error::conflict(
       operation, "no sequence of fork, setsid and exit leads to this tree; " +
                      (conflict.empty() ? planner.contradiction() : describe_conflict(application, conflict))));
+}
+
+std::optional<CreationTree> tree_with(const model::Application& application, const Births& births,
+                                      const Ancestors& wanted) {
+  TreePlanner planner(application, {}, wanted);
+  return planner.is_found_with(births) ? std::optional(planner.take_tree()) : std::nullopt;
 }
 
 bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {

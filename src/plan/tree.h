@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -81,6 +82,12 @@ using Births = std::map<Pid, Pid>;  ///< session leaders → the session that ea
 /// (plan/tree_conflict.h); unsupported says that the search was given up. `likely` is tried before anything is searched
 /// for: births that were right for a tree of this shape. It may hold anything.
 Result<CreationTree> plan_tree(const model::Application&, const TreeLimits& = {}, const Births& likely = {});
+
+/// Who is to be among whose creators, beside those who must be: of those who are born in one session.
+using Ancestors = std::map<Pid, std::set<Pid>>;
+
+/// The creation tree for just these births, and with these among the creators. Nothing if there is none.
+std::optional<CreationTree> tree_with(const model::Application&, const Births&, const Ancestors&);
 
 /// Those of a program that builds a tree whose root is in `root_session`, and in which no two processes that lead
 /// sessions have had the same pid.

@@ -103,8 +103,9 @@ void TreeEmission::lead(Growing& leader) {
   leader.born.clear();
 }
 
-Status TreeEmission::spawn(std::vector<Growing>& line, Pid child) {
+Status TreeEmission::spawn(std::vector<Growing>& line, Pid listed) {
   auto& parent = line.back();
+  const Pid child = next_born(listed);
   const Pid creator = parent.pid;
   const auto& node = tree_.nodes.at(child);
   TRY(unshare_for(creator, child));
@@ -205,14 +206,14 @@ void TreeEmission::lift(const Growing& grown) {
   out_.await_all(out_.process(relay), lift + " grown");
   out_.process(relay).add(Exit{0});
   out_.process(grown.relay_of).add(Wait{relay});
-  const bool ends = grown.relay_of != creator && grown.ends_it;
-  if (ends) {
-    out_.leave_table(grown.relay_of);
-    out_.process(grown.relay_of).add(Exit{0});
-    out_.process(creator).add(Wait{grown.relay_of});
+  const auto done = done_with(grown);
+  for (const Pid pid : done) {
+    out_.leave_table(pid);
+    out_.process(pid).add(Exit{0});
+    out_.process(creator).add(Wait{pid});
   }
   out_.bereaved.insert(creator);
-  out_.post(out_.process(ends ? creator : grown.relay_of), lift + " moved");
+  out_.post(out_.process(done.empty() ? grown.relay_of : creator), lift + " moved");
   out_.await_all(out_.process(adopter), lift + " moved");
   relays_.erase(child);
   if (!is_reaper_anyway) out_.process(adopter).add(SetChildReaper{false});

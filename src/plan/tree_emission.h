@@ -3,10 +3,12 @@
 
 #include <array>
 #include <functional>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "plan/emission.h"
+#include "plan/shareable.h"
 #include "plan/tree.h"
 #include "plan/tree_groups.h"
 
@@ -17,6 +19,8 @@ namespace stasis::plan {
 struct Origin {
   Pid table, memory;
 };
+
+Clone as_clone(const Fork&);
 
 struct TreeHooks {
   /// The process has just been created and has created nobody yet.
@@ -33,6 +37,14 @@ class TreeEmission {
   Status create();
   /// Groups, then what terminals have in their foreground and whom they do not control, then the ends of dead leaders
   /// and zombies.
+  /// Somebody who cannot be given what he shares with others, of some kind.
+  struct Apart {
+    Pid pid;
+    size_t kind;
+    ObjectId object;
+  };
+  /// Instead of create(): all of these. What has been emitted is good for nothing if there are any.
+  std::vector<Apart> all_apart();
   void groups();
   void terminals();
   void finish();
@@ -43,9 +55,8 @@ class TreeEmission {
     Pid pid;
     Pid creator = {};  ///< who created it, or whose relay did
     Origin origin = {};
-    Pid relay = {};       ///< 0: there is none
-    Pid relay_of = {};    ///< who has created the relay: the creator, a porter or a holder
-    bool ends_it = true;  ///< the porter or holder has nothing more to do
+    Pid relay = {};     ///< 0: there is none
+    Pid relay_of = {};  ///< who has created the relay: the creator, a porter or a holder
     const std::vector<Pid>* children = nullptr;
     size_t next = 0;  ///< of these
     bool is_past_setsid = false;
@@ -53,7 +64,7 @@ class TreeEmission {
   };
   Status begin(std::vector<Growing>& line, Growing born);
   void lead(Growing&);
-  Status spawn(std::vector<Growing>& line, Pid child);
+  Status spawn(std::vector<Growing>& line, Pid listed);
   Status spawn_sibling(std::vector<Growing>& line, Pid elder, Pid child);
   Status begin_sibling(std::vector<Growing>& line, Pid elder, Pid child);
   Pid fork_through_relay(Pid giver, const Fork& born);
@@ -87,7 +98,7 @@ class TreeEmission {
   void put_into(Pid pid, Pid group);
   void put_creator(Pid creator, Pid child);
   Status settle();
-  Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings) const;
+  Result<Pid> giver_of(Pid creator, Pid child, const std::vector<Pid>& siblings);
   ObjectId own(Pid pid, size_t kind) const;
   ObjectId current(Pid pid, size_t kind) const;
   bool share_at_birth(Pid a, Pid b, size_t kind) const;
@@ -96,13 +107,24 @@ class TreeEmission {
   ObjectId carried_by(Pid pid, size_t kind) const;
   Status unshare(Pid, bool files, bool fs);
   Status unshare_for(Pid creator, Pid child);
-  /// Why one cannot have something in common with whom it should.
-  Error apart(Pid, size_t kind) const;
+  Status leave_apart(const Apart&);
   void note_objects(Pid pid);
+  struct Holder;
+  struct Family;
+  using SharedObject = std::pair<size_t, ObjectId>;  ///< with its kind
+  using Sharers = std::map<SharedObject, std::vector<Pid>>;
   void find_families(Pid creator, const std::vector<Pid>& children);
-  bool needs_holder(Pid creator, const std::vector<Pid>& family) const;
+  Sharers sharers_among(Pid creator, const std::vector<Pid>& children) const;
+  std::vector<Pid> connected(Pid first, const Sharers&) const;
+  bool needs_holder(Pid creator, const std::vector<Pid>& family, const Sharers&) const;
   bool are_of_one_time(Pid creator, const std::vector<Pid>& family) const;
+  bool has_from(Pid creator, Pid member) const;
+  std::vector<Pid> order_of_births(Pid creator, const std::vector<Pid>& family, const Sharers&) const;
+  Pid next_born(Pid child) const;
   Status spawn_from_holder(std::vector<Growing>& line, Pid child);
+  Result<size_t> holder_for(Family&, Pid child);
+  size_t new_holder(Family&, size_t base, Pid child);
+  std::vector<Pid> done_with(const Growing& lifted);
   void set_foreground(uint64_t terminal, const model::Terminal& about);
   void end_dead_leaders();
 
@@ -126,20 +148,29 @@ class TreeEmission {
   /// creates any of them.
   std::map<Pid, Growing> pending_;
   std::set<Pid> above_deferred_;
-  /// Siblings that share what their creator does not. A transient child of the creator has it in their place, and gives
-  /// it to each: it is a copy of the creator that leads no session and stays nobody's parent.
+  /// A transient child of the creator that has what some of a family have in common, and gives it to each: it leads no
+  /// session and stays nobody's parent.
+  struct Holder {
+    Pid pid;
+    std::array<ObjectId, shareable.size()> has = {};  ///< by kind; 0: what nobody else has
+    std::array<Pid, shareable.size()> source = {};    ///< of the tree: who has it, too, or a copy of whose it is
+  };
+  /// Siblings that share what their creator does not.
   struct Family {
-    Pid creator, holder;
-    std::vector<Pid> members;
-    std::array<ObjectId, 4> common = {};  ///< what they have from it, by kind; 0: nothing
-    size_t born = 0;
+    Pid creator;
+    std::vector<Pid> members;  ///< as they are born
+    std::map<SharedObject, size_t> users;
+    std::vector<Holder> holders = {};  ///< first the creator himself
+    size_t born = 0, lifted = 0;
   };
   std::vector<Family> families_;
   std::map<Pid, size_t> family_of_;
-  std::map<Pid, uint64_t> terminals_;  ///< by the session that they control
-  std::string last_lift_;              ///< event: the lift before is over
+  std::map<Pid, uint64_t> terminals_;        ///< by the session that they control
+  std::optional<std::vector<Apart>> apart_;  ///< nothing: the first is an error
+  std::string last_lift_;                    ///< event: the lift before is over
   unsigned lifts_ = 0;
-  std::array<std::set<ObjectId>, 4> born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
+  std::array<std::set<ObjectId>, shareable.size()>
+      born_objects_;  ///< tables, fs contexts, memories, handlers of those born so far
 };
 
 }  // namespace stasis::plan

@@ -11,12 +11,13 @@ namespace {
 std::string founded_early(Pid group) { return fmt::format("early group {}", group); }
 
 Clone as_clone(const Clone& clone) { return clone; }
+
+}  // namespace
+
 Clone as_clone(const Fork& fork) {
   return {fork.child_pid, fork.nested_pids,    fork.new_pid_namespace, fork.share_files,
           fork.share_fs,  fork.share_handlers, fork.share_memory};
 }
-
-}  // namespace
 
 /// The child is born when all others are. A porter is forked already: later it would not have, from its creator, the
 /// session and the group that the child is to be born in. If the creator comes into that group later, there is none
