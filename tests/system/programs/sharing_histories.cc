@@ -88,8 +88,13 @@ struct Board {
   volatile pid_t pids[most_processes];
 };
 
+/// Where one has failed no other waits for ever.
 void await_step(const Board* board, int step) {
-  while (__atomic_load_n(&board->step, __ATOMIC_ACQUIRE) != step) usleep(200);
+  constexpr int patience = 300'000;  // of 200 µs: a minute
+  for (int i = 0; __atomic_load_n(&board->step, __ATOMIC_ACQUIRE) != step; ++i) {
+    CHECK(i < patience);
+    usleep(200);
+  }
 }
 void pass_on(Board* board) { __atomic_add_fetch(&board->step, 1, __ATOMIC_RELEASE); }
 
