@@ -12,8 +12,9 @@ namespace stasis::capture {
 
 void check_parent_threads(resource::CaptureContext& context) {
   const auto& application = context.application;
+  const model::TaskIndex tasks(application);
   const auto depends = [&](const model::Task& task) {
-    return task.parent_thread.value != 0 && plan::depends_on_parent_thread(application, task);
+    return task.parent_thread.value != 0 && plan::depends_on_parent_thread(tasks, task);
   };
   if (context.diagnostics.refused() || std::ranges::none_of(application.tasks, depends)) return;
   const auto tree = plan::plan_tree(application);

@@ -18,7 +18,7 @@ void Emission::reserve_numbers(const std::set<pid_t>& taken, pid_t first) {
 Tid Emission::parent_thread(const model::Task& task) const {
   const auto* parent = tasks.find(task.parent);
   if (parent == nullptr || task.parent_thread.value != 0) return task.parent_thread;
-  return depends_on_parent_thread(application, task) ? parent->first_living()->tid : leader_of(task.parent);
+  return depends_on_parent_thread(tasks, task) ? parent->first_living()->tid : leader_of(task.parent);
 }
 
 void Emission::add_by(Pid pid, Tid tid, Action action) {

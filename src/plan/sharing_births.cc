@@ -25,7 +25,7 @@ struct Wish {
 class Search {
  public:
   Search(const model::Application& application, const PlanOptions& options)
-      : application_(application), options_(options) {
+      : application_(application), tasks_(application), options_(options) {
     for (const auto& task : application.tasks) {
       if (task.state == model::TaskState::zombie) continue;
       for (size_t kind = 0; kind < shareable.size(); ++kind) {
@@ -99,7 +99,7 @@ class Search {
   void look_above(const Wish& wish, const CreationTree& tree, Pid pid, std::set<Pid>& seen) {
     for (size_t i = 0; i < most_creators && pid != tree.root; ++i, pid = tree.creator.at(pid)) {
       if (!seen.insert(pid).second) return;
-      const auto* task = application_.find(pid);
+      const auto* task = tasks_.find(pid);
       for (size_t kind = 0; task != nullptr && kind < shareable.size(); ++kind)
         bring_together(wish, tree, kind, task->*shareable[kind].object);
     }
@@ -149,6 +149,7 @@ class Search {
   static constexpr size_t most_users = 6, most_creators = 8, most_followed = 3;
 
   const model::Application& application_;
+  const model::TaskIndex tasks_;
   const PlanOptions& options_;
   std::array<std::map<ObjectId, std::vector<Pid>>, shareable.size()> users_;
   std::set<Wish> seen_;

@@ -366,9 +366,9 @@ std::optional<CreationTree> tree_with(const model::Application& application, con
   return planner.is_found_with(births) ? std::optional(planner.take_tree()) : std::nullopt;
 }
 
-bool depends_on_parent_thread(const model::Application& application, const model::Task& task) {
+bool depends_on_parent_thread(const model::TaskIndex& tasks, const model::Task& task) {
   if (task.parent_thread.value != 0) return task.parent_thread != leader_of(task.parent);
-  const auto* parent = application.find(task.parent);
+  const auto* parent = tasks.find(task.parent);
   return parent != nullptr && parent->leader_has_ended() &&
          std::ranges::any_of(task.threads, &model::Thread::parent_death_signal);
 }

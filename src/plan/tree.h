@@ -70,7 +70,7 @@ std::vector<Pid> birth_order(const CreationTree&, Pid first, const std::set<Pid>
 std::vector<Pid> birth_order(const CreationTree&);
 
 /// Whether it has to be created by just one of its parent's threads, which is not the leader.
-bool depends_on_parent_thread(const model::Application&, const model::Task&);
+bool depends_on_parent_thread(const model::TaskIndex&, const model::Task&);
 
 enum class Verdict { restorable, not_restorable, undecided };
 /// Errors: invalid_input names a broken invariant; conflict says what of the tree lies outside.

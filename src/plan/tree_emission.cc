@@ -163,7 +163,7 @@ Tid TreeEmission::thread_for(Pid creator, Pid child) const {
 /// Whoever is adopted is the child of his parent's first thread.
 void TreeEmission::note_parent_thread(Pid child) {
   const auto* task = out_.tasks.find(child);
-  if (task != nullptr && depends_on_parent_thread(out_.application, *task)) out_.passed_on[task->parent].insert(child);
+  if (task != nullptr && depends_on_parent_thread(out_.tasks, *task)) out_.passed_on[task->parent].insert(child);
 }
 
 /// Of those whose parent ends in its pid namespace, without having to be a subreaper.
