@@ -115,13 +115,14 @@ class TreeEmission {
   using Sharers = std::map<SharedObject, std::vector<Pid>>;
   void find_families(Pid creator, const std::vector<Pid>& children);
   Sharers sharers_among(Pid creator, const std::vector<Pid>& children) const;
-  std::vector<Pid> connected(Pid first, const Sharers&) const;
+  bool comes_from(Pid creator, Pid child, size_t kind) const;
+  std::vector<Pid> followed_from(std::vector<Pid> order, const Sharers&) const;
   bool needs_holder(Pid creator, const std::vector<Pid>& family, const Sharers&) const;
   bool are_of_one_time(Pid creator, const std::vector<Pid>& family) const;
-  bool has_from(Pid creator, Pid member) const;
   std::vector<Pid> order_of_births(Pid creator, const std::vector<Pid>& family, const Sharers&) const;
   Pid next_born(Pid child) const;
   Status spawn_from_holder(std::vector<Growing>& line, Pid child);
+  bool is_new_with(Pid child, size_t kind) const;
   Result<size_t> holder_for(Family&, Pid child);
   size_t new_holder(Family&, size_t base, Pid child);
   std::vector<Pid> done_with(const Growing& lifted);

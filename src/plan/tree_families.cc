@@ -6,6 +6,7 @@
 // the rest.
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "plan/tree_emission.h"
 
@@ -16,11 +17,11 @@ void TreeEmission::find_families(Pid creator, const std::vector<Pid>& children) 
   std::set<Pid> seen;
   for (const auto& [object, some] : sharers) {
     if (seen.contains(some.front())) continue;
-    const auto together = connected(some.front(), sharers);
+    const auto connected = followed_from({some.front()}, sharers);
+    const std::set<Pid> together(connected.begin(), connected.end());
     seen.insert(together.begin(), together.end());
     std::vector<Pid> family;
-    std::ranges::copy_if(children, std::back_inserter(family),
-                         [&](Pid child) { return std::ranges::binary_search(together, child); });
+    std::ranges::copy_if(children, std::back_inserter(family), [&](Pid child) { return together.contains(child); });
     if (!are_of_one_time(creator, family) || !needs_holder(creator, family, sharers)) continue;
     for (const Pid member : family) family_of_[member] = families_.size();
     auto& added = families_.emplace_back(Family{creator, order_of_births(creator, family, sharers), {}});
@@ -38,30 +39,31 @@ TreeEmission::Sharers TreeEmission::sharers_among(Pid creator, const std::vector
     if (task == nullptr || task->state == model::TaskState::zombie || entries_.contains(child)) continue;
     for (size_t kind = 0; kind < shareable.size(); ++kind) {
       const ObjectId object = current(child, kind);
-      const bool comes_from_creator = share_at_birth(creator, child, kind) || object == own(creator, kind);
-      if (object.value != 0 && !comes_from_creator) sharers[{kind, object}].push_back(child);
+      if (object.value != 0 && !comes_from(creator, child, kind)) sharers[{kind, object}].push_back(child);
     }
   }
   std::erase_if(sharers, [](const auto& entry) { return entry.second.size() < 2; });
   return sharers;
 }
 
-/// All who share something with the first, or with others who do. Sorted.
-std::vector<Pid> TreeEmission::connected(Pid first, const Sharers& sharers) const {
-  std::set<Pid> found{first};
+/// It has that of its own now, or will.
+bool TreeEmission::comes_from(Pid creator, Pid child, size_t kind) const {
+  return share_at_birth(creator, child, kind) || current(child, kind) == own(creator, kind);
+}
+
+/// Those, then all who share something with them, then those who share something with these.
+std::vector<Pid> TreeEmission::followed_from(std::vector<Pid> order, const Sharers& sharers) const {
+  std::set<Pid> seen(order.begin(), order.end());
   std::set<SharedObject> followed;
-  for (std::vector<Pid> open{first}; !open.empty();) {
-    const Pid pid = open.back();
-    open.pop_back();
+  for (size_t i = 0; i < order.size(); ++i) {
     for (size_t kind = 0; kind < shareable.size(); ++kind) {
-      const auto others = sharers.find({kind, current(pid, kind)});
+      const auto others = sharers.find({kind, current(order[i], kind)});
       if (others == sharers.end() || !followed.insert(others->first).second) continue;
-      for (const Pid other : others->second) {
-        if (found.insert(other).second) open.push_back(other);
-      }
+      std::ranges::copy_if(others->second, std::back_inserter(order),
+                           [&](Pid other) { return seen.insert(other).second; });
     }
   }
-  return {found.begin(), found.end()};
+  return order;
 }
 
 /// None of them is to have what the creator carries if another is to have what comes to the creator later.
@@ -94,31 +96,19 @@ bool TreeEmission::needs_holder(Pid creator, const std::vector<Pid>& family, con
          std::ranges::any_of(family, has_more);
 }
 
-bool TreeEmission::has_from(Pid creator, Pid member) const {
-  for (size_t kind = 0; kind < shareable.size(); ++kind) {
-    const ObjectId object = current(member, kind);
-    if (object.value != 0 && (share_at_birth(creator, member, kind) || object == own(creator, kind))) return true;
-  }
-  return false;
-}
-
 /// Those first who have something from the creator, then those who share something with them.
 std::vector<Pid> TreeEmission::order_of_births(Pid creator, const std::vector<Pid>& family,
                                                const Sharers& sharers) const {
-  std::vector<Pid> order;
-  std::ranges::copy_if(family, std::back_inserter(order), [&](Pid member) { return has_from(creator, member); });
-  if (order.empty()) order.push_back(family.front());
-  std::set<Pid> seen(order.begin(), order.end());
-  std::set<SharedObject> followed;
-  for (size_t i = 0; i < order.size(); ++i) {
+  const auto has_something_from_creator = [&](Pid member) {
     for (size_t kind = 0; kind < shareable.size(); ++kind) {
-      const auto others = sharers.find({kind, current(order[i], kind)});
-      if (others == sharers.end() || !followed.insert(others->first).second) continue;
-      std::ranges::copy_if(others->second, std::back_inserter(order),
-                           [&](Pid other) { return seen.insert(other).second; });
+      if (current(member, kind).value != 0 && comes_from(creator, member, kind)) return true;
     }
-  }
-  return order;
+    return false;
+  };
+  std::vector<Pid> first;
+  std::ranges::copy_if(family, std::back_inserter(first), has_something_from_creator);
+  if (first.empty()) first.push_back(family.front());
+  return followed_from(std::move(first), sharers);
 }
 
 /// A family takes its places among the children of its creator in an order of its own.
@@ -155,6 +145,12 @@ Status TreeEmission::spawn_from_holder(std::vector<Growing>& line, Pid child) {
   return begin(line, {child, creator, origin, relay, holder.pid});
 }
 
+/// It is the first to have what it will have.
+bool TreeEmission::is_new_with(Pid child, size_t kind) const {
+  const ObjectId object = current(child, kind);
+  return object.value != 0 && !born_objects_[kind].contains(object);
+}
+
 /// One that has all that the child is to share with anybody.
 Result<size_t> TreeEmission::holder_for(Family& family, Pid child) {
   size_t lacking = 0;
@@ -174,9 +170,8 @@ Result<size_t> TreeEmission::holder_for(Family& family, Pid child) {
   }
   const auto base = static_cast<size_t>(found - family.holders.begin());
   for (size_t kind = 0; kind < shareable.size(); ++kind) {
-    const ObjectId object = current(child, kind);
-    const bool is_new = object.value != 0 && !born_objects_[kind].contains(object);
-    if (is_new && family.users.at({kind, object}) > 1) return new_holder(family, base, child);
+    if (is_new_with(child, kind) && family.users.at({kind, current(child, kind)}) > 1)
+      return new_holder(family, base, child);
   }
   return base;
 }
@@ -189,7 +184,7 @@ size_t TreeEmission::new_holder(Family& family, size_t base, Pid child) {
   holder.pid = birth.child_pid, holder.source = other.source;
   for (size_t kind = 0; kind < shareable.size(); ++kind) {
     const ObjectId object = current(child, kind);
-    const bool is_new = object.value != 0 && !born_objects_[kind].contains(object);
+    const bool is_new = is_new_with(child, kind);
     const bool is_kept = !is_new && family.users.contains({kind, other.has[kind]});
     if (is_new)
       holder.has[kind] = family.users.at({kind, object}) > 1 ? object : ObjectId{};
