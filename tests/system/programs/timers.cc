@@ -62,12 +62,14 @@ void* other_thread(void*) {
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
-  signal(SIGALRM, on_alarm);
-  signal(SIGVTALRM, on_alarm);
+  // A dump may find a handler running; SA_NODEFER, so that the blocked signals are the same then.
   struct sigaction action = {};
+  action.sa_handler = on_alarm;
+  action.sa_flags = SA_RESTART | SA_NODEFER;
+  CHECK(sigaction(SIGALRM, &action, nullptr) == 0 && sigaction(SIGVTALRM, &action, nullptr) == 0);
   action.sa_sigaction = on_timer;
-  action.sa_flags = SA_SIGINFO | SA_RESTART;
-  sigaction(SIGRTMIN + 3, &action, nullptr);
+  action.sa_flags |= SA_SIGINFO;
+  CHECK(sigaction(SIGRTMIN + 3, &action, nullptr) == 0);
 
   const itimerval real = {{0, 50'000}, {0, 50'000}}, virt = {{1000, 0}, {5000, 0}}, prof = {{700, 0}, {4000, 0}};
   CHECK(setitimer(ITIMER_REAL, &real, nullptr) == 0 && setitimer(ITIMER_VIRTUAL, &virt, nullptr) == 0);
