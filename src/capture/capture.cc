@@ -115,7 +115,7 @@ class LiveTree final : public SeizedTree {
     if (after != AfterDump::kill) network().survive();
     if (after == AfterDump::let_run) let_go_of_all_but_the_application();
     released_at_ = Clock::now();  // who is killed takes its time to free its memory, but does not stand still for it
-    auto status = capture::release(processes_, after);
+    auto status = capture::release(processes_, after, options_.at_point);
     if (after == AfterDump::kill && status) status = network().die();
     processes_.clear();
     released_ = true;

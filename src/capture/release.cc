@@ -86,11 +86,12 @@ bool is_gone(const LiveProcess& process) {
   return !stat || stat->start_time != process.stat.start_time;
 }
 
-/// System calls in a process that is about to die: what they do to it nobody will see.
+/// System calls in a process that is about to die: what they do to it nobody will see. If stasis dies first, the
+/// process ends itself after the next one, and the checkpoint, which is complete, has it.
 class LastCalls {
  public:
-  LastCalls(Tracee& thread, const Waiting& waiting, Clock::time_point deadline)
-      : thread_(thread), waiting_(waiting), deadline_(deadline) {}
+  LastCalls(Tracee& thread, const Waiting& waiting, const AtPoint& at_point, Clock::time_point deadline)
+      : thread_(thread), waiting_(waiting), at_point_(at_point), deadline_(deadline) {}
 
   /// Children that are to die are reaped by the kernel when SIGCHLD is ignored (do_notify_parent in kernel/signal.c);
   /// the dead must be waited for. Otherwise they would pass to init as zombies, and their pids stay taken until init
@@ -112,17 +113,21 @@ class LastCalls {
 
  private:
   struct Planted {
-    uint8_t system_call[8] = {0x0f, 0x05, 0xcc};
+    // syscall; mov $SIGKILL, %edi; mov $SYS_exit_group, %eax; syscall
+    uint8_t code[16] = {0x0f, 0x05, 0xbf, SIGKILL, 0, 0, 0, 0xb8, SYS_exit_group, 0, 0, 0, 0x0f, 0x05};
     uint64_t handler = 1, flags = 0, restorer = 0, mask = 0;  // SIG_IGN
   };
 
   Status prepare() {
     place_ = TRY(find_stub_place(thread_.tid(), occupied_by(TRY(kernel::read_maps(thread_.tid())))));
-    TRY(kernel::write_memory(thread_.tid(), RemoteAddress{place_}, bytes_of(Planted())));
-    return thread_.set_signal_mask(~uint64_t{0});
+    return kernel::write_memory(thread_.tid(), RemoteAddress{place_}, bytes_of(Planted()));
   }
   Result<int64_t> call(uint64_t number, const uint64_t (&arguments)[6]) {
     TRY(thread_.set_registers(call_registers(thread_.general(), place_, number, arguments)));
+    at_point_("last-call-registers");
+    // Only now: with its own registers and our mask the thread would go on deaf.
+    TRY(thread_.set_signal_mask(~uint64_t{0}));
+    at_point_("last-call-mask");
     for (int stop = 0; stop < 2; ++stop) {
       TRY(thread_.run(Tracee::Run::to_system_call));
       TRY(thread_.wait_for_system_call(waiting_, deadline_));
@@ -132,6 +137,7 @@ class LastCalls {
 
   Tracee& thread_;
   const Waiting& waiting_;
+  const AtPoint& at_point_;
   Clock::time_point deadline_;
   uint64_t place_ = 0;
 };
@@ -207,7 +213,8 @@ std::vector<size_t> depths_of(const std::vector<LiveProcess>& processes) {
 
 class Killing {
  public:
-  explicit Killing(std::vector<LiveProcess>& processes) : processes_(processes), depths_(depths_of(processes)) {
+  Killing(std::vector<LiveProcess>& processes, const AtPoint& at_point)
+      : processes_(processes), at_point_(at_point), depths_(depths_of(processes)) {
     std::map<pid_t, LiveProcess*> known;
     for (auto& process : processes_) {
       known[process.view.host_pid] = &process;
@@ -226,6 +233,7 @@ class Killing {
     for (const size_t one : depths_) depth = std::max(depth, one);
     TRY(empty_namespaces());
     for (auto& [pid, parent] : parents_) prepare_parent(parent);
+    at_point_("killing");
     for (size_t generation = depth + 1; generation-- > 0;) {
       for_generation(generation, [&](LiveProcess& process) { kill(process); });
       wait_for_ends(generation);
@@ -264,7 +272,7 @@ class Killing {
     const NamespaceKeepers keepers(processes_);
     for (auto& process : processes_) {
       if (!keepers.contains(process) || process.frozen.threads.empty()) continue;
-      auto left = LastCalls(process.frozen.threads.front(), waiting_, deadline_).leave_group();
+      auto left = LastCalls(process.frozen.threads.front(), waiting_, at_point_, deadline_).leave_group();
       if (left || left.error().code() == ErrorCode::gone) continue;
       return fail(std::move(left.error()).about(subject_of(process)));
     }
@@ -275,7 +283,7 @@ class Killing {
     auto& threads = parent.process->frozen.threads;
     if (threads.empty() || !threads.front().alive()) return;
     // A nicety: without it the children are reaped by init, a little later. Their ids must be the parent's own.
-    (void)LastCalls(threads.front(), waiting_, deadline_).reap_children(parent.zombies);
+    (void)LastCalls(threads.front(), waiting_, at_point_, deadline_).reap_children(parent.zombies);
   }
 
   /// A tracer is told first, and only when it has looked does the parent learn of it. No order of looking is right for
@@ -332,6 +340,7 @@ class Killing {
   static constexpr size_t few_misses = 4, worth_dividing = 64;
 
   std::vector<LiveProcess>& processes_;
+  const AtPoint& at_point_;
   std::vector<size_t> depths_;
   std::map<pid_t, Parent> parents_;
   const pid_t self_ = getpid();
@@ -351,14 +360,14 @@ void stop_when_let_go(const std::vector<LiveProcess>& processes) {
   }
 }
 
-Status release(std::vector<LiveProcess>& processes, AfterDump after) {
+Status release(std::vector<LiveProcess>& processes, AfterDump after, const AtPoint& at_point) {
   switch (after) {
     case AfterDump::let_run:
       return let_run(processes);
     case AfterDump::leave_stopped:
       return leave_stopped(processes);
     case AfterDump::kill:
-      return Killing(processes).run();
+      return Killing(processes, at_point ? at_point : [](std::string_view) {}).run();
   }
   return {};
 }
