@@ -585,8 +585,16 @@ def tmux_shows(address, pane, is_right, what):
 
 
 def tmux_begin(address):
+    """The server listens before it has a session."""
     opened(address).close()
-    while len(tmux_do(address, "list-panes", "-t", "work").splitlines()) < 3 or not tmux_do(address, "list-clients"):
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if len(tmux_do(address, "list-panes", "-t", "work").splitlines()) == 3 and tmux_do(address, "list-clients"):
+                return
+        except AssertionError:
+            if time.monotonic() > deadline:
+                raise
         time.sleep(0.1)
 
 
