@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <limits.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "base/parallel.h"
+#include "kernel/huge_pages.h"
 #include "kernel/process.h"
 
 namespace stasis::execute {
@@ -32,8 +34,9 @@ struct Decoding::Job {
   // -- from its beginning on
   const Source* source = nullptr;
   pid_t host_pid = 0;
-  UniqueFd target;     ///< the file that is filled; invalid: memory is
-  uint64_t given = 0;  ///< to workers, of length
+  UniqueFd target;         ///< the file that is filled; invalid: memory is
+  uint64_t huge_page = 0;  ///< the size of its pages, if it has such; 0: it can be written to
+  uint64_t given = 0;      ///< to workers, of length
   uint64_t filled = 0;
 };
 
@@ -92,6 +95,20 @@ Status write_file(int fd, uint64_t position, std::span<const uint8_t> bytes) {
     bytes = bytes.subspan(static_cast<size_t>(written));
     position += static_cast<uint64_t>(written);
   }
+  return {};
+}
+
+/// The pages are promised to whoever maps them shared and without MAP_NORESERVE (mm/hugetlb.c, hugetlb_reserve_pages):
+/// for want of them mmap(2) fails, and nobody gets SIGBUS.
+Status write_huge_pages(int fd, uint64_t page, uint64_t position, std::span<const uint8_t> bytes) {
+  const uint64_t begin = position / page * page, end = (position + bytes.size() + page - 1) / page * page;
+  void* const memory = mmap(nullptr, end - begin, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(begin));
+  if (memory == MAP_FAILED) {
+    auto error = Error::system("map a restored file of huge pages", errno);
+    return fail(std::move(error).advise("let the system have more of them (vm.nr_hugepages)"));
+  }
+  std::ranges::copy(bytes, static_cast<uint8_t*>(memory) + (position - begin));
+  munmap(memory, end - begin);
   return {};
 }
 
@@ -210,6 +227,7 @@ Status Decoding::begin(Job& job) {
   if (job.fd < 0) return {};
   const auto process = TRY(kernel::pidfd_open(job.host_pid));
   job.target = TRY(kernel::pidfd_getfd(process.get(), job.fd));
+  if (const uint32_t order = kernel::huge_page_order(job.target.get())) job.huge_page = uint64_t{1} << order;
   return {};
 }
 
@@ -230,8 +248,9 @@ Status Decoding::fill(Worker& worker, const Piece& piece) {
   worker.buffer.resize(std::max<size_t>(worker.buffer.size(), piece.length));
   const std::span<uint8_t> bytes(worker.buffer.data(), piece.length);
   TRY(worker.read(*job.source, piece.offset, bytes));
-  return job.target.valid() ? write_file(job.target.get(), job.position + skip, bytes)
-                            : write_memory(job.host_pid, job.runs, skip, bytes);
+  if (!job.target.valid()) return write_memory(job.host_pid, job.runs, skip, bytes);
+  return job.huge_page != 0 ? write_huge_pages(job.target.get(), job.huge_page, job.position + skip, bytes)
+                            : write_file(job.target.get(), job.position + skip, bytes);
 }
 
 void Decoding::finish(const Piece& piece) {

@@ -53,8 +53,9 @@ struct SystemVSegment {
   int32_t id = 0, key = 0;
   uint64_t size = 0;  ///< in bytes, as shmget(2) was told
   uint32_t uid = 0, gid = 0, mode = 0;
-  bool destroyed = false;  ///< goes with its last user (IPC_RMID)
-  bool locked = false;     ///< SHM_LOCK
+  bool destroyed = false;        ///< goes with its last user (IPC_RMID)
+  bool locked = false;           ///< SHM_LOCK
+  uint32_t huge_page_order = 0;  ///< SHM_HUGETLB: log2 of the size of its pages. IPC_STAT does not tell it
   /// Restore: whether it is still on the system, and whether somebody uses it there.
   enum class Found : uint8_t { missing, unused, in_use };
   Found found = Found::missing;

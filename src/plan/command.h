@@ -506,8 +506,8 @@ struct OwePages {
     v("runs", s.runs);
   }
 };
-/// Stasis writes `length` bytes of an image that is compressed or encrypted to `position` of a descriptor of the
-/// runner, which waits for it, or of the file at `path` (then fd is -1).
+/// Stasis writes `length` bytes of an image, which may be compressed or encrypted, to `position` of a descriptor of the
+/// runner, which waits for it, or of the file at `path` (then fd is -1). The file may be one of huge pages.
 struct DecodeFile {
   static constexpr std::string_view name = "DECODE_FILE";
   std::string file;

@@ -32,6 +32,19 @@ bool is_private(const model::Mapping& mapping) {
   return mapping.backing == model::Backing::private_anonymous || mapping.backing == model::Backing::private_file;
 }
 
+/// Huge pages want an address of their own size.
+uint64_t alignment_of(const model::SharedMemory& segment) {
+  if ((segment.map_flags & MAP_HUGETLB) == 0) return page_size;
+  const uint32_t order = segment.map_flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK;
+  return order == 0 ? uint64_t{1} << 21 : uint64_t{1} << order;
+}
+
+/// Where a whole one can be mapped for a while.
+uint64_t scratch_for(const Emission& out, const model::SharedMemory& segment) {
+  const uint64_t alignment = alignment_of(segment);
+  return (out.program.agent_area.end + alignment - 1) / alignment * alignment;
+}
+
 /// A stretch of the parent's memory that a child has, too.
 struct Inherited {
   AddressRange range;
@@ -284,7 +297,7 @@ class MappingPlanner {
     uint32_t protection = PROT_READ | (mapping.read_only_attach ? 0 : PROT_WRITE);
     for (const auto* part : parts) protection |= part->protection & PROT_EXEC;
     const bool whole = mapping.range.size() == segment.size;
-    const uint64_t at = whole ? mapping.range.begin : out_.program.agent_area.end;
+    const uint64_t at = whole ? mapping.range.begin : scratch_for(out_, segment);
     sink().add(AttachSegment{segment.system_v->id, at, segment.size, protection, segment.id});
     uint64_t done = 0;
     const auto drop_until = [&](uint64_t offset) {
@@ -493,7 +506,7 @@ Status fill_system_v(Emission& out, Pid pid, const model::SharedMemory& segment)
   using Found = model::SystemVSegment::Found;
   const bool is_empty = segment.system_v->found == Found::missing && stored_pages(out, segment.id).empty();
   if (segment.system_v->found == Found::in_use || is_empty) return {};
-  const uint64_t scratch = out.program.agent_area.end;
+  const uint64_t scratch = scratch_for(out, segment);
   auto sink = out.process(pid);
   sink.add(AttachSegment{segment.system_v->id, scratch, segment.size, PROT_READ | PROT_WRITE, segment.id});
   if (segment.system_v->found == Found::unused)
@@ -501,13 +514,6 @@ Status fill_system_v(Emission& out, Pid pid, const model::SharedMemory& segment)
   TRY(load_segment(out, pid, segment, scratch));
   sink.add(Munmap{scratch, segment.size});
   return {};
-}
-
-/// Huge pages want an address of their own size.
-uint64_t alignment_of(const model::SharedMemory& segment) {
-  if ((segment.map_flags & MAP_HUGETLB) == 0) return page_size;
-  const uint32_t order = segment.map_flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK;
-  return order == 0 ? uint64_t{1} << 21 : uint64_t{1} << order;
 }
 
 }  // namespace
@@ -552,8 +558,7 @@ Status plan_segments(Emission& out, const MemoryPlan& plan, SharedSegments& segm
       TRY(fill_system_v(out, plan.pid, segment->second));
       continue;
     }
-    const uint64_t size = segment->second.size, alignment = alignment_of(segment->second);
-    const uint64_t scratch = (out.program.agent_area.end + alignment - 1) / alignment * alignment;
+    const uint64_t size = segment->second.size, scratch = scratch_for(out, segment->second);
     const int fd = out.temporary_fd();
     segments.held_at[id] = fd;
     auto sink = out.process(plan.pid);

@@ -116,6 +116,7 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
       if (found.kind == VmaKind::system_v && !segment.system_v)
         TRY_IN("look at " + subject_of(task, vma), in_ipc_namespace_of(view.witness(), [&]() -> Status {
                  segment.system_v = TRY(look_at_segment(static_cast<int>(vma.inode)));
+                 segment.system_v->huge_page_order = segment.map_flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK;
                  return {};
                }));
     }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <set>
 #include <sstream>
@@ -221,10 +222,21 @@ class Reader {
       if (memory == reinterpret_cast<void*>(-1)) return fail_errno("shmat", fmt::format("System V segment {}", id));
       const auto* bytes = static_cast<const uint8_t*>(memory);
       one.content.assign(bytes, bytes + one.segment.size);
+      auto order = huge_page_order_at(reinterpret_cast<uint64_t>(memory));
       shmdt(memory);
+      one.segment.huge_page_order = TRY(std::move(order));
       found_.segments.push_back(std::move(one));
       return {};
     });
+  }
+
+  /// Of memory of our own.
+  static Result<uint32_t> huge_page_order_at(uint64_t address) {
+    for (const auto& vma : TRY(kernel::read_smaps(getpid()))) {
+      if (vma.range.begin == address && vma.vm_flags.contains("ht"))
+        return static_cast<uint32_t>(std::countr_zero(vma.kernel_page_size));
+    }
+    return 0;
   }
 
   IpcNamespace& found_;

@@ -3,17 +3,17 @@
 //
 // The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions
 // that refer to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
+// Those of huge pages are filled by stasis, which maps them (kernel/huge_pages.h).
 #include "resource/memfd.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/magic.h>
 #include <sys/mman.h>
-#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernel/extents.h"
+#include "kernel/huge_pages.h"
 #include "memory/increments.h"
 #include "resource/descriptors.h"
 #include "resource/extended_attributes.h"
@@ -27,7 +27,8 @@ using plan::expecting;
 using plan::ResultOf;
 using Expected = plan::Expectation::Kind;
 
-constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)", shared_memory = "/dev/zero (deleted)";
+constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)", shared_memory = "/dev/zero (deleted)",
+                           huge_shared_memory = "/anon_hugepage (deleted)";
 constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages files from 1
 constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
 constexpr uint64_t largest_send = 1ull << 30;
@@ -41,6 +42,7 @@ struct MemfdInode final : model::KindValue {
   std::string name;
   uint32_t uid = 0, gid = 0, mode = 0, seals = 0;
   uint64_t size = 0;
+  uint32_t huge_page_order = 0;  ///< of hugetlbfs: log2 of the size of its pages
   ExtendedAttributes attributes;
   std::shared_ptr<UniqueFd> file;         ///< capture: open for reading
   std::vector<memory::StoredRun> stored;  ///< restore: where its pages lie
@@ -49,11 +51,14 @@ struct MemfdInode final : model::KindValue {
   bool equals(const model::KindValue& other) const override {
     const auto* inode = dynamic_cast<const MemfdInode*>(&other);
     return inode != nullptr && name == inode->name && uid == inode->uid && gid == inode->gid && mode == inode->mode &&
-           seals == inode->seals && size == inode->size && attributes == inode->attributes;
+           seals == inode->seals && size == inode->size && huge_page_order == inode->huge_page_order &&
+           attributes == inode->attributes;
   }
   std::string describe() const override {
-    return fmt::format("memfd '{}' of {} bytes, seals {:#x}", name, size, seals);
+    return fmt::format("memfd '{}' of {} bytes{}, seals {:#x}", name, size,
+                       huge_page_order == 0 ? "" : fmt::format(" in pages of {}", page_bytes()), seals);
   }
+  uint64_t page_bytes() const { return huge_page_order == 0 ? page_size : uint64_t{1} << huge_page_order; }
 };
 
 struct MemfdFile final : model::KindValue {
@@ -75,7 +80,7 @@ class MemfdRoom final : public FileRoom {
   bool seekable() const override { return true; }
 
   bool recognises(const DescriptorProbe& probe) const override {
-    return S_ISREG(probe.stat.st_mode) && (probe.link.starts_with(prefix) || probe.link == shared_memory);
+    return S_ISREG(probe.stat.st_mode) && (probe.link.starts_with(prefix) || is_shared_memory(probe.link));
   }
 
   Result<model::KindState> capture(CaptureContext& context, const DescriptorProbe& probe) const override {
@@ -84,8 +89,8 @@ class MemfdRoom final : public FileRoom {
     const auto id = context.object(fmt::format("memfd {}:{}", probe.stat.st_dev, probe.stat.st_ino), fresh);
     made->inode = ObjectId{id.value | memfd_bit};
     if (!fresh) return model::KindState{std::move(made)};
-    context.application.objects[made->inode] = {TRY(capture_inode(context, probe))};
-    if (probe.link == shared_memory && probe.fd < 0) {
+    context.application.objects[made->inode] = {TRY(capture_inode(probe))};
+    if (is_shared_memory(probe.link) && probe.fd < 0) {
       context.diagnostics.refuse(probe.subject, "it is a private mapping of shared memory which nobody has open now",
                                  "keep the descriptor open, or close the mapping before the dump");
     }
@@ -134,14 +139,17 @@ class MemfdRoom final : public FileRoom {
         *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
     const int file = placements.front().scratch, pages = file + 1;
     plan::Perform create{inode.describe(), "", {}, {{file, ObjectId{}}}, {}};
-    create.calls.push_back(call(SYS_memfd_create, plan::text(inode.name), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    create.calls.push_back(
+        call(SYS_memfd_create, plan::text(inode.name),
+             MFD_CLOEXEC | MFD_ALLOW_SEALING | kernel::huge_page_flags(inode.huge_page_order, MFD_HUGETLB)));
     create.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
     create.calls.push_back(call(SYS_ftruncate, file, inode.size));
     for (const auto& run : inode.stored)
-      if (run.in_file() && !run.through_stasis) fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
+      if (run.in_file() && !is_filled_by_stasis(inode, run))
+        fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
     sink.add(std::move(create));
     for (const auto& run : inode.stored) {
-      if (!run.in_file() || !run.through_stasis || run.range.begin >= inode.size) continue;
+      if (!run.in_file() || !is_filled_by_stasis(inode, run) || run.range.begin >= inode.size) continue;
       const uint64_t length = std::min(run.range.end, inode.size) - run.range.begin;
       sink.add(plan::DecodeFile{name_of(run), run.file_offset, length, file, "", run.range.begin});
     }
@@ -175,7 +183,13 @@ class MemfdRoom final : public FileRoom {
   }
 
  private:
-  static Result<std::shared_ptr<MemfdInode>> capture_inode(CaptureContext& context, const DescriptorProbe& probe) {
+  static bool is_shared_memory(std::string_view link) { return link == shared_memory || link == huge_shared_memory; }
+
+  static bool is_filled_by_stasis(const MemfdInode& inode, const memory::StoredRun& run) {
+    return run.through_stasis || inode.huge_page_order != 0;
+  }
+
+  static Result<std::shared_ptr<MemfdInode>> capture_inode(const DescriptorProbe& probe) {
     auto inode = std::make_shared<MemfdInode>();
     inode->name = probe.link.starts_with(prefix) ? probe.link.substr(prefix.size()) : probe.link.substr(1);
     if (inode->name.ends_with(suffix)) inode->name.resize(inode->name.size() - suffix.size());
@@ -183,11 +197,7 @@ class MemfdRoom final : public FileRoom {
     inode->size = static_cast<uint64_t>(probe.stat.st_size);
     inode->file = std::make_shared<UniqueFd>(open(probe.proc_path.c_str(), O_RDONLY | O_CLOEXEC));
     if (!inode->file->valid()) return fail_errno("open", probe.subject);
-    struct statfs filesystem{};
-    if (fstatfs(inode->file->get(), &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC) {
-      context.diagnostics.refuse(probe.subject, "it is a memfd of huge pages",
-                                 "memfds made with MFD_HUGETLB cannot be saved by this version");
-    }
+    inode->huge_page_order = kernel::huge_page_order(inode->file->get());
     const int seals = fcntl(inode->file->get(), F_GET_SEALS);
     inode->seals = seals < 0 ? 0 : static_cast<uint32_t>(seals);
     inode->attributes = TRY_IN("look at " + probe.subject, read_extended_attributes(probe.proc_path));
@@ -209,6 +219,7 @@ class MemfdRoom final : public FileRoom {
     const uint32_t number = record_id(id);
     entry.set_shmid(number), entry.set_seals(inode.seals), entry.set_inode_id(number), entry.set_mode(inode.mode);
     encode_extended_attributes(inode.attributes, *entry.mutable_attributes());
+    if (inode.huge_page_order != 0) entry.set_hugetlb_flag(kernel::huge_page_flags(inode.huge_page_order, MFD_HUGETLB));
     TRY(TRY(records.side("memfd"))->append(entry));
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
     std::vector<model::PageRun> runs;
@@ -231,8 +242,15 @@ class MemfdRoom final : public FileRoom {
           entry.size() > INT64_MAX) {
         return fail(Error::invalid("decode memfd", "its name or size is out of range", subject));
       }
-      if (entry.has_hugetlb_flag() && entry.hugetlb_flag() != 0)
-        return fail(Error::unsupported("decode memfd", "it is of huge pages", subject));
+      const auto order = kernel::huge_page_order_of(entry.hugetlb_flag(), MFD_HUGETLB);
+      if (!order)
+        return fail(Error::invalid(
+            "decode memfd", fmt::format("hugetlb_flag {:#x} is no size of pages", entry.hugetlb_flag()), subject));
+      inode->huge_page_order = *order;
+      if (inode->huge_page_order != 0 && entry.size() % inode->page_bytes() != 0)
+        return fail(Error::invalid("decode memfd",
+                                   fmt::format("{} bytes are no whole pages of {}", entry.size(), inode->page_bytes()),
+                                   subject));
       inode->uid = entry.uid(), inode->gid = entry.gid(), inode->size = entry.size(), inode->seals = entry.seals();
       inode->attributes = TRY(decode_extended_attributes(entry.attributes(), subject));
       inode->mode = entry.has_mode() ? entry.mode() : (S_IFREG | 0777);

@@ -58,10 +58,7 @@ Classified classify_name(const kernel::MapsEntry& vma) {
   if (path.starts_with('[')) return classify_special(vma);
   const bool unlinked = path.ends_with(" (deleted)");
   const bool hidden_device = vma.device_major == 0;  // tmpfs, hugetlbfs and other file systems without a disk
-  if (hidden_device && unlinked && path.starts_with("/SYSV") && vma.shared) {
-    if (vma.vm_flags.contains("ht")) return refuse("System V shared memory of huge pages is not supported");
-    return {VmaKind::system_v, {}};
-  }
+  if (hidden_device && unlinked && path.starts_with("/SYSV") && vma.shared) return {VmaKind::system_v, {}};
   if (vma.inode == 0)
     return path.empty() ? Classified{VmaKind::anonymous, {}}
                         : refuse("a special mapping of the kernel that stasis does not know");

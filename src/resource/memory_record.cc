@@ -339,11 +339,18 @@ class SpaceDecoder {
     if (!fresh && segment.system_v != described)
       return decoder.reject("system_v", "it differs from that of other mappings of its segment");
     segment.system_v = described;
-    if (described && segment.size != (described->size + page_size - 1) / page_size * page_size)
+    if (described && described->huge_page_order != (flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK))
+      return decoder.reject("system_v.hugetlb_flag", "the mapping has pages of another size");
+    if (described && segment.size != whole_size(*described))
       return decoder.reject("system_v.size", "what is mapped does not fit in");
     if (segment.size > address_limit)
       return decoder.reject("pgoff", fmt::format("a segment of {} bytes is impossible", segment.size));
     return {};
+  }
+
+  static uint64_t whole_size(const model::SystemVSegment& segment) {
+    const uint64_t page = segment.huge_page_order == 0 ? page_size : uint64_t{1} << segment.huge_page_order;
+    return (segment.size + page - 1) / page * page;
   }
 
   Result<model::SystemVSegment> system_v_of(const MappingDecoder& decoder, const vma_entry& entry,

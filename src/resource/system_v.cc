@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "kernel/huge_pages.h"
 #include "resource/ipc_namespace.h"
 
 namespace stasis::resource {
@@ -118,7 +119,8 @@ void create_segment(const SystemVSegment& segment, plan::Sink& sink) {
   shmid_ds owner{};
   owner.shm_perm.uid = segment.uid, owner.shm_perm.gid = segment.gid;
   owner.shm_perm.mode = static_cast<unsigned short>(segment.mode);
-  const auto flags = static_cast<int>(segment.mode) | IPC_CREAT | IPC_EXCL;
+  const uint32_t flags =
+      segment.mode | IPC_CREAT | IPC_EXCL | kernel::huge_page_flags(segment.huge_page_order, SHM_HUGETLB);
   plan::Calls calls{call(plan::Call::make_segment, segment.id, segment.key, segment.size, flags,
                          plan::text(sysctl_path(next_id)), plan::text(fmt::format("{}", segment.id)))};
   calls.push_back(call(SYS_shmctl, segment.id, IPC_SET, plan::struct_in(owner)));
@@ -137,6 +139,8 @@ void encode_system_v(const SystemVSegment& segment, ipc_shm_entry& entry) {
   const uint32_t flags = (segment.destroyed ? destroyed_bit : 0) | (segment.locked ? locked_bit : 0);
   *entry.mutable_desc() = describe_ipc(segment.id, segment.key, segment.uid, segment.gid, segment.mode | flags);
   entry.set_size(segment.size);
+  if (segment.huge_page_order != 0)
+    entry.set_hugetlb_flag(kernel::huge_page_flags(segment.huge_page_order, SHM_HUGETLB));
 }
 
 Result<SystemVSegment> decode_system_v(const ipc_shm_entry& entry, const std::string& where) {
@@ -155,6 +159,9 @@ Result<SystemVSegment> decode_system_v(const ipc_shm_entry& entry, const std::st
   segment.size = entry.size(), segment.uid = desc.uid(), segment.gid = desc.gid();
   segment.mode = desc.mode() & permissions;
   segment.destroyed = (desc.mode() & destroyed_bit) != 0, segment.locked = (desc.mode() & locked_bit) != 0;
+  const auto order = kernel::huge_page_order_of(entry.hugetlb_flag(), SHM_HUGETLB);
+  if (!order) return reject("hugetlb_flag", fmt::format("{:#x} is no size of pages", entry.hugetlb_flag()));
+  segment.huge_page_order = *order;
   return segment;
 }
 

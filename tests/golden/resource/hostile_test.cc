@@ -458,6 +458,28 @@ TEST_F(HostileTerminal, Queues) {
               HasSubstr("tty-data.img, terminal 15"));
 }
 
+TEST_F(HostileFile, MemfdOfHugePages) {
+  constexpr uint32_t huge = 4, two_megabytes = 21u << 26;
+  const auto with = [&](uint32_t flag, uint64_t size) {
+    const auto fill = [&](memfd_inode_entry& inode) {
+      inode.set_name("huge"), inode.set_uid(0), inode.set_gid(0), inode.set_size(size), inode.set_shmid(5);
+      inode.set_seals(0), inode.set_inode_id(5), inode.set_hugetlb_flag(flag);
+    };
+    return error_with_side<memfd_inode_entry>("memfd.img", fill, [&] {
+      return error_of(MEMFD, [&](auto& file) {
+        auto& memfd = begun(file.mutable_memfd());
+        memfd.set_pos(0), memfd.set_inode_id(5);
+      });
+    });
+  };
+  const std::string later = "pagemap-shmem-5.img";  // of pages there is nothing
+  EXPECT_THAT(with(huge | two_megabytes, 4 << 20), HasSubstr(later));
+  EXPECT_THAT(with(0, 5), HasSubstr(later));
+  EXPECT_THAT(with(huge | two_megabytes, 3 << 20), HasSubstr("no whole pages of 2097152"));
+  for (const uint32_t flag : {huge, two_megabytes, huge | 63u << 26, huge | 3u << 26, huge | two_megabytes | 1, 1u})
+    EXPECT_THAT(with(flag, 0), HasSubstr("is no size of pages")) << flag;
+}
+
 TEST_F(HostileFile, Pidfd) {
   const auto with = [&](const std::function<void(pidfd_entry&)>& change) {
     return error_of(PIDFD, [&](auto& file) {
@@ -815,6 +837,9 @@ TEST_F(Hostile, SystemVSegmentsThatCannotBe) {
   EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(0); }), at(".size"));
   EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(4096); }), at(".size"));
   EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_size(~0ull); }), at(".size"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_hugetlb_flag(04000); }), at(".hugetlb_flag"));
+  EXPECT_THAT(with([](auto& v) { v.mutable_system_v()->set_hugetlb_flag(04000 | 21u << 26); }),
+              AllOf(at(".hugetlb_flag"), HasSubstr("pages of another size")));
   EXPECT_THAT(with([](auto& v) { v.set_read_only_attach(true); }), HasSubstr("field read_only_attach"));
   EXPECT_THAT(with([](auto&) {}, 2), AllOf(at(".desc.id"), HasSubstr("another segment's")));
   EXPECT_THAT(

@@ -1,4 +1,4 @@
-// Huge pages, private and shared.
+// Huge pages, private and shared. With names or descriptors: memory_hugetlb_memfd, shm_hugetlb, ipc_hugetlb.
 // REQUIRES: n=/proc/sys/vm/nr_hugepages; [ $(cat $n) -gt 15 ] || echo 16 > $n; [ $(cat $n) -gt 15 ] || ! echo too few
 #include "probe.h"
 
