@@ -22,6 +22,7 @@
 #include "kernel/map_files.h"
 #include "kernel/mapping_flags.h"
 #include "kernel/missing_pages.h"
+#include "kernel/object_probes.h"
 #include "kernel/proc.h"
 #include "kernel/process.h"
 #include "kernel/thread_objects.h"
@@ -265,6 +266,30 @@ const std::vector<Feature>& features() {
        probe_userfaultfd},
       {"userfaultfd events", "uffd-noncoop", false, "lazy-pages", "memory is restored before anybody runs",
        probe_missing_pages},
+      {"mnt_id in /proc/PID/fdinfo", "mnt_id", true, "of which mount an open file is", "nothing can be dumped",
+       probe_mount_ids},
+      {"locks in /proc/PID/fdinfo", "fdinfo_lock", false, "--file-locks", "locks of files are not seen",
+       probe_listed_locks},
+      {"timerfds in /proc/PID/fdinfo", "timerfd", false, "timerfds", "they cannot be saved", probe_timerfd},
+      {"kcmp KCMP_EPOLL_TFD", "kcmp_epoll", false, "targets of epoll that are closed or open elsewhere",
+       "such epolls are refused", probe_epoll_targets},
+      {"rings of io_setup that move", "aio_remap", false, "contexts of asynchronous I/O", "they cannot be restored",
+       probe_aio_remap},
+      {"memfd_create MFD_HUGETLB", "memfd_hugetlb", false, "memfds of huge pages", "they cannot be restored",
+       probe_huge_memfd},
+      {"SIOCUNIXFILE", "sk_unix_file", false, "sockets whose file has moved or is unlinked", "they are refused",
+       probe_socket_files},
+      {"sock_diag of raw sockets", "net_diag_raw", false, "how raw sockets are shut down",
+       "they are restored as if they were not", probe_raw_diag},
+      {"TCP_REPAIR_WINDOW", "tcp_half_closed", false, "TCP connections (--tcp-established)", "they cannot be saved",
+       probe_tcp_window},
+      {"SO_BUF_LOCK", "sockopt_buf_lock", false, "sizes of buffers that the program has chosen",
+       "the kernel may change them again", probe_buffer_locks},
+      {"IPV6_FREEBIND", "ipv6_freebind", false, "sockets with addresses that no device has",
+       "those of IPv6 cannot be restored", probe_freebind6},
+      {"nf_tables", "network_lock_nftables", false, "keeping TCP connections from dump to restore",
+       "--network-lock iptables is needed", probe_nf_tables},
+      {"iptables-restore", "has_ipt_legacy", false, "--network-lock iptables", "it is refused", probe_iptables_restore},
       {"BPF iterator of mappings", "", false, "short pauses of trees with much memory",
        "they stand still for 20 ms more for each GiB", probe_mapping_flags},
       {"BPF iterator of threads", "", false, "quick dumps of processes with many threads",
