@@ -534,7 +534,8 @@ class InetSocketRoom final : public FileRoom {
     if (socket.what.protocol == 0 && socket.what.type == SOCK_DGRAM) socket.what.protocol = IPPROTO_UDP;
     const int ping = entry.family() == AF_INET6 ? int{IPPROTO_ICMPV6} : int{IPPROTO_ICMP};
     const int of_datagrams[] = {IPPROTO_UDP, protocol_udplite, ping};
-    const bool known = socket.what.type == SOCK_RAW ? entry.proto() <= UINT8_MAX
+    // A raw socket may have one that does not fit into a packet: it receives nothing (IPPROTO_MAX, linux/in.h).
+    const bool known = socket.what.type == SOCK_RAW ? entry.proto() <= uint32_t{protocol_mptcp}
                        : socket.what.type == SOCK_STREAM
                            ? socket.is_tcp()
                            : std::ranges::find(of_datagrams, socket.what.protocol) != std::end(of_datagrams);

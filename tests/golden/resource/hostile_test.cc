@@ -1087,7 +1087,7 @@ TEST_F(HostileConnections, EachFieldOfASocket) {
   EXPECT_THAT(error_with([](auto& s) { s.set_type(5); }), at("type"));
   EXPECT_THAT(error_with([](auto& s) { s.set_proto(132); }), at("proto"));
   EXPECT_THAT(error_with([](auto& s) { s.set_type(SOCK_DGRAM); }), at("proto"));
-  EXPECT_THAT(error_with([](auto& s) { s.set_type(SOCK_RAW), s.set_proto(256); }), at("proto"));
+  EXPECT_THAT(error_with([](auto& s) { s.set_type(SOCK_RAW), s.set_proto(263); }), at("proto"));
   for (const uint32_t state : {0u, 3u, 6u, 12u, 4711u})
     EXPECT_THAT(error_with([&](auto& s) { s.set_state(state); }), at("state")) << state;
   EXPECT_THAT(error_with([](auto& s) { s.set_src_port(65536); }), at("src_port"));

@@ -26,6 +26,9 @@ int main(int argc, char** argv) {
   CHECK(connect(sender, host.pointer(), host.size) == 0 && shutdown(sender, SHUT_RD) == 0);
   CHECK(connect(six, host_six.pointer(), host_six.size) == 0);
   inet::set(six, SOL_IPV6, IPV6_CHECKSUM, 2);
+  constexpr int of_no_packet = 256, largest = 262;  // what the kernel allows (IPPROTO_MAX)
+  const int idle[] = {raw_socket(AF_INET, of_no_packet), raw_socket(AF_INET6, largest),
+                      raw_socket(AF_INET, IPPROTO_RAW)};
 
   probe::ready();
   probe::wait_for_go();
@@ -34,6 +37,9 @@ int main(int argc, char** argv) {
       inet::expect_option(filtered, SOL_IP, IP_HDRINCL, 1);
   inet::expect_option(filtered, SOL_SOCKET, SO_PROTOCOL, IPPROTO_ICMP);
   inet::expect_option(six, SOL_SOCKET, SO_PROTOCOL, experimental), inet::expect_option(six, SOL_IPV6, IPV6_CHECKSUM, 2);
+  inet::expect_option(idle[0], SOL_SOCKET, SO_PROTOCOL, of_no_packet);
+  inet::expect_option(idle[1], SOL_SOCKET, SO_PROTOCOL, largest);
+  inet::expect_option(idle[2], SOL_SOCKET, SO_PROTOCOL, IPPROTO_RAW);
   CHECK(send(sender, "a packet", 8, 0) == 8);
   char packet[64];
   CHECK_EQUAL(recv(bound, packet, sizeof packet, 0), sizeof(iphdr) + 8);
