@@ -93,6 +93,7 @@ Status capture_pair(CaptureContext& context, CapturedTerminal& captured) {
         captured.subject,
         fmt::format("it has line discipline {} (TIOCSETD): what that has in hand nobody is told", discipline),
         "have the program put back the usual one (N_TTY) before the dump");
+    return {};  // only that one can be asked for what waits in it
   }
   device.modes = modes;
   KernelTermios locked;  // without speeds

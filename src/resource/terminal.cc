@@ -269,7 +269,8 @@ class TerminalRoom final : public FileRoom {
     };
     if (terminal.is_master) return keep(captured.master_fd);
     KernelTermios modes;
-    if (ioctl(fd, get_termios, &modes) != 0) {
+    // Other errors are those of a line discipline without modes (drivers/tty/tty_io.c, hung_up_tty_ioctl).
+    if (ioctl(fd, get_termios, &modes) != 0 && errno == EIO) {
       captured.slave_hung_up = true;
       return {};
     }
