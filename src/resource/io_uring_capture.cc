@@ -1,52 +1,21 @@
 #include <fmt/format.h>
 #include <linux/io_uring.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <set>
 
 #include "resource/io_uring.h"
 #include "resource/kernel_access.h"
+#include "resource/mapped_memory.h"
 
 namespace stasis::resource {
 namespace {
 
 constexpr std::string_view close_it =
     "have the program close it before the dump, or run it with another way of I/O (for libuv: UV_USE_IO_URING=0)";
-
-/// A mapping of ours.
-class Mapped {
- public:
-  static Result<Mapped> of(int fd, uint64_t size, uint64_t offset) {
-    Mapped mapped;
-    void* const at = mmap(nullptr, size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, static_cast<off_t>(offset));
-    if (at == MAP_FAILED) return fail_errno("map the queues of an io_uring");
-    mapped.bytes_ = {static_cast<const uint8_t*>(at), size};
-    return mapped;
-  }
-  Mapped(Mapped&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-  Mapped& operator=(Mapped&&) = delete;
-  ~Mapped() {
-    if (!bytes_.empty()) munmap(const_cast<uint8_t*>(bytes_.data()), bytes_.size());
-  }
-
-  uint32_t word(uint32_t offset) const {
-    uint32_t word = 0;
-    std::memcpy(&word, bytes_.data() + offset, sizeof word);
-    return word;
-  }
-  Bytes part(uint64_t offset, uint64_t size) const {
-    return {bytes_.begin() + static_cast<ptrdiff_t>(offset), bytes_.begin() + static_cast<ptrdiff_t>(offset + size)};
-  }
-
- private:
-  Mapped() = default;
-  ByteView bytes_;
-};
 
 /// Looks at one io_uring in the kernel's memory.
 class Look {
@@ -208,8 +177,9 @@ Status read_queues(IoUring& ring, int fd) {
   stands.array_size = static_cast<uint32_t>(uring::array_size(ring.setup_flags, ring.sq_entries));
   const uint64_t size = std::max<uint64_t>(layout.cq_off.cqes + stands.cqes_size,
                                            stands.array_size == 0 ? 0 : layout.sq_off.array + stands.array_size);
-  const auto queues = TRY(Mapped::of(fd, size, 0));
-  const auto entries = TRY(Mapped::of(fd, stands.sqes_size, uring::offset_of_entries));
+  const std::string map_them = "map the queues of an io_uring";
+  const auto queues = TRY(MappedMemory::of(fd, size, 0, map_them));
+  const auto entries = TRY(MappedMemory::of(fd, stands.sqes_size, uring::offset_of_entries, map_them));
   stands.sq_head = queues.word(layout.sq_off.head), stands.sq_tail = queues.word(layout.sq_off.tail);
   stands.sq_dropped = queues.word(layout.sq_off.dropped), stands.sq_flags = queues.word(layout.sq_off.flags);
   stands.cq_head = queues.word(layout.cq_off.head), stands.cq_tail = queues.word(layout.cq_off.tail);

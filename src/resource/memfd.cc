@@ -3,7 +3,6 @@
 //
 // The file itself (memfd.img, its pages as pagemap-shmem-<id>.img, as CRIU has it) stands apart from the descriptions
 // that refer to it. One process makes it, fills it, seals it, and opens every description through /proc/self/fd.
-// Those of huge pages are filled by stasis, which maps them (kernel/huge_pages.h).
 #include "resource/memfd.h"
 
 #include <fcntl.h>
@@ -18,20 +17,18 @@
 #include "resource/descriptors.h"
 #include "resource/extended_attributes.h"
 #include "resource/regular_file.h"
+#include "resource/stored_file.h"
 
 namespace stasis::resource {
 namespace {
 
 using plan::call;
-using plan::expecting;
 using plan::ResultOf;
-using Expected = plan::Expectation::Kind;
 
 constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)", shared_memory = "/dev/zero (deleted)",
                            huge_shared_memory = "/anon_hugepage (deleted)";
 constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages files from 1
 constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
-constexpr uint64_t largest_send = 1ull << 30;
 
 /// CRIU counts memfds apart from other objects: their ids have a bit here that no other has.
 constexpr uint32_t memfd_bit = 0x40000000;
@@ -138,21 +135,8 @@ class MemfdRoom final : public FileRoom {
     const auto& inode =
         *application.objects.at(placements.front().description->state.as<MemfdFile>()->inode).as<MemfdInode>();
     const int file = placements.front().scratch, pages = file + 1;
-    plan::Perform create{inode.describe(), "", {}, {{file, ObjectId{}}}, {}};
-    create.calls.push_back(
-        call(SYS_memfd_create, plan::text(inode.name),
-             MFD_CLOEXEC | MFD_ALLOW_SEALING | kernel::huge_page_flags(inode.huge_page_order, MFD_HUGETLB)));
-    create.calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, file, O_CLOEXEC));
-    create.calls.push_back(call(SYS_ftruncate, file, inode.size));
-    for (const auto& run : inode.stored)
-      if (run.in_file() && !is_filled_by_stasis(inode, run))
-        fill(run, inode.size, file, pages, sink.images_fd(), create.calls);
-    sink.add(std::move(create));
-    for (const auto& run : inode.stored) {
-      if (!run.in_file() || !is_filled_by_stasis(inode, run) || run.range.begin >= inode.size) continue;
-      const uint64_t length = std::min(run.range.end, inode.size) - run.range.begin;
-      sink.add(plan::DecodeFile{name_of(run), run.file_offset, length, file, "", run.range.begin});
-    }
+    const StoredFile wanted{inode.describe(), inode.name, inode.size, inode.huge_page_order, inode.stored};
+    add_stored_file(wanted, file, pages, sink);
     plan::Perform perform{"descriptors of " + inode.describe(), "", {}, {}, {}};
     auto& calls = perform.calls;
     calls.push_back(call(SYS_fchown, file, inode.uid, inode.gid));
@@ -184,10 +168,6 @@ class MemfdRoom final : public FileRoom {
 
  private:
   static bool is_shared_memory(std::string_view link) { return link == shared_memory || link == huge_shared_memory; }
-
-  static bool is_filled_by_stasis(const MemfdInode& inode, const memory::StoredRun& run) {
-    return run.through_stasis || inode.huge_page_order != 0;
-  }
 
   static Result<std::shared_ptr<MemfdInode>> capture_inode(const DescriptorProbe& probe) {
     auto inode = std::make_shared<MemfdInode>();
@@ -258,27 +238,6 @@ class MemfdRoom final : public FileRoom {
       return inode;
     }
     return fail(Error::invalid("decode memfd", fmt::format("memfd {} is not in memfd.img", id), subject));
-  }
-
-  static std::string name_of(const memory::StoredRun& run) {
-    return run.directory + image::file_name("pages-{}", run.pages_id);
-  }
-
-  /// Copies one run from its pages file; the last page may reach beyond the file's end.
-  static void fill(const memory::StoredRun& run, uint64_t size, int file, int pages, int images, plan::Calls& calls) {
-    if (run.range.begin >= size) return;
-    calls.push_back(call(SYS_openat, images, plan::text(name_of(run)), O_RDONLY | O_CLOEXEC, 0));
-    calls.push_back(call(plan::Call::move_fd, ResultOf{-1}, pages, O_CLOEXEC));
-    uint64_t left = std::min(run.range.end, size) - run.range.begin, offset = run.file_offset;
-    calls.push_back(call(SYS_lseek, file, run.range.begin, SEEK_SET));
-    while (left > 0) {
-      const uint64_t part = std::min(left, largest_send);
-      calls.push_back(expecting(call(SYS_sendfile, file, pages, plan::InOut{bytes_of(offset)}, part), Expected::exactly,
-                                static_cast<int64_t>(part)));
-      left -= part;
-      offset += part;
-    }
-    calls.push_back(call(SYS_close, pages));
   }
 };
 
