@@ -30,16 +30,17 @@ enum class Operation : uint16_t {
   get_actions,  ///< args[0]: address of 64 struct sigaction: the dispositions of all signals, by rt_sigaction
   move_fd,      ///< args: descriptor, wanted number, O_CLOEXEC or 0, 1 if it was opened with that: plan::Call::move_fd
   start_overrun_timer,  ///< args: POSIX timer, clock, struct itimerspec (interval, remaining), signal, overruns
-  epoll_add_fired,  ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
-  open_at,          ///< args: path, flags, mode, wanted number: opens it there
-  setup_aio,        ///< args: requests, address, length, AioRingState: an AIO context whose ring is just there
-  open_terminal,    ///< args: index, flags, room for as many descriptors
-  setup_io_uring,   ///< args: IoUringParameters, IoUringState: an io_uring whose queues have come just so far
-  map_in_place,     ///< args: descriptor, address, length, offset, protection, AddressSpan[spans_of_address_space]
-  make_segment,     ///< args: id, key, size, flags, path of the sysctl that chooses ids, the id as text
-  remove_segment,   ///< args: id: the System V segment, if this process has made it
-  hold_directory,   ///< args: path: a descriptor that holds it, by flock, unless somebody else does for long
-  halt,             ///< the end. `end_mode` of the slot decides what follows
+  epoll_add_fired,    ///< args: epoll, target, two struct epoll_event: for all events, and what a fired one-shot keeps
+  open_at,            ///< args: path, flags, mode, wanted number: opens it there
+  setup_aio,          ///< args: requests, address, length, AioRingState: an AIO context whose ring is just there
+  open_terminal,      ///< args: index, flags, room for as many descriptors
+  setup_io_uring,     ///< args: IoUringParameters, IoUringState: an io_uring whose queues have come just so far
+  map_in_place,       ///< args: descriptor, address, length, offset, protection, AddressSpan[spans_of_address_space]
+  make_segment,       ///< args: id, key, size, flags, path of the sysctl that chooses ids, the id as text
+  remove_segment,     ///< args: id: the System V segment, if this process has made it
+  hold_directory,     ///< args: path: a descriptor that holds it, by flock, unless somebody else does for long
+  lead_packet_rings,  ///< args: packet socket, file of what is in its rings, PacketRings: its rings stand so
+  halt,               ///< the end. `end_mode` of the slot decides what follows
 };
 
 /// How a ring stands (fs/aio.c, struct aio_ring). The events between head and tail follow, 32 bytes each.
@@ -66,6 +67,17 @@ static_assert(sizeof(IoUringParameters) == 120);
 struct IoUringState {
   uint32_t sq_head, sq_tail, sq_dropped, sq_flags, cq_head, cq_tail, cq_overflow, cq_flags;
   uint32_t sqes_size, cqes_size, array_size, reserved;  ///< in bytes
+};
+
+/// How the rings of a packet socket stand, which has just been made. Without a ring all is 0.
+struct PacketRings {
+  struct Ring {
+    uint32_t block_size, blocks, frame_size, head;  ///< head: the frame in which the kernel goes on
+  } receive, send;
+  uint32_t version;           ///< TPACKET_V*
+  uint32_t has_header;        ///< SOCK_RAW: packets begin with the header of the device
+  uint32_t passes_over;       ///< PACKET_LOSS
+  uint32_t more_header_size;  ///< of what comes before that of the device (PACKET_VNET_HDR), in bytes
 };
 
 struct AddressSpan {

@@ -5,6 +5,7 @@
 #include "agent/abi.h"
 #include "agent/arch/x86_64/fault.h"
 #include "agent/arch/x86_64/syscall.h"
+#include "agent/packet_rings.h"
 
 namespace stasis::agent {
 namespace {
@@ -110,6 +111,8 @@ class Interpreter {
         return remove_segment(a[0]);
       case Operation::hold_directory:
         return hold_directory(a[0]);
+      case Operation::lead_packet_rings:
+        return PacketRingLead(a[0], *reinterpret_cast<const PacketRings*>(a[2])).run(a[1]);
       case Operation::halt:
         return 0;
     }

@@ -52,6 +52,8 @@ Operation operation_of(uint32_t number) {
       return Operation::remove_segment;
     case plan::Call::hold_directory:
       return Operation::hold_directory;
+    case plan::Call::lead_packet_rings:
+      return Operation::lead_packet_rings;
     default:
       return Operation::call;
   }

@@ -23,7 +23,8 @@ constexpr std::pair<std::string_view, uint32_t> pseudo_calls[] = {{"read_fully",
                                                                   {"map_in_place", Call::map_in_place},
                                                                   {"make_segment", Call::make_segment},
                                                                   {"remove_segment", Call::remove_segment},
-                                                                  {"hold_directory", Call::hold_directory}};
+                                                                  {"hold_directory", Call::hold_directory},
+                                                                  {"lead_packet_rings", Call::lead_packet_rings}};
 
 constexpr std::string_view unnamed = "syscall ";
 

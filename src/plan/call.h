@@ -85,6 +85,9 @@ struct Call {
   /// args: path. Opens the directory and holds it (flock(2)) against all who do the same, until the descriptor is
   /// closed. Whoever has it for longer than a moment is none of these, and not waited for.
   static constexpr uint32_t hold_directory = 0x1000d;
+  /// args: packet socket, file of what is in its rings, agent::PacketRings. Has the kernel go on in its new rings where
+  /// it did in others, and fills them.
+  static constexpr uint32_t lead_packet_rings = 0x1000e;
 
   uint32_t number = 0;
   std::vector<Argument> arguments;

@@ -19,6 +19,7 @@
 #include "resource/kernel_access.h"
 #include "resource/memory_mappings.h"
 #include "resource/memory_runs.h"
+#include "resource/packet_socket.h"
 #include "resource/system_v.h"
 
 namespace stasis::resource {
@@ -127,6 +128,7 @@ Status TreeMemory::capture(CaptureContext& context, const ProcessView& view, con
                                    let_go_of_it);
       mapping.file = ring.value_or(ObjectId{});
     }
+    if (found.kind == VmaKind::packet_rings) mapping.file = find_packet_rings(context, vma, subject_of(task, vma));
     if (found.kind == VmaKind::aio_ring) {
       TRY_IN("look at " + subject_of(task, vma), check_requests(context, view, vma.range, subject_of(task, vma)));
       space.aio.push_back(TRY_IN("look at " + subject_of(task, vma), look_at_aio(view.witness(), vma.range)));

@@ -68,8 +68,7 @@ Classified classify_name(const kernel::MapsEntry& vma) {
   }
   if (hidden_device && path.starts_with("/secretmem"))
     return refuse("secret memory (memfd_secret), which nobody but the program can read");
-  if (path.starts_with("socket:"))
-    return refuse("a packet socket's ring, in which the kernel goes on where nobody can see");
+  if (path.starts_with("socket:")) return {VmaKind::packet_rings, {}};
   if (path == "anon_inode:[io_uring]") {
     constexpr uint64_t completions = 0x8000000;  // IORING_OFF_CQ_RING: the same as 0
     if (vma.shared && (vma.offset == 0 || vma.offset == completions || vma.offset == uring::offset_of_entries))
@@ -89,6 +88,7 @@ model::Backing backing_of(VmaKind kind, bool shared) {
     case VmaKind::anonymous:
       return model::Backing::private_anonymous;
     case VmaKind::file:
+    case VmaKind::packet_rings:
       return shared ? model::Backing::shared_file : model::Backing::private_file;
     case VmaKind::shared_segment:
     case VmaKind::system_v:
@@ -125,7 +125,8 @@ bool has_offset(model::Backing backing) {
 
 Classified classify(const kernel::MapsEntry& vma, bool tracked) {
   Classified found = classify_name(vma);
-  constexpr VmaKind with_content[] = {VmaKind::anonymous, VmaKind::file, VmaKind::shared_segment, VmaKind::system_v};
+  constexpr VmaKind with_content[] = {VmaKind::anonymous, VmaKind::file, VmaKind::shared_segment, VmaKind::system_v,
+                                      VmaKind::packet_rings};
   if (std::ranges::find(with_content, found.kind) == std::end(with_content)) return found;
   for (const auto& [flag, problem] : refused_flags) {
     if (tracked && flag == write_protected) continue;
@@ -159,7 +160,8 @@ model::Mapping mapping_of(const kernel::MapsEntry& vma, VmaKind kind) {
   mapping.accounted = has("ac");
   mapping.protection_key = vma.protection_key;
   mapping.sealed = has("sl");
-  if (kind != VmaKind::file && kind != VmaKind::io_uring) mapping.name = given_name(vma.path);
+  if (kind != VmaKind::file && kind != VmaKind::io_uring && kind != VmaKind::packet_rings)
+    mapping.name = given_name(vma.path);
   mapping.read_only_attach = kind == VmaKind::system_v && !has("mw");
   return mapping;
 }

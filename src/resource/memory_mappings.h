@@ -17,6 +17,7 @@ enum class VmaKind {
   system_v,        ///< attached by shmat(2): a file in the kernel's own tmpfs whose inode number is the segment's id
   aio_ring,        ///< of a context of io_setup(2)
   io_uring,        ///< queues of one
+  packet_rings,    ///< of a packet socket
   vdso,
   vvar,
   vsyscall,

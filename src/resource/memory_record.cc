@@ -76,8 +76,9 @@ uint32_t status_of(const model::Application& application, const model::Mapping& 
       break;
   }
   const auto file = application.descriptions.find(mapping.file);
-  const bool in_memory =
-      file != application.descriptions.end() && file->second.state.value && file->second.state.value->kind() == "memfd";
+  const bool is_known = file != application.descriptions.end() && file->second.state.value;
+  if (is_known && file->second.state.value->kind() == "packet socket") return regular | socket;
+  const bool in_memory = is_known && file->second.state.value->kind() == "memfd";
   return regular | (mapping.backing == Backing::shared_file ? file_shared : file_private) | (in_memory ? memfd : 0u) |
          (mapping.is_heap ? heap : 0u);
 }
@@ -161,7 +162,6 @@ class MappingDecoder {
     // CRIU's images of such memory are of IPC namespaces, and refused for these.
     const uint32_t unknown_segment = entry_.has_system_v() ? 0 : system_v;
     const std::pair<uint32_t, const char*> unsupported[] = {{unknown_segment, "System V shared memory"},
-                                                            {socket, "a packet socket's ring"},
                                                             {shadow_stack, "a shadow stack"},
                                                             {uprobes, "moved instructions of a uprobe"}};
     for (const auto& [bit, what] : unsupported) {
@@ -172,6 +172,9 @@ class MappingDecoder {
     if ((status & vsyscall) != 0) return Backing::vsyscall;
     if ((status & aio_ring) != 0) return Backing::aio_ring;
     if ((status & io_uring_queues) != 0) return Backing::io_uring;
+    // CRIU says in the flags alone whether it is shared.
+    if ((status & socket) != 0)
+      return (entry_.flags() & MAP_SHARED) != 0 ? Backing::shared_file : Backing::private_file;
     if ((status & vdso) != 0) return Backing::vdso;
     if ((status & vvar) != 0) return Backing::vvar;
     constexpr std::pair<uint32_t, Backing> kinds[] = {{file_private, Backing::private_file},

@@ -1,5 +1,6 @@
-// What getsockopt(2) does not tell, the kernel lists (kernel/sock_diag.h). Where in a ring it writes next nobody tells:
-// a ring that is mapped is refused with the mapping (memory_mappings.cc); one that is not has nothing to lose.
+// What getsockopt(2) does not tell, the kernel lists (kernel/sock_diag.h); what it does not list of rings,
+// packet_ring.h has. Sockets are bound last of all: no packet comes before everybody is complete, neither the network's
+// nor those that lead the kernel through the rings of others.
 #include "resource/packet_socket.h"
 
 #include <arpa/inet.h>
@@ -10,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <climits>
@@ -22,6 +24,7 @@
 #include "kernel/sock_diag.h"
 #include "kernel/socket_option.h"
 #include "resource/anonymous_room.h"
+#include "resource/packet_ring.h"
 #include "resource/socket_more.h"
 #include "resource/socket_options.h"
 #include "resource/socket_probe.h"
@@ -29,16 +32,15 @@
 namespace stasis::resource {
 namespace {
 
-using Ring = kernel::PacketSocketInfo::Ring;
 using plan::call;
 
 constexpr int sol_packet = 263, legacy_type = SOCK_PACKET;
 constexpr int vnet_header_size_option = 24;  // newer than the headers
+constexpr uint32_t shortest_vnet_header = 10;
 /// Options with an integer value that is 0 in a new socket and that CRIU does not save.
 constexpr int other_options[] = {PACKET_TX_HAS_OFF, PACKET_QDISC_BYPASS, PACKET_IGNORE_OUTGOING,
                                  vnet_header_size_option};
 constexpr size_t longest_address = 32;  // MAX_ADDR_LEN
-constexpr uint64_t largest_ring = 4ull << 30;
 
 /// By index, which is what the kernel knows it by, and by name, which is what people do.
 struct Device {
@@ -63,7 +65,7 @@ struct PacketSocket final : model::KindValue {
   std::map<int, uint32_t> values;  ///< of `other_options`, where they are not 0
   std::vector<Membership> memberships;
   std::optional<uint32_t> fanout;  ///< as PACKET_FANOUT has it: number, type, flags
-  std::optional<Ring> receive_ring, send_ring;
+  PacketRings rings;
   SocketOptions options;
   struct Ids {
     uint32_t uid = 0, gid = 0;
@@ -78,12 +80,18 @@ struct PacketSocket final : model::KindValue {
            reserve == s->reserve && copy_threshold == s->copy_threshold && timestamp == s->timestamp &&
            auxiliary_data == s->auxiliary_data && original_device == s->original_device &&
            network_header == s->network_header && loss == s->loss && values == s->values &&
-           memberships == s->memberships && fanout == s->fanout && receive_ring == s->receive_ring &&
-           send_ring == s->send_ring && options == s->options && owner == s->owner;
+           memberships == s->memberships && fanout == s->fanout && rings == s->rings && options == s->options &&
+           owner == s->owner;
   }
   std::string describe() const override {
     return fmt::format("packet socket of protocol {:#x}{}{}", protocol, device.index != 0 ? " on " : "", device.name);
   }
+  PacketFrames frames() const {
+    const auto chosen = values.find(vnet_header_size_option);
+    const uint32_t more = chosen != values.end() ? chosen->second : network_header ? shortest_vnet_header : 0;
+    return {version, type == SOCK_RAW, loss, more};
+  }
+  bool is_bound() const { return type != legacy_type && (protocol != 0 || device.index != 0); }
 };
 
 /// All of the namespace, listed when the first is captured.
@@ -99,16 +107,6 @@ Device device_of(int index) {
 bool has_program(uint32_t fanout) {
   const uint32_t type = fanout >> 16 & 0xff;
   return type == PACKET_FANOUT_CBPF || type == PACKET_FANOUT_EBPF;
-}
-
-/// As the kernel checks it (net/packet/af_packet.c, packet_set_ring), as far as it does not depend on the machine.
-std::string_view problem_of(const Ring& ring) {
-  if (ring.block_size == 0 || ring.block_size % page_size != 0) return "block_size";
-  if (ring.frame_size == 0 || ring.frame_size % TPACKET_ALIGNMENT != 0 || ring.frame_size > ring.block_size)
-    return "frame_size";
-  if (ring.blocks == 0 || uint64_t{ring.block_size} * ring.blocks > largest_ring) return "block_nr";
-  if (uint64_t{ring.block_size / ring.frame_size} * ring.blocks != ring.frames) return "frame_nr";
-  return {};
 }
 
 class PacketSocketRoom final : public FileRoom {
@@ -136,6 +134,11 @@ class PacketSocketRoom final : public FileRoom {
     const auto info = listed->find(static_cast<uint32_t>(probe.stat.st_ino));
     if (info == listed->end()) return fail(Error::gone("find the packet socket", probe.subject));
     TRY_IN("look at " + probe.subject, look(probe, fd, info->second, *socket));
+    TRY(look_at_rings(context, fd, probe.subject, socket->frames(), socket->rings));
+    if (socket->protocol == 0 && socket->rings.receive_head != 0) {
+      socket->rings.problem = {"it receives nothing any more, and only who receives can be led to where it was", false};
+      socket->rings.content.reset(), socket->rings.receive_head = socket->rings.send_head = 0;
+    }
     judge(context, probe, fd, *socket);
     return model::KindState{std::move(socket)};
   }
@@ -164,8 +167,7 @@ class PacketSocketRoom final : public FileRoom {
       if (!membership.device.name.empty()) one.set_ifname(membership.device.name);
     }
     if (socket.fanout) entry.set_fanout(*socket.fanout);
-    if (socket.receive_ring) encode_ring(*socket.receive_ring, *entry.mutable_rx_ring());
-    if (socket.send_ring) encode_ring(*socket.send_ring, *entry.mutable_tx_ring());
+    TRY(encode_rings(socket.rings, description.id.value, entry, records));
     records.files.push_back(std::move(record));
     socket_more_entry more;
     more.set_id(description.id.value);
@@ -188,8 +190,7 @@ class PacketSocketRoom final : public FileRoom {
     auto socket = std::make_shared<PacketSocket>();
     TRY(decode_numbers(record, *socket));
     TRY(decode_memberships(record, *socket));
-    if (entry.has_rx_ring()) socket->receive_ring = TRY(decode_ring(record, "psk.rx_ring.", entry.rx_ring()));
-    if (entry.has_tx_ring()) socket->send_ring = TRY(decode_ring(record, "psk.tx_ring.", entry.tx_ring()));
+    socket->rings = TRY(decode_rings(kind(), records, record));
     socket->options =
         TRY(decode_socket_options(entry.opts(), fmt::format("files.img, file {}, field psk.opts", record.id())));
     TRY(decode_more(record, TRY(socket_more(records, record.id())), *socket));
@@ -197,7 +198,25 @@ class PacketSocketRoom final : public FileRoom {
     description.id = ObjectId{record.id()}, description.flags = entry.flags();
     description.owner = decode_owner(entry.fown());
     description.state = {std::move(socket)};
+    description.starts_last = starts_last(description.state);
     return description;
+  }
+
+  Status finish_decode(model::Application& application) const override {
+    for (const auto& [id, space] : application.address_spaces) {
+      for (const auto& mapping : space.mappings) {
+        const auto file = application.descriptions.find(mapping.file);
+        if (file == application.descriptions.end()) continue;
+        const auto* socket = file->second.state.as<PacketSocket>();
+        if (socket == nullptr || is_of(mapping.range, mapping.offset, *socket)) continue;
+        return fail(
+            Error::invalid("decode packet socket",
+                           fmt::format("what is mapped at {:#x} is not the rings of file {}, which have {} bytes",
+                                       mapping.range.begin, mapping.file, socket->rings.size()),
+                           fmt::format("mm of address space {}, field shmid", id)));
+      }
+    }
+    return {};
   }
 
   // ---- restore
@@ -207,13 +226,34 @@ class PacketSocketRoom final : public FileRoom {
     const auto& socket = *description.state.as<PacketSocket>();
     expect_device(socket, socket.device, diagnostics);
     for (const auto& membership : socket.memberships) expect_device(socket, membership.device, diagnostics);
+    if (auto problem = problem_of_leading(socket.rings); !problem.empty())
+      diagnostics.refuse(socket.describe(), std::move(problem), "bring it up (ip link set lo up)");
   }
 
   bool can_be_inherited(const model::OpenDescription&) const override { return true; }
+  bool starts_last(const model::KindState& state) const override { return state.as<PacketSocket>()->is_bound(); }
 
   Status make(const model::Application&, std::span<const plan::Placement> placements, plan::Sink& sink) const override {
     for (const auto& placement : placements) make(placement, sink);
     return {};
+  }
+
+  void start(const model::Application&, const model::OpenDescription& description, int fd,
+             plan::Sink& sink) const override {
+    const auto& socket = *description.state.as<PacketSocket>();
+    plan::Perform perform{"bind the " + socket.describe(), "", {}, {}, {}};
+    add_bind(socket, fd, perform.calls);
+    if (has_filter_of_ours(socket)) add_late_options(socket, fd, perform.calls);
+    if (socket.fanout)
+      perform.calls.push_back(
+          call(SYS_setsockopt, fd, sol_packet, PACKET_FANOUT, plan::struct_in(*socket.fanout), sizeof(uint32_t)));
+    perform.starts.push_back({fd, description.id});
+    sink.add(std::move(perform));
+  }
+
+  /// Whether a mapping is one of the socket's rings.
+  static bool is_of(AddressRange range, uint64_t offset, const PacketSocket& socket) {
+    return offset == 0 && range.size() == socket.rings.size();
   }
 
  private:
@@ -223,7 +263,7 @@ class PacketSocketRoom final : public FileRoom {
     socket.version = info.version, socket.reserve = info.reserve, socket.timestamp = info.timestamp;
     socket.copy_threshold = info.copy_threshold, socket.auxiliary_data = info.auxiliary_data;
     socket.original_device = info.original_device, socket.network_header = info.network_header;
-    socket.loss = info.loss, socket.receive_ring = info.receive_ring, socket.send_ring = info.send_ring;
+    socket.loss = info.loss, socket.rings.receive = info.receive_ring, socket.rings.send = info.send_ring;
     for (const auto& one : info.memberships) {
       const Membership membership{device_of(one.device), one.type, one.address};
       socket.memberships.insert(socket.memberships.end(), one.count, membership);
@@ -252,24 +292,9 @@ class PacketSocketRoom final : public FileRoom {
                                  "nobody which",
                                  "use another way of PACKET_FANOUT");
     pollfd asked{fd, POLLIN, 0};
-    if (!socket.receive_ring && poll(&asked, 1, 0) > 0 && (asked.revents & POLLIN) != 0)
+    if (!socket.rings.receive && poll(&asked, 1, 0) > 0 && (asked.revents & POLLIN) != 0)
       context.diagnostics.warn(probe.subject, "packets that wait to be received are lost",
                                "whoever uses such sockets has to expect that");
-  }
-
-  static void encode_ring(const Ring& ring, ::packet_ring& entry) {
-    entry.set_block_size(ring.block_size), entry.set_block_nr(ring.blocks);
-    entry.set_frame_size(ring.frame_size), entry.set_frame_nr(ring.frames);
-    entry.set_retire_tmo(ring.retire_ms), entry.set_sizeof_priv(ring.private_size), entry.set_features(ring.features);
-  }
-
-  Result<Ring> decode_ring(const image::FileRecord& record, const std::string& where,
-                           const ::packet_ring& entry) const {
-    const Ring ring{entry.block_size(), entry.block_nr(),    entry.frame_size(), entry.frame_nr(),
-                    entry.retire_tmo(), entry.sizeof_priv(), entry.features()};
-    if (const auto field = problem_of(ring); !field.empty())
-      return bad_entry(kind(), record, where + std::string(field), "no ring is like that");
-    return ring;
   }
 
   Status decode_numbers(const image::FileRecord& record, PacketSocket& socket) const {
@@ -319,6 +344,9 @@ class PacketSocketRoom final : public FileRoom {
       const int name = static_cast<int>(option.name());
       if (option.level() != sol_packet || std::ranges::find(other_options, name) == std::end(other_options))
         return bad_entry(kind(), record, "psk.options", fmt::format("option {} does not belong there", option.name()));
+      // struct virtio_net_hdr, and struct virtio_net_hdr_mrg_rxbuf
+      if (name == vnet_header_size_option && option.value() != shortest_vnet_header && option.value() != 12)
+        return bad_entry(kind(), record, "psk.options", fmt::format("no such header has {} bytes", option.value()));
       socket.values[name] = option.value();
     }
     return {};
@@ -339,46 +367,51 @@ class PacketSocketRoom final : public FileRoom {
   static void make(const plan::Placement& placement, plan::Sink& sink) {
     const auto& socket = *placement.description->state.as<PacketSocket>();
     const bool is_legacy = socket.type == legacy_type;
+    const int fd = placement.fd, content = placement.scratch;
+    if (socket.rings.is_led()) add_ring_content(socket.rings, content, sink);
     // Without a protocol nothing is received until it is bound, and its filter is there by then.
     plan::Perform perform{socket.describe(), "", {"CAP_NET_RAW"}, {}, {}};
     perform.calls.push_back(call(SYS_socket, AF_PACKET, socket.type, is_legacy ? htons(socket.protocol) : 0));
     place(placement, perform);
-    const int fd = placement.fd;
     auto& calls = perform.calls;
     if (socket.owner) calls.push_back(call(SYS_fchown, fd, socket.owner->uid, socket.owner->gid));
     if (!is_legacy) add_options(socket, fd, calls);
-    add_socket_options(socket.options, fd, calls);
-    add_ring(socket.receive_ring, PACKET_RX_RING, fd, calls);
-    add_ring(socket.send_ring, PACKET_TX_RING, fd, calls);
+    add_rings(socket.rings, socket.frames(), fd, content, calls);
+    if (!is_legacy) set(PACKET_COPY_THRESH, socket.copy_threshold, fd, calls);
+    if (!has_filter_of_ours(socket)) add_socket_options(socket.options, fd, calls);
     for (const auto& membership : std::views::reverse(socket.memberships))  // the kernel lists the latest first
       add_membership(membership, fd, calls);
-    if (is_legacy)
-      add_legacy_bind(socket, fd, calls);
-    else
-      add_bind(socket, fd, calls);
-    if (socket.fanout)
-      calls.push_back(
-          call(SYS_setsockopt, fd, sol_packet, PACKET_FANOUT, plan::struct_in(*socket.fanout), sizeof(uint32_t)));
+    if (is_legacy) add_legacy_bind(socket, fd, calls);
     sink.add(std::move(perform));
+    if (socket.rings.is_led()) sink.add(plan::Close{content});
   }
 
-  /// Most may only be set as long as there is no ring.
+  static bool has_filter_of_ours(const PacketSocket& socket) {
+    return socket.rings.is_led() && socket.rings.receive_head != 0;
+  }
+
+  /// Our filter gives way to its own when it is bound as it was, or a packet would come in between.
+  static void add_late_options(const PacketSocket& socket, int fd, plan::Calls& calls) {
+    add_socket_options(socket.options, fd, calls);
+    if (socket.options.filter.empty()) calls.push_back(set_option(fd, SO_DETACH_FILTER, 0));
+  }
+
+  static void set(int name, uint32_t value, int fd, plan::Calls& calls) {
+    if (value != 0) calls.push_back(call(SYS_setsockopt, fd, sol_packet, name, plan::struct_in(value), sizeof value));
+  }
+
+  /// Most may only be set as long as there is no ring. What is too large for a frame is also queued if it is over
+  /// PACKET_COPY_THRESH: that comes when no more packets of ours do.
   static void add_options(const PacketSocket& socket, int fd, plan::Calls& calls) {
-    const auto set = [&](int name, uint32_t value) {
-      if (value != 0) calls.push_back(call(SYS_setsockopt, fd, sol_packet, name, plan::struct_in(value), sizeof value));
-    };
-    set(PACKET_VERSION, socket.version), set(PACKET_RESERVE, socket.reserve);
-    set(PACKET_TIMESTAMP, socket.timestamp), set(PACKET_COPY_THRESH, socket.copy_threshold);
-    set(PACKET_AUXDATA, socket.auxiliary_data), set(PACKET_ORIGDEV, socket.original_device);
-    set(PACKET_VNET_HDR, socket.network_header), set(PACKET_LOSS, socket.loss);
-    for (const auto& [name, value] : socket.values) set(name, value);
-  }
-
-  static void add_ring(const std::optional<Ring>& ring, int option, int fd, plan::Calls& calls) {
-    if (!ring) return;
-    const tpacket_req3 request{ring->block_size, ring->blocks,       ring->frame_size, ring->frames,
-                               ring->retire_ms,  ring->private_size, ring->features};
-    calls.push_back(call(SYS_setsockopt, fd, sol_packet, option, plan::struct_in(request), sizeof request));
+    const std::pair<int, uint32_t> options[] = {{PACKET_VERSION, socket.version},
+                                                {PACKET_RESERVE, socket.reserve},
+                                                {PACKET_TIMESTAMP, socket.timestamp},
+                                                {PACKET_AUXDATA, socket.auxiliary_data},
+                                                {PACKET_ORIGDEV, socket.original_device},
+                                                {PACKET_VNET_HDR, socket.network_header},
+                                                {PACKET_LOSS, socket.loss}};
+    for (const auto& [name, value] : options) set(name, value, fd, calls);
+    for (const auto& [name, value] : socket.values) set(name, value, fd, calls);
   }
 
   static void add_membership(const Membership& membership, int fd, plan::Calls& calls) {
@@ -413,6 +446,28 @@ class PacketSocketRoom final : public FileRoom {
 };
 
 }  // namespace
+
+ObjectId find_packet_rings(CaptureContext& context, const kernel::MapsEntry& vma, const std::string& subject) {
+  constexpr auto advice = "let the program unmap them before the dump";
+  const dev_t device = makedev(vma.device_major, vma.device_minor);
+  for (const auto& [id, description] : context.application.descriptions) {
+    const auto identity = context.identities.find(id);
+    const auto* socket = description.state.as<PacketSocket>();
+    if (socket == nullptr || identity == context.identities.end() || identity->second.inode != vma.inode ||
+        identity->second.device != device)
+      continue;
+    if (!PacketSocketRoom::is_of(vma.range, vma.offset, *socket))
+      context.diagnostics.refuse(subject, "a part of a packet socket's rings, which are only mapped as a whole",
+                                 advice);
+    else if (socket->rings.problem && socket->rings.problem->passes)
+      context.diagnostics.refuse_for_now(subject, "rings of a packet socket: " + socket->rings.problem->what, advice);
+    else if (socket->rings.problem)
+      context.diagnostics.refuse(subject, "rings of a packet socket: " + socket->rings.problem->what, advice);
+    return id;
+  }
+  context.diagnostics.refuse(subject, "the packet socket that these rings are of nobody has open", advice);
+  return {};
+}
 
 const FileRoom& packet_socket_room() {
   static const PacketSocketRoom room;

@@ -14,7 +14,8 @@ inline constexpr uint32_t call_read = 0, call_write = 1, call_close = 3, call_rt
                           call_waitid = 247, call_epoll_ctl = 233, call_tgkill = 234, call_openat = 257,
                           call_epoll_pwait = 281, call_dup3 = 292, call_mmap = 9, call_munmap = 11,
                           call_io_uring_setup = 425, call_io_uring_enter = 426, call_shmget = 29, call_shmctl = 31,
-                          call_flock = 73;
+                          call_flock = 73, call_socket = 41, call_sendto = 44, call_bind = 49, call_setsockopt = 54,
+                          call_getsockopt = 55, call_nanosleep = 35;
 
 inline int64_t raw_syscall(uint64_t number, uint64_t a0 = 0, uint64_t a1 = 0, uint64_t a2 = 0, uint64_t a3 = 0,
                            uint64_t a4 = 0, uint64_t a5 = 0) {
