@@ -1267,6 +1267,15 @@ TEST_F(HostileOtherSockets, Packet) {
   EXPECT_THAT(with_ring([](auto& r) { r.set_frame_nr(9); }), at("psk.rx_ring.frame_nr"));
   EXPECT_THAT(with([](auto& s) { *s.mutable_tx_ring() = s.rx_ring(), s.mutable_tx_ring()->set_frame_nr(1); }),
               at("psk.tx_ring.frame_nr"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_head(8); }), at("psk.rx_ring.head"));
+  EXPECT_THAT(with_ring([](auto& r) { r.set_head(7); }), at("psk.ring_pages"));
+  EXPECT_THAT(with([](auto& s) { s.mutable_rx_ring()->set_head(1), s.set_protocol(0); }), at("psk.rx_ring.head"));
+  EXPECT_THAT(with([](auto& s) { s.mutable_rx_ring()->set_head(1), s.set_version(2); }), at("psk.rx_ring.head"));
+  EXPECT_THAT(with([](auto& s) { *s.mutable_tx_ring() = s.rx_ring(), s.mutable_tx_ring()->set_head(9); }),
+              at("psk.tx_ring.head"));
+  EXPECT_THAT(with([](auto& s) { s.set_ring_pages(1); }), at("psk.ring_pages"));
+  EXPECT_THAT(with([](auto& s) { s.set_ring_pages(id), s.clear_rx_ring(); }), at("psk.ring_pages"));
+  EXPECT_THAT(with([](auto& s) { s.set_ring_pages(id); }), HasSubstr(fmt::format("pagemap-shmem-{}.img", id)));
   const auto with_membership = [&](const std::function<void(packet_mclist&)>& change) {
     return with([&](auto& s) { change(*s.mutable_mclist(0)); });
   };
@@ -1276,6 +1285,30 @@ TEST_F(HostileOtherSockets, Packet) {
   EXPECT_THAT(with_membership([](auto& m) { m.set_ifname(std::string(16, 'x')); }), at("psk.mclist.ifname"));
   EXPECT_EQ(error_of_option(263, 20, good), "none");  // PACKET_QDISC_BYPASS
   EXPECT_THAT(error_of_option(263, 18, good), at("psk.options"));
+  EXPECT_THAT(error_of_option(263, 24, good), at("psk.options"));  // PACKET_VNET_HDR_SZ
+
+  // Its rings, mapped: as a whole, or it is not them.
+  const auto with_mapping = [&](const std::function<void(vma_entry&)>& change) {
+    const std::string before = bytes("theirs/" + mm);
+    mm_entry space;
+    auto reader = theirs->read(mm);
+    EXPECT_TRUE(reader && *reader->next(space));
+    auto& vma = *space.add_vmas();
+    vma.set_start(0x10000), vma.set_end(0x14000), vma.set_pgoff(0), vma.set_shmid(id), vma.set_prot(3);
+    vma.set_flags(1), vma.set_status(1 | 1 << 11), vma.set_fd(-1);
+    change(vma);
+    for (int i = space.vmas_size() - 1; i > 0; --i) space.mutable_vmas()->SwapElements(i, i - 1);
+    auto writer = theirs->create(mm);
+    EXPECT_TRUE(writer && writer->append(space) && writer->finish());
+    auto error = good();
+    std::ofstream(root_ / "theirs" / mm, std::ios::binary) << before;
+    return error;
+  };
+  EXPECT_EQ(with_mapping([](auto&) {}), "none");
+  EXPECT_EQ(with_mapping([](auto& v) { v.set_flags(2); }), "none");
+  EXPECT_THAT(with_mapping([](auto& v) { v.set_end(0x13000); }), HasSubstr("field shmid"));
+  EXPECT_THAT(with_mapping([](auto& v) { v.set_end(0x15000); }), HasSubstr("field shmid"));
+  EXPECT_THAT(with_mapping([](auto& v) { v.set_pgoff(0x1000); }), HasSubstr("field shmid"));
 }
 
 TEST_F(Hostile, EveryTruncationIsAnError) {

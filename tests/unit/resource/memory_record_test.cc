@@ -71,6 +71,15 @@ TEST_F(MemoryRecord, reads_what_criu_writes) {
   EXPECT_EQ(space.executable, ObjectId{3});
 }
 
+TEST_F(MemoryRecord, reads_rings_of_packet_sockets) {
+  add(0x400000, 0x402000, 0x801, MAP_SHARED, 5);
+  add(0x500000, 0x502000, 0x801, MAP_PRIVATE, 5);
+  ASSERT_EQ(decode(), "accepted");
+  EXPECT_EQ(space.mappings[0].backing, Backing::shared_file);
+  EXPECT_EQ(space.mappings[1].backing, Backing::private_file);
+  EXPECT_EQ(space.mappings[0].file, ObjectId{5});
+}
+
 TEST_F(MemoryRecord, rejects_impossible_ranges) {
   add(0x401000, 0x401000, 0x201);
   EXPECT_THAT(decode(), HasSubstr("no range of pages"));
