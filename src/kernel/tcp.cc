@@ -64,17 +64,90 @@ class Repair {
   int fd_, reuse_;
 };
 
+/// How a program wants to receive decides what can be seen: while it lives, all is in line and looked at from the
+/// beginning.
+class PlainSight {
+ public:
+  static Result<PlainSight> begin(int fd) {
+    const int in_line = TRY(socket_option<int>(fd, SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE"));
+    const auto offset = socket_option<int>(fd, SOL_SOCKET, SO_PEEK_OFF, "SO_PEEK_OFF");
+    PlainSight sight(fd, in_line, offset ? *offset : from_the_beginning);
+    TRY(sight.set(SO_OOBINLINE, 1, "SO_OOBINLINE"));
+    if (sight.offset_ != from_the_beginning) TRY(sight.look_from(from_the_beginning));
+    return sight;
+  }
+  PlainSight(PlainSight&& other) noexcept
+      : fd_(std::exchange(other.fd_, -1)), in_line_(other.in_line_), offset_(other.offset_), moved_(other.moved_) {}
+  PlainSight(const PlainSight&) = delete;
+  ~PlainSight() {
+    if (fd_ < 0) return;
+    (void)set(SO_OOBINLINE, in_line_, "");
+    if (moved_) (void)set(SO_PEEK_OFF, offset_, "");
+  }
+
+  Status look_from(int offset) {
+    moved_ = true;
+    auto changed = set(SO_PEEK_OFF, offset, "SO_PEEK_OFF");
+    if (changed) return {};
+    return fail(
+        std::move(changed).error().advise("what waits behind a byte that was received out of band can be looked at "
+                                          "since Linux 6.9; let the program receive what is before it"));
+  }
+
+  /// What is there counts only up to the mark unless it is in line; the byte is told out of band only then (net/ipv4/
+  /// tcp.c, tcp_inq and tcp_recv_urg).
+  Result<std::optional<UrgentMark>> find_mark() {
+    TRY(set(SO_OOBINLINE, 0, "SO_OOBINLINE"));
+    uint8_t byte = 0;
+    const bool waits = recv(fd_, &byte, 1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT) == 1;
+    const uint32_t before = TRY(waiting(fd_, SIOCINQ, "SIOCINQ"));
+    TRY(set(SO_OOBINLINE, 1, "SO_OOBINLINE"));
+    if (TRY(waiting(fd_, SIOCINQ, "SIOCINQ")) == before) return std::nullopt;
+    return UrgentMark{before, !waits};
+  }
+
+ private:
+  static constexpr int from_the_beginning = -1;
+
+  PlainSight(int fd, int in_line, int offset) : fd_(fd), in_line_(in_line), offset_(offset) {}
+  Status set(int option, int value, const char* name) const {
+    if (setsockopt(fd_, SOL_SOCKET, option, &value, sizeof value) != 0) return fail_errno(name);
+    return {};
+  }
+
+  int fd_, in_line_, offset_;
+  bool moved_ = false;
+};
+
 /// Sets the sequence number behind it.
-Result<Bytes> read_queue(int fd, Queue queue, uint32_t length, uint32_t& sequence) {
+Status begin_queue(int fd, Queue queue, uint32_t& sequence) {
   TRY(set(fd, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
   sequence = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ"));
-  Bytes bytes(length);
-  if (length == 0) return bytes;
+  return {};
+}
+
+Status look(int fd, std::span<uint8_t> bytes) {
+  if (bytes.empty()) return {};
   const ssize_t received = recv(fd, bytes.data(), bytes.size(), MSG_PEEK | MSG_DONTWAIT);
   if (received < 0) return fail_errno("look at a queue");
-  if (received != static_cast<ssize_t>(length))
-    return fail(Error::conflict("look at a queue", fmt::format("{} bytes of {} are there", received, length)));
-  return bytes;
+  if (received != static_cast<ssize_t>(bytes.size()))
+    return fail(Error::conflict("look at a queue", fmt::format("{} bytes of {} are there", received, bytes.size())));
+  return {};
+}
+
+/// Looking stops at the mark, as receiving does, unless it begins there (net/ipv4/tcp.c, tcp_recvmsg_locked).
+Status look_at_received(int fd, PlainSight& sight, TcpStream& stream) {
+  TRY(begin_queue(fd, receive_queue, stream.receive_sequence));
+  const std::span bytes(stream.received);
+  const size_t before = stream.mark ? stream.mark->at : 0;
+  TRY(look(fd, bytes.first(before)));
+  if (before != 0) TRY(sight.look_from(static_cast<int>(before)));
+  return look(fd, bytes.subspan(before));
+}
+
+Status look_at_written(int fd, TcpStream& stream) {
+  TRY(begin_queue(fd, send_queue, stream.send_sequence));
+  return look(fd, stream.written);
 }
 
 Status read_stream(StreamToRead& one) {
@@ -84,18 +157,19 @@ Status read_stream(StreamToRead& one) {
   if (!is_connected(info.state) && info.state != syn_sent) return {};
   const uint32_t fin = has_sent_fin(info.state) ? 1 : 0;
   uint32_t written = TRY(waiting(fd, SIOCOUTQ, "SIOCOUTQ")), unsent = TRY(waiting(fd, SIOCOUTQNSD, "SIOCOUTQNSD"));
-  const uint32_t received = TRY(waiting(fd, SIOCINQ, "SIOCINQ"));
+  auto sight = TRY(PlainSight::begin(fd));
+  stream.mark = TRY(sight.find_mark());
+  stream.received.resize(TRY(waiting(fd, SIOCINQ, "SIOCINQ")));
   written -= std::min(written, fin), unsent -= std::min(unsent, fin);  // a FIN counts like a byte
   stream.options = info.options, stream.send_scale = info.send_scale, stream.receive_scale = info.receive_scale;
-  stream.unsent = unsent;
+  stream.unsent = unsent, stream.written.resize(written);
   const auto repair = TRY(Repair::begin(fd));
   stream.largest_segment = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_MAXSEG, "TCP_MAXSEG"));
   stream.timestamp = TRY(socket_option<uint32_t>(fd, IPPROTO_TCP, TCP_TIMESTAMP, "TCP_TIMESTAMP"));
   const auto window = TRY(socket_option<tcp_repair_window>(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, "TCP_REPAIR_WINDOW"));
   stream.window = {window.snd_wl1, window.snd_wnd, window.max_window, window.rcv_wnd, window.rcv_wup};
-  stream.received = TRY(read_queue(fd, receive_queue, received, stream.receive_sequence));
-  stream.written = TRY(read_queue(fd, send_queue, written, stream.send_sequence));
-  return {};
+  TRY(look_at_received(fd, sight, stream));
+  return look_at_written(fd, stream);
 }
 
 struct Reading {
@@ -133,6 +207,10 @@ Result<TcpInfo> tcp_info(int fd) {
   // net/ipv4/tcp.c, tcp_get_info: "Report meaningful fields for all TCP states, but for listeners".
   if (info.state == listening) info.pending = told.tcpi_unacked, info.backlog = told.tcpi_sacked;
   return info;
+}
+
+bool can_look_behind_marks(int fd) {
+  return socket_option<int>(fd, SOL_SOCKET, SO_PEEK_OFF, "SO_PEEK_OFF").has_value();
 }
 
 Status read_streams(std::span<StreamToRead> streams) {

@@ -29,6 +29,14 @@ struct TcpWindow {
   friend bool operator==(const TcpWindow&, const TcpWindow&) = default;
 };
 
+/// The mark that urgent data leaves in what is received (tcp(7), sockatmark(3)): receiving stops there. One that has
+/// been passed is none.
+struct UrgentMark {
+  uint32_t at = 0;  ///< of the urgent byte, counted from the first one unread; not before what is there: it still comes
+  bool was_read = false;  ///< out of band; not yet is the usual thing
+  friend bool operator==(const UrgentMark&, const UrgentMark&) = default;
+};
+
 /// One end of a connection.
 struct TcpStream {
   uint32_t receive_sequence = 0;  ///< of the next byte that comes, or behind the FIN that has come
@@ -40,8 +48,13 @@ struct TcpStream {
   uint32_t largest_segment = 0;  ///< mss_clamp
   uint32_t timestamp = 0;        ///< of its own clock (TCP_TIMESTAMP)
   std::optional<TcpWindow> window;
+  std::optional<UrgentMark> mark;
+  std::optional<uint32_t> urgent_written;  ///< the byte of `written` that the peer is told, or is to be told, is urgent
   friend bool operator==(const TcpStream&, const TcpStream&) = default;
 };
+
+/// Whether what waits behind a mark can be looked at (SO_PEEK_OFF of TCP, Linux 6.9).
+bool can_look_behind_marks(int fd);
 
 /// Reads sockets that nobody uses meanwhile and whose packets are dropped, and leaves them as they were. Each is in
 /// repair mode for a moment, in which its owner could neither send nor receive: a process of our own does this, which
@@ -49,7 +62,7 @@ struct TcpStream {
 struct StreamToRead {
   int fd = -1;
   std::string subject;
-  TcpStream stream = {};  ///< the result
+  TcpStream stream = {};  ///< the result, but for what no call tells: marks of bytes that still come, `urgent_written`
 };
 Status read_streams(std::span<StreamToRead>);
 

@@ -27,6 +27,7 @@
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
 #include "resource/socket_probe.h"
+#include "resource/urgent_data.h"
 
 namespace stasis::resource {
 namespace {
@@ -120,7 +121,7 @@ class InetSocketRoom final : public FileRoom {
     network.lock = connections.lock->record();
     network.on_survival([&connections] { connections.lock.reset(); });
     network.on_death([&connections] { return end_silently(connections); });
-    TRY_IN("read TCP connections", read(application, connections));
+    TRY_IN("read TCP connections", read(context, connections));
     return {};
   }
 
@@ -305,7 +306,8 @@ class InetSocketRoom final : public FileRoom {
     }
     socket.state = info.state, socket.backlog = info.backlog;
     const short events = poll_events(fd);
-    if ((events & POLLPRI) != 0) {
+    const bool is_looked_at = socket.has_connection() && kernel::can_look_behind_marks(fd);
+    if ((events & POLLPRI) != 0 && !is_looked_at) {
       context.diagnostics.refuse_for_now(probe.subject, "urgent data (MSG_OOB) waits in it",
                                          "let the program receive it");
       return {};
@@ -464,26 +466,41 @@ class InetSocketRoom final : public FileRoom {
     }
   }
 
-  static Status read(model::Application& application, Connections& connections) {
+  static Status read(CaptureContext& context, Connections& connections) {
+    auto& application = context.application;
     const auto read_batch = [&](size_t first, std::span<const UniqueFd> descriptors) -> Status {
       std::vector<kernel::StreamToRead> streams;
       for (size_t index = 0; index < descriptors.size(); ++index)
         streams.push_back({descriptors[index].get(), connections.found[first + index].subject});
       TRY(kernel::read_streams(streams));
       for (size_t index = 0; index < streams.size(); ++index) {
-        auto& description = application.descriptions.at(connections.found[first + index].description);
+        const auto& found = connections.found[first + index];
+        auto& description = application.descriptions.at(found.description);
         auto socket = std::make_shared<InetSocket>(*description.state.as<InetSocket>());
         // It may have changed until packets were dropped.
         socket->state = TRY(kernel::tcp_info(descriptors[index].get())).state;
-        if (socket->has_connection())
+        if (socket->has_connection()) {
           socket->stream = std::move(streams[index].stream);
-        else
+          TRY(complete(context, found.subject, descriptors[index].get(), *socket));
+        } else {
           socket->shutdown = shut_read | shut_write;  // it has ended in the meantime
+        }
         set_state(description, std::move(socket));
       }
       return {};
     };
     return connections.descriptors->each_batch(read_batch, kernel::DescriptorBag::Then::keep);
+  }
+
+  /// Where the kernel's memory cannot be read, what is announced is announced again, and what is sent is not urgent.
+  static Status complete(CaptureContext& context, const std::string& subject, int fd, InetSocket& socket) {
+    const auto& memory = context.kept<KernelAccess>().memory;
+    if (!memory || !kernel::is_connected(socket.state)) return {};
+    if (TRY(add_urgent_data(*memory, fd, kernel::has_received_fin(socket.state), *socket.stream))) return {};
+    context.diagnostics.refuse_for_now(
+        subject, "urgent data (MSG_OOB) has been received before others, which are still on their way",
+        "let the program receive them");
+    return {};
   }
 
   /// We have the last descriptors of the connections, whose packets are dropped: nobody learns that they end here.

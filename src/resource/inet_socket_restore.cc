@@ -62,6 +62,9 @@ class Builder {
 
  private:
   void add(plan::Call made) { calls_.push_back(std::move(made)); }
+  void expect(size_t result, plan::Call made) {
+    add(expecting(std::move(made), Expectation::Kind::exactly, static_cast<int64_t>(result)));
+  }
   template <typename T>
   void set(int level, int option, const T& value) {
     add(call(SYS_setsockopt, fd_, level, option, plan::struct_in(value), sizeof value));
@@ -172,6 +175,11 @@ class Builder {
     if ((stream.options & TCPI_OPT_TIMESTAMPS) != 0) set(IPPROTO_TCP, TCP_TIMESTAMP, stream.timestamp);
   }
 
+  /// So that a segment is taken whose bytes end there, and nothing is sent.
+  void open_window(uint32_t sequence, uint32_t ahead) {
+    const uint32_t largest = socket_.stream->window->largest_send;
+    set(IPPROTO_TCP, TCP_REPAIR_WINDOW, tcp_repair_window{sequence, 0, largest, ahead, sequence});
+  }
   /// `fins`: that come later.
   void set_window(uint32_t send, uint32_t fins) {
     if (!socket_.stream->window) return;
@@ -192,20 +200,62 @@ class Builder {
     add(expecting(set_option(fd_, forcing, plenty), Expectation::Kind::anything));
   }
 
-  void fill_queues() {
+  /// Only a segment makes a byte urgent: those around it are written. Before anything else is in the queues the peer
+  /// has nothing to acknowledge.
+  void fill_receive_queue() {
+    const auto& stream = *socket_.stream;
+    const ByteView received = stream.received;
+    const size_t before = std::min<size_t>(stream.mark ? stream.mark->at : received.size(), received.size());
+    set_tcp(TCP_REPAIR_QUEUE, receive_queue);
+    write(received.first(before));
+    if (!stream.mark) return;
+    receive_urgent(*stream.mark, received.subspan(before).first(std::min<size_t>(1, received.size() - before)));
+    set_tcp(TCP_REPAIR_QUEUE, receive_queue);
+    if (before < received.size()) write(received.subspan(before + 1));
+  }
+
+  /// `byte`: none, if it is only announced. That it is no event shows; should the segment come late all the same, its
+  /// window of 0 lasts until the peer answers the end of repair mode. A socket that takes itself for part of a talk
+  /// (TCP_QUICKACK) does not acknowledge at once: its peer may not be there yet.
+  void receive_urgent(const kernel::UrgentMark& mark, ByteView byte) {
+    const uint32_t sequence = first_received_ + mark.at;
+    const auto there = static_cast<uint32_t>(socket_.stream->received.size());
+    set_tcp(TCP_REPAIR_QUEUE, no_queue);
+    set_tcp(TCP_QUICKACK, 0);
+    const uint32_t next = byte.empty() ? first_received_ + there : sequence;
+    open_window(next, byte.empty() ? sequence - next : 1);
+    TcpSegment segment{.sequence = sequence, .acknowledges = first_written_, .urgent = true};
+    segment.bytes.assign(byte.begin(), byte.end());
+    receive(std::move(segment), byte.empty() ? 0 : POLLPRI);
+    if (mark.was_read) expect(1, call(SYS_recvfrom, fd_, plan::Out{1}, 1, MSG_OOB, 0, 0));
+  }
+
+  /// A part of what was written, which the socket sends, or has sent.
+  void send(size_t from, size_t to) {
     const auto& stream = *socket_.stream;
     const ByteView written = stream.written;
+    if (const auto urgent = stream.urgent_written; urgent && from <= *urgent && *urgent < to) {
+      write(written.subspan(from, *urgent - from));
+      const Bytes byte{written[*urgent]};
+      expect(1, call(SYS_sendto, fd_, plan::In{byte}, 1, MSG_OOB, 0, 0));
+      from = *urgent + 1;
+    }
+    write(written.subspan(from, to - from));
+  }
+
+  void fill_queues() {
+    const auto& stream = *socket_.stream;
+    const size_t written = stream.written.size(), sent = written - stream.unsent;
     if (!stream.received.empty()) make_room(SO_RCVBUF, SO_RCVBUFFORCE);
-    if (!written.empty()) make_room(SO_SNDBUF, SO_SNDBUFFORCE);
-    set_tcp(TCP_REPAIR_QUEUE, receive_queue);
-    write(stream.received);
+    if (written != 0) make_room(SO_SNDBUF, SO_SNDBUFFORCE);
+    fill_receive_queue();
     set_tcp(TCP_REPAIR_QUEUE, send_queue);
-    write(written.first(written.size() - stream.unsent));
+    send(0, sent);
     set_tcp(TCP_REPAIR_QUEUE, no_queue);
     set_window(0, kernel::has_received_fin(socket_.state) ? 1 : 0);
     if (stream.unsent == 0) return;
     set_tcp(TCP_REPAIR, repair_off_silently);
-    write(written.last(stream.unsent));
+    send(sent, written);
     set_tcp(TCP_REPAIR, 1);
   }
 
@@ -232,14 +282,13 @@ class Builder {
     add(call(SYS_socket, to.family, SOCK_RAW, IPPROTO_RAW));
     add(call(plan::Call::move_fd, plan::ResultOf{-1}, scratch_, 0));
     add(call(SYS_setsockopt, scratch_, SOL_SOCKET, SO_MARK, plan::struct_in(kernel::repair_mark), sizeof(uint32_t)));
-    add(expecting(call(SYS_sendto, scratch_, plan::In{bytes}, bytes.size(), 0, plan::In{address}, address.size()),
-                  Expectation::Kind::exactly, static_cast<int64_t>(bytes.size())));
+    expect(bytes.size(),
+           call(SYS_sendto, scratch_, plan::In{bytes}, bytes.size(), 0, plan::In{address}, address.size()));
     add(call(SYS_close, scratch_));
     if (events == 0) return;
     const pollfd wanted{fd_, events, 0};
     const timespec patience{5, 0};
-    add(expecting(call(SYS_ppoll, plan::InOut{bytes_of(wanted)}, 1, plan::struct_in(patience), 0, 0),
-                  Expectation::Kind::exactly, 1));
+    expect(1, call(SYS_ppoll, plan::InOut{bytes_of(wanted)}, 1, plan::struct_in(patience), 0, 0));
   }
 
   const InetSocket& socket_;

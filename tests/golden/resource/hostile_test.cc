@@ -1106,6 +1106,24 @@ TEST_F(HostileConnections, EachFieldOfASocket) {
               at("ip_opts.raw.icmpv_filter"));
 }
 
+TEST_F(HostileConnections, UrgentData) {
+  const auto at = [](const std::string& field) {
+    return HasSubstr("tcp-stream-2345.img, record 0 at offset 8, field " + field);
+  };
+  constexpr uint32_t received = 2, written = 3;
+  EXPECT_EQ(error_with_stream([](auto& s) {
+              s.set_urgent_received(received - 1), s.set_urgent_was_read(true), s.set_urgent_written(written - 1);
+            }),
+            "none");
+  EXPECT_EQ(error_with_stream([](auto& s) { s.set_urgent_received(received + 70000); }), "none");
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_urgent_received(UINT32_MAX); }), at("urgent_received"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_urgent_received(0), s.clear_snd_wnd(); }), at("urgent_received"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_urgent_was_read(true); }), at("urgent_was_read"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_urgent_received(received), s.set_urgent_was_read(true); }),
+              at("urgent_was_read"));
+  EXPECT_THAT(error_with_stream([](auto& s) { s.set_urgent_written(written); }), at("urgent_written"));
+}
+
 TEST_F(HostileConnections, OptionsOfAnyLength) {
   const auto with = [&](uint32_t level, uint32_t name, size_t size) {
     return error_with_more([=](auto& m) {

@@ -169,6 +169,31 @@ inline void expect_alive(const Pair& pair) {
   await_acknowledged(pair.client), await_acknowledged(pair.server);
 }
 
+// Urgent data (MSG_OOB) is one byte, which leaves a mark in the stream.
+constexpr uint8_t urgent_byte = '!';
+/// The byte, or minus what recv(2) says.
+inline int out_of_band(int fd, int flags = 0) {
+  uint8_t byte = 0;
+  const ssize_t got = recv(fd, &byte, 1, MSG_OOB | MSG_DONTWAIT | flags);
+  return got == 1 ? byte : got == 0 ? 0 : -errno;
+}
+inline int look_out_of_band(int fd) { return out_of_band(fd, MSG_PEEK); }
+inline bool is_at_mark(int fd) {
+  int answer = -1;
+  CHECK(ioctl(fd, SIOCATMARK, &answer) == 0);
+  return answer != 0;
+}
+inline bool is_exceptional(int fd) {
+  pollfd asked = {fd, POLLPRI, 0};
+  return poll(&asked, 1, 0) == 1 && (asked.revents & POLLPRI) != 0;
+}
+inline void send_urgent(int fd, uint8_t byte = urgent_byte) { CHECK(send(fd, &byte, 1, MSG_OOB) == 1); }
+inline void expect_byte(int fd, uint8_t byte) {
+  uint8_t got = 0;
+  CHECK(recv(fd, &got, 1, MSG_DONTWAIT) == 1);
+  CHECK_EQUAL(got, byte);
+}
+
 /// Nothing more comes.
 inline void expect_end(int fd) {
   char byte = 0;

@@ -87,6 +87,23 @@ TEST_P(TcpSegments, TheTcpHeader) {
   EXPECT_EQ(tcp_sum(made, last), 0xffffu);
 }
 
+TEST_P(TcpSegments, UrgentBytes) {
+  auto made = segment(GetParam());
+  made.urgent = true;
+  const Bytes announcement = tcp_of(made);
+  ASSERT_EQ(announcement.size(), tcp_head);
+  EXPECT_EQ(word(announcement, 12), 0x50300000u);
+  EXPECT_EQ(word(announcement, 16) & 0xffff, 0u);  // the pointer
+  EXPECT_EQ(tcp_sum(made, announcement), 0xffffu);
+  for (const Bytes& bytes : {Bytes{0xff}, Bytes{1, 2}, Bytes{0xff, 0xff, 0xff}}) {
+    made.bytes = bytes;
+    const Bytes full = tcp_of(made);
+    ASSERT_EQ(full.size(), tcp_head + bytes.size());
+    EXPECT_EQ(Bytes(full.begin() + tcp_head, full.end()), bytes);
+    EXPECT_EQ(tcp_sum(made, full), 0xffffu);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, TcpSegments, testing::Values(AF_INET, AF_INET6));
 
 }  // namespace
