@@ -1,6 +1,7 @@
 // Sockets of the internet families (ip(7), ipv6(7), tcp(7), udp(7), raw(7)): what one is. The room is spread over
-// inet_socket.cc (capture and images), inet_stream.cc (connections in images), inet_socket_validate.cc (what a machine
-// must have), inet_socket_restore.cc (the commands that make them again) and inet_options.cc.
+// inet_socket.cc (capture and images), inet_socket_value.cc (names and comparison), inet_stream.cc (connections in
+// images), inet_socket_validate.cc (what a machine must have), inet_socket_restore.cc (the commands that make them
+// again) and inet_options.cc.
 //
 // Both ends of a connection are restored on their own, in repair mode (kernel/tcp.h): nothing is sent, and neither
 // waits for the other. They come to life together, when nothing can go wrong any more (plan::EndRepair).
