@@ -2,6 +2,7 @@
 //
 // All is asked through duplicates of their descriptors. Connections are read when all are known: their packets must be
 // dropped before the first is looked at, for the kernel receives and acknowledges while the tasks stand still.
+#include "resource/ended_connection.h"
 #include "resource/inet_socket.h"
 
 #include <fcntl.h>
@@ -149,6 +150,7 @@ class InetSocketRoom final : public FileRoom {
     if (needs_device(socket.local) && !socket.options.device.empty()) entry.set_ifname(socket.options.device);
     if (socket.shutdown != 0) entry.set_shutdown(static_cast<sk_shutdown>(socket.shutdown));
     if (socket.bound_freely) more.set_bound_freely(true);
+    encode_ended(socket, more);
     if (socket.owner) more.set_uid(socket.owner->uid), more.set_gid(socket.owner->gid);
     encode_memberships(socket.memberships, socket.what.family, more);
     more.set_id(description.id.value);
@@ -178,6 +180,7 @@ class InetSocketRoom final : public FileRoom {
         TRY(decode_memberships(more, socket->what.family, fmt::format("sockets-more.img, id {}", more.id())));
     socket->bound_freely = more.bound_freely();
     if (more.has_uid() && more.has_gid()) socket->owner = {more.uid(), more.gid()};
+    TRY(decode_ended(more, *socket));
     if (socket->has_connection()) socket->stream = TRY(decode_stream(socket->number, records.directory()));
     model::OpenDescription description;
     description.id = ObjectId{record.id()}, description.flags = entry.flags();
@@ -316,23 +319,7 @@ class InetSocketRoom final : public FileRoom {
       look_at_pending(context, probe, info.pending);
       return {};
     }
-    if (!socket.has_connection()) {
-      // One that was never connected has no peer that could have hung up. One that was has given its port back
-      // (net/ipv4/tcp.c, tcp_set_state), but goes on to tell it: no call leads there but the end of a connection.
-      if ((events & POLLRDHUP) != 0) {
-        socket.shutdown = shut_read | shut_write;
-        socket.local = {.family = socket.what.family};
-      }
-      if (int waiting = 0; ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) {
-        context.diagnostics.refuse_for_now(probe.subject,
-                                           "the connection has ended, but not all that came has been received",
-                                           "let the program receive it");
-      }
-      if ((events & POLLERR) != 0)
-        context.diagnostics.warn(probe.subject, "an error that waits to be reported (SO_ERROR) is lost",
-                                 "the program finds the connection closed");
-      return {};
-    }
+    if (!socket.has_connection()) return look_at_ended(context, probe.subject, fd, socket);
     if ((events & POLLRDHUP) != 0 && !kernel::has_received_fin(socket.state)) socket.shutdown = shut_read;
     if (!policy.tcp_established && !policy.tcp_close) {
       context.diagnostics.refuse(
@@ -483,7 +470,7 @@ class InetSocketRoom final : public FileRoom {
           socket->stream = std::move(streams[index].stream);
           TRY(complete(context, found.subject, descriptors[index].get(), *socket));
         } else {
-          socket->shutdown = shut_read | shut_write;  // it has ended in the meantime
+          TRY(look_at_ended(context, found.subject, descriptors[index].get(), *socket));  // in the meantime
         }
         set_state(description, std::move(socket));
       }

@@ -1,7 +1,7 @@
 // Sockets of the internet families (ip(7), ipv6(7), tcp(7), udp(7), raw(7)): what one is. The room is spread over
 // inet_socket.cc (capture and images), inet_socket_value.cc (names and comparison), inet_stream.cc (connections in
-// images), inet_socket_validate.cc (what a machine must have), inet_socket_restore.cc (the commands that make them
-// again) and inet_options.cc.
+// images), ended_connection.cc (those that are none any more), inet_socket_validate.cc (what a machine must have),
+// inet_socket_restore.cc (the commands that make them again) and inet_options.cc.
 //
 // Both ends of a connection are restored on their own, in repair mode (kernel/tcp.h): nothing is sent, and neither
 // waits for the other. They come to life together, when nothing can go wrong any more (plan::EndRepair).
@@ -40,6 +40,13 @@ struct InetSocket final : model::KindValue {
   std::vector<Membership> memberships;
   /// Of a connection, or one that begins. Nothing: it is restored closed.
   std::optional<kernel::TcpStream> stream;
+  /// What is left of a connection that has ended (ended_connection.h).
+  struct Ended {
+    Bytes unread;
+    uint32_t error = 0;  ///< that waits to be reported: errno(3)
+    friend bool operator==(const Ended&, const Ended&) = default;
+  };
+  std::optional<Ended> ended;
 
   // Derived from what all of them are; not compared.
   bool shares_port = false;  ///< with other sockets of TCP that are bound or listen

@@ -51,6 +51,8 @@ class Builder {
       connect_in_repair();
     else if (socket_.stream)
       begin_to_connect();
+    else if (socket_.ended)
+      end_like_before();
     else if (!socket_.has_connection())
       bind_and_connect();
     if (socket_.bound_freely) bind_freely(false);
@@ -150,6 +152,32 @@ class Builder {
     if (socket_.state == fin_wait_2)
       receive({.sequence = stream.receive_sequence, .acknowledges = stream.send_sequence}, 0);
     set_window(stream.window ? stream.window->send : 0, 0);
+  }
+
+  /// A connection with nobody, at the own address and a port that no other of these has: whom it was with a closed
+  /// socket tells nobody.
+  void end_like_before() {
+    constexpr uint32_t first = 1, ports = 65535;
+    const auto& unread = socket_.ended->unread;
+    peer_ = socket_.local;
+    for (uint32_t at = socket_.number; peer_.port == socket_.local.port; ++at)
+      peer_.port = static_cast<uint16_t>(1 + at % ports);
+    set_tcp(TCP_REPAIR, 1);
+    name(SYS_bind, socket_.local);
+    set_sequence(receive_queue, first), set_sequence(send_queue, first);
+    name(SYS_connect, peer_);
+    if (!unread.empty()) make_room(SO_RCVBUF, SO_RCVBUFFORCE);
+    set_tcp(TCP_REPAIR_QUEUE, receive_queue);
+    write(unread);
+    set_tcp(TCP_REPAIR_QUEUE, no_queue);
+    auto next = static_cast<uint32_t>(first + unread.size());
+    if (socket_.ended->error == EPIPE) receive({.sequence = next++, .acknowledges = first, .fin = true}, POLLRDHUP);
+    receive({.sequence = next, .acknowledges = first, .reset = true}, POLLHUP);
+    set_tcp(TCP_REPAIR, repair_off_silently);
+    set(SOL_SOCKET, SO_REUSEADDR, 1);
+    const uint32_t error = 0, size = sizeof error;
+    if (socket_.ended->error == 0)  // it has been told
+      add(call(SYS_getsockopt, fd_, SOL_SOCKET, SO_ERROR, plan::InOut{bytes_of(error)}, plan::InOut{bytes_of(size)}));
   }
 
   /// How large the segments are that it sends, a socket finds out when it connects (net/ipv4/tcp_output.c,
@@ -274,7 +302,7 @@ class Builder {
 
   /// The segment is sent as if by the peer; then what it does to the socket is waited for (`events`).
   void receive(TcpSegment segment, short events) {
-    segment.from = kernel::as_sent(socket_.remote), segment.to = kernel::as_sent(socket_.local);
+    segment.from = kernel::as_sent(peer_), segment.to = kernel::as_sent(socket_.local);
     const Bytes bytes = packet_of(segment);
     auto to = segment.to;
     to.port = 0;
@@ -294,11 +322,12 @@ class Builder {
   const InetSocket& socket_;
   int fd_, scratch_;
   plan::Calls& calls_;
+  kernel::Endpoint peer_ = socket_.remote;
   uint32_t first_received_ = 0, first_written_ = 0;  ///< sequence numbers of the queues' beginnings
 };
 
 std::vector<std::string> needs(const InetSocket& socket) {
-  if (socket.stream) return {"CAP_NET_ADMIN"};
+  if (socket.stream || socket.ended) return {"CAP_NET_ADMIN"};
   return {};
 }
 

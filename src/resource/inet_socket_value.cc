@@ -26,7 +26,7 @@ bool InetSocket::equals(const model::KindValue& other) const {
   return s != nullptr && number == s->number && what == s->what && state == s->state && local == s->local &&
          remote == s->remote && backlog == s->backlog && only_ipv6 == s->only_ipv6 && shutdown == s->shutdown &&
          bound_freely == s->bound_freely && owner == s->owner && settled(*this) == settled(*s) &&
-         inet_options == s->inet_options && memberships == s->memberships &&
+         inet_options == s->inet_options && memberships == s->memberships && ended == s->ended &&
          stream.has_value() == s->stream.has_value() && (!stream || is_same_stream(*stream, *s->stream));
 }
 
@@ -42,6 +42,7 @@ std::string InetSocket::describe() const {
   if (remote.has_address()) text += " – " + kernel::to_text(remote);
   if (is_tcp() && state < static_cast<int>(std::size(states))) text += fmt::format(", {}", states[state]);
   if (stream) text += fmt::format(", {} bytes received, {} written", stream->received.size(), stream->written.size());
+  if (ended) text += fmt::format(", {} bytes received", ended->unread.size());
   return text;
 }
 

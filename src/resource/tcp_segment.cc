@@ -26,10 +26,11 @@ Bytes tcp_bytes(const TcpSegment& segment) {
     uint8_t offset, flags;
     uint16_t window, sum, urgent;
   } head{};
-  constexpr uint8_t fin = 1, ack = 16, urgent = 32;
+  constexpr uint8_t fin = 1, reset = 4, ack = 16, urgent = 32;
   head.source = htons(segment.from.port), head.destination = htons(segment.to.port);
   head.sequence = htonl(segment.sequence), head.acknowledges = htonl(segment.acknowledges);
-  head.offset = sizeof head / 4 << 4, head.flags = ack | (segment.fin ? fin : 0) | (segment.urgent ? urgent : 0);
+  head.offset = sizeof head / 4 << 4;
+  head.flags = ack | (segment.fin ? fin : 0) | (segment.reset ? reset : 0) | (segment.urgent ? urgent : 0);
   const size_t size = segment.from.address_size();
   const auto length = static_cast<uint32_t>(sizeof head + segment.bytes.size());
   uint32_t sum = sum_of(ByteView(segment.from.address).first(size), IPPROTO_TCP + length);

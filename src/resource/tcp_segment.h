@@ -15,6 +15,7 @@ struct TcpSegment {
   kernel::Endpoint from, to;  ///< of one family, that which is sent
   uint32_t sequence = 0, acknowledges = 0;
   bool fin = false;
+  bool reset = false;
   /// Its first byte is, or the first one that is still to come: an urgent pointer of 0 means that, however
   /// net.ipv4.tcp_stdurg is set (net/ipv4/tcp_input.c, tcp_check_urg).
   bool urgent = false;

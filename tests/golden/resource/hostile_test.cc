@@ -1165,6 +1165,20 @@ TEST_F(HostileConnections, WhatCriuDoesNotSave) {
   EXPECT_THAT(error_with_more([](auto& m) { m.set_congestion(std::string(16, 'x')); }), HasSubstr("isk.congestion"));
 }
 
+TEST_F(HostileConnections, WhatIsLeftOfOneThatHasEnded) {
+  const auto with = [&](const std::function<void(inet_sk_entry&)>& change, uint32_t pending) {
+    return error_with_side<socket_more_entry>(
+        "sockets-more.img", [&](auto& more) { more.set_id(id), more.set_unread("x"), more.set_pending_error(pending); },
+        [&] { return error_with([&](auto& s) { s.set_state(7), change(s); }); });
+  };
+  const auto at = [](const std::string& field) { return HasSubstr("sockets-more.img, id 9029, field " + field); };
+  for (const uint32_t error : {0, ECONNRESET, EPIPE}) EXPECT_EQ(with([](auto&) {}, error), "none");
+  EXPECT_THAT(with([](auto&) {}, EINVAL), at("pending_error"));
+  EXPECT_THAT(with([](auto& s) { s.set_state(1); }, 0), at("unread"));
+  EXPECT_THAT(with([](auto& s) { s.set_type(SOCK_RAW); }, 0), at("unread"));
+  EXPECT_THAT(with([](auto& s) { s.set_src_port(0); }, 0), at("unread"));
+}
+
 TEST_F(HostileConnections, EachFieldOfAStream) {
   const auto at = [&](const std::string& field) { return AllOf(HasSubstr(stream_file), HasSubstr("field " + field)); };
   EXPECT_THAT(error_with_stream([](auto& s) { s.set_unsq_len(4); }), at("unsq_len"));
