@@ -59,8 +59,8 @@ def reap():
         pass
 
 
-def kill_tree(root):
-    while members := tree(root):
+def kill_tree(root, but=None):
+    while members := [pid for pid in tree(root) if pid != but]:
         for pid in members:
             try:
                 os.kill(pid, signal.SIGKILL)
