@@ -3,7 +3,7 @@
 // mapping; mapped twice, privately, and by a child.
 //
 // OWN_NETWORK
-// FAIL_RESTORE
+// FAIL_RESTORE: 7  (a ring takes the kernel 10 ms to let go of)
 // ROOT: opens packet sockets, and where the kernel goes on in a ring only its memory tells
 #include <linux/filter.h>
 #include <linux/if_ether.h>
