@@ -3,15 +3,13 @@
 // ROOT: makes an IPC namespace
 // REQUIRES: n=/proc/sys/vm/nr_hugepages; [ $(cat $n) -gt 31 ] || echo 32 > $n; [ $(cat $n) -gt 31 ] || ! echo too few
 #include <sched.h>
-#include <sys/ipc.h>
-#include <sys/shm.h>
 
-#include "probe.h"
+#include "shm.h"
 
 namespace {
 
-constexpr size_t huge = 2 << 20;
-constexpr int huge_2mb = 21 << 26;  // SHM_HUGE_2MB of linux/shm.h, which does not go with sys/shm.h
+using shm::attach;
+using shm::huge;
 
 /// Whether memory at this address is in huge pages.
 bool is_huge(const void* address) {
@@ -29,18 +27,12 @@ bool is_huge(const void* address) {
   return size == huge / 1024;
 }
 
-char* attach(int id) {
-  void* memory = shmat(id, nullptr, 0);
-  CHECK(memory != reinterpret_cast<void*>(-1));
-  return static_cast<char*>(memory);
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   probe::begin(argc, argv);
   CHECK(unshare(CLONE_NEWIPC) == 0);
-  const int flags = IPC_CREAT | IPC_EXCL | 0640 | SHM_HUGETLB | huge_2mb;
+  const int flags = IPC_CREAT | IPC_EXCL | 0640 | shm::of_huge_pages;
   const int attached = shmget(0x4711, 2 * huge, flags), idle = shmget(0x4712, huge + 100, flags);
   const int ordinary = shmget(0x4713, 100, IPC_CREAT | IPC_EXCL | 0640);
   CHECK(attached >= 0 && idle >= 0 && ordinary >= 0);

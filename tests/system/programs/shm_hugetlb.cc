@@ -4,26 +4,17 @@
 // ROOT: may lock memory
 // FILTERS
 // REQUIRES: n=/proc/sys/vm/nr_hugepages; [ $(cat $n) -gt 31 ] || echo 32 > $n; [ $(cat $n) -gt 31 ] || ! echo too few
-#include <sys/ipc.h>
-#include <sys/shm.h>
-
-#include "probe.h"
+#include "shm.h"
 
 namespace {
 
-constexpr size_t huge = 2 << 20;
-constexpr int huge_2mb = 21 << 26;  // SHM_HUGE_2MB of linux/shm.h, which does not go with sys/shm.h
+using shm::attach;
+using shm::huge;
 
 int create(size_t size) {
-  const int id = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600 | SHM_HUGETLB | huge_2mb);
+  const int id = shmget(IPC_PRIVATE, size, IPC_CREAT | 0600 | shm::of_huge_pages);
   CHECK(id >= 0);
   return id;
-}
-
-char* attach(int id, int flags = 0) {
-  void* memory = shmat(id, nullptr, flags);
-  CHECK(memory != reinterpret_cast<void*>(-1));
-  return static_cast<char*>(memory);
 }
 
 struct Shared {

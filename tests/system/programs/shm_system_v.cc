@@ -3,14 +3,14 @@
 // FAIL_RESTORE
 // ROOT: attaches what another user may not
 // FILTERS
-#include <sys/ipc.h>
-#include <sys/shm.h>
 
 #include <initializer_list>
 
-#include "probe.h"
+#include "shm.h"
 
 namespace {
+
+using shm::attach;
 
 constexpr size_t page = 4096;
 
@@ -18,12 +18,6 @@ int create(key_t key, size_t size, int flags = 0) {
   const int id = shmget(key, size, IPC_CREAT | IPC_EXCL | 0640 | flags);
   CHECK(id >= 0);
   return id;
-}
-
-char* attach(int id, int flags = 0) {
-  void* memory = shmat(id, nullptr, flags);
-  CHECK(memory != reinterpret_cast<void*>(-1));
-  return static_cast<char*>(memory);
 }
 
 shmid_ds state(int id) {
