@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <linux/aio_abi.h>
 #include <linux/inet_diag.h>
-#include <linux/kcmp.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netlink.h>
@@ -21,13 +20,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <compare>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <sstream>
 
 #include "base/unique_fd.h"
+#include "kernel/proc.h"
+#include "kernel/process.h"
 
 namespace stasis::kernel {
 namespace {
@@ -44,8 +47,8 @@ std::string told_by_fdinfo(const UniqueFd& fd, const char* field) {
   return fmt::format("/proc/self/fdinfo does not tell '{}'", field);
 }
 
-/// Sends one request, and gives the type of the answer and, of an error, its number.
-std::string asked_by_netlink(int protocol, const void* request, size_t size, int fine_error) {
+/// Empty if the request is answered by anything but an error.
+std::string asked_by_netlink(int protocol, const void* request, size_t size) {
   const UniqueFd netlink(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol));
   if (!netlink.valid()) return failed("socket(AF_NETLINK)");
   if (send(netlink.get(), request, size, 0) < 0) return failed("send");
@@ -55,7 +58,7 @@ std::string asked_by_netlink(int protocol, const void* request, size_t size, int
   if (length < static_cast<ssize_t>(sizeof *header)) return failed("recv");
   if (header->nlmsg_type != NLMSG_ERROR) return {};
   errno = -static_cast<const nlmsgerr*>(NLMSG_DATA(header))->error;
-  return errno == 0 || errno == fine_error ? std::string() : failed("netlink");
+  return errno == 0 ? std::string() : failed("netlink");
 }
 
 bool is_executable_by_name(const std::string& program) {
@@ -89,21 +92,18 @@ std::string probe_epoll_targets() {
   const UniqueFd epoll(epoll_create1(EPOLL_CLOEXEC)), timer(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
   epoll_event event{};
   if (epoll_ctl(epoll.get(), EPOLL_CTL_ADD, timer.get(), &event) != 0) return failed("epoll_ctl");
-  const kcmp_epoll_slot slot{static_cast<uint32_t>(epoll.get()), static_cast<uint32_t>(timer.get()), 0};
-  const long order = syscall(SYS_kcmp, getpid(), getpid(), KCMP_EPOLL_TFD, timer.get(), &slot);
-  return order == 0 ? std::string() : failed("kcmp(KCMP_EPOLL_TFD)");
+  const auto order = kcmp_epoll(getpid(), timer.get(), getpid(), {epoll.get(), timer.get(), 0});
+  if (!order) return order.error().message();
+  return *order == std::strong_ordering::equal ? std::string() : "kcmp(KCMP_EPOLL_TFD) does not find a target";
 }
 
 std::string probe_aio_remap() {
   aio_context_t context = 0;
   if (syscall(SYS_io_setup, 1, &context) != 0) return failed("io_setup");
-  // The ring takes at least a page more than it needs (fs/aio.c, aio_setup_ring); its first is enough to move it all.
-  unsigned size = 0;
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    unsigned long begin = 0, end = 0;
-    if (sscanf(line.c_str(), "%lx-%lx", &begin, &end) == 2 && begin == context)
-      size = static_cast<unsigned>(end - begin);
+  uint64_t size = 0;
+  if (const auto maps = read_maps(getpid())) {
+    const auto ring = std::ranges::find(*maps, context, [](const MapsEntry& vma) { return vma.range.begin; });
+    if (ring != maps->end()) size = ring->range.size();
   }
   void* const place = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   void* const moved = place == MAP_FAILED
@@ -140,7 +140,7 @@ std::string probe_raw_diag() {
   message.header = {sizeof message, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0};
   message.request.sdiag_family = AF_INET, message.request.sdiag_protocol = IPPROTO_RAW;
   message.request.idiag_states = ~0u;
-  return asked_by_netlink(NETLINK_SOCK_DIAG, &message, sizeof message, 0);
+  return asked_by_netlink(NETLINK_SOCK_DIAG, &message, sizeof message);
 }
 
 std::string probe_tcp_window() {
@@ -174,7 +174,7 @@ std::string probe_nf_tables() {
   } message{};
   message.header = {sizeof message, (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_GETGEN, NLM_F_REQUEST, 1, 0};
   message.family.nfgen_family = AF_INET;
-  return asked_by_netlink(NETLINK_NETFILTER, &message, sizeof message, 0);
+  return asked_by_netlink(NETLINK_NETFILTER, &message, sizeof message);
 }
 
 std::string probe_iptables_restore() {

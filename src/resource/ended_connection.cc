@@ -10,11 +10,11 @@
 #include <cerrno>
 
 #include "resource/kernel_access.h"
+#include "resource/socket_probe.h"
 
 namespace stasis::resource {
 namespace {
 
-constexpr uint32_t shut_both = 3;
 /// Which errors the end of a connection leaves (net/ipv4/tcp_input.c, tcp_reset): without and with a FIN before it.
 constexpr uint32_t possible_errors[] = {0, ECONNRESET, EPIPE};
 
@@ -44,12 +44,11 @@ Result<Bytes> peek(int fd, int size, const std::string& subject) {
 }  // namespace
 
 Status look_at_ended(CaptureContext& context, const std::string& subject, int fd, InetSocket& socket) {
-  pollfd asked{fd, POLLRDHUP, 0};
-  // One that was never connected has no peer that could have hung up.
-  if (poll(&asked, 1, 0) <= 0 || (asked.revents & POLLRDHUP) == 0) return {};
-  socket.shutdown = shut_both;
+  const short events = poll_events(fd, POLLRDHUP);
+  if ((events & POLLRDHUP) == 0) return {};  // one that was never connected has no peer that could have hung up
+  socket.shutdown = shut_read | shut_write;
   InetSocket::Ended ended;
-  if ((asked.revents & POLLERR) != 0) ended.error = TRY(pending_error(context, fd));
+  if ((events & POLLERR) != 0) ended.error = TRY(pending_error(context, fd));
   if (std::ranges::find(possible_errors, ended.error) == std::end(possible_errors)) {
     context.diagnostics.warn(subject, "an error that waits to be reported (SO_ERROR) is lost",
                              "the program finds the connection closed");

@@ -2,7 +2,6 @@
 //
 // All is asked through duplicates of their descriptors. Connections are read when all are known: their packets must be
 // dropped before the first is looked at, for the kernel receives and acknowledges while the tasks stand still.
-#include "resource/ended_connection.h"
 #include "resource/inet_socket.h"
 
 #include <fcntl.h>
@@ -24,6 +23,7 @@
 #include "kernel/socket_option.h"
 #include "resource/anonymous_room.h"
 #include "resource/descriptors.h"
+#include "resource/ended_connection.h"
 #include "resource/kernel_access.h"
 #include "resource/network_facts.h"
 #include "resource/socket_more.h"
@@ -34,18 +34,12 @@ namespace stasis::resource {
 namespace {
 
 constexpr int protocol_mptcp = 262, protocol_udplite = 136, udp_cork = 1;
-constexpr uint32_t shut_read = 1, shut_write = 2;
 
 kernel::Endpoint name_of(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
   sockaddr_storage storage{};
   socklen_t size = sizeof storage;
   if (ask(fd, reinterpret_cast<sockaddr*>(&storage), &size) != 0) storage.ss_family = AF_UNSPEC;
   return kernel::endpoint_of(storage);
-}
-
-short poll_events(int fd) {
-  pollfd asked{fd, POLLPRI | POLLRDHUP, 0};
-  return poll(&asked, 1, 0) > 0 ? asked.revents : short{0};
 }
 
 /// Link-local and the like: which device is meant is part of the address (RFC 4007).
@@ -308,7 +302,7 @@ class InetSocketRoom final : public FileRoom {
       info = TRY(kernel::tcp_info(fd));  // the answer may have come in between
     }
     socket.state = info.state, socket.backlog = info.backlog;
-    const short events = poll_events(fd);
+    const short events = poll_events(fd, POLLPRI | POLLRDHUP);
     const bool is_looked_at = socket.has_connection() && kernel::can_look_behind_marks(fd);
     if ((events & POLLPRI) != 0 && !is_looked_at) {
       context.diagnostics.refuse_for_now(probe.subject, "urgent data (MSG_OOB) waits in it",
@@ -422,7 +416,7 @@ class InetSocketRoom final : public FileRoom {
   static Status look_at_datagrams(CaptureContext& context, const DescriptorProbe& probe, int fd, InetSocket& socket) {
     if (!socket.remote.has_address()) TRY(find_peer_without_port(context, probe, socket));
     socket.state = socket.remote.has_address() ? TCP_ESTABLISHED : TCP_CLOSE;
-    const short events = poll_events(fd);
+    const short events = poll_events(fd, POLLPRI | POLLRDHUP);
     if ((events & POLLRDHUP) != 0) socket.shutdown = (events & POLLHUP) != 0 ? shut_read | shut_write : shut_read;
     socket.shutdown |= TRY(listed_shutdown(context.kept<Connections>(), probe, socket.what));
     uint32_t corked = 0;

@@ -20,6 +20,9 @@
 
 namespace stasis::resource {
 
+/// InetSocket::shutdown.
+constexpr uint32_t shut_read = 1, shut_write = 2;
+
 struct InetSocket final : model::KindValue {
   uint32_t number = 0;  ///< by which its stream is found in the images
   InetKind what;
@@ -27,7 +30,8 @@ struct InetSocket final : model::KindValue {
   kernel::Endpoint local, remote;
   uint32_t backlog = 0;
   bool only_ipv6 = false;
-  uint32_t shutdown = 0;  ///< 1: receives nothing more, 2: sends nothing more; what FINs do is left out
+  uint32_t shutdown =
+      0;  ///< receives nothing more (shut_read), sends nothing more (shut_write); what FINs do is left out
   /// No device has its address, and no option says now that this may be (IP_FREEBIND).
   bool bound_freely = false;
   struct Ids {

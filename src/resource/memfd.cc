@@ -11,7 +11,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "kernel/extents.h"
 #include "kernel/huge_pages.h"
 #include "memory/increments.h"
 #include "resource/descriptors.h"
@@ -27,8 +26,7 @@ using plan::ResultOf;
 
 constexpr std::string_view prefix = "/memfd:", suffix = " (deleted)", shared_memory = "/dev/zero (deleted)",
                            huge_shared_memory = "/anon_hugepage (deleted)";
-constexpr uint32_t pages_id_of_memfds = 0x40000000;  ///< the codec counts pages files from 1
-constexpr size_t longest_name = 249;                 ///< NAME_MAX less the prefix (memfd_create(2))
+constexpr size_t longest_name = 249;  ///< NAME_MAX less the prefix (memfd_create(2))
 
 /// CRIU counts memfds apart from other objects: their ids have a bit here that no other has.
 constexpr uint32_t memfd_bit = 0x40000000;
@@ -202,14 +200,7 @@ class MemfdRoom final : public FileRoom {
     if (inode.huge_page_order != 0) entry.set_hugetlb_flag(kernel::huge_page_flags(inode.huge_page_order, MFD_HUGETLB));
     TRY(TRY(records.side("memfd"))->append(entry));
     if (!inode.file) return fail(Error::internal("save memfd", "its content is not at hand"));
-    std::vector<model::PageRun> runs;
-    for (const auto& range : TRY(kernel::data_pages(inode.file->get(), inode.size, inode.describe())))
-      runs.push_back({range});
-    memory::FilePages source(inode.file->get(), inode.describe());
-    const auto written = TRY(memory::write_compared(records.directory(), fmt::format("shmem-{}", number),
-                                                    pages_id_of_memfds + number, runs, source));
-    records.pages_written += written.pages_written;
-    return {};
+    return store_file(records, number, inode.file->get(), inode.size, inode.describe());
   }
 
   static Result<std::shared_ptr<MemfdInode>> decode_inode(const image::FileRecords& records, uint32_t id,

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 
-#include "kernel/extents.h"
 #include "memory/increments.h"
 #include "resource/anonymous_room.h"
 #include "resource/kernel_access.h"
@@ -25,7 +24,7 @@ using plan::call;
 
 constexpr int sol_packet = 263;
 constexpr uint64_t largest_ring = 4ull << 30;
-constexpr uint32_t pages_id_of_rings = 0x40000000;  ///< the codec counts pages files from 1
+constexpr const char* name_of_rings = "rings of a packet socket";
 
 uint64_t size_of(const std::optional<Ring>& ring) { return ring ? uint64_t{ring->block_size} * ring->blocks : 0; }
 
@@ -69,7 +68,7 @@ bool is_zero(ByteView page) {
 
 /// A file of it, with holes where there are zeros.
 Result<std::shared_ptr<UniqueFd>> copy_of(ByteView content) {
-  auto copy = std::make_shared<UniqueFd>(memfd_create("rings of a packet socket", MFD_CLOEXEC));
+  auto copy = std::make_shared<UniqueFd>(memfd_create(name_of_rings, MFD_CLOEXEC));
   if (!copy->valid() || ftruncate(copy->get(), static_cast<off_t>(content.size())) != 0)
     return fail_errno("make a file for the rings of a packet socket");
   for (uint64_t at = 0; at < content.size(); at += page_size) {
@@ -219,15 +218,7 @@ Status encode_rings(const PacketRings& rings, uint32_t id, packet_sock_entry& en
   if (rings.send) encode_ring(*rings.send, rings.send_head, *entry.mutable_tx_ring());
   if (!rings.content) return {};
   entry.set_ring_pages(id);
-  const std::string subject = "rings of a packet socket";
-  std::vector<model::PageRun> runs;
-  for (const auto& range : TRY(kernel::data_pages(rings.content->get(), rings.size(), subject)))
-    runs.push_back({range});
-  memory::FilePages source(rings.content->get(), subject);
-  const auto written = TRY(
-      memory::write_compared(records.directory(), fmt::format("shmem-{}", id), pages_id_of_rings + id, runs, source));
-  records.pages_written += written.pages_written;
-  return {};
+  return store_file(records, id, rings.content->get(), rings.size(), name_of_rings);
 }
 
 Result<PacketRings> decode_rings(std::string_view kind, const image::FileRecords& records,
@@ -236,7 +227,7 @@ Result<PacketRings> decode_rings(std::string_view kind, const image::FileRecords
 }
 
 void add_ring_content(const PacketRings& rings, int file, plan::Sink& sink) {
-  const std::string name = "rings of a packet socket";
+  const std::string name = name_of_rings;
   add_stored_file({"what is in the " + name, name, rings.size(), 0, *rings.stored}, file, file + 1, sink);
 }
 

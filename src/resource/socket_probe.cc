@@ -1,5 +1,6 @@
 #include "resource/socket_probe.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -13,6 +14,11 @@ std::optional<int> socket_family(const DescriptorProbe& probe) {
   if (!fd) return std::nullopt;
   const auto family = kernel::socket_option<int>(*fd, SOL_SOCKET, SO_DOMAIN, "SO_DOMAIN");
   return family ? std::optional(*family) : std::nullopt;
+}
+
+short poll_events(int fd, short wanted) {
+  pollfd asked{fd, wanted, 0};
+  return poll(&asked, 1, 0) > 0 ? asked.revents : short{0};
 }
 
 void refuse_other_network(CaptureContext& context, const DescriptorProbe& probe) {

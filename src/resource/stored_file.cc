@@ -1,6 +1,7 @@
 #include "resource/stored_file.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -8,7 +9,9 @@
 #include <algorithm>
 
 #include "image/names.h"
+#include "kernel/extents.h"
 #include "kernel/huge_pages.h"
+#include "memory/increments.h"
 
 namespace stasis::resource {
 namespace {
@@ -16,6 +19,7 @@ namespace {
 using plan::call;
 using plan::ResultOf;
 
+constexpr uint32_t pages_id_of_files = 0x40000000;  ///< the codec counts pages files from 1
 constexpr uint64_t largest_send = 1ull << 30;
 
 std::string name_of(const memory::StoredRun& run) { return run.directory + image::file_name("pages-{}", run.pages_id); }
@@ -38,6 +42,16 @@ void fill(const memory::StoredRun& run, uint64_t size, int file, int pages, int 
 }
 
 }  // namespace
+
+Status store_file(image::FileRecords& records, uint32_t number, int fd, uint64_t size, const std::string& subject) {
+  std::vector<model::PageRun> runs;
+  for (const auto& range : TRY(kernel::data_pages(fd, size, subject))) runs.push_back({range});
+  memory::FilePages source(fd, subject);
+  const auto written = TRY(memory::write_compared(records.directory(), fmt::format("shmem-{}", number),
+                                                  pages_id_of_files + number, runs, source));
+  records.pages_written += written.pages_written;
+  return {};
+}
 
 void add_stored_file(const StoredFile& wanted, int file, int pages, plan::Sink& sink) {
   const uint64_t size = wanted.size;

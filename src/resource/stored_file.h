@@ -1,14 +1,19 @@
-// A passing file in memory that is filled with stored pages (memfd_create(2)), for what is made from it.
+// Files in memory whose pages are stored (pagemap-shmem-N.img): written at the dump, and made again at the restore as a
+// passing file (memfd_create(2)), for what is made from it.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "image/file_records.h"
 #include "memory/pages.h"
 #include "plan/contributor.h"
 
 namespace stasis::resource {
+
+/// Stores the data of the file's first `size` bytes under the number of the object, compared with the parent images.
+Status store_file(image::FileRecords&, uint32_t number, int fd, uint64_t size, const std::string& subject);
 
 struct StoredFile {
   std::string purpose, name;

@@ -63,11 +63,6 @@ std::string name_record(const std::string& text) {
   return text.empty() || text.front() == 0 ? text : text + std::string(1, '\0');
 }
 
-short poll_events(int fd) {
-  pollfd asked{fd, POLLPRI, 0};
-  return poll(&asked, 1, 0) > 0 ? asked.revents : short{0};
-}
-
 std::string peer_name(int fd) {
   sockaddr_un name{};
   socklen_t size = sizeof name;
@@ -351,7 +346,7 @@ class UnixSocketRoom final : public FileRoom {
 
   static Status capture_queue(CaptureContext& context, const DescriptorProbe& probe, int fd, UnixSocket& socket) {
     if (socket.is_listening) return {};
-    const short events = poll_events(fd);
+    const short events = poll_events(fd, POLLPRI);
     if ((events & POLLPRI) != 0) {
       context.diagnostics.refuse_for_now(probe.subject, "urgent data (MSG_OOB) waits in it",
                                          "let the program receive it");
